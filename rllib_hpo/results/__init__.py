@@ -1,0 +1,36 @@
+"""Evaluation rows: their schema, and Parquet files of them written atomically and read back."""
+
+from rllib_hpo.results.atomic import write_atomically
+from rllib_hpo.results.provenance import provenance
+from rllib_hpo.results.reader import read_rows, row_config
+from rllib_hpo.results.schema import (
+    SCHEMA,
+    SCHEMA_VERSION,
+    VOLATILE_COLUMNS,
+    EvaluationRow,
+    canonical_json,
+    config_hash,
+    episode_statistics,
+    rows_from_arrow,
+    without_volatile,
+)
+from rllib_hpo.results.writer import row_path, trial_id, write_row
+
+__all__ = [
+    "SCHEMA",
+    "SCHEMA_VERSION",
+    "VOLATILE_COLUMNS",
+    "EvaluationRow",
+    "canonical_json",
+    "config_hash",
+    "episode_statistics",
+    "provenance",
+    "read_rows",
+    "row_config",
+    "row_path",
+    "rows_from_arrow",
+    "trial_id",
+    "without_volatile",
+    "write_atomically",
+    "write_row",
+]

@@ -1,0 +1,91 @@
+"""Reads evaluation rows back, from one run, a sweep, or many roots at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from rllib_hpo.errors import StorageError
+from rllib_hpo.results.schema import SCHEMA, SCHEMA_VERSION, EvaluationRow, config_hash
+
+SORT_COLUMNS = ("sweep", "algorithm", "variant", "task", "seed", "env_steps", "trial_id")
+
+
+def read_rows(roots: str | Path | Iterable[str | Path]) -> pa.Table:
+    """All evaluation rows at or below `roots` as one table of `SCHEMA`, sorted by `SORT_COLUMNS`.
+
+    A root may be a folder that `write_row` was given, any folder above or below it, or one row's file.
+    Temporary files are ignored; where there are no rows the table is empty.
+
+    Raises:
+        StorageError: a file is damaged, unreadable, or from a newer version of this package; it is named.
+    """
+    if isinstance(roots, (str, Path)):
+        roots = [roots]
+    files = sorted({str(path.resolve()) for root in roots for path in _row_files(Path(root))})
+    if not files:
+        return SCHEMA.empty_table()
+    try:
+        table = _read(files)
+    except (OSError, pa.ArrowException) as error:
+        raise _damage(files, str(error)) from error
+    if any(column.null_count for column in table.columns):
+        raise _damage(files, "columns are missing")
+    newest = pc.max(table["schema_version"]).as_py()
+    if newest > SCHEMA_VERSION:
+        raise StorageError(
+            f"The results hold rows of schema version {newest}, but this rllib_hpo reads up to "
+            f"{SCHEMA_VERSION}; install the version that wrote them, or a newer one."
+        )
+    return table.sort_by([(name, "ascending") for name in SORT_COLUMNS])
+
+
+def row_config(row: EvaluationRow | Mapping[str, Any]) -> dict[str, Any]:
+    """The resolved configuration a row was measured with, checked against its hash.
+
+    Raises:
+        StorageError: the stored configuration and its hash disagree.
+    """
+    stored = row if isinstance(row, Mapping) else vars(row)
+    config: dict[str, Any] = json.loads(stored["config_json"])
+    if config_hash(config) != stored["config_hash"]:
+        raise StorageError(
+            f"The configuration of row {stored['trial_id']} at {stored['env_steps']} steps was altered: "
+            f"its hash is {config_hash(config)}, not {stored['config_hash']}."
+        )
+    return config
+
+
+def _row_files(root: Path) -> list[Path]:
+    if root.is_file():
+        return [root]
+    # Only what stands in a task folder is a row; a run directory may hold Parquet files of other kinds.
+    return [
+        path
+        for path in root.rglob("*.parquet")
+        if path.parent.name.startswith("task=") and not path.name.startswith(".")
+    ]
+
+
+def _read(files: list[str]) -> pa.Table:
+    return ds.dataset(files, schema=SCHEMA, format="parquet").to_table()
+
+
+def _damage(files: list[str], reason: str) -> StorageError:
+    """Which of `files` it was: Arrow's own message often does not say."""
+    for file in files:
+        try:
+            table = _read([file])
+            missing = [name for name in SCHEMA.names if table[name].null_count]
+            own = f"it lacks {', '.join(missing)}" if missing else ""
+        except (OSError, pa.ArrowException) as error:
+            own = str(error).splitlines()[0].rstrip(".")
+        if own:
+            return StorageError(f"Cannot read {file}: it is damaged or holds no evaluation rows ({own}).")
+    return StorageError(f"Cannot read the results: {reason}.")

@@ -1,0 +1,137 @@
+"""The one row schema: what a single evaluation of a policy leaves behind.
+
+Curves, tables and dashboards are made from these rows and from nothing else. A column's name is the same word
+everywhere: here, in Weights & Biases, and in the results that Tune sees.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+
+def _column(name: str, type_: pa.DataType, description: str) -> pa.Field:
+    return pa.field(name, type_, nullable=False, metadata={"description": description})
+
+
+SCHEMA = pa.schema(
+    [
+        _column("sweep", pa.string(), "Name of the experiment the run belongs to."),
+        _column("algorithm", pa.string(), "sac, sac-nf, sac-hpo."),
+        _column(
+            "variant", pa.string(), "Which setting of the algorithm: 'default', or what a sweep calls it."
+        ),
+        _column("task", pa.string(), "Short task name (hopper), or the gymnasium id where there is none."),
+        _column("env_id", pa.string(), "gymnasium id with version (Hopper-v4)."),
+        _column("seed", pa.int64(), "Seed of the run; evaluation seeds derive from it."),
+        _column("env_steps", pa.int64(), "Training environment steps taken when this evaluation was due."),
+        _column("return_mean", pa.float64(), "Mean over episodes of the undiscounted return."),
+        _column("return_std", pa.float64(), "Population standard deviation over the same episodes."),
+        _column("returns", pa.list_(pa.float64()), "Undiscounted return of every episode, in order."),
+        _column("episode_length_mean", pa.float64(), "Mean number of environment steps per episode."),
+        _column("weights_env_steps", pa.int64(), "env_steps at which the evaluated weights were frozen."),
+        _column("updates", pa.int64(), "Gradient updates behind the evaluated weights."),
+        _column("eval_sampler", pa.string(), "Sampler that acted, noise-free, in the evaluation."),
+        _column("config_json", pa.string(), "Resolved configuration of the run as canonical JSON."),
+        _column("config_hash", pa.string(), "First 16 hex digits of SHA-256 of config_json."),
+        _column("schema_version", pa.int64(), "Version of this schema."),
+        _column("device", pa.string(), "Device that trained."),
+        _column("wall_time_s", pa.float64(), "Seconds since the run began, time before resumes included."),
+        _column("trial_id", pa.string(), "Identity of the run directory; with env_steps, the key of a row."),
+        _column(
+            "git_commit",
+            pa.string(),
+            "Commit of the package's checkout, '-dirty' if changed; '' without one.",
+        ),
+        _column("versions", pa.string(), "Versions of Python, libraries and platform as JSON."),
+    ]
+)
+
+VOLATILE_COLUMNS = frozenset({"wall_time_s", "trial_id", "device", "git_commit", "versions"})
+"""Columns that say when, where and by which build a row was made. Equal runs agree in all the others."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationRow:
+    """One evaluation; the fields are the columns of `SCHEMA`, which documents them."""
+
+    sweep: str
+    algorithm: str
+    variant: str
+    task: str
+    env_id: str
+    seed: int
+    env_steps: int
+    return_mean: float
+    return_std: float
+    returns: tuple[float, ...]
+    episode_length_mean: float
+    weights_env_steps: int
+    updates: int
+    eval_sampler: str
+    config_json: str
+    config_hash: str
+    device: str
+    wall_time_s: float
+    trial_id: str
+    git_commit: str
+    versions: str
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        for name in ("sweep", "algorithm", "task", "trial_id"):  # these name folders and files
+            if not getattr(self, name):
+                raise ValueError(f"{name} of an evaluation row is empty")
+        if self.env_steps < 0:
+            raise ValueError(f"env_steps is {self.env_steps}, less than 0")
+        object.__setattr__(self, "returns", tuple(float(value) for value in self.returns))
+
+    def to_arrow(self) -> pa.Table:
+        """A table of `SCHEMA` with this one row."""
+        return pa.Table.from_pylist([dataclasses.asdict(self)], schema=SCHEMA)
+
+
+def rows_from_arrow(table: pa.Table) -> list[EvaluationRow]:
+    """The rows of a table of `SCHEMA`, in its order."""
+    return [EvaluationRow(**record) for record in table.select(SCHEMA.names).to_pylist()]
+
+
+def without_volatile(table: pa.Table) -> pa.Table:
+    """The columns in which two runs of one configuration and seed must agree."""
+    return table.drop_columns([name for name in table.column_names if name in VOLATILE_COLUMNS])
+
+
+def episode_statistics(returns: Sequence[float], lengths: Sequence[int]) -> dict[str, Any]:
+    """Columns return_mean, return_std, returns and episode_length_mean of one evaluation.
+
+    Args:
+        returns: undiscounted return of every episode, at least one.
+        lengths: environment steps of the same episodes.
+    """
+    if not returns or len(returns) != len(lengths):
+        raise ValueError(f"{len(returns)} returns and {len(lengths)} lengths: need one of each per episode")
+    values = np.asarray(returns, dtype=np.float64)
+    return {
+        "return_mean": float(values.mean()),
+        "return_std": float(values.std()),
+        "returns": tuple(values.tolist()),
+        "episode_length_mean": float(np.mean(lengths)),
+    }
+
+
+def canonical_json(config: Mapping[str, Any]) -> str:
+    """`config` as JSON that depends on its content only: sorted keys, no spaces, no NaN or infinity."""
+    return json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """First 16 hex digits of SHA-256 over the canonical JSON of `config`."""
+    return hashlib.sha256(canonical_json(config).encode()).hexdigest()[:16]

@@ -1,0 +1,74 @@
+"""Writes evaluation rows: one Parquet file each, complete on disk before training goes on."""
+
+from __future__ import annotations
+
+import io
+import secrets
+from pathlib import Path
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rllib_hpo.errors import StorageError
+from rllib_hpo.results.atomic import write_atomically
+from rllib_hpo.results.schema import SCHEMA, EvaluationRow
+
+PARTITIONS = ("sweep", "algorithm", "task")
+"""Columns that name the folders, outermost first."""
+
+# Readers that infer `name=value` folders make dictionary columns of them; the same type in the file lets
+# `pandas.read_parquet(folder)` merge the two, and a single file still says where it belongs.
+_FILE_SCHEMA = pa.schema(
+    [
+        field.remove_metadata().with_type(pa.dictionary(pa.int32(), pa.string()))
+        if field.name in PARTITIONS
+        else field.remove_metadata()
+        for field in SCHEMA
+    ]
+)
+
+
+def row_path(root: Path, row: EvaluationRow) -> Path:
+    """root/sweep=S/algorithm=A/task=T/TRIAL-STEPS.parquet, with reserved characters percent-encoded."""
+    folder = root.joinpath(*(f"{name}={_encoded(getattr(row, name))}" for name in PARTITIONS))
+    return folder / f"{_encoded(row.trial_id)}-{row.env_steps:010d}.parquet"
+
+
+def write_row(root: Path, row: EvaluationRow) -> Path:
+    """Put `row` on disk under `root`, atomically; a row with the same key replaces the one before.
+
+    Raises:
+        StorageError: the disk is full or refuses; rows already written are untouched.
+    """
+    buffer = io.BytesIO()
+    table = row.to_arrow().cast(_FILE_SCHEMA)
+    # Min and max of a column say nothing about a single row and would treble the file.
+    pq.write_table(table, buffer, compression="zstd", use_dictionary=list(PARTITIONS), write_statistics=False)
+    return write_atomically(row_path(root, row), buffer.getvalue())
+
+
+def trial_id(directory: Path) -> str:
+    """Identity of the run that lives in `directory`: made at the first call, then kept in its file trial_id.
+
+    A resumed run finds it again, wherever the directory was moved, and so replaces its own rows; runs
+    of different machines whose rows are pooled later never collide.
+
+    Raises:
+        StorageError: the file can be neither read nor written.
+    """
+    path = directory / "trial_id"
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        identity = secrets.token_hex(5)
+        write_atomically(path, f"{identity}\n".encode())
+        return identity
+    except OSError as error:
+        raise StorageError(f"Cannot read {path}: {error.strerror or error}.") from error
+
+
+def _encoded(value: str) -> str:
+    """`value` as one path component; a leading dot or underscore would hide the file from readers."""
+    encoded = quote(value, safe="")
+    return f"%{ord(encoded[0]):02X}{encoded[1:]}" if encoded[0] in "._" else encoded
