@@ -1,0 +1,44 @@
+"""Failures a user can cause. The command line prints them as one sentence and exits with code 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A failure that the user can cause and mend; ``str(error)`` is one clear sentence."""
+
+
+class SettingsError(UserError, ValueError):
+    """A configuration key is unknown, or its value has the wrong type or is impossible."""
+
+
+class UnknownNameError(UserError, ValueError):
+    """A task, algorithm, sampler or option of that name does not exist."""
+
+
+class NonFiniteError(UserError, ArithmeticError):
+    """A NaN or an infinity appeared in an observation, a reward, a loss or a parameter."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, damaged, or belongs to another algorithm, task or version."""
+
+
+class StorageError(UserError, OSError):
+    """Results, replay segments or checkpoints could not be written or read."""
+
+
+def nearest(name: str, options: Iterable[str]) -> str | None:
+    """The valid name closest to `name`, or None where nothing is close."""
+    matches = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
+    return matches[0] if matches else None
+
+
+def unknown_name(kind: str, name: str, options: Iterable[str]) -> UnknownNameError:
+    """An error naming what was asked for, the nearest valid name, and all that is allowed."""
+    allowed = sorted(options)
+    close = nearest(name, allowed)
+    hint = f" Did you mean '{close}'?" if close else ""
+    return UnknownNameError(f"Unknown {kind} '{name}'.{hint} Valid: {', '.join(allowed)}.")

@@ -1,0 +1,1 @@
+"""Learning: losses, the update and the replay. Pure torch; nothing here imports ray."""

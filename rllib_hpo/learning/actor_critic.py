@@ -1,0 +1,78 @@
+"""The networks of one actor-critic: a sampler, twin critics, their targets and the temperature."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from rllib_hpo.critics import ConditionedCritic, TwinCritic
+from rllib_hpo.samplers import find_sampler
+from rllib_hpo.samplers.base import Mode, Noise, Sample
+from rllib_hpo.settings import ActorCriticSettings
+from rllib_hpo.streams import torch_generator
+
+
+class Actor(nn.Module):
+    """What acting needs: the sampler, the target critics that its force follows, and the temperature.
+
+    Args:
+        obs_dim: Observation dimension S.
+        action_dim: Action dimension A.
+        settings: The algorithm's hyperparameters; they name the sampler.
+        seed: Of the initial weights. Critics and sampler have streams of their own, so two samplers
+            start from the same critics and, where they share it, the same policy.
+    """
+
+    def __init__(self, obs_dim: int, action_dim: int, settings: ActorCriticSettings, seed: int) -> None:
+        super().__init__()
+        self.obs_dim, self.action_dim, self.settings = obs_dim, action_dim, settings
+        sampler_stream = torch_generator(seed, "initial weights", "sampler")
+        critic_stream = torch_generator(seed, "initial weights", "critics")
+        self.sampler = find_sampler(settings.sampler)(obs_dim, action_dim, settings, sampler_stream)
+        self.target_critics = TwinCritic(
+            obs_dim, action_dim, settings.hidden_units, settings.critic_layers, critic_stream
+        ).requires_grad_(False)
+        initial_alpha = settings.initial_alpha if settings.alpha == "auto" else settings.alpha
+        log_alpha = torch.tensor(float(initial_alpha)).log()
+        self.log_alpha = nn.Parameter(log_alpha, requires_grad=settings.alpha == "auto")
+
+    @property
+    def alpha(self) -> Tensor:
+        """The temperature, a scalar tensor without gradient."""
+        return self.log_alpha.detach().exp()
+
+    @property
+    def target_entropy(self) -> float:
+        """What 'alpha: auto' aims at, in nats."""
+        target = self.settings.target_entropy
+        return -float(self.action_dim) if target == "auto" else float(target)
+
+    def sample(
+        self,
+        obs: Tensor,
+        noise: Noise,
+        mode: Mode,
+        *,
+        critic: ConditionedCritic | None = None,
+        detached_rows: int = 0,
+    ) -> Sample:
+        """Draws actions for obs (B, S); `critic` are the target critics at obs, if they are at hand."""
+        sample: Sample = self.sampler(
+            obs,
+            noise,
+            mode=mode,
+            critic=critic or self.target_critics.condition(obs),
+            alpha=self.alpha,
+            detached_rows=detached_rows,
+        )
+        return sample
+
+
+class ActorCritic(Actor):
+    """All that is learned: an actor and its online critics, which start equal to the targets."""
+
+    def __init__(self, obs_dim: int, action_dim: int, settings: ActorCriticSettings, seed: int) -> None:
+        super().__init__(obs_dim, action_dim, settings, seed)
+        self.critics = copy.deepcopy(self.target_critics).requires_grad_(True)

@@ -1,0 +1,38 @@
+"""The losses of a maximum-entropy actor-critic, one function per equation.
+
+Soft actor-critic: Haarnoja et al. 2018, arXiv 1812.05905. Hamiltonian policy: Xu & Fekri, arXiv 2103.12020.
+All arguments are (B,) unless said otherwise; log_prob may be None where a sampler has no density.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def bellman_target(
+    reward: Tensor, terminated: Tensor, next_q: Tensor, next_log_prob: Tensor | None, alpha: Tensor, gamma: float
+) -> Tensor:
+    """r + gamma (1 - terminated) (min target Q(s', a') - alpha log pi(a'|s')), (B,); SAC eq. (3) in (2).
+
+    `terminated` is 1.0 at the end of an episode proper; a time limit is no end, and bootstraps.
+    """
+    value = next_q if next_log_prob is None else next_q - alpha * next_log_prob
+    return reward + gamma * (1.0 - terminated) * value
+
+
+def critic_loss(q: Tensor, target: Tensor) -> Tensor:
+    """Sum over the twins of the mean squared Bellman error; q (2, B), target (B,) without gradient."""
+    return (q - target).square().mean(dim=-1).sum()
+
+
+def policy_loss(q: Tensor, log_prob: Tensor | None, penalty: Tensor | None, alpha: Tensor) -> Tensor:
+    """-E[min Q(s, a_K) - alpha log pi(a_0|s) - penalty]: arXiv 2103.12020 eq. (12), and SAC's eq. (7)."""
+    objective = q if log_prob is None else q - alpha * log_prob
+    if penalty is not None:
+        objective = objective - penalty
+    return -objective.mean()
+
+
+def temperature_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
+    """-E[alpha (log pi(a_0|s) + target entropy)], SAC's eq. (18); log_alpha is a scalar."""
+    return -(log_alpha.exp() * (log_prob.detach() + target_entropy)).mean()

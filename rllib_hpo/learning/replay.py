@@ -1,0 +1,120 @@
+"""The replay: a ring of transition rows that belongs to the learner and lives on its device."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """B transitions as columns."""
+
+    obs: Tensor
+    """(B, S)."""
+    action: Tensor
+    """(B, A), in [-1, 1]."""
+    reward: Tensor
+    """(B,)."""
+    terminated: Tensor
+    """(B,), 1.0 where the episode ended proper (not by a time limit)."""
+    next_obs: Tensor
+    """(B, S), never the first observation of another episode."""
+
+
+class RowLayout(NamedTuple):
+    """Where the columns obs, action, reward, terminated, next_obs stand in a float32 row."""
+
+    obs_dim: int
+    action_dim: int
+
+    @property
+    def width(self) -> int:
+        """Numbers in a row."""
+        return 2 * self.obs_dim + self.action_dim + 2
+
+    def pack(
+        self,
+        obs: npt.NDArray[np.floating],
+        action: npt.NDArray[np.floating],
+        reward: npt.NDArray[np.floating],
+        terminated: npt.NDArray[np.bool_],
+        next_obs: npt.NDArray[np.floating],
+        out: npt.NDArray[np.float32],
+    ) -> None:
+        """Writes N transitions into the rows `out` (N, width)."""
+        end_of_obs, end_of_action = self.obs_dim, self.obs_dim + self.action_dim
+        out[:, :end_of_obs] = obs
+        out[:, end_of_obs:end_of_action] = action
+        out[:, end_of_action] = reward
+        out[:, end_of_action + 1] = terminated
+        out[:, end_of_action + 2 :] = next_obs
+
+    def unpack(self, rows: Tensor) -> Batch:
+        """Rows (B, width) as columns; views where they can be."""
+        end_of_obs, end_of_action = self.obs_dim, self.obs_dim + self.action_dim
+        return Batch(
+            obs=rows[:, :end_of_obs],
+            action=rows[:, end_of_obs:end_of_action],
+            reward=rows[:, end_of_action],
+            terminated=rows[:, end_of_action + 1],
+            next_obs=rows[:, end_of_action + 2 :],
+        )
+
+
+class Replay:
+    """A ring of rows with uniform sampling. Memory is touched only as rows arrive.
+
+    Args:
+        layout: What a row holds.
+        capacity: Rows kept; older ones are overwritten.
+        device: Where the rows live.
+    """
+
+    def __init__(self, layout: RowLayout, capacity: int, device: str | torch.device = "cpu") -> None:
+        self.layout, self.capacity = layout, capacity
+        self._rows = torch.empty((capacity, layout.width), dtype=torch.float32, device=device)
+        self.total_rows = 0
+        """Rows ever added; row number n stands at n modulo capacity."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that can be sampled."""
+        return min(self.total_rows, self.capacity)
+
+    def add(self, rows: npt.NDArray[np.float32]) -> None:
+        """Appends rows (N, width), in order, overwriting the oldest."""
+        kept = rows[-self.capacity :]
+        start = (self.total_rows + len(rows) - len(kept)) % self.capacity
+        head = min(len(kept), self.capacity - start)
+        self._rows[start : start + head] = torch.from_numpy(kept[:head])
+        if head < len(kept):
+            self._rows[: len(kept) - head] = torch.from_numpy(kept[head:])
+        self.total_rows += len(rows)
+
+    def draw_indices(self, num: int, generator: torch.Generator) -> Tensor:
+        """`num` places drawn uniformly with replacement, (num,)."""
+        return torch.randint(self.num_rows, (num,), generator=generator, device=self._rows.device)
+
+    def gather(self, indices: Tensor) -> Batch:
+        """The transitions at `indices` (B,): one gather of whole rows."""
+        return self.layout.unpack(self._rows.index_select(0, indices))
+
+    def read(self, start: int, end: int) -> list[npt.NDArray[np.float32]]:
+        """Rows number `start` to `end` (exclusive), which must still be there, in one or two pieces."""
+        if not max(0, self.total_rows - self.capacity) <= start <= end <= self.total_rows:
+            raise ValueError(f"rows {start} to {end} are not in the replay")
+        pieces = []
+        while start < end:
+            place = start % self.capacity
+            length = min(end - start, self.capacity - place)
+            pieces.append(self._rows[place : place + length].cpu().numpy())
+            start += length
+        return pieces
+
+    def clear(self, total_rows: int = 0) -> None:
+        """Empties the ring, so that the next row added gets number `total_rows`."""
+        self.total_rows = total_rows

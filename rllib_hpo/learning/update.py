@@ -1,0 +1,126 @@
+"""One update of a maximum-entropy actor-critic: Algorithm 1 of arXiv 2103.12020, lines 8 to 10, on one screen.
+
+A function of tensors: parameters, optimizer states, a batch and its noise. Indices and noise are drawn
+outside, so the same function runs eagerly, is compiled, or is captured.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rllib_hpo.critics import ConditionedCritic
+from rllib_hpo.errors import NonFiniteError
+from rllib_hpo.learning.actor_critic import ActorCritic
+from rllib_hpo.learning.losses import bellman_target, critic_loss, policy_loss, temperature_loss
+from rllib_hpo.learning.replay import Batch
+from rllib_hpo.samplers.base import Noise, Sample
+from rllib_hpo.settings import ActorCriticSettings
+
+
+class Optimizers(NamedTuple):
+    """One Adam each; the temperature's is None where it is fixed."""
+
+    critic: torch.optim.Optimizer
+    policy: torch.optim.Optimizer
+    temperature: torch.optim.Optimizer | None
+
+
+def make_optimizers(model: ActorCritic, settings: ActorCriticSettings) -> Optimizers:
+    """Adam for the critics, for the policy with the sampler's networks, and for the temperature."""
+    def adam(parameters: list[Tensor]) -> torch.optim.Adam:
+        return torch.optim.Adam(parameters, lr=settings.lr, eps=1e-8, fused=True)
+
+    return Optimizers(
+        critic=adam(list(model.critics.parameters())),
+        policy=adam(list(model.sampler.parameters())),
+        temperature=adam([model.log_alpha]) if settings.alpha == "auto" else None,
+    )
+
+
+def update(
+    model: ActorCritic, optimizers: Optimizers, batch: Batch, noise: Noise, settings: ActorCriticSettings
+) -> dict[str, Tensor]:
+    """Updates, in this order: critics; policy and leapfrog networks; temperature; target critics.
+
+    Args:
+        model: Changed in place.
+        optimizers: Changed in place.
+        batch: B transitions.
+        noise: Standard normals for 2B draws: the first B at the next states, the others at the states.
+        settings: Hyperparameters.
+
+    Returns:
+        Scalars without gradient that describe this update.
+
+    Raises:
+        NonFiniteError: If a loss is not finite; the parameters it would have changed are untouched (on a
+            CPU; on a GPU the caller checks the returned scalars).
+    """
+    num_rows = len(batch.reward)
+    alpha = model.alpha
+    next_sample, sample, target_critics = _sample_both(model, batch, noise)
+
+    next_q = target_critics.rows(slice(0, num_rows)).minimum(next_sample.action)
+    target = bellman_target(
+        batch.reward, batch.terminated, next_q, next_sample.log_prob, alpha, settings.gamma
+    )
+    q = model.critics(batch.obs, batch.action)
+    loss_critic = critic_loss(q, target)
+    _step(optimizers.critic, loss_critic, "critic loss")
+
+    if settings.objective_critic == "online":
+        objective_q = model.critics.minimum(batch.obs, sample.action)
+    else:
+        objective_q = target_critics.rows(slice(num_rows, None)).minimum(sample.action)
+    loss_policy = policy_loss(objective_q, sample.log_prob, sample.penalty, alpha)
+    _step(optimizers.policy, loss_policy, "policy loss")
+
+    if optimizers.temperature is not None and sample.log_prob is not None:
+        loss_temperature = temperature_loss(model.log_alpha, sample.log_prob, model.target_entropy)
+        _step(optimizers.temperature, loss_temperature, "temperature loss")
+
+    targets, onlines = list(model.target_critics.parameters()), list(model.critics.parameters())
+    with torch.no_grad():
+        torch._foreach_lerp_(targets, onlines, settings.tau)
+    return _metrics(loss_critic, loss_policy, q, sample, alpha)
+
+
+def _sample_both(model: ActorCritic, batch: Batch, noise: Noise) -> tuple[Sample, Sample, ConditionedCritic]:
+    """Actions at the next states, for the target, and at the states, for the policy, in one batch of 2B.
+
+    Neither sees a parameter that this update changes before both are drawn, so one chain serves both.
+    """
+    num_rows = len(batch.reward)
+    obs = torch.cat([batch.next_obs, batch.obs])
+    target_critics = model.target_critics.condition(obs)
+    both = model.sample(obs, noise, "train", critic=target_critics, detached_rows=num_rows)
+    next_sample = Sample(*(None if x is None else x[:num_rows].detach() for x in both))
+    sample = Sample(*(None if x is None else x[num_rows:] for x in both))
+    return next_sample, sample, target_critics
+
+
+def _step(optimizer: torch.optim.Optimizer, loss: Tensor, name: str) -> None:
+    # On a GPU looking at the loss would wait for it; there the learner looks when it flushes its metrics.
+    if loss.device.type == "cpu" and not math.isfinite(loss.item()):
+        raise NonFiniteError(f"The {name} is {loss.item()}")
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+
+
+def _metrics(
+    loss_critic: Tensor, loss_policy: Tensor, q: Tensor, sample: Sample, alpha: Tensor
+) -> dict[str, Tensor]:
+    metrics = {
+        "critic_loss": loss_critic.detach(),
+        "policy_loss": loss_policy.detach(),
+        "q_mean": q.detach().mean(),
+        "alpha": alpha,
+    }
+    if sample.log_prob is not None:
+        metrics["log_prob_mean"] = sample.log_prob.detach().mean()
+    return metrics

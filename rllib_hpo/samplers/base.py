@@ -1,0 +1,84 @@
+"""What a sampler is: state in, (action, log-density) out. All algorithms here differ in nothing else.
+
+To add one from another package: subclass `Sampler`, subclass
+`rllib_hpo.settings.ActorCriticSettings` for its hyperparameters, and register both
+(`rllib_hpo.samplers.register_sampler`). README.md has a complete example.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rllib_hpo.critics import ConditionedCritic
+from rllib_hpo.streams import TorchStreams
+
+Mode = Literal["explore", "train"]
+"""Which of its two sets of constants a sampler uses; evaluation is "train" with zero noise."""
+
+Noise = dict[str, Tensor]
+"""Standard normal draws by name, each (B, ...)."""
+
+
+class Sample(NamedTuple):
+    """What a sampler draws for a batch of B states."""
+
+    action: Tensor
+    """(B, A), within [-1, 1]."""
+    log_prob: Tensor | None
+    """(B,), the log-density that enters the entropy; None where a sampler has no tractable one."""
+    penalty: Tensor | None = None
+    """(B,), subtracted from the policy's objective; None for none."""
+
+
+class Sampler(nn.Module, ABC):
+    """Draws actions for states; owns the policy and whatever networks the sampling needs."""
+
+    noise_shapes: dict[str, tuple[int, ...]]
+    """Standard normal noise that one draw consumes, by name, without the batch dimension."""
+
+    @abstractmethod
+    def forward(
+        self,
+        obs: Tensor,
+        noise: Noise,
+        *,
+        mode: Mode,
+        critic: ConditionedCritic,
+        alpha: Tensor,
+        detached_rows: int = 0,
+    ) -> Sample:
+        """Draws one action per state.
+
+        Args:
+            obs: (B, S).
+            noise: Standard normals named and shaped as in `noise_shapes`; zeros make it noise-free.
+            mode: "explore" when acting in training, "train" in losses and evaluations.
+            critic: The target critics at `obs`; their parameters never receive gradients from here.
+            alpha: Temperature, a scalar tensor without gradient.
+            detached_rows: The first so many rows need no gradient, which saves their backward pass.
+        """
+
+    def diagnose(
+        self, obs: Tensor, noise: Noise, *, mode: Mode, critic: ConditionedCritic, alpha: Tensor
+    ) -> dict[str, Tensor]:
+        """Scalars that describe how actions come about; costlier than a draw, so asked for now and then."""
+        return {}
+
+
+def draw_noise(sampler: Sampler, num_rows: int, streams: TorchStreams, device: torch.device | None = None) -> Noise:
+    """Standard normals for `num_rows` draws; each kind of noise has its own stream."""
+    return {
+        name: torch.randn((num_rows, *shape), generator=streams[name], device=device)
+        for name, shape in sampler.noise_shapes.items()
+    }
+
+
+def zero_noise(sampler: Sampler, num_rows: int, device: torch.device | None = None) -> Noise:
+    """The noise of an evaluation: none."""
+    return {
+        name: torch.zeros((num_rows, *shape), device=device) for name, shape in sampler.noise_shapes.items()
+    }

@@ -1,0 +1,88 @@
+"""The tanh-Gaussian policy of SAC (Haarnoja et al. 2018, arXiv 1801.01290)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rllib_hpo.critics import ConditionedCritic
+from rllib_hpo.networks import relu_mlp
+from rllib_hpo.samplers.base import Mode, Noise, Sample, Sampler
+from rllib_hpo.settings import ActorCriticSettings
+
+LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
+
+
+class GaussianPolicy(nn.Module):
+    """Mean and log standard deviation of a diagonal Gaussian, (B, S) -> (B, A), (B, A)."""
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        hidden_units: int,
+        num_layers: int,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = relu_mlp(obs_dim, hidden_units, num_layers, 2 * action_dim, generator)
+
+    def forward(self, obs: Tensor, detached_rows: int = 0) -> tuple[Tensor, Tensor]:
+        """Mean and log-std (clamped to [-20, 2]); the first `detached_rows` rows carry no gradient."""
+        if detached_rows == 0:
+            output = self.network(obs)
+        else:
+            with torch.no_grad():
+                detached = self.network(obs[:detached_rows])
+            output = torch.cat([detached, self.network(obs[detached_rows:])])
+        mean, log_std = output.chunk(2, dim=-1)
+        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+
+
+def gaussian_log_prob(noise: Tensor, log_std: Tensor) -> Tensor:
+    """log N(mean + std * noise; mean, std^2), (B,), of noise and log_std (B, A)."""
+    return (-0.5 * (noise * noise + math.log(2 * math.pi)) - log_std).sum(-1)
+
+
+def tanh_log_det(pre_tanh: Tensor) -> Tensor:
+    """log |d tanh(u) / du|, (B,), of u (B, A): log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)), exactly."""
+    return (2 * (math.log(2) - pre_tanh - F.softplus(-2 * pre_tanh))).sum(-1)
+
+
+def tanh_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Action tanh(mean + std * noise), (B, A), and its log-density, (B,)."""
+    pre_tanh = mean + log_std.exp() * noise
+    return torch.tanh(pre_tanh), gaussian_log_prob(noise, log_std) - tanh_log_det(pre_tanh)
+
+
+class GaussianSampler(Sampler):
+    """SAC's sampler: a = tanh(u), u ~ N(mean(s), std(s)^2)."""
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        settings: ActorCriticSettings,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.noise_shapes = {"base": (action_dim,)}
+        self.policy = GaussianPolicy(
+            obs_dim, action_dim, settings.hidden_units, settings.policy_layers, generator
+        )
+
+    def forward(
+        self,
+        obs: Tensor,
+        noise: Noise,
+        *,
+        mode: Mode,
+        critic: ConditionedCritic,
+        alpha: Tensor,
+        detached_rows: int = 0,
+    ) -> Sample:
+        mean, log_std = self.policy(obs, detached_rows)
+        return Sample(*tanh_gaussian(mean, log_std, noise["base"]))

@@ -1,0 +1,230 @@
+"""SAC-HPO's sampler: a tanh-Gaussian action evolved by leapfrog steps along the gradient of Q.
+
+Xu & Fekri, arXiv 2103.12020, Algorithm 2 and eq. (9)-(13).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rllib_hpo.critics import ConditionedCritic
+from rllib_hpo.errors import SettingsError
+from rllib_hpo.samplers.base import Mode, Noise, Sample, Sampler
+from rllib_hpo.samplers.forces import GatedForce, unit_gradient
+from rllib_hpo.samplers.gaussian import GaussianPolicy, tanh_gaussian
+from rllib_hpo.samplers.leapfrog import leapfrog
+from rllib_hpo.samplers.tempering import tempering_scales
+from rllib_hpo.settings import SACHPOSettings
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The constants in which exploring and training differ."""
+
+    num_steps: int
+    """K; 0 where the sampler is the Gaussian (Table II)."""
+    momentum_std: float
+    """1 / sqrt(beta_0)."""
+    inverse_mass: float
+    """1 for unit mass, beta_0 for the mass consistent with the momentum's variance."""
+    momentum_scales: tuple[float, ...] | None
+    """Tempering factors, one per step."""
+
+
+def _chain(settings: SACHPOSettings, sampler: str, momentum_std: float) -> Chain:
+    num_steps = settings.leapfrog_steps if sampler == "hamiltonian" else 0
+    return Chain(
+        num_steps=num_steps,
+        momentum_std=momentum_std,
+        inverse_mass=1.0 if settings.mass_matrix == "unit" else momentum_std**-2,
+        momentum_scales=tempering_scales(momentum_std, num_steps) if settings.tempering else None,
+    )
+
+
+class HamiltonianSampler(Sampler):
+    """a_0 = tanh(u), u ~ N(mean(s), std(s)^2); rho_0 ~ N(0, I / beta_0); K leapfrog steps; clipped once.
+
+    Each half kick is a shear, so log q(a_K, rho_K | s) = log pi(a_0 | s) + log N(rho_0), eq. (10): a joint
+    density, not that of a_K alone. `Sample.log_prob` is log pi(a_0 | s), the part that depends on
+    parameters.
+
+    Raises:
+        SettingsError: If `step_size` is a list whose length is not the action dimension.
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        settings: SACHPOSettings,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.noise_shapes = {"base": (action_dim,)}
+        if settings.momentum_noise:
+            self.noise_shapes["momentum"] = (action_dim,)
+        self.policy = GaussianPolicy(
+            obs_dim, action_dim, settings.hidden_units, settings.policy_layers, generator
+        )
+        self.chains: dict[str, Chain] = {
+            "explore": _chain(settings, settings.explore_sampler, settings.momentum_std_explore),
+            "train": _chain(settings, settings.train_sampler, settings.momentum_std_train),
+        }
+        gated = settings.force_gate == "gated"
+        self.gated_force = (
+            GatedForce(
+                obs_dim, action_dim, settings.leapfrog_units, settings.leapfrog_state_input, generator
+            )
+            if gated
+            else None
+        )
+        self._init_step_size(action_dim)
+
+    def _init_step_size(self, action_dim: int) -> None:
+        step_size = self.settings.step_size
+        if isinstance(step_size, list) and len(step_size) != action_dim:
+            raise SettingsError(
+                f"step_size has {len(step_size)} numbers, but actions have {action_dim} dimensions; "
+                f"give one number or {action_dim}."
+            )
+        steps = torch.tensor(step_size).expand(action_dim).clone()
+        if self.settings.learn_step_size:
+            self.raw_step_size = nn.Parameter(steps + torch.log(-torch.expm1(-steps)))  # inverse softplus
+        elif isinstance(step_size, list):
+            self.register_buffer("fixed_step_size", steps)
+
+    @property
+    def step_size(self) -> float | Tensor:
+        """eps: a number, or (A,)."""
+        if self.settings.learn_step_size:
+            return F.softplus(self.raw_step_size)
+        return self.fixed_step_size if isinstance(self.settings.step_size, list) else self.settings.step_size
+
+    def forward(
+        self,
+        obs: Tensor,
+        noise: Noise,
+        *,
+        mode: Mode,
+        critic: ConditionedCritic,
+        alpha: Tensor,
+        detached_rows: int = 0,
+    ) -> Sample:
+        mean, log_std = self.policy(obs, detached_rows)
+        initial_action, log_prob = tanh_gaussian(mean, log_std, noise["base"])
+        action, momentum = self.evolve(
+            initial_action,
+            self.initial_momentum(initial_action, noise, mode),
+            self.force(obs, critic, alpha),
+            mode,
+            final_kick=self.settings.momentum_penalty,
+        )
+        penalty = self._momentum_penalty(momentum, alpha) if self.settings.momentum_penalty else None
+        return Sample(self._clip(action), log_prob, penalty)
+
+    def initial_momentum(self, action: Tensor, noise: Noise, mode: Mode) -> Tensor:
+        """rho_0 = noise / sqrt(beta_0), (B, A); zero without momentum noise."""
+        if not self.settings.momentum_noise:
+            return torch.zeros_like(action)
+        return self.chains[mode].momentum_std * noise["momentum"]
+
+    def force(
+        self,
+        obs: Tensor,
+        critic: ConditionedCritic,
+        alpha: Tensor,
+        observe: Callable[[Tensor, Tensor], None] | None = None,
+    ) -> Callable[[Tensor], Tensor]:
+        """F(a) at fixed states, (B, A) -> (B, A): the gradient scaled, eq. (9) or (13), and gated, eq. (13).
+
+        `observe` is shown (gradient of Q, gate) at every evaluation.
+        """
+        gate = None if self.gated_force is None else self.gated_force.condition(obs)
+        unit = self.settings.force_scale == "unit"
+
+        def force(action: Tensor) -> Tensor:
+            _, gradient = critic.minimum_and_gradient(action.detach())
+            direction = unit_gradient(gradient) if unit else -gradient / alpha
+            value, openness = (direction, torch.ones_like(direction)) if gate is None else gate(action, direction)
+            if observe is not None:
+                observe(gradient, openness)
+            return value
+
+        return force
+
+    def evolve(
+        self,
+        action: Tensor,
+        momentum: Tensor,
+        force: Callable[[Tensor], Tensor],
+        mode: Mode,
+        *,
+        final_kick: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """(a_K, rho_K) from (a_0, rho_0), each (B, A), before clipping."""
+        chain = self.chains[mode]
+        return leapfrog(
+            action,
+            momentum,
+            force,
+            step_size=self.step_size,
+            num_steps=chain.num_steps,
+            final_kick=final_kick,
+            inverse_mass=chain.inverse_mass,
+            momentum_scales=chain.momentum_scales,
+        )
+
+    def _momentum_penalty(self, momentum: Tensor, alpha: Tensor) -> Tensor:
+        """alpha beta_0 |rho_K|^2 / 2, (B,), the last term of eq. (12), with the beta_0 of training."""
+        beta = self.settings.momentum_std_train**-2
+        return 0.5 * beta * alpha * (momentum * momentum).sum(-1)
+
+    def _clip(self, action: Tensor) -> Tensor:
+        clipped = action.clamp(-1.0, 1.0)
+        if self.settings.clip_gradient == "straight_through":
+            return action + (clipped - action).detach()
+        return clipped
+
+    @torch.no_grad()
+    def diagnose(
+        self, obs: Tensor, noise: Noise, *, mode: Mode, critic: ConditionedCritic, alpha: Tensor
+    ) -> dict[str, Tensor]:
+        """Gate, gradient, gain in Q, clipping, momentum, and |a_K - a_0| split into drift and noise.
+
+        Drift is how far the chain with rho_0 = 0 moves; noise is the distance between the two chains' ends.
+        """
+        gates, norms = [], []
+
+        def observe(gradient: Tensor, gate: Tensor) -> None:
+            gates.append(gate.mean())
+            norms.append(torch.linalg.vector_norm(gradient, dim=-1).mean())
+
+        initial_action, _ = tanh_gaussian(*self.policy(obs), noise["base"])
+        momentum = self.initial_momentum(initial_action, noise, mode)
+        force = self.force(obs, critic, alpha, observe)
+        action, momentum = self.evolve(initial_action, momentum, force, mode, final_kick=True)
+        silent = self.force(obs, critic, alpha)
+        drifted, _ = self.evolve(initial_action, torch.zeros_like(action), silent, mode, final_kick=False)
+        clipped = action.clamp(-1.0, 1.0)
+        nothing = torch.full((), math.nan, device=action.device)
+        return {
+            "gate_mean": torch.stack(gates).mean() if gates else nothing,
+            "action_gradient_norm": torch.stack(norms).mean() if norms else nothing,
+            "q_gain": (critic.minimum(clipped) - critic.minimum(initial_action)).mean(),
+            "clipped_share": (action.abs() > 1).float().mean(),
+            "momentum_norm": _mean_norm(momentum),
+            "displacement": _mean_norm(action - initial_action),
+            "displacement_drift": _mean_norm(drifted - initial_action),
+            "displacement_noise": _mean_norm(action - drifted),
+        }
+
+
+def _mean_norm(vectors: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(vectors, dim=-1).mean()

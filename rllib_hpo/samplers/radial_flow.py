@@ -1,0 +1,100 @@
+"""SAC-NF's sampler: radial flows between the Gaussian and the tanh (Mazoure et al. 2019, arXiv 1905.06893)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rllib_hpo.critics import ConditionedCritic
+from rllib_hpo.samplers.base import Mode, Noise, Sample, Sampler
+from rllib_hpo.samplers.gaussian import GaussianPolicy, gaussian_log_prob, tanh_log_det
+from rllib_hpo.settings import SACNFSettings
+
+CENTER_STD = 0.1
+"""Std of the initial centers: with equal centers the layers would stay copies of each other."""
+
+
+class RadialFlow(nn.Module):
+    """A stack of radial flows z' = z + beta h (z - z0), h = 1 / (a + r), r = |z - z0|.
+
+    Rezende & Mohamed 2015 (arXiv 1505.05770), eq. (14) and A.2: a = softplus(raw_a) > 0 and
+    beta = -a + softplus(raw_b) > -a make every layer invertible. The parameters are global, not
+    functions of the state. The stack starts as the identity (softplus(raw_b) = a).
+
+    Args:
+        dim: Dimension D of z.
+        num_flows: Layers.
+        generator: Where the initial centers are drawn from.
+    """
+
+    def __init__(self, dim: int, num_flows: int, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        raw_one = math.log(math.e - 1)  # softplus(raw_one) = 1
+        self.center = nn.Parameter(CENTER_STD * torch.randn((num_flows, dim), generator=generator))
+        self.raw_a = nn.Parameter(torch.full((num_flows,), raw_one))
+        self.raw_b = nn.Parameter(torch.full((num_flows,), raw_one))
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """z' (B, D) and sum log |det dz'/dz| (B,) of z (B, D)."""
+        log_det = torch.zeros_like(z[:, 0])
+        for center, a, beta in zip(self.center, *self._a_and_beta(), strict=True):
+            offset = z - center
+            h = 1 / (a + torch.linalg.vector_norm(offset, dim=-1))
+            stretch = beta * h
+            z = z + stretch.unsqueeze(-1) * offset
+            # 1 + beta h + beta h' r = 1 + beta h (1 - h r) = 1 + beta a h^2.
+            log_det = log_det + (z.shape[-1] - 1) * torch.log1p(stretch) + torch.log1p(stretch * a * h)
+        return z, log_det
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """The z (B, D) that `forward` maps to the given one: per layer the positive root of a quadratic in r."""
+        layers = list(zip(self.center, *self._a_and_beta(), strict=True))
+        for center, a, beta in reversed(layers):
+            offset = z - center
+            stretched = torch.linalg.vector_norm(offset, dim=-1)
+            b = a + beta - stretched
+            root = torch.sqrt(b * b + 4 * a * stretched)
+            # The form of the root that does not cancel, for either sign of b.
+            r = torch.where(b > 0, 2 * a * stretched / (b + root), 0.5 * (root - b))
+            z = center + offset / (1 + beta / (a + r)).unsqueeze(-1)
+        return z
+
+    def _a_and_beta(self) -> tuple[Tensor, Tensor]:
+        a = F.softplus(self.raw_a)
+        return a, F.softplus(self.raw_b) - a
+
+
+class RadialFlowSampler(Sampler):
+    """a = tanh(flow(z)), z ~ N(mean(s), std(s)^2); noise-free it is the mean through the flow."""
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        settings: SACNFSettings,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.noise_shapes = {"base": (action_dim,)}
+        self.policy = GaussianPolicy(
+            obs_dim, action_dim, settings.hidden_units, settings.policy_layers, generator
+        )
+        self.flow = RadialFlow(action_dim, settings.num_flows, generator)
+
+    def forward(
+        self,
+        obs: Tensor,
+        noise: Noise,
+        *,
+        mode: Mode,
+        critic: ConditionedCritic,
+        alpha: Tensor,
+        detached_rows: int = 0,
+    ) -> Sample:
+        mean, log_std = self.policy(obs, detached_rows)
+        pre_tanh, log_det = self.flow(mean + log_std.exp() * noise["base"])
+        log_prob = gaussian_log_prob(noise["base"], log_std) - log_det - tanh_log_det(pre_tanh)
+        return Sample(torch.tanh(pre_tanh), log_prob)

@@ -1,0 +1,252 @@
+"""Hyperparameters: one typed, validated model per algorithm, one name from the command line to the tensors.
+
+The same names are `rllib-hpo train --set NAME=VALUE`, keys of a YAML file, keyword arguments of
+`SACHPOConfig.training()`, attributes of the RLlib config and columns of `config_json` in the results.
+Defaults are Table I of Xu & Fekri, "Improving Actor-Critic Reinforcement Learning via Hamiltonian
+Monte Carlo Method" (arXiv 2103.12020); where a value depends on the task, Ant's.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from rllib_hpo.errors import SettingsError, nearest, unknown_name
+
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveInt = Annotated[int, Field(ge=1)]
+UnitInterval = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+
+
+class ActorCriticSettings(BaseModel):
+    """What every maximum-entropy actor-critic here shares; algorithms differ only in their sampler."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    sampler: ClassVar[str]
+    """Registered name of the sampler that draws this algorithm's actions."""
+
+    gamma: Annotated[float, Field(ge=0, le=1, description="Discount factor.")] = 0.99
+    lr: Annotated[PositiveFloat, Field(description="Adam learning rate of all networks and the temperature.")] = (
+        3e-4
+    )
+    tau: Annotated[UnitInterval, Field(description="Polyak rate of the target critics, every update.")] = 0.005
+    train_batch_size_per_learner: Annotated[
+        PositiveInt, Field(description="Transitions in the batch of one update.")
+    ] = 256
+    replay_capacity: Annotated[PositiveInt, Field(description="Transitions the replay holds.")] = 1_000_000
+    update_to_data: Annotated[
+        float, Field(ge=0, allow_inf_nan=False, description="Updates per environment step after the warm-up.")
+    ] = 1.0
+    warmup_steps: Annotated[
+        int, Field(ge=1, description="First environment steps: uniform random actions, no updates.")
+    ] = 10_000
+    alpha: Annotated[
+        PositiveFloat | Literal["auto"], Field(description="Temperature: a fixed value, or 'auto' (tuned).")
+    ] = 0.2
+    initial_alpha: Annotated[PositiveFloat, Field(description="Where 'alpha: auto' starts.")] = 1.0
+    target_entropy: Annotated[
+        Annotated[float, Field(allow_inf_nan=False)] | Literal["auto"],
+        Field(description="Entropy (nats) that 'alpha: auto' aims at; 'auto' is minus the action dimension."),
+    ] = "auto"
+    policy_layers: Annotated[
+        int, Field(ge=1, le=4, description="Hidden layers of the base policy network.")
+    ] = 2
+    critic_layers: Annotated[int, Field(ge=1, le=4, description="Hidden layers of each critic.")] = 2
+    hidden_units: Annotated[PositiveInt, Field(description="Units of each hidden layer, policy and critics.")] = (
+        256
+    )
+    critic_activation: Annotated[
+        Literal["relu"],
+        Field(
+            description="Only 'relu': with critics smooth in the action the constant-gradient force is inexact."
+        ),
+    ] = "relu"
+    objective_critic: Annotated[
+        Literal["online", "target"], Field(description="Critics whose minimum the policy maximises.")
+    ] = "online"
+    evaluation_every: Annotated[
+        PositiveInt, Field(description="Environment steps between evaluations (and one at step 0).")
+    ] = 10_000
+    evaluation_episodes: Annotated[PositiveInt, Field(description="Noise-free episodes per evaluation.")] = 10
+    checkpoint_every: Annotated[
+        PositiveInt,
+        Field(
+            description="Environment steps between checkpoints. Environments whose simulator cannot be saved "
+            "are rebuilt at these steps in every run, so that a resumed run equals an uninterrupted one."
+        ),
+    ] = 10_000
+    steps_per_iteration: Annotated[
+        PositiveInt, Field(description="Most environment steps of one Algorithm.train() call; it ends early at a checkpoint.")
+    ] = 1_000
+    diagnostics_interval: Annotated[
+        PositiveInt, Field(description="Updates between the costlier diagnostics of the sampler.")
+    ] = 100
+    num_torch_threads: Annotated[
+        PositiveInt, Field(description="Torch threads per process; results are bitwise equal only for equal numbers.")
+    ] = 1
+
+    def evaluation_sampler(self) -> str:
+        """Name of what acts in evaluations: the sampler that is trained, without noise."""
+        return self.sampler
+
+
+class SACSettings(ActorCriticSettings):
+    """Soft actor-critic with a tanh-Gaussian policy (Haarnoja et al. 2018, arXiv 1801.01290)."""
+
+    sampler: ClassVar[str] = "gaussian"
+
+
+class SACNFSettings(ActorCriticSettings):
+    """SAC with radial flows between the Gaussian and the tanh (Mazoure et al. 2019, arXiv 1905.06893)."""
+
+    sampler: ClassVar[str] = "radial_flow"
+
+    policy_layers: Annotated[int, Field(ge=1, le=4, description="Hidden layers of the policy network.")] = 1
+    num_flows: Annotated[PositiveInt, Field(description="Radial flow layers.")] = 4
+
+
+class SACHPOSettings(ActorCriticSettings):
+    """SAC with a Hamiltonian policy (arXiv 2103.12020): actions evolved by leapfrog steps along grad Q."""
+
+    sampler: ClassVar[str] = "hamiltonian"
+
+    policy_layers: Annotated[int, Field(ge=1, le=4, description="Hidden layers of the base policy network.")] = 1
+    leapfrog_steps: Annotated[int, Field(ge=0, description="Leapfrog steps K.")] = 3
+    step_size: Annotated[
+        PositiveFloat | Annotated[list[PositiveFloat], Field(min_length=1)],
+        Field(description="Leapfrog step size epsilon: one number, or one per action dimension."),
+    ] = 0.1
+    learn_step_size: Annotated[
+        bool, Field(description="Train epsilon (softplus, per action dimension) with the policy.")
+    ] = False
+    leapfrog_units: Annotated[PositiveInt, Field(description="Hidden units h_n of the networks T_h and sigma_h.")] = 32
+    leapfrog_state_input: Annotated[bool, Field(description="Whether T_h and sigma_h see the state.")] = True
+    momentum_std_explore: Annotated[
+        PositiveFloat, Field(description="Std 1/sqrt(beta_0) of the initial momentum while exploring.")
+    ] = 1.0
+    momentum_std_train: Annotated[
+        PositiveFloat, Field(description="Std 1/sqrt(beta_0) of the initial momentum while training.")
+    ] = 0.1
+    momentum_noise: Annotated[bool, Field(description="False: the momentum starts at zero, always.")] = True
+    momentum_penalty: Annotated[
+        bool, Field(description="Keep the term alpha beta_0 |rho_K|^2 / 2 of the objective, eq. (12).")
+    ] = False
+    tempering: Annotated[bool, Field(description="Scale the momentum after each step, 2nd paper's eq. (17).")] = False
+    tempering_allow_heating: Annotated[
+        bool, Field(description="Allow tempering with a std below 1, which amplifies the momentum.")
+    ] = False
+    force_scale: Annotated[
+        Literal["unit", "inverse_temperature"],
+        Field(description="Gradient in the force: unit norm, eq. (13), or divided by alpha, eq. (9)."),
+    ] = "unit"
+    force_gate: Annotated[
+        Literal["gated", "none"], Field(description="'gated': networks T_h and sigma_h, eq. (13); 'none': eq. (9).")
+    ] = "gated"
+    mass_matrix: Annotated[
+        Literal["unit", "consistent"],
+        Field(description="Drift by rho, or by beta_0 rho (the mass that fits the momentum's variance)."),
+    ] = "unit"
+    clip_gradient: Annotated[
+        Literal["zero", "straight_through"], Field(description="Gradient of clipped action components.")
+    ] = "zero"
+    explore_sampler: Annotated[
+        Literal["hamiltonian", "gaussian"], Field(description="Sampler that explores (Table II).")
+    ] = "hamiltonian"
+    train_sampler: Annotated[
+        Literal["hamiltonian", "gaussian"], Field(description="Sampler of the losses and evaluations (Table II).")
+    ] = "hamiltonian"
+
+    @model_validator(mode="after")
+    def _check_tempering(self) -> SACHPOSettings:
+        used = {
+            "momentum_std_explore": self.explore_sampler == "hamiltonian" and self.momentum_std_explore < 1,
+            "momentum_std_train": self.train_sampler == "hamiltonian" and self.momentum_std_train < 1,
+        }
+        heating = [name for name, amplifies in used.items() if amplifies]
+        if self.tempering and heating and not self.tempering_allow_heating:
+            raise ValueError(
+                f"tempering=true would amplify the momentum, because {' and '.join(heating)} is below 1; "
+                "raise it to 1 or more, or set tempering_allow_heating=true"
+            )
+        return self
+
+    def evaluation_sampler(self) -> str:
+        return self.train_sampler
+
+
+SETTINGS: dict[str, type[ActorCriticSettings]] = {
+    "sac": SACSettings,
+    "sac-nf": SACNFSettings,
+    "sac-hpo": SACHPOSettings,
+}
+"""Settings model of each built-in algorithm, by its name on the command line and in results."""
+
+SettingsT = TypeVar("SettingsT", bound=ActorCriticSettings)
+
+
+def parse_settings(model: type[SettingsT], values: Mapping[str, Any], source: str = "") -> SettingsT:
+    """Validates `values` against `model`.
+
+    Args:
+        model: The settings class of an algorithm.
+        values: Hyperparameters by name; missing ones take their defaults.
+        source: Where the values come from, to begin the message with (a file name).
+
+    Raises:
+        SettingsError: Naming the key, the value, what is allowed and the nearest valid name.
+    """
+    try:
+        return model(**{key: list(v) if isinstance(v, tuple) else v for key, v in values.items()})
+    except pydantic.ValidationError as error:
+        prefix = f"{source}: " if source else ""
+        raise SettingsError(prefix + "; ".join(_describe(model, values, error)) + ".") from None
+
+
+def _describe(model: type[BaseModel], values: Mapping[str, Any], error: pydantic.ValidationError) -> list[str]:
+    """What pydantic found, in a user's words: one phrase per key."""
+    allowed: dict[str, list[str]] = {}
+    phrases = []
+    for details in error.errors():
+        if not details["loc"]:
+            phrases.append(details["msg"].removeprefix("Value error, "))
+        elif details["type"] == "extra_forbidden":
+            phrases.append(_unknown_key(model, str(details["loc"][0])))
+        else:
+            reason = details["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+            allowed.setdefault(str(details["loc"][0]), []).append(reason)
+    for key, reasons in allowed.items():
+        phrases.append(f"{key}={values[key]!r} must be {' or '.join(dict.fromkeys(reasons))}")
+    return phrases
+
+
+def _unknown_key(model: type[BaseModel], key: str) -> str:
+    close = nearest(key, model.model_fields)
+    hint = f" (did you mean '{close}'?)" if close else ""
+    valid = ", ".join(sorted(model.model_fields))
+    return f"'{key}' is not a setting of {model.__name__.removesuffix('Settings')}{hint}; valid are {valid}"
+
+
+def register_algorithm(name: str, model: type[ActorCriticSettings]) -> None:
+    """Makes `model` the settings of the algorithm `name`; its `sampler` must be registered too."""
+    SETTINGS[name] = model
+
+
+def find_settings(algorithm: str) -> type[ActorCriticSettings]:
+    """The settings class of a registered algorithm, or of one that an installed package offers.
+
+    Packages offer algorithms with an entry point of the group "rllib_hpo.algorithms": a module that
+    calls `register_algorithm` and `register_sampler` when imported.
+
+    Raises:
+        UnknownNameError: Naming the nearest algorithm.
+    """
+    if algorithm not in SETTINGS:
+        for entry_point in importlib.metadata.entry_points(group="rllib_hpo.algorithms"):
+            entry_point.load()
+    if algorithm not in SETTINGS:
+        raise unknown_name("algorithm", algorithm, SETTINGS)
+    return SETTINGS[algorithm]

@@ -1,0 +1,59 @@
+"""Randomness: one run seed, many named independent streams, each with a state that a checkpoint holds.
+
+Streams never share a generator, so switching one off (the momentum, say) leaves every other draw as it was.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def seed_sequence(seed: int, *names: str | int) -> np.random.SeedSequence:
+    """The seed sequence of the stream called `names` of the run `seed`, independent of all others."""
+    key = [zlib.crc32(name.encode()) if isinstance(name, str) else name for name in names]
+    return np.random.SeedSequence(entropy=seed, spawn_key=key)
+
+
+def torch_generator(seed: int, *names: str | int, device: str | torch.device = "cpu") -> torch.Generator:
+    """A torch generator for the stream called `names` of the run `seed`."""
+    generator = torch.Generator(device=device)
+    generator.manual_seed(int(seed_sequence(seed, *names).generate_state(1, np.uint64)[0]))
+    return generator
+
+
+def numpy_generator(seed: int, *names: str | int) -> np.random.Generator:
+    """A NumPy generator for the stream called `names` of the run `seed`."""
+    return np.random.Generator(np.random.PCG64(seed_sequence(seed, *names)))
+
+
+class TorchStreams:
+    """Torch generators by name, made on first use, all derived from one seed.
+
+    Args:
+        seed: The run's seed.
+        owner: Words that tell this owner's streams from another's, e.g. ("runner", 3).
+        device: Where the generators draw.
+    """
+
+    def __init__(self, seed: int, *owner: str | int, device: str | torch.device = "cpu") -> None:
+        self._seed, self._owner, self._device = seed, owner, torch.device(device)
+        self._generators: dict[str, torch.Generator] = {}
+
+    def __getitem__(self, name: str) -> torch.Generator:
+        if name not in self._generators:
+            self._generators[name] = torch_generator(self._seed, *self._owner, name, device=self._device)
+        return self._generators[name]
+
+    def get_state(self) -> dict[str, Any]:
+        """The position of every stream used so far, as NumPy arrays."""
+        return {name: generator.get_state().numpy().copy() for name, generator in self._generators.items()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continues every stream where `get_state` found it; streams it does not name start afresh."""
+        self._generators.clear()
+        for name, value in state.items():
+            self[name].set_state(torch.as_tensor(value))
