@@ -1,0 +1,103 @@
+# Everything a developer does here, in a virtual environment that this file makes and reuses: .venv
+# `make` alone lists the targets.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# The Python that makes .venv: 3.11 if there is one (PyBullet has no wheels for 3.12), else 3.12.
+# `make setup PYTHON=/path/to/python3.11` names another.
+PYTHON ?= $(shell for python in python3.11 python3 python3.12; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null \
+	&& echo $$python && break; done)
+
+# Where pip looks for a smaller build of torch, e.g. https://download.pytorch.org/whl/cpu for one without CUDA.
+TORCH_INDEX ?=
+
+# Test processes at a time, and what else to hand to pytest, e.g. PYTEST_ARGS='-k leapfrog'.
+TEST_JOBS ?= 2
+PYTEST_ARGS ?=
+
+# Where the demo's run goes: runs/demo, or the first of runs/demo-2, runs/demo-3, ... that is free.
+DEMO_OUT ?= $(shell out=runs/demo; n=2; while [ -e $$out ]; do out=runs/demo-$$n; n=$$((n + 1)); done; echo $$out)
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+
+# One thread in each process: the networks are small, and several processes share the cores.
+# Ray: no usage reports, and a process without a GPU keeps its CUDA_VISIBLE_DEVICES (Ray's coming default).
+export OMP_NUM_THREADS ?= 1
+export RAY_USAGE_STATS_ENABLED ?= 0
+export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO ?= 0
+PYTEST := $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
+
+.PHONY: help
+help:  ## List the targets
+	@awk -F ':.*## +' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(STAMP)  ## Make .venv and install the package with its tools in it (again only when needed)
+	@:
+
+$(STAMP): pyproject.toml constraints.txt
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		if [ -z "$(PYTHON)" ]; then \
+			echo "error: rllib_hpo needs Python 3.11 or 3.12, and none is on the PATH;" \
+				"install one, or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 1; \
+		fi; \
+		echo "Making $(VENV) with $$($(PYTHON) --version)"; \
+		$(PYTHON) -m venv --clear $(VENV); \
+	fi
+	@echo "Installing rllib_hpo and what it needs into $(VENV) (some minutes the first time)"
+	@$(PIP) install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --constraint constraints.txt torch
+	@$(PIP) install --constraint constraints.txt --editable '.[dev,video]'
+	@touch $@
+
+.PHONY: demo
+demo: setup  ## Train SAC-HPO on Hopper-v4 for 10,000 steps: rows, checkpoint and learning curve in runs/demo
+	$(BIN)/rllib-hpo train --algorithm sac-hpo --task hopper --seed 0 --steps 10000 \
+		--set warmup_steps=1000 --set evaluation_every=1000 --set checkpoint_every=1000 --out $(DEMO_OUT)
+
+.PHONY: lint
+lint: setup  ## Check style, formatting, types and the boundaries between the layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: setup  ## Format the code and mend what ruff can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+.PHONY: test
+test: setup  ## Run the default tests (10 minutes at most on 2 cores)
+	$(PYTEST)
+
+.PHONY: test-slow
+test-slow: setup  ## Run the tests marked slow or cluster: learning, kill and resume, several nodes
+	$(PYTEST) -m "slow or cluster" --timeout 1500
+
+.PHONY: bench
+bench: setup  ## Compare training speed with a hand-written loop, stable-baselines3 and RLlib's SAC
+	@$(PIP) install --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m benchmarks.train_speed
+
+.PHONY: constraints
+constraints:  ## Write constraints.txt anew: the newest versions that pyproject.toml admits
+	rm -rf build/constraints
+	$(PYTHON) -m venv build/constraints
+	build/constraints/bin/python -m pip -qq install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) 'torch<2.14'
+	build/constraints/bin/python -m pip -qq install --editable '.[dev,bench,video]'
+	{ sed -n '/^#/p' constraints.txt; \
+		build/constraints/bin/python -m pip freeze --exclude-editable \
+		| sed 's/+[a-z0-9.]*$$//; s/_/-/g' | tr '[:upper:]' '[:lower:]' | LC_ALL=C sort; } > build/constraints.txt
+	mv build/constraints.txt constraints.txt
+
+.PHONY: clean
+clean:  ## Remove caches and build products (not .venv, not runs)
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
+	rm -rf *.egg-info MUJOCO_LOG.TXT
+	find rllib_hpo tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
