@@ -1,0 +1,20 @@
+"""Tasks: which environments exist, what the paper's table says for each, and how their simulators are saved.
+
+Importing this package registers the PyBullet environments with gymnasium, without importing a simulator.
+"""
+
+from rllib_hpo.tasks.environments import ActionScaling, check_spaces, make_env, register_environments
+from rllib_hpo.tasks.registry import Task, all_tasks, find_task, register_task
+
+register_environments()
+
+__all__ = [
+    "ActionScaling",
+    "Task",
+    "all_tasks",
+    "check_spaces",
+    "find_task",
+    "make_env",
+    "register_environments",
+    "register_task",
+]

@@ -1,0 +1,165 @@
+"""Making environments: quietly, with errors a user understands, and with actions in [-1, 1]."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from numpy.typing import ArrayLike, NDArray
+
+from rllib_hpo.errors import UnknownNameError, UserError, nearest
+
+PYBULLET_IDS = (
+    "HumanoidPyBulletEnv-v0",
+    "HumanoidFlagrunPyBulletEnv-v0",
+    "HumanoidFlagrunHarderPyBulletEnv-v0",
+)
+
+_logger = logging.getLogger(__name__)
+
+
+def register_environments() -> None:
+    """Make the PyBullet ids known to gymnasium; PyBullet itself is imported when one of them is made."""
+    for env_id in PYBULLET_IDS:
+        if env_id not in gym.registry:
+            class_name = env_id.removesuffix("-v0")
+            gym.register(
+                env_id,
+                entry_point=f"rllib_hpo.tasks.pybullet_humanoids:{class_name}",
+                max_episode_steps=1000,
+            )
+
+
+def find_spec(env_id: str) -> EnvSpec | None:
+    """The gymnasium registration of `env_id` ("Hopper-v4", or "module:Id-v0"), or None where there is none.
+
+    Raises:
+        UnknownNameError: The module before the colon cannot be imported.
+    """
+    register_environments()
+    module, _, name = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UnknownNameError(
+                f"Cannot import '{module}', which should register environment '{name}': {error}."
+            ) from error
+    return gym.registry.get(name)
+
+
+def make_env(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
+    """`gymnasium.make` without a deprecation warning for -v4, a log file of MuJoCo's, or output on stdout.
+
+    Args:
+        env_id: A gymnasium id, or "module:Id-v0" for one that `module` registers.
+        **kwargs: As of `gymnasium.make`, e.g. `render_mode` and `max_episode_steps`.
+
+    Raises:
+        UnknownNameError: No such id.
+        UserError: It exists but cannot be made here, for instance because its simulator is not installed.
+    """
+    spec = find_spec(env_id)
+    if spec is None:
+        close = nearest(env_id, gym.registry)
+        hint = f" Did you mean '{close}'?" if close else " Is the package that registers it imported?"
+        raise UnknownNameError(f"Unknown environment '{env_id}'.{hint}")
+    try:
+        if isinstance(spec.entry_point, str):
+            importlib.import_module(spec.entry_point.partition(":")[0])
+        _send_mujoco_warnings_to_logging()
+        # A spec instead of an id: gymnasium warns of newer versions only where it looks up an id.
+        return gym.make(spec, **kwargs)
+    except (gym.error.Error, ImportError, TypeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(f"Environment '{env_id}' could not be made: {reason}.") from error
+
+
+def _send_mujoco_warnings_to_logging() -> None:
+    """Without a handler MuJoCo prints its warnings and writes them to MUJOCO_LOG.TXT where we stand."""
+    mujoco = sys.modules.get("mujoco")
+    if mujoco is not None and mujoco.get_mju_user_warning() is None:
+        mujoco.set_mju_user_warning(_log_mujoco_warning)
+
+
+def _log_mujoco_warning(message: str) -> None:
+    _logger.warning("MuJoCo: %s", message)
+
+
+def check_spaces(env: gym.Env[Any, Any]) -> None:
+    """Refuse an environment whose spaces no algorithm here can handle.
+
+    Raises:
+        UserError: Actions are not a bounded one-dimensional Box of floats, or observations are not a
+            one-dimensional Box.
+    """
+    name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+    problem = _action_problem(env.action_space)
+    if problem:
+        raise UserError(
+            f"Environment '{name}' has {problem}; actions must be a one-dimensional Box of floats with "
+            "finite bounds, low < high."
+        )
+    problem = _observation_problem(env.observation_space)
+    if problem:
+        raise UserError(f"Environment '{name}' has {problem}; observations must be a one-dimensional Box.")
+
+
+def _action_problem(space: gym.Space[Any]) -> str | None:
+    """What is wrong with an action space, as a noun phrase."""
+    if not isinstance(space, gym.spaces.Box):
+        return f"{type(space).__name__} actions"
+    if len(space.shape) != 1 or space.shape[0] == 0:
+        return f"actions of shape {space.shape}"
+    if not np.issubdtype(space.dtype, np.floating):
+        return f"actions of type {space.dtype}"
+    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        return "unbounded actions"
+    if not (space.low < space.high).all():
+        return "an action component that cannot vary"
+    return None
+
+
+def _observation_problem(space: gym.Space[Any]) -> str | None:
+    """What is wrong with an observation space, as a noun phrase."""
+    if not isinstance(space, gym.spaces.Box):
+        return f"{type(space).__name__} observations"
+    if len(space.shape) == 3:
+        return f"image observations of shape {space.shape}"
+    if len(space.shape) != 1 or space.shape[0] == 0:
+        return f"observations of shape {space.shape}"
+    return None
+
+
+class ActionScaling:
+    """Between the learner's actions in [-1, 1] and an environment's bounds, elementwise."""
+
+    def __init__(self, low: ArrayLike, high: ArrayLike) -> None:
+        """Takes the environment's bounds, each of shape (A,)."""
+        bottom, top = np.asarray(low, np.float64), np.asarray(high, np.float64)
+        self.low: NDArray[np.float32] = bottom.astype(np.float32)
+        self.high: NDArray[np.float32] = top.astype(np.float32)
+        self._center: NDArray[np.float32] = (bottom / 2 + top / 2).astype(np.float32)
+        self._half: NDArray[np.float32] = (top / 2 - bottom / 2).astype(np.float32)
+
+    @classmethod
+    def of(cls, space: gym.spaces.Box) -> ActionScaling:
+        """The scaling to a bounded action space."""
+        return cls(space.low, space.high)
+
+    def to_env(self, action: ArrayLike) -> NDArray[np.float32]:
+        """Actions of any shape (..., A), clipped to [-1, 1] and rescaled to the bounds, in float32."""
+        unit = np.clip(np.asarray(action, np.float32), -1.0, 1.0)
+        # Clipped again, since rounding may step just outside the bounds.
+        scaled: NDArray[np.float32] = np.clip(self._center + self._half * unit, self.low, self.high)
+        return scaled
+
+    def from_env(self, action: ArrayLike) -> NDArray[np.float32]:
+        """The inverse: actions (..., A) within the bounds, as numbers in [-1, 1], in float32."""
+        unit = (np.asarray(action, np.float32) - self._center) / self._half
+        return np.clip(unit, -1.0, 1.0)

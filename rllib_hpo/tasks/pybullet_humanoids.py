@@ -1,0 +1,104 @@
+"""The three PyBullet humanoids, as `pybullet-envs-gymnasium` has them but for the simulator's connection.
+
+Dynamics, observations (44), actions (17) and rewards are those of that package, including the jump of the
+reward whenever the flag moves. It clips torques to [-1, 1] but charges electricity for the action as given:
+clip actions before they come here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rllib_hpo.errors import UserError
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Discard what C code prints; Bullet prints its build time when imported, `argv[0]=` when it connects."""
+    _flush()
+    saved = [os.dup(1), os.dup(2)]
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        _flush()
+        for descriptor, original in enumerate(saved, start=1):
+            os.dup2(original, descriptor)
+            os.close(original)
+
+
+def _flush() -> None:
+    """Empty Python's and the C library's buffers, so that each line goes where it was meant to go."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.name == "posix":
+        ctypes.CDLL(None).fflush(None)
+
+
+try:
+    with _silence():
+        import pybullet
+        from pybullet_envs_gymnasium import gym_locomotion_envs as bullet_envs
+        from pybullet_utils.bullet_client import BulletClient
+except ImportError as error:
+    raise UserError(
+        f"The PyBullet tasks need packages that are not installed ({error}); for Python 3.11 on Linux: "
+        "pip install pybullet pybullet-envs-gymnasium==0.6.0."
+    ) from error
+
+
+class _OwnSimulator(bullet_envs.WalkerBaseBulletEnv):
+    """Each environment has a simulator of its own, and can be reset again after it was closed."""
+
+    robot: Any
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Start an episode; connects first where there is no simulator (new or closed)."""
+        if self.physicsClientId < 0:
+            self._connect()
+        observation, info = super().reset(seed=seed, options=options)
+        return observation, info
+
+    def _connect(self) -> None:
+        # The original joins any shared-memory server on the host, whoever runs it, before it starts its own.
+        mode = pybullet.GUI if self.should_render else pybullet.DIRECT
+        with _silence():
+            self._p = BulletClient(connection_mode=mode)
+        self._p.resetSimulation()
+        # Contacts in a fixed order, or equal runs would differ.
+        self._p.setPhysicsEngineParameter(deterministicOverlappingPairs=1)
+        self._p.configureDebugVisualizer(pybullet.COV_ENABLE_GUI, 0)
+        self.physicsClientId = self._p._client
+        self.ownsPhysicsClient = True
+
+    def close(self) -> None:
+        """Disconnect, and forget everything that lived in the simulator; the generator goes on."""
+        super().close()
+        self.scene = None
+        self.stateId = -1
+        self.robot = type(self.robot)()
+        self.robot.np_random = self.np_random
+
+
+class HumanoidPyBulletEnv(_OwnSimulator, bullet_envs.HumanoidBulletEnv):
+    """Run straight ahead."""
+
+
+class HumanoidFlagrunPyBulletEnv(_OwnSimulator, bullet_envs.HumanoidFlagrunBulletEnv):
+    """Run to a flag that moves."""
+
+
+class HumanoidFlagrunHarderPyBulletEnv(_OwnSimulator, bullet_envs.HumanoidFlagrunHarderBulletEnv):
+    """Run to a flag that moves, while cubes are thrown at the robot."""

@@ -1,0 +1,158 @@
+"""The tasks: names, environments, and what the paper's table of hyperparameters (Table I) says for each."""
+
+from __future__ import annotations
+
+import types
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import EntryPoint, entry_points
+
+import gymnasium as gym
+
+from rllib_hpo.errors import UnknownNameError, UserError, nearest
+from rllib_hpo.tasks.environments import find_spec
+
+ENTRY_POINT_GROUP = "rllib_hpo.tasks"
+
+Settings = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Task:
+    """An environment with the settings each algorithm uses there.
+
+    Attributes:
+        name: What the user calls it ("hopper"); for an environment without a row of its own, its id.
+        env_id: A gymnasium id, or "module:Id-v0" for one that `module` registers.
+        steps: Environment steps of a full run.
+        defaults: By algorithm ("sac", "sac-nf", "sac-hpo"), the settings that differ from its own defaults.
+    """
+
+    name: str
+    env_id: str
+    steps: int = 1_000_000
+    defaults: Mapping[str, Settings] = field(default_factory=dict)
+
+    def settings_for(self, algorithm: str) -> dict[str, object]:
+        """This task's settings for `algorithm`; none for an algorithm the task does not know."""
+        return dict(self.defaults.get(algorithm, {}))
+
+
+def _row(
+    alpha: float, std_train: float, std_explore: float, step_size: float, steps: int, units: int, flows: int
+) -> dict[str, Settings]:
+    """One row of Table I, with the number of radial flows of SAC-NF."""
+    return {
+        "sac": {"alpha": alpha},
+        "sac-nf": {"alpha": alpha, "num_flows": flows},
+        "sac-hpo": {
+            "alpha": alpha,
+            "momentum_std_train": std_train,
+            "momentum_std_explore": std_explore,
+            "step_size": step_size,
+            "leapfrog_steps": steps,
+            "leapfrog_units": units,
+        },
+    }
+
+
+# fmt: off
+_TABLE_ONE = (
+    #                                                                 alpha  train explore  eps  K  h_n flows
+    Task("halfcheetah", "HalfCheetah-v4", 1_000_000,               _row(0.20, 1.0, 0.5, 0.20, 3, 32, 3)),
+    Task("hopper", "Hopper-v4", 1_000_000,                         _row(0.20, 0.1, 1.5, 0.15, 2, 32, 5)),
+    Task("walker2d", "Walker2d-v4", 1_000_000,                     _row(0.20, 0.2, 1.5, 0.15, 3, 32, 5)),
+    Task("ant", "Ant-v4", 1_000_000,                               _row(0.20, 0.1, 1.0, 0.10, 3, 32, 4)),
+    Task("humanoid", "Humanoid-v4", 3_000_000,                     _row(0.05, 1.0, 1.0, 0.10, 3, 64, 4)),
+    Task("humanoid-pybullet", "HumanoidPyBulletEnv-v0", 3_000_000, _row(0.05, 0.4, 1.5, 0.20, 3, 64, 4)),
+    Task("humanoid-flagrun-pybullet", "HumanoidFlagrunPyBulletEnv-v0", 3_000_000,
+                                                                   _row(0.05, 0.2, 1.0, 0.15, 3, 32, 4)),
+    Task("humanoid-flagrun-harder-pybullet", "HumanoidFlagrunHarderPyBulletEnv-v0", 3_000_000,
+                                                                   _row(0.05, 0.2, 1.5, 0.15, 3, 64, 4)),
+)
+# fmt: on
+
+_tasks: dict[str, Task] = {task.name: task for task in _TABLE_ONE}
+_seen_entry_points: set[EntryPoint] = set()
+
+
+def register_task(task: Task) -> None:
+    """Add a task; doing so twice with equal tasks is harmless.
+
+    Raises:
+        UserError: Another task has that name.
+    """
+    known = _tasks.setdefault(task.name, task)
+    if known != task:
+        raise UserError(f"There is already another task '{task.name}', of environment '{known.env_id}'.")
+
+
+def all_tasks() -> tuple[Task, ...]:
+    """Every task known, those of other installed packages included, in order of registration."""
+    _load_plugins()
+    return tuple(_tasks.values())
+
+
+def find_task(name_or_env_id: str) -> Task:
+    """The task of that name, or one made for any gymnasium id.
+
+    An id in another version of a task's environment ("Hopper-v5" for hopper's "Hopper-v4") gets that task's
+    settings, under its own id as a name, so that results of two versions never mix. Any other id gets Ant's.
+
+    Args:
+        name_or_env_id: "hopper", "Hopper-v4", or "module:Id-v0" where importing `module` registers the id.
+
+    Raises:
+        UnknownNameError: Neither; the message offers the nearest name.
+    """
+    if name_or_env_id not in _tasks:
+        _load_plugins()
+    if name_or_env_id in _tasks:
+        return _tasks[name_or_env_id]
+    for task in _tasks.values():
+        if task.env_id == name_or_env_id:
+            return task
+    if find_spec(name_or_env_id) is None:
+        close = nearest(name_or_env_id, [*_tasks, *gym.registry])
+        hint = f" Did you mean '{close}'?" if close else ""
+        raise UnknownNameError(
+            f"Unknown task '{name_or_env_id}'.{hint} Valid: {', '.join(sorted(_tasks))}, or any gymnasium id."
+        )
+    row = next((task for task in _tasks.values() if _base(task.env_id) == _base(name_or_env_id)), None)
+    if row is None:
+        row = replace(_tasks["ant"], steps=1_000_000)
+    return replace(row, name=name_or_env_id, env_id=name_or_env_id)
+
+
+def _base(env_id: str) -> str:
+    """An environment id without its version."""
+    return env_id.rpartition("-v")[0] or env_id
+
+
+def _load_plugins() -> None:
+    """Let installed packages add their tasks through the entry points of our group, each once per process."""
+    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+        if entry_point in _seen_entry_points:
+            continue
+        # Noted before it is loaded: a plugin may itself look up a task meanwhile.
+        _seen_entry_points.add(entry_point)
+        try:
+            _register_from(entry_point)
+        except Exception as error:  # noqa: BLE001 - one broken package must not take away the tasks of others
+            warnings.warn(f"The tasks of '{entry_point.value}' could not be loaded: {error!r}", stacklevel=3)
+
+
+def _register_from(entry_point: EntryPoint) -> None:
+    """Load an entry point: a module that registers, a Task, or a callable that registers or returns tasks."""
+    loaded = entry_point.load()
+    if isinstance(loaded, types.ModuleType):
+        return
+    found = loaded() if callable(loaded) else loaded
+    if found is None:
+        return
+    tasks: Iterable[object] = [found] if isinstance(found, Task) else found
+    for task in tasks:
+        if not isinstance(task, Task):
+            raise TypeError(f"expected a Task, got {type(task).__name__}")
+        register_task(task)

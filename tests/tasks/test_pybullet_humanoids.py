@@ -1,0 +1,121 @@
+"""The PyBullet humanoids: repeatable, closable, silent."""
+
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from rllib_hpo.tasks import check_spaces, make_env
+from rllib_hpo.tasks.environments import PYBULLET_IDS
+
+pytest.importorskip("pybullet")
+pytest.importorskip("pybullet_envs_gymnasium")
+
+
+def rollout(env, seed, steps=40):
+    """Observations and rewards of one episode of random actions, as bytes."""
+    rng = np.random.default_rng(seed)
+    observation, _ = env.reset(seed=seed)
+    trace = [observation.tobytes()]
+    for _ in range(steps):
+        action = rng.uniform(-1, 1, env.action_space.shape).astype(np.float32)
+        observation, reward, terminated, _, _ = env.step(action)
+        trace.append((observation.tobytes(), reward, terminated))
+        if terminated:
+            break
+    return trace
+
+
+@pytest.fixture(params=PYBULLET_IDS)
+def env_id(request):
+    return request.param
+
+
+@pytest.mark.filterwarnings("ignore:.*Box observation space", "ignore:.*`seed` function")
+def test_gymnasium_accepts_it(env_id):
+    env = make_env(env_id)
+    check_env(env.unwrapped, skip_render_check=True)
+    check_spaces(env)
+    assert (env.observation_space.shape, env.action_space.shape) == ((44,), (17,))
+    assert env.spec.max_episode_steps == 1000
+    env.close()
+
+
+def test_one_seed_is_one_trajectory_in_new_environments(env_id):
+    first, second, other = make_env(env_id), make_env(env_id), make_env(env_id)
+    assert rollout(first, seed=3) == rollout(second, seed=3) != rollout(other, seed=4)
+
+
+def test_a_closed_environment_can_be_reset_and_is_as_new(env_id):
+    env = make_env(env_id)
+    expected = rollout(env, seed=3)
+    env.close()
+    env.close()
+    assert rollout(env, seed=3) == expected
+
+
+def test_closing_keeps_the_generator(env_id):
+    env, other = make_env(env_id), make_env(env_id)
+    for each in (env, other):
+        each.reset(seed=3)
+        each.close()
+        each.unwrapped.np_random.random(7)
+    assert env.reset()[0].tobytes() == other.reset()[0].tobytes()
+    assert env.unwrapped.robot.np_random is env.unwrapped.np_random
+
+
+def test_each_environment_has_its_own_simulator(env_id):
+    import pybullet
+
+    first, second = make_env(env_id), make_env(env_id)
+    first.reset(seed=0)
+    second.reset(seed=0)
+    clients = [env.unwrapped._p._client for env in (first, second)]
+    assert len(set(clients)) == 2
+    for client in clients:
+        assert pybullet.getConnectionInfo(client)["connectionMethod"] == pybullet.DIRECT
+    first.close()
+    assert pybullet.isConnected(clients[1])
+
+
+def test_nothing_is_printed_and_no_file_is_left(tmp_path):
+    """In a process of its own: PyBullet speaks when it is imported, and when C's buffers are emptied at exit."""
+    code = textwrap.dedent(f"""
+        from rllib_hpo.tasks import make_env
+        print("before")
+        env = make_env({PYBULLET_IDS[0]!r})
+        env.reset(seed=0)
+        env.close()
+        env.reset(seed=0)
+        print("after")
+    """)
+    path = f"import sys; sys.path[:0] = {sys.path!r}\n"
+    done = subprocess.run(
+        [sys.executable, "-c", path + code], check=True, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert (done.stdout, done.stderr) == ("before\nafter\n", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_pybullet_the_message_says_what_to_install():
+    code = textwrap.dedent("""
+        import sys
+        sys.modules["pybullet"] = None
+        import gymnasium
+        from rllib_hpo.errors import UserError
+        from rllib_hpo.tasks import make_env
+        for make in (make_env, gymnasium.make):
+            try:
+                make("HumanoidPyBulletEnv-v0")
+            except UserError as error:
+                print(error)
+    """)
+    path = f"import sys; sys.path[:0] = {sys.path!r}\n"
+    done = subprocess.run([sys.executable, "-c", path + code], check=True, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    assert lines[0] == lines[1]
+    assert "pip install pybullet pybullet-envs-gymnasium" in lines[0]
