@@ -1,0 +1,1 @@
+"""Experiments: what is launched, and what is logged while it runs."""

@@ -1,0 +1,94 @@
+"""Reads a `.wandb` file back: a log in LevelDB's format whose records are protobuf messages.
+
+The log is cut into blocks of 32 KiB. A record is one or more fragments, each with a header of checksum (4 bytes),
+length (2) and kind (1: whole, 2: first, 3: middle, 4: last); where fewer than 7 bytes of a block are left, they pad.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from wandb.proto import wandb_internal_pb2
+
+_FILE_HEADER = b":W&B"
+_FILE_HEADER_SIZE = 7
+_BLOCK = 32 * 1024
+_FRAGMENT = struct.Struct("<IHB")
+_WHOLE, _LAST = 1, 4
+
+
+@dataclasses.dataclass
+class WandbFile:
+    """What one life of a run left in its file."""
+
+    run_id: str
+    project: str
+    name: str
+    group: str
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    step_metrics: dict[str, str] = dataclasses.field(default_factory=dict)
+    exit_code: int | None = None
+
+
+def read_wandb_file(path: Path) -> WandbFile:
+    """The run in `path`; ValueError where the file holds none, for instance only its header."""
+    found: WandbFile | None = None
+    for record in _records(path.read_bytes()):
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            run = record.run
+            found = WandbFile(
+                run.run_id, run.project, run.display_name, run.run_group, _items(run.config.update)
+            )
+        elif found is None:
+            continue
+        elif kind == "config":
+            found.config.update(_items(record.config.update))
+        elif kind == "history":
+            found.history.append(_items(record.history.item))
+        elif kind == "metric":
+            found.step_metrics[record.metric.name or record.metric.glob_name] = record.metric.step_metric
+        elif kind == "exit":
+            found.exit_code = record.exit.exit_code
+    if found is None:
+        raise ValueError(f"{path} holds no run")
+    return found
+
+
+def _records(data: bytes) -> Iterator[Any]:
+    if not data.startswith(_FILE_HEADER):
+        raise ValueError("not a .wandb file")
+    for payload in _payloads(data):
+        record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
+        record.ParseFromString(payload)
+        yield record
+
+
+def _payloads(data: bytes) -> Iterator[bytes]:
+    """Fragments joined to records; what a killed writer left unfinished at the end is not a record."""
+    position, parts = _FILE_HEADER_SIZE, b""
+    while position + _FRAGMENT.size <= len(data):
+        left_in_block = _BLOCK - position % _BLOCK
+        if left_in_block < _FRAGMENT.size:
+            position += left_in_block
+            continue
+        _checksum, length, kind = _FRAGMENT.unpack_from(data, position)
+        position += _FRAGMENT.size
+        if kind == 0 or position + length > len(data):
+            return
+        parts += data[position : position + length]
+        position += length
+        if kind in (_WHOLE, _LAST):
+            yield parts
+            parts = b""
+
+
+def _items(updates: Iterable[Any]) -> dict[str, Any]:
+    """Key-value messages as a dictionary; nested keys are joined by slashes."""
+    return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in updates}
