@@ -1,0 +1,188 @@
+"""The training loops that `benchmarks.train_speed` compares, each behind the same three words.
+
+All train SAC (or SAC-HPO) on Hopper-v4 with one environment, batch 256, networks of 256-256 ReLU units, one
+update per environment step after `warmup_steps` random steps, on the CPU. Libraries are imported where a
+contestant is made, because each runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+ENV_ID = "Hopper-v4"
+NEVER = 1_000_000_000
+"""Steps that no benchmark reaches: evaluations, checkpoints and logs are not what is measured."""
+
+
+class Counts(NamedTuple):
+    """Lifetime counters of a training loop."""
+
+    env_steps: int
+    updates: int
+
+
+class Contestant(Protocol):
+    """A training loop that can be asked for some more steps."""
+
+    def run(self, steps: int) -> None:
+        """Trains for `steps` environment steps (the number given to its factory, or a multiple)."""
+
+    def counts(self) -> Counts:
+        """Environment steps and updates done so far."""
+
+
+class HandWritten:
+    """The loop in `benchmarks.handwritten_sac`."""
+
+    def __init__(self, warmup_steps: int) -> None:
+        from benchmarks.handwritten_sac import HandwrittenSAC
+
+        self.sac = HandwrittenSAC(ENV_ID, warmup_steps=warmup_steps)
+
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            self.sac.step()
+
+    def counts(self) -> Counts:
+        return Counts(self.sac.env_steps, self.sac.updates)
+
+
+class StableBaselines3:
+    """stable-baselines3's SAC with its defaults, but for the fixed temperature that all others have too."""
+
+    def __init__(self, warmup_steps: int) -> None:
+        from stable_baselines3 import SAC
+
+        self.sac = SAC("MlpPolicy", ENV_ID, ent_coef=0.2, learning_starts=warmup_steps, seed=0, device="cpu")
+
+    def run(self, steps: int) -> None:
+        self.sac.learn(steps, log_interval=NEVER, reset_num_timesteps=self.sac.num_timesteps == 0)
+
+    def counts(self) -> Counts:
+        return Counts(self.sac.num_timesteps, self.sac._n_updates)
+
+
+class RLlibHPO:
+    """This package's algorithms, through RLlib's `Algorithm.train()`."""
+
+    def __init__(self, algorithm: str, warmup_steps: int, steps: int, **settings: Any) -> None:
+        import rllib_hpo
+
+        config = {"sac": rllib_hpo.SACGaussianConfig, "sac-hpo": rllib_hpo.SACHPOConfig}[algorithm]
+        start_ray()
+        self.algo = (
+            config.for_task(ENV_ID)
+            .training(
+                warmup_steps=warmup_steps,
+                steps_per_iteration=steps,
+                evaluation_every=NEVER,
+                checkpoint_every=NEVER,
+                **settings,
+            )
+            .debugging(seed=0)
+            .build_algo()
+        )
+
+    def run(self, steps: int) -> None:
+        end = self.counts().env_steps + steps
+        while self.counts().env_steps < end:
+            self.algo.train()
+
+    def counts(self) -> Counts:
+        return Counts(self.algo.env_steps, self.algo.local_learner.num_updates)
+
+
+class RLlibSAC:
+    """RLlib's own SAC on its new API stack, in one process, one update of batch 256 per step.
+
+    With "fcnet 256-256, ReLU" its policy is that of the others, but its critics are not: state and action
+    pass a 256-256 encoder each, and what joins them has three more layers by default, none if `small`. No
+    option makes them plain 256-256 networks.
+    """
+
+    def __init__(self, warmup_steps: int, steps: int, *, small: bool = False) -> None:
+        from ray.rllib.algorithms.sac import SACConfig
+        from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+
+        start_ray()
+        fusion: dict[str, Any] = {"fusionnet_hiddens": []} if small else {}
+        model = DefaultModelConfig(
+            fcnet_hiddens=[256, 256], fcnet_activation="relu", head_fcnet_hiddens=[], **fusion
+        )
+        config = (
+            SACConfig()
+            .environment(ENV_ID)
+            .env_runners(num_env_runners=0, rollout_fragment_length=1)
+            .learners(num_learners=0)
+            .rl_module(model_config=model)
+            .training(
+                train_batch_size_per_learner=256,
+                training_intensity=256,  # rows replayed per step sampled: one batch of 256 a step
+                actor_lr=3e-4,
+                critic_lr=3e-4,
+                alpha_lr=3e-4,
+                num_steps_sampled_before_learning_starts=warmup_steps,
+            )
+            .reporting(min_sample_timesteps_per_iteration=steps, min_time_s_per_iteration=0)
+            .debugging(seed=0, log_level="ERROR")
+        )
+        self.algo = config.build_algo()
+        self.batches = 0
+        self._count_updates()
+
+    def run(self, steps: int) -> None:
+        end = self.counts().env_steps + steps
+        while self.counts().env_steps < end:
+            self.algo.train()
+
+    def counts(self) -> Counts:
+        steps = self.algo.metrics.peek(("env_runners", "num_env_steps_sampled_lifetime"), default=0)
+        return Counts(int(steps), self.batches)
+
+    def _count_updates(self) -> None:
+        """Counts calls of the learner's update, which no metric of RLlib's tells reliably."""
+        update = self.algo.learner_group.update
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.batches += 1
+            return update(*args, **kwargs)
+
+        self.algo.learner_group.update = counted
+
+
+def start_ray() -> None:
+    """A Ray of one CPU for this process alone: everything measured runs in local mode."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=1,
+        num_gpus=0,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=100_000_000,
+    )
+
+
+CONTESTANTS: dict[str, Callable[[int, int], Contestant]] = {
+    "hand-written": lambda warmup, steps: HandWritten(warmup),
+    "sac": lambda warmup, steps: RLlibHPO("sac", warmup, steps),
+    "sac-hpo-2": lambda warmup, steps: RLlibHPO("sac-hpo", warmup, steps, leapfrog_steps=2),
+    "sac-hpo-3": lambda warmup, steps: RLlibHPO("sac-hpo", warmup, steps, leapfrog_steps=3),
+    "stable-baselines3": lambda warmup, steps: StableBaselines3(warmup),
+    "rllib-sac": RLlibSAC,
+    "rllib-sac-small": lambda warmup, steps: RLlibSAC(warmup, steps, small=True),
+}
+"""A factory by name, of (random warm-up steps, environment steps of a slice)."""
+
+TITLES = {
+    "hand-written": "hand-written SAC loop",
+    "sac": "**rllib_hpo SAC**",
+    "sac-hpo-2": "**rllib_hpo SAC-HPO, K = 2**",
+    "sac-hpo-3": "**rllib_hpo SAC-HPO, K = 3**",
+    "stable-baselines3": "stable-baselines3 SAC",
+    "rllib-sac": "RLlib's own SAC, its default shape of critics",
+    "rllib-sac-small": "RLlib's own SAC, the smallest critics it offers",
+}
+"""What the table calls them."""
