@@ -27,10 +27,8 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 # One thread in each process: the networks are small, and several processes share the cores.
-# Ray: no usage reports, and a process without a GPU keeps its CUDA_VISIBLE_DEVICES (Ray's coming default).
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
-export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO ?= 0
 PYTEST := $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
 
 .PHONY: help

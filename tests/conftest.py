@@ -7,7 +7,6 @@ import os
 DEFAULTS = {
     "OMP_NUM_THREADS": "1",  # equal numbers of threads give equal numbers
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "WANDB_MODE": "offline",
 }
 for name, value in DEFAULTS.items():

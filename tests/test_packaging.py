@@ -1,0 +1,80 @@
+"""What a newcomer's first two commands rest on: dependencies, the constraints file and the make targets."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+DIRECT = [*PROJECT["dependencies"], *(line for extra in EXTRAS.values() for line in extra)]
+TARGETS = ["help", "setup", "demo", "lint", "format", "test", "test-slow", "bench", "constraints", "clean"]
+
+
+def pins() -> dict[str, Version]:
+    """Version of each package in constraints.txt, by canonical name."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(name): Version(version) for name, version in pairs}
+
+
+@pytest.mark.parametrize("line", DIRECT)
+def test_direct_dependency_is_pinned_within_its_range(line: str) -> None:
+    requirement = Requirement(line)
+    pinned = pins()[canonicalize_name(requirement.name)]
+    assert requirement.specifier.contains(pinned)
+
+
+def test_constraints_install_anywhere() -> None:
+    """Only plain, sorted `name==version` lines: no paths, no addresses, no builds of one index."""
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert lines == sorted(lines)
+    for line in lines:
+        assert re.fullmatch(r"[a-z0-9-]+==[a-z0-9.]+", line), line
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_make_target_exists(target: str) -> None:
+    done = subprocess.run(
+        ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_make_without_a_target_lists_them() -> None:
+    listing = subprocess.run(
+        ["make"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    assert [line.split()[1] for line in listing.splitlines()] == TARGETS
+
+
+def test_second_demo_does_not_touch_the_first(tmp_path: Path) -> None:
+    """The demo's folder is the first free one of runs/demo, runs/demo-2, ..."""
+
+    def folder() -> str:
+        command = ["make", "--dry-run", "-f", str(ROOT / "Makefile"), "demo"]
+        for name in ("pyproject.toml", "constraints.txt"):
+            (tmp_path / name).touch()
+        dry = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+        return re.findall(r"--out (\S+)", dry.stdout)[-1]
+
+    assert folder() == "runs/demo"
+    (tmp_path / "runs/demo").mkdir(parents=True)
+    assert folder() == "runs/demo-2"
+    (tmp_path / "runs/demo-2").mkdir()
+    assert folder() == "runs/demo-3"
+
+
+@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="no README yet")
+def test_readme_names_the_two_commands() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert "make demo" in text
+    assert "make test" in text
