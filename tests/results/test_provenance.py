@@ -74,8 +74,9 @@ def test_versions_are_those_installed() -> None:
 
 def test_nothing_is_imported_to_learn_its_version() -> None:
     script = (
-        "import sys; from rllib_hpo.results.provenance import provenance; provenance('cpu'); "
-        "print({'ray', 'torch', 'gymnasium', 'mujoco', 'pybullet'} & set(sys.modules))"
+        "import sys; from rllib_hpo.results.provenance import provenance; before = set(sys.modules); "
+        "provenance('cpu'); "
+        "print({'ray', 'torch', 'numpy', 'gymnasium', 'mujoco', 'pybullet'} & (set(sys.modules) - before))"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
