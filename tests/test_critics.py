@@ -22,7 +22,7 @@ def _batch(rows: int, obs_dim: int, action_dim: int, seed: int) -> tuple[Tensor,
     return obs, action
 
 
-@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("layers", [1, 2, 3, 4])
 def test_forward_equals_two_separate_networks(layers: int) -> None:
     """Row i of the batched product is critic i, and the two are drawn independently."""
     critic = _critic(5, 3, 16, layers, seed=0)
@@ -35,7 +35,7 @@ def test_forward_equals_two_separate_networks(layers: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(10))
-@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("layers", [1, 2, 3, 4])
 def test_analytic_gradient_equals_autograd(layers: int, seed: int) -> None:
     """grad_a min(Q_1, Q_2) from masks and two matrix products is autograd's to 1e-10."""
     obs_dim, action_dim, units = 1 + seed % 7, 1 + seed % 4, (4, 32, 256)[seed % 3]

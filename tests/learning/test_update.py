@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rllib_hpo.errors import NonFiniteError
 from rllib_hpo.learning.actor_critic import ActorCritic
 from rllib_hpo.learning.replay import Batch
 from rllib_hpo.learning.update import make_optimizers, update
@@ -248,3 +249,16 @@ def test_fixed_temperature_stays() -> None:
     model, metrics = _train(settings, 3)
     assert make_optimizers(model, settings).temperature is None
     assert metrics[-1]["alpha"].item() == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("settings", [SETTINGS["sac"], SETTINGS["sac-hpo"]], ids=["sac", "sac-hpo"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_training(settings: ActorCriticSettings, value: float) -> None:
+    """The error names the loss, and no parameter has changed."""
+    model = _model(settings)
+    before = copy.deepcopy(model.state_dict())
+    batch = _batch(0)
+    batch.reward[3] = value
+    with pytest.raises(NonFiniteError, match="critic loss"):
+        update(model, make_optimizers(model, settings), batch, _noise(model, 0), settings)
+    assert all(torch.equal(before[name], x) for name, x in model.state_dict().items())
