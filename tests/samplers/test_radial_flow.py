@@ -9,8 +9,11 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
+from rllib_hpo.learning.actor_critic import ActorCritic
+from rllib_hpo.samplers.base import zero_noise
 from rllib_hpo.samplers.gaussian import tanh_gaussian, tanh_log_det
 from rllib_hpo.samplers.radial_flow import RadialFlow
+from rllib_hpo.settings import SACNFSettings
 from tests.reference import densities as reference
 
 
@@ -151,3 +154,15 @@ def test_no_flow_limit_is_the_gaussian() -> None:
     torch.testing.assert_close(log_det, torch.zeros_like(log_det), rtol=0.0, atol=1e-12)
     zeros = torch.zeros_like(z)
     assert torch.equal(tanh_gaussian(zeros, zeros, z)[0], torch.tanh(z))
+
+
+def test_evaluation_is_the_mean_through_the_flow() -> None:
+    """Noise-free, SAC-NF acts by tanh(flow(mu)), which is not tanh(mu) once the flow has learned."""
+    model = ActorCritic(5, 2, SACNFSettings(hidden_units=16), seed=0).double()
+    model.sampler.flow = _flow(2, 4)
+    obs = _points(8, 5)
+    zeros = {name: value.double() for name, value in zero_noise(model.sampler, 8).items()}
+    mean, _ = model.sampler.policy(obs)
+    action = model.sample(obs, zeros, "train").action
+    torch.testing.assert_close(action, torch.tanh(model.sampler.flow(mean)[0]))
+    assert (action - torch.tanh(mean)).abs().max() > 0.01
