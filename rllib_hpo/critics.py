@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -33,12 +34,10 @@ class TwinCritic(nn.Module):
         self.obs_dim = obs_dim
         units = [obs_dim + action_dim, *[hidden_units] * num_layers, 1]
         self.weights = nn.ParameterList(
-            uniform((2, fan_out, fan_in), fan_in, generator)
-            for fan_in, fan_out in zip(units[:-1], units[1:], strict=True)
+            uniform((2, fan_out, fan_in), fan_in, generator) for fan_in, fan_out in itertools.pairwise(units)
         )
         self.biases = nn.ParameterList(
-            uniform((2, 1, fan_out), fan_in, generator)
-            for fan_in, fan_out in zip(units[:-1], units[1:], strict=True)
+            uniform((2, 1, fan_out), fan_in, generator) for fan_in, fan_out in itertools.pairwise(units)
         )
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 
-def uniform(shape: tuple[int, ...], fan_in: int, generator: torch.Generator | None, scale: float = 1.0) -> Tensor:
+def uniform(
+    shape: tuple[int, ...], fan_in: int, generator: torch.Generator | None, scale: float = 1.0
+) -> Tensor:
     """Values in +-scale / sqrt(fan_in), the distribution `nn.Linear` starts from."""
     bound = scale / math.sqrt(fan_in)
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)

@@ -30,10 +30,12 @@ class ActorCriticSettings(BaseModel):
     """Registered name of the sampler that draws this algorithm's actions."""
 
     gamma: Annotated[float, Field(ge=0, le=1, description="Discount factor.")] = 0.99
-    lr: Annotated[PositiveFloat, Field(description="Adam learning rate of all networks and the temperature.")] = (
-        3e-4
+    lr: Annotated[
+        PositiveFloat, Field(description="Adam learning rate of all networks and the temperature.")
+    ] = 3e-4
+    tau: Annotated[UnitInterval, Field(description="Polyak rate of the target critics, every update.")] = (
+        0.005
     )
-    tau: Annotated[UnitInterval, Field(description="Polyak rate of the target critics, every update.")] = 0.005
     train_batch_size_per_learner: Annotated[
         PositiveInt, Field(description="Transitions in the batch of one update.")
     ] = 256
@@ -56,9 +58,9 @@ class ActorCriticSettings(BaseModel):
         int, Field(ge=1, le=4, description="Hidden layers of the base policy network.")
     ] = 2
     critic_layers: Annotated[int, Field(ge=1, le=4, description="Hidden layers of each critic.")] = 2
-    hidden_units: Annotated[PositiveInt, Field(description="Units of each hidden layer, policy and critics.")] = (
-        256
-    )
+    hidden_units: Annotated[
+        PositiveInt, Field(description="Units of each hidden layer, policy and critics.")
+    ] = 256
     critic_activation: Annotated[
         Literal["relu"],
         Field(
@@ -80,13 +82,17 @@ class ActorCriticSettings(BaseModel):
         ),
     ] = 10_000
     steps_per_iteration: Annotated[
-        PositiveInt, Field(description="Most environment steps of one Algorithm.train() call; it ends early at a checkpoint.")
+        PositiveInt,
+        Field(
+            description="Most environment steps of one Algorithm.train() call; it ends early at a checkpoint."
+        ),
     ] = 1_000
     diagnostics_interval: Annotated[
         PositiveInt, Field(description="Updates between the costlier diagnostics of the sampler.")
     ] = 100
     num_torch_threads: Annotated[
-        PositiveInt, Field(description="Torch threads per process; results are bitwise equal only for equal numbers.")
+        PositiveInt,
+        Field(description="Torch threads per process; results are bitwise equal only for equal numbers."),
     ] = 1
 
     def evaluation_sampler(self) -> str:
@@ -114,7 +120,9 @@ class SACHPOSettings(ActorCriticSettings):
 
     sampler: ClassVar[str] = "hamiltonian"
 
-    policy_layers: Annotated[int, Field(ge=1, le=4, description="Hidden layers of the base policy network.")] = 1
+    policy_layers: Annotated[
+        int, Field(ge=1, le=4, description="Hidden layers of the base policy network.")
+    ] = 1
     leapfrog_steps: Annotated[int, Field(ge=0, description="Leapfrog steps K.")] = 3
     step_size: Annotated[
         PositiveFloat | Annotated[list[PositiveFloat], Field(min_length=1)],
@@ -123,7 +131,9 @@ class SACHPOSettings(ActorCriticSettings):
     learn_step_size: Annotated[
         bool, Field(description="Train epsilon (softplus, per action dimension) with the policy.")
     ] = False
-    leapfrog_units: Annotated[PositiveInt, Field(description="Hidden units h_n of the networks T_h and sigma_h.")] = 32
+    leapfrog_units: Annotated[
+        PositiveInt, Field(description="Hidden units h_n of the networks T_h and sigma_h.")
+    ] = 32
     leapfrog_state_input: Annotated[bool, Field(description="Whether T_h and sigma_h see the state.")] = True
     momentum_std_explore: Annotated[
         PositiveFloat, Field(description="Std 1/sqrt(beta_0) of the initial momentum while exploring.")
@@ -135,7 +145,9 @@ class SACHPOSettings(ActorCriticSettings):
     momentum_penalty: Annotated[
         bool, Field(description="Keep the term alpha beta_0 |rho_K|^2 / 2 of the objective, eq. (12).")
     ] = False
-    tempering: Annotated[bool, Field(description="Scale the momentum after each step, 2nd paper's eq. (17).")] = False
+    tempering: Annotated[
+        bool, Field(description="Scale the momentum after each step, 2nd paper's eq. (17).")
+    ] = False
     tempering_allow_heating: Annotated[
         bool, Field(description="Allow tempering with a std below 1, which amplifies the momentum.")
     ] = False
@@ -144,7 +156,8 @@ class SACHPOSettings(ActorCriticSettings):
         Field(description="Gradient in the force: unit norm, eq. (13), or divided by alpha, eq. (9)."),
     ] = "unit"
     force_gate: Annotated[
-        Literal["gated", "none"], Field(description="'gated': networks T_h and sigma_h, eq. (13); 'none': eq. (9).")
+        Literal["gated", "none"],
+        Field(description="'gated': networks T_h and sigma_h, eq. (13); 'none': eq. (9)."),
     ] = "gated"
     mass_matrix: Annotated[
         Literal["unit", "consistent"],
@@ -157,7 +170,8 @@ class SACHPOSettings(ActorCriticSettings):
         Literal["hamiltonian", "gaussian"], Field(description="Sampler that explores (Table II).")
     ] = "hamiltonian"
     train_sampler: Annotated[
-        Literal["hamiltonian", "gaussian"], Field(description="Sampler of the losses and evaluations (Table II).")
+        Literal["hamiltonian", "gaussian"],
+        Field(description="Sampler of the losses and evaluations (Table II)."),
     ] = "hamiltonian"
 
     @model_validator(mode="after")
@@ -175,6 +189,7 @@ class SACHPOSettings(ActorCriticSettings):
         return self
 
     def evaluation_sampler(self) -> str:
+        """The sampler of the losses, which for the baselines of Table II may not be the one that explores."""
         return self.train_sampler
 
 
@@ -200,13 +215,17 @@ def parse_settings(model: type[SettingsT], values: Mapping[str, Any], source: st
         SettingsError: Naming the key, the value, what is allowed and the nearest valid name.
     """
     try:
-        return model(**{key: list(v) if isinstance(v, tuple) else v for key, v in values.items()})
+        return model.model_validate(
+            {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+        )
     except pydantic.ValidationError as error:
         prefix = f"{source}: " if source else ""
         raise SettingsError(prefix + "; ".join(_describe(model, values, error)) + ".") from None
 
 
-def _describe(model: type[BaseModel], values: Mapping[str, Any], error: pydantic.ValidationError) -> list[str]:
+def _describe(
+    model: type[BaseModel], values: Mapping[str, Any], error: pydantic.ValidationError
+) -> list[str]:
     """What pydantic found, in a user's words: one phrase per key."""
     allowed: dict[str, list[str]] = {}
     phrases = []

@@ -56,4 +56,4 @@ class TorchStreams:
         """Continues every stream where `get_state` found it; streams it does not name start afresh."""
         self._generators.clear()
         for name, value in state.items():
-            self[name].set_state(torch.as_tensor(value))
+            self[name].set_state(torch.tensor(value))

@@ -10,7 +10,12 @@ from torch import Tensor
 
 
 def bellman_target(
-    reward: Tensor, terminated: Tensor, next_q: Tensor, next_log_prob: Tensor | None, alpha: Tensor, gamma: float
+    reward: Tensor,
+    terminated: Tensor,
+    next_q: Tensor,
+    next_log_prob: Tensor | None,
+    alpha: Tensor,
+    gamma: float,
 ) -> Tensor:
     """r + gamma (1 - terminated) (min target Q(s', a') - alpha log pi(a'|s')), (B,); SAC eq. (3) in (2).
 

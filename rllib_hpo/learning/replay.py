@@ -87,12 +87,12 @@ class Replay:
 
     def add(self, rows: npt.NDArray[np.float32]) -> None:
         """Appends rows (N, width), in order, overwriting the oldest."""
-        kept = rows[-self.capacity :]
+        kept = torch.from_numpy(rows[-self.capacity :])
         start = (self.total_rows + len(rows) - len(kept)) % self.capacity
         head = min(len(kept), self.capacity - start)
-        self._rows[start : start + head] = torch.from_numpy(kept[:head])
+        self._rows[start : start + head] = kept[:head]
         if head < len(kept):
-            self._rows[: len(kept) - head] = torch.from_numpy(kept[head:])
+            self._rows[: len(kept) - head] = kept[head:]
         self.total_rows += len(rows)
 
     def draw_indices(self, num: int, generator: torch.Generator) -> Tensor:

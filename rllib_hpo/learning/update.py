@@ -31,6 +31,7 @@ class Optimizers(NamedTuple):
 
 def make_optimizers(model: ActorCritic, settings: ActorCriticSettings) -> Optimizers:
     """Adam for the critics, for the policy with the sampler's networks, and for the temperature."""
+
     def adam(parameters: list[Tensor]) -> torch.optim.Adam:
         return torch.optim.Adam(parameters, lr=settings.lr, eps=1e-8, fused=True)
 
@@ -67,7 +68,7 @@ def update(
     next_q = target_critics.rows(slice(0, num_rows)).minimum(next_sample.action)
     target = bellman_target(
         batch.reward, batch.terminated, next_q, next_sample.log_prob, alpha, settings.gamma
-    )
+    ).detach()
     q = model.critics(batch.obs, batch.action)
     loss_critic = critic_loss(q, target)
     _step(optimizers.critic, loss_critic, "critic loss")
@@ -83,9 +84,7 @@ def update(
         loss_temperature = temperature_loss(model.log_alpha, sample.log_prob, model.target_entropy)
         _step(optimizers.temperature, loss_temperature, "temperature loss")
 
-    targets, onlines = list(model.target_critics.parameters()), list(model.critics.parameters())
-    with torch.no_grad():
-        torch._foreach_lerp_(targets, onlines, settings.tau)
+    _move_targets(model, settings.tau)
     return _metrics(loss_critic, loss_policy, q, sample, alpha)
 
 
@@ -98,9 +97,21 @@ def _sample_both(model: ActorCritic, batch: Batch, noise: Noise) -> tuple[Sample
     obs = torch.cat([batch.next_obs, batch.obs])
     target_critics = model.target_critics.condition(obs)
     both = model.sample(obs, noise, "train", critic=target_critics, detached_rows=num_rows)
-    next_sample = Sample(*(None if x is None else x[:num_rows].detach() for x in both))
-    sample = Sample(*(None if x is None else x[num_rows:] for x in both))
-    return next_sample, sample, target_critics
+    return _rows(both, slice(0, num_rows)), _rows(both, slice(num_rows, None)), target_critics
+
+
+def _rows(sample: Sample, rows: slice) -> Sample:
+    log_prob = None if sample.log_prob is None else sample.log_prob[rows]
+    penalty = None if sample.penalty is None else sample.penalty[rows]
+    return Sample(sample.action[rows], log_prob, penalty)
+
+
+@torch.no_grad()
+def _move_targets(model: ActorCritic, tau: float) -> None:
+    """Polyak averaging: target <- target + tau (online - target)."""
+    targets: list[Tensor] = list(model.target_critics.parameters())
+    onlines: list[Tensor] = list(model.critics.parameters())
+    torch._foreach_lerp_(targets, onlines, tau)
 
 
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor, name: str) -> None:

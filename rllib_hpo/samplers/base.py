@@ -69,7 +69,9 @@ class Sampler(nn.Module, ABC):
         return {}
 
 
-def draw_noise(sampler: Sampler, num_rows: int, streams: TorchStreams, device: torch.device | None = None) -> Noise:
+def draw_noise(
+    sampler: Sampler, num_rows: int, streams: TorchStreams, device: torch.device | None = None
+) -> Noise:
     """Standard normals for `num_rows` draws; each kind of noise has its own stream."""
     return {
         name: torch.randn((num_rows, *shape), generator=streams[name], device=device)

@@ -47,7 +47,9 @@ class GatedForce(nn.Module):
         units = 2 * hidden_units
         self.bias = nn.Parameter(uniform((units,), fan_in, generator))
         self.action_weight = nn.Parameter(uniform((units, 2 * action_dim), fan_in, generator))
-        self.state_weight = nn.Parameter(uniform((units, obs_dim), fan_in, generator)) if state_input else None
+        self.state_weight = (
+            nn.Parameter(uniform((units, obs_dim), fan_in, generator)) if state_input else None
+        )
         self.transform = linear(hidden_units, action_dim, generator, scale=SMALL)
         self.gate = linear(hidden_units, action_dim, generator, scale=SMALL)
 

@@ -84,5 +84,6 @@ class GaussianSampler(Sampler):
         alpha: Tensor,
         detached_rows: int = 0,
     ) -> Sample:
+        """Draws one action per state; see `Sampler.forward`."""
         mean, log_std = self.policy(obs, detached_rows)
         return Sample(*tanh_gaussian(mean, log_std, noise["base"]))

@@ -79,9 +79,7 @@ class HamiltonianSampler(Sampler):
         }
         gated = settings.force_gate == "gated"
         self.gated_force = (
-            GatedForce(
-                obs_dim, action_dim, settings.leapfrog_units, settings.leapfrog_state_input, generator
-            )
+            GatedForce(obs_dim, action_dim, settings.leapfrog_units, settings.leapfrog_state_input, generator)
             if gated
             else None
         )
@@ -105,7 +103,9 @@ class HamiltonianSampler(Sampler):
         """eps: a number, or (A,)."""
         if self.settings.learn_step_size:
             return F.softplus(self.raw_step_size)
-        return self.fixed_step_size if isinstance(self.settings.step_size, list) else self.settings.step_size
+        if isinstance(self.settings.step_size, list):
+            return self.get_buffer("fixed_step_size")
+        return self.settings.step_size
 
     def forward(
         self,
@@ -117,8 +117,8 @@ class HamiltonianSampler(Sampler):
         alpha: Tensor,
         detached_rows: int = 0,
     ) -> Sample:
-        mean, log_std = self.policy(obs, detached_rows)
-        initial_action, log_prob = tanh_gaussian(mean, log_std, noise["base"])
+        """Draws one action per state; see `Sampler.forward`."""
+        initial_action, log_prob = self._initial_action(obs, noise, detached_rows)
         action, momentum = self.evolve(
             initial_action,
             self.initial_momentum(initial_action, noise, mode),
@@ -128,6 +128,10 @@ class HamiltonianSampler(Sampler):
         )
         penalty = self._momentum_penalty(momentum, alpha) if self.settings.momentum_penalty else None
         return Sample(self._clip(action), log_prob, penalty)
+
+    def _initial_action(self, obs: Tensor, noise: Noise, detached_rows: int = 0) -> tuple[Tensor, Tensor]:
+        mean, log_std = self.policy(obs, detached_rows)
+        return tanh_gaussian(mean, log_std, noise["base"])
 
     def initial_momentum(self, action: Tensor, noise: Noise, mode: Mode) -> Tensor:
         """rho_0 = noise / sqrt(beta_0), (B, A); zero without momentum noise."""
@@ -152,7 +156,9 @@ class HamiltonianSampler(Sampler):
         def force(action: Tensor) -> Tensor:
             _, gradient = critic.minimum_and_gradient(action.detach())
             direction = unit_gradient(gradient) if unit else -gradient / alpha
-            value, openness = (direction, torch.ones_like(direction)) if gate is None else gate(action, direction)
+            value, openness = (
+                (direction, torch.ones_like(direction)) if gate is None else gate(action, direction)
+            )
             if observe is not None:
                 observe(gradient, openness)
             return value
@@ -206,7 +212,7 @@ class HamiltonianSampler(Sampler):
             gates.append(gate.mean())
             norms.append(torch.linalg.vector_norm(gradient, dim=-1).mean())
 
-        initial_action, _ = tanh_gaussian(*self.policy(obs), noise["base"])
+        initial_action, _ = self._initial_action(obs, noise)
         momentum = self.initial_momentum(initial_action, noise, mode)
         force = self.force(obs, critic, alpha, observe)
         action, momentum = self.evolve(initial_action, momentum, force, mode, final_kick=True)

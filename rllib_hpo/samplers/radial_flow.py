@@ -94,6 +94,7 @@ class RadialFlowSampler(Sampler):
         alpha: Tensor,
         detached_rows: int = 0,
     ) -> Sample:
+        """Draws one action per state; see `Sampler.forward`."""
         mean, log_std = self.policy(obs, detached_rows)
         pre_tanh, log_det = self.flow(mean + log_std.exp() * noise["base"])
         log_prob = gaussian_log_prob(noise["base"], log_std) - log_det - tanh_log_det(pre_tanh)

@@ -148,8 +148,9 @@ class ActionScaling:
         self._half: NDArray[np.float32] = (top / 2 - bottom / 2).astype(np.float32)
 
     @classmethod
-    def of(cls, space: gym.spaces.Box) -> ActionScaling:
-        """The scaling to a bounded action space."""
+    def of(cls, space: gym.Space[Any]) -> ActionScaling:
+        """The scaling to the bounded action space of an environment that passed `check_spaces`."""
+        assert isinstance(space, gym.spaces.Box)
         return cls(space.low, space.high)
 
     def to_env(self, action: ArrayLike) -> NDArray[np.float32]:

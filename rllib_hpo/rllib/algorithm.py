@@ -1,0 +1,419 @@
+"""The Algorithms. RLlib builds, checkpoints and reports them; the training step is our own."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.callbacks.utils import make_callback
+from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.utils.annotations import override
+from ray.rllib.utils.metrics import (
+    ENV_RUNNER_RESULTS,
+    EPISODE_LEN_MEAN,
+    EPISODE_RETURN_MEAN,
+    EVALUATION_RESULTS,
+    LEARNER_RESULTS,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    NUM_EPISODES_LIFETIME,
+    WEIGHTS_SEQ_NO,
+)
+
+from rllib_hpo.errors import UserError
+from rllib_hpo.results.provenance import provenance
+from rllib_hpo.results.schema import EvaluationRow, canonical_json, config_hash, episode_statistics
+from rllib_hpo.results.writer import write_row
+from rllib_hpo.rllib import checkpointing
+from rllib_hpo.rllib.config import ActorCriticConfig, SACGaussianConfig, SACHPOConfig, SACNFConfig
+from rllib_hpo.rllib.env_runner import Episode, Rollout
+from rllib_hpo.rllib.environment import environment_maker
+from rllib_hpo.rllib.evaluation import episode_seeds, evaluate
+from rllib_hpo.rllib.learner import ActorCriticLearner
+from rllib_hpo.rllib.remote import Call, SampleRequest, only_success, share_out, successes
+from rllib_hpo.rllib.rl_module import ActorCriticModule
+from rllib_hpo.rllib.schedule import Schedule
+
+_PROGRESS = "progress"
+RUNNER_LOSS_PATIENCE_S = 300.0
+"""How long training waits for a runner to come back when all are dead."""
+
+
+class ActorCriticAlgorithm(Algorithm):
+    """A maximum-entropy actor-critic: one learner, one replay, one evaluation; the sampler is what differs.
+
+    One `train()` is a fixed number of environment steps (never a span of time), cut so that warm-up,
+    evaluations and checkpoints fall on their steps exactly.
+    """
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> ActorCriticConfig:
+        return ActorCriticConfig()
+
+    @override(Algorithm)
+    def setup(self, config: ActorCriticConfig) -> None:
+        torch.set_num_threads(config.num_torch_threads)
+        self.settings = config.settings()
+        self.schedule = Schedule(self.settings)
+        self.env_steps, self._num_updates, self._weights_seq_no = 0, 0, 0
+        self._began, self._num_replaced = time.perf_counter(), 0
+        self._episodes_done: list[Episode] = []
+        self.max_env_steps: int | None = None
+        """Steps after which an iteration ends early; None for no limit."""
+        self.latest_evaluation: dict[str, Any] | None = None
+        super().setup(config)
+        self._share_module()
+
+    def _share_module(self) -> None:
+        """A local runner acts with the local learner's own module: no copies, no policy lag."""
+        if self._is_local():
+            self.env_runner.module = self.local_learner.module[DEFAULT_MODULE_ID].unwrapped()
+
+    def _is_local(self) -> bool:
+        return self.config.num_env_runners == 0 and self.config.num_learners == 0
+
+    @property
+    def local_learner(self) -> ActorCriticLearner:
+        """The learner, where it lives in this process."""
+        return self.learner_group._learner
+
+    @property
+    def acting_module(self) -> ActorCriticModule:
+        """The module evaluations act with, holding the newest weights."""
+        return self.env_runner.module
+
+    @override(Algorithm)
+    def step(self) -> dict[str, Any]:
+        """Adds the latest evaluation to every result: schedulers of Tune need it between evaluations, too."""
+        results: dict[str, Any] = super().step()
+        if self.latest_evaluation is not None:
+            results[EVALUATION_RESULTS] = self.latest_evaluation
+        return results
+
+    @override(Algorithm)
+    def training_step(self) -> None:
+        """Algorithm 1 of arXiv 2103.12020: act, store, update; replaces RLlib's sample-and-train."""
+        end = self.schedule.iteration_end(self.env_steps)
+        if self.max_env_steps is not None:
+            end = min(end, self.max_env_steps)
+        if self.env_steps == 0 and self.latest_evaluation is None:
+            self._evaluate_on_schedule()
+        while self.env_steps < end:
+            stop = self.schedule.next_stop(self.env_steps, end)
+            self._collect_and_learn(stop)
+            if self.env_steps == stop and self.schedule.evaluation_due(self.env_steps):
+                self._evaluate_on_schedule()
+        if self.schedule.checkpoint_due(self.env_steps):
+            self.env_runner_group.foreach_env_runner(Call("rebuild_unsavable_envs"))
+        self._flush_metrics()
+
+    def _collect_and_learn(self, stop: int) -> None:
+        """Takes environment steps up to `stop` at most, and makes the updates that become due."""
+        if self._is_local():
+            self._learn_locally(stop)
+        else:
+            self._learn_in_rounds(stop)
+
+    def _learn_locally(self, stop: int) -> None:
+        """Everything in this process: a fragment, its updates, the next fragment."""
+        runner, learner = self.env_runner, self.local_learner
+        fragment = self.config.get_rollout_fragment_length() * self.config.num_envs_per_env_runner
+        random_actions = self.schedule.is_warmup(self.env_steps)
+        while self.env_steps < stop:
+            rollout = runner.sample(
+                num_steps=min(fragment, stop - self.env_steps), random_actions=random_actions
+            )
+            learner.add_transitions(rollout.rows)
+            self._count(rollout)
+            due = self.schedule.updates_due(self.env_steps) - self._num_updates
+            if due:
+                learner.update_from_replay(due)
+                self._num_updates += due
+
+    def _learn_in_rounds(self, stop: int) -> None:
+        """Remote runners sample one fragment each, then the learner makes the updates that are due."""
+        rollouts = self._sample_remotely(stop)
+        blocks, updates = [], []
+        for rollout in rollouts:
+            self._count(rollout)
+            due = self.schedule.updates_due(self.env_steps) - self._num_updates
+            self._num_updates += due
+            blocks.append(rollout.rows)
+            updates.append(due)
+        self._call_learner("train_on", blocks, updates)
+        if sum(updates):
+            self._weights_seq_no += 1
+
+    def _sample_remotely(self, stop: int) -> list[Rollout]:
+        """One rollout of each healthy runner, all with the newest weights; together they do not cross `stop`."""
+        runners = self._healthy_runners()
+        if not runners:  # num_env_runners = 0 with a remote learner
+            return [self._sample_here(stop)]
+        fragment = self.config.get_rollout_fragment_length() * self.config.num_envs_per_env_runner
+        quotas = share_out(min(stop - self.env_steps, fragment * len(runners)), len(runners))
+        weights = ray.put(self._acting_state())
+        state = {COMPONENT_RL_MODULE: weights, WEIGHTS_SEQ_NO: self._weights_seq_no}
+        random_actions = self.schedule.is_warmup(self.env_steps)
+        asked = [(runner, quota) for runner, quota in zip(runners, quotas, strict=True) if quota]
+        # Asks the actors without EnvRunnerGroup's wrapper, which would swallow a runner's error.
+        return successes(
+            self.env_runner_group._worker_manager.foreach_actor(
+                [SampleRequest(state, quota, random_actions) for _, quota in asked],
+                remote_actor_ids=[runner for runner, _ in asked],
+                timeout_seconds=self.config.sample_timeout_s,
+            )
+        )
+
+    def _sample_here(self, stop: int) -> Rollout:
+        runner = self.env_runner
+        fragment = self.config.get_rollout_fragment_length() * self.config.num_envs_per_env_runner
+        runner.set_state({COMPONENT_RL_MODULE: self._acting_state(), WEIGHTS_SEQ_NO: self._weights_seq_no})
+        rollout: Rollout = runner.sample(
+            num_steps=min(fragment, stop - self.env_steps),
+            random_actions=self.schedule.is_warmup(self.env_steps),
+        )
+        return rollout
+
+    def _healthy_runners(self) -> list[int]:
+        """Indices of the runners that live; dead ones are replaced, and waited for if none is left.
+
+        Raises:
+            UserError: If no runner came back in five minutes.
+        """
+        group = self.env_runner_group
+        deadline = time.monotonic() + RUNNER_LOSS_PATIENCE_S
+        while self.config.num_env_runners > 0:
+            self.restore_env_runners(group)
+            if healthy := group.healthy_env_runner_ids():
+                return list(healthy)
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"All {self.config.num_env_runners} environment runners died and none came back within "
+                    f"{RUNNER_LOSS_PATIENCE_S:.0f} seconds."
+                )
+            time.sleep(1.0)
+        return []
+
+    @override(Algorithm)
+    def restore_env_runners(self, env_runner_group: Any) -> list[int]:
+        """Gives replacements of dead runners streams of their own; weights come with the next request."""
+        restored: list[int] = env_runner_group.probe_unhealthy_env_runners()
+        if restored:
+            self._num_replaced += 1
+            incarnation = self._num_replaced
+            env_runner_group.foreach_env_runner(
+                lambda runner: runner.become_replacement(incarnation),
+                remote_worker_ids=restored,
+                local_env_runner=False,
+            )
+        return restored
+
+    def _count(self, rollout: Rollout) -> None:
+        self.env_steps += len(rollout.rows)
+        self._episodes_done.extend(rollout.episodes)
+
+    def _call_learner(self, method: str, *args: Any) -> Any:
+        """Calls a method of the one learner, wherever it lives."""
+        return only_success(self.learner_group.foreach_learner(Call(method, *args)))
+
+    def _acting_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = self._call_learner("acting_state")
+        return state
+
+    def _evaluate_on_schedule(self) -> None:
+        """An evaluation that counts: schedulers see its return, and its row is written before training goes on."""
+        self.latest_evaluation = self.evaluate()
+        if self.config.results_dir is not None:
+            self._write_row(self._statistics, Path(self.config.results_dir))
+
+    @override(Algorithm)
+    def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
+        """Plays the noise-free episodes of an evaluation now, with the newest weights; writes no row.
+
+        Replaces RLlib's, whose deterministic actions skip the tanh and whose seeds repeat.
+        """
+        kwargs: dict[str, Any] = {"algorithm": self, "metrics_logger": self.metrics}
+        make_callback(
+            "on_evaluate_start",
+            callbacks_objects=self.callbacks,
+            callbacks_functions=self.config.callbacks_on_evaluate_start,
+            kwargs=kwargs,
+        )
+        if not self._is_local():
+            self.acting_module.set_state(self._acting_state())
+        number = self.env_steps // self.settings.evaluation_every
+        seeds = episode_seeds(self.config.seed, number, self.settings.evaluation_episodes)
+        played = evaluate(self.acting_module, environment_maker(self.config), seeds)
+        self._statistics = episode_statistics(played.returns, played.lengths)
+        evaluation = {
+            ENV_RUNNER_RESULTS: {
+                EPISODE_RETURN_MEAN: self._statistics["return_mean"],
+                EPISODE_LEN_MEAN: self._statistics["episode_length_mean"],
+                "episode_return_std": self._statistics["return_std"],
+            },
+            "env_steps": self.env_steps,
+        }
+        make_callback(
+            "on_evaluate_end",
+            callbacks_objects=self.callbacks,
+            callbacks_functions=self.config.callbacks_on_evaluate_end,
+            kwargs={**kwargs, "evaluation_metrics": evaluation},
+        )
+        return evaluation
+
+    def _write_row(self, statistics: dict[str, Any], results_dir: Path) -> None:
+        config = self.run_config()
+        columns: dict[str, Any] = {**statistics, **provenance(self._device_name())}
+        row = EvaluationRow(
+            sweep=self.config.sweep or "none",
+            algorithm=self.config.algorithm,
+            variant=self.config.variant or self.config.algorithm,
+            task=config["task"],
+            env_id=str(config["env"]),
+            seed=self.config.seed,
+            env_steps=self.env_steps,
+            weights_env_steps=self.env_steps,
+            updates=self._num_updates,
+            eval_sampler=self.settings.evaluation_sampler(),
+            config_json=canonical_json(config),
+            config_hash=config_hash(config),
+            wall_time_s=time.perf_counter() - self._began,
+            trial_id=self.config.trial_id or str(self.trial_id),
+            **columns,
+        )
+        write_row(results_dir, row)
+
+    def run_config(self) -> dict[str, Any]:
+        """What decides this run's numbers, as plain values; `rllib-hpo train --config` accepts it."""
+        env = (
+            self.config.env
+            if isinstance(self.config.env, str)
+            else getattr(self.config.env, "__name__", "env")
+        )
+        return {
+            "algorithm": self.config.algorithm,
+            "task": self.config.task or env,
+            "env": env,
+            "env_config": json.loads(json.dumps(dict(self.config.env_config), default=str)),
+            "seed": self.config.seed,
+            "num_env_runners": self.config.num_env_runners,
+            "num_envs_per_env_runner": self.config.num_envs_per_env_runner,
+            "rollout_fragment_length": self.config.rollout_fragment_length,
+            "num_learners": self.config.num_learners,
+            **self.settings.model_dump(),
+        }
+
+    def _device_name(self) -> str:
+        name: str = self._call_learner("device_name")
+        return name
+
+    def _flush_metrics(self) -> None:
+        """Once per iteration: counters, episodes and the means of the learner's metrics go to RLlib's logger."""
+        before = self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0)
+        log = self.metrics.log_value
+        counters = {
+            NUM_ENV_STEPS_SAMPLED_LIFETIME: self.env_steps - before,
+            NUM_EPISODES_LIFETIME: len(self._episodes_done),
+        }
+        for name, increase in counters.items():
+            log((ENV_RUNNER_RESULTS, name), increase, reduce="lifetime_sum")
+        window = self.config.metrics_num_episodes_for_smoothing
+        for episode in self._episodes_done:
+            log((ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN), episode.episode_return, window=window)
+            log((ENV_RUNNER_RESULTS, EPISODE_LEN_MEAN), episode.length, window=window)
+        self._episodes_done.clear()
+        for name, value in self._call_learner("flush_metrics").items():
+            log((LEARNER_RESULTS, DEFAULT_MODULE_ID, name), value, window=1)
+
+    # --- state, checkpoints ---
+
+    @override(Algorithm)
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Adds progress and, with remote runners, their streams and simulators."""
+        state: dict[str, Any] = super().get_state(*args, **kwargs)
+        state[_PROGRESS] = {
+            "env_steps": self.env_steps,
+            "num_updates": self._num_updates,
+            "weights_seq_no": self._weights_seq_no,
+            "num_replaced": self._num_replaced,
+            "latest_evaluation": self.latest_evaluation,
+            "wall_time_s": time.perf_counter() - self._began,
+            "runners": self._remote_runner_states(),
+        }
+        return state
+
+    def _remote_runner_states(self) -> dict[int, Any]:
+        states = self.env_runner_group.foreach_env_runner(
+            lambda runner: (runner.worker_index, runner.get_state(not_components=COMPONENT_RL_MODULE)),
+            local_env_runner=False,
+        )
+        return dict(states)
+
+    @override(Algorithm)
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        if _PROGRESS not in state:
+            return
+        progress = state[_PROGRESS]
+        self.env_steps, self._num_updates = progress["env_steps"], progress["num_updates"]
+        self._weights_seq_no, self._num_replaced = progress["weights_seq_no"], progress["num_replaced"]
+        self.latest_evaluation = progress["latest_evaluation"]
+        self._began = time.perf_counter() - progress["wall_time_s"]
+        if progress["runners"]:
+            states = ray.put(progress["runners"])
+            self.env_runner_group.foreach_env_runner(
+                lambda runner: runner.set_state(ray.get(states).get(runner.worker_index, {})),
+                local_env_runner=False,
+            )
+
+    @override(Algorithm)
+    def save_to_path(self, path: str | Path | None = None, **kwargs: Any) -> str:
+        """RLlib's checkpoint, then the replay's new rows, then, last of all, the manifest that makes it valid."""
+        self._call_learner("check_finite")
+        written: str = super().save_to_path(path, **kwargs)
+        checkpointing.complete(self, Path(written))
+        return written
+
+    @override(Algorithm)
+    def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Verifies the manifest, then restores RLlib's components and the replay.
+
+        Raises:
+            CheckpointError: If the checkpoint is incomplete, damaged, or of another algorithm or task.
+        """
+        manifest = checkpointing.verify(Path(path))
+        checkpointing.check_fits(manifest, self)
+        super().restore_from_path(path, *args, **kwargs)
+        checkpointing.restore_replay(self, manifest, Path(path))
+
+
+class SACGaussian(ActorCriticAlgorithm):
+    """SAC as published. (RLlib's own SAC keeps its name in Tune's registry.)."""
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> ActorCriticConfig:
+        return SACGaussianConfig()
+
+
+class SACNF(ActorCriticAlgorithm):
+    """SAC with a radial-flow policy."""
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> ActorCriticConfig:
+        return SACNFConfig()
+
+
+class SACHPO(ActorCriticAlgorithm):
+    """SAC with a Hamiltonian policy (arXiv 2103.12020)."""
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> ActorCriticConfig:
+        return SACHPOConfig()

@@ -1,0 +1,140 @@
+"""Checkpoints that are whole or do not exist: a manifest with checksums is written last.
+
+A checkpoint directory is RLlib's own (so `Algorithm.from_checkpoint` and Tune read it) and, beside it,
+`manifest.json`: the files with their checksums, the replay's segments, and what the checkpoint belongs to.
+RLlib stores its components as pickles: load checkpoints of people you trust only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rllib_hpo.errors import CheckpointError
+from rllib_hpo.results.atomic import write_atomically
+from rllib_hpo.results.provenance import versions
+
+if TYPE_CHECKING:
+    from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
+
+FORMAT = 1
+"""Raised when older checkpoints can no longer be read."""
+
+MANIFEST = "manifest.json"
+REPLAY = "replay"
+
+
+def complete(algorithm: ActorCriticAlgorithm, directory: Path) -> None:
+    """Saves the replay and then the manifest of a checkpoint that RLlib has written to `directory`.
+
+    Raises:
+        StorageError: If the disk is full; the checkpoint then has no manifest, and does not exist.
+    """
+    directory = directory.absolute()
+    replay_dir = Path(algorithm.config.replay_dir or directory / REPLAY).absolute()
+    segments = algorithm._call_learner("save_replay", str(replay_dir))
+    files = sorted(
+        p for p in directory.rglob("*") if p.is_file() and p.parent != replay_dir and p.name != MANIFEST
+    )
+    manifest = {
+        "format": FORMAT,
+        "algorithm": algorithm.config.algorithm,
+        "env": algorithm.run_config()["env"],
+        "task": algorithm.run_config()["task"],
+        "config": algorithm.run_config(),
+        "env_steps": algorithm.env_steps,
+        "evaluation": algorithm.latest_evaluation,
+        "versions": versions(),
+        "replay": {
+            "directory": os.path.relpath(replay_dir, directory),
+            "total_rows": algorithm.env_steps,
+            "segments": segments,
+        },
+        "files": {
+            str(p.relative_to(directory)): {"bytes": p.stat().st_size, "crc32": _crc32(p)} for p in files
+        },
+    }
+    for path in files:
+        _sync(path)
+    write_atomically(directory / MANIFEST, json.dumps(manifest, indent=1).encode())
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint.
+
+    Raises:
+        CheckpointError: If there is none (the checkpoint was never finished), or it cannot be read.
+    """
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise CheckpointError(f"{directory} is not a finished checkpoint: it has no {MANIFEST}.")
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: it is not JSON.") from error
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{directory} has checkpoint format {manifest.get('format')}; this version of rllib_hpo reads {FORMAT}."
+        )
+    return manifest
+
+
+def verify(directory: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose files are all as they were written.
+
+    Raises:
+        CheckpointError: Naming the file that is missing or damaged.
+    """
+    manifest = read_manifest(directory)
+    replay_dir = directory / manifest["replay"]["directory"]
+    for name, recorded in manifest["files"].items():
+        path = directory / name
+        if (
+            not path.is_file()
+            or path.stat().st_size != recorded["bytes"]
+            or _crc32(path) != recorded["crc32"]
+        ):
+            raise CheckpointError(f"The checkpoint {directory} is damaged: {name} is missing or differs.")
+    for segment in manifest["replay"]["segments"]:
+        if not (replay_dir / segment["file"]).is_file():
+            raise CheckpointError(f"The checkpoint {directory} lacks the replay segment {segment['file']}.")
+    return manifest
+
+
+def check_fits(manifest: dict[str, Any], algorithm: ActorCriticAlgorithm) -> None:
+    """Refuses a checkpoint of another algorithm or environment.
+
+    Raises:
+        CheckpointError: Naming both.
+    """
+    for key, mine in (("algorithm", algorithm.config.algorithm), ("env", algorithm.run_config()["env"])):
+        if manifest[key] != mine:
+            raise CheckpointError(
+                f"The checkpoint is of {key} '{manifest[key]}', but this run is of '{mine}'."
+            )
+
+
+def restore_replay(algorithm: ActorCriticAlgorithm, manifest: dict[str, Any], directory: Path) -> None:
+    """Loads the replay that the manifest lists into the learner.
+
+    Raises:
+        CheckpointError: If a segment is missing or damaged.
+    """
+    replay = manifest["replay"]
+    replay_dir = (directory / replay["directory"]).resolve()
+    algorithm._call_learner("load_replay", str(replay_dir), replay["segments"], replay["total_rows"])
+
+
+def _crc32(path: Path) -> int:
+    return zlib.crc32(path.read_bytes())
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,285 @@
+"""AlgorithmConfig of the actor-critics: RLlib's own methods, our typed hyperparameters, nothing without effect."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any, Self
+
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.utils.annotations import override
+
+from rllib_hpo.errors import SettingsError, nearest
+from rllib_hpo.settings import ActorCriticSettings, find_settings, parse_settings
+from rllib_hpo.tasks import find_task
+
+EFFECTIVE_OPTIONS = frozenset(
+    """
+    algo_class placement_strategy num_cpus_for_main_process custom_resources_for_main_process
+    extra_python_environs_for_driver extra_python_environs_for_worker
+    env env_config
+    num_env_runners num_envs_per_env_runner num_cpus_per_env_runner custom_resources_per_env_runner
+    rollout_fragment_length sample_timeout_s validate_env_runners_after_construction
+    num_learners num_gpus_per_learner num_cpus_per_learner custom_resources_per_learner local_gpu_idx
+    callbacks_class callbacks_on_algorithm_init callbacks_on_env_runners_recreated
+    callbacks_on_checkpoint_loaded callbacks_on_environment_created callbacks_on_evaluate_start
+    callbacks_on_evaluate_end callbacks_on_train_result
+    metrics_num_episodes_for_smoothing log_level log_sys_usage seed
+    restart_failed_env_runners ignore_env_runner_failures max_num_env_runner_restarts
+    delay_between_env_runner_restarts_s num_consecutive_env_runner_failures_tolerance
+    env_runner_health_probe_timeout_s env_runner_restore_timeout_s
+    """.split()
+)
+"""Options of AlgorithmConfig that do something here. Changing any other one is an error."""
+
+RUN_OPTIONS = frozenset("results_dir replay_dir sweep variant task trial_id".split())
+"""Our own options that describe the run rather than the algorithm."""
+
+_INTERNAL = frozenset(
+    "algorithm class policies simple_optimizer worker_index gamma lr _train_batch_size_per_learner _is_frozen _per_module_overrides _is_atari".split()
+)
+
+_REPLACED = {
+    "evaluation_interval": "evaluation_every, in environment steps",
+    "evaluation_duration": "evaluation_episodes",
+    "train_batch_size": "train_batch_size_per_learner",
+    "min_sample_timesteps_per_iteration": "steps_per_iteration",
+    "grad_clip": "no gradient clipping, as in the papers",
+}
+"""What to use instead of options that RLlib users may reach for."""
+
+_ROLLOUT_CALLBACKS = (
+    "on_episode_created on_episode_start on_episode_step on_episode_end on_sample_end".split()
+)
+
+
+class ActorCriticConfig(AlgorithmConfig):
+    """Config of one of the actor-critics.
+
+    Hyperparameters are the fields of the algorithm's settings class (`rllib_hpo.settings`), set with
+    `training()` and readable as attributes. They are validated when the algorithm is built, or at once by
+    `settings()`.
+
+    Args:
+        algorithm: Name of a registered algorithm: "sac", "sac-nf", "sac-hpo" or one of another package.
+        algo_class: The Algorithm class to build.
+    """
+
+    def __init__(self, algorithm: str = "sac", algo_class: type | None = None) -> None:
+        if algo_class is None:
+            from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
+
+            algo_class = ActorCriticAlgorithm
+        super().__init__(algo_class=algo_class)
+        self.algorithm = algorithm
+        for name, field in self.settings_class.model_fields.items():
+            setattr(self, name, field.default)
+        self.rollout_fragment_length = "auto"
+        self.results_dir: str | None = None
+        self.replay_dir: str | None = None
+        self.sweep, self.variant = "", ""
+        self.task: str | None = None
+        self.trial_id: str | None = None
+        # Weights travel with every request for samples, and there are no connectors to synchronise.
+        self.merge_env_runner_states = False
+        self.broadcast_env_runner_states = False
+        self._dont_auto_sync_env_runner_states = True
+        self.delay_between_env_runner_restarts_s = 1.0
+        from rllib_hpo.rllib.env_runner import ColumnarEnvRunner
+
+        self.env_runner_cls = ColumnarEnvRunner
+
+    @classmethod
+    def for_task(cls, task: str) -> Self:
+        """The paper's hyperparameters for a task (Table I), or Ant's for any other gymnasium id.
+
+        Raises:
+            UnknownNameError: Naming the nearest known task or id.
+        """
+        found = find_task(task)
+        config = cls()
+        defaults = found.defaults.get(config.algorithm, {})
+        return config.environment(found.env_id).training(**defaults).results(task=found.name)
+
+    @property
+    def settings_class(self) -> type[ActorCriticSettings]:
+        """The model that holds this algorithm's hyperparameters."""
+        return find_settings(self.algorithm)
+
+    def settings(self) -> ActorCriticSettings:
+        """The validated hyperparameters.
+
+        Raises:
+            SettingsError: Naming key, value, what is allowed and the nearest valid name.
+        """
+        values = {name: getattr(self, name) for name in self.settings_class.model_fields}
+        return parse_settings(self.settings_class, values)
+
+    @override(AlgorithmConfig)
+    def training(self, **hyperparameters: Any) -> Self:
+        """Sets hyperparameters: the fields of `settings_class`.
+
+        Raises:
+            SettingsError: For a name the algorithm does not have.
+        """
+        unknown = [name for name in hyperparameters if name not in self.settings_class.model_fields]
+        if unknown:
+            parse_settings(self.settings_class, {name: hyperparameters[name] for name in unknown})
+        for name, value in hyperparameters.items():
+            setattr(self, name, value)
+        return self
+
+    @override(AlgorithmConfig)
+    def update_from_dict(self, config_dict: dict[str, Any]) -> Self:
+        """Takes over what differs: Tune hands over all of RLlib's options, those without effect included."""
+        ours = set(self.settings_class.model_fields) | RUN_OPTIONS | {"algorithm"}
+        others = {}
+        for name, value in config_dict.items():
+            if name in ours:
+                setattr(self, name, value)
+            elif not (hasattr(self, name) and _same(value, getattr(self, name))):
+                others[name] = value
+        super().update_from_dict(others)
+        return self
+
+    @override(AlgorithmConfig)
+    def evaluation(self, **options: Any) -> Self:
+        """Sets `evaluation_every` (environment steps) and `evaluation_episodes`; RLlib's options go to RLlib."""
+        ours = {name: options.pop(name) for name in list(options) if name in self.settings_class.model_fields}
+        super().evaluation(**options)
+        return self.training(**ours)
+
+    def results(
+        self,
+        *,
+        results_dir: str | None = NotProvided,
+        sweep: str = NotProvided,
+        variant: str = NotProvided,
+        task: str | None = NotProvided,
+        trial_id: str | None = NotProvided,
+    ) -> Self:
+        """Where evaluation rows go (nowhere, if None), and what they say of the run."""
+        given = {
+            "results_dir": results_dir,
+            "sweep": sweep,
+            "variant": variant,
+            "task": task,
+            "trial_id": trial_id,
+        }
+        for name, value in given.items():
+            if value is not NotProvided:
+                setattr(self, name, value)
+        return self
+
+    @override(AlgorithmConfig)
+    def checkpointing(self, *, replay_dir: str | None = NotProvided) -> Self:
+        """Where segments of the replay are kept between checkpoints, so that each writes new rows only.
+
+        With None every checkpoint holds the whole replay. RLlib's own options of this method have no
+        effect here and are refused.
+        """
+        if replay_dir is not NotProvided:
+            self.replay_dir = replay_dir
+        return self
+
+    @override(AlgorithmConfig)
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        from rllib_hpo.rllib.rl_module import ActorCriticModule
+
+        return RLModuleSpec(
+            module_class=ActorCriticModule,
+            model_config={"algorithm": self.algorithm, "settings": self.settings(), "seed": self.seed},
+        )
+
+    @override(AlgorithmConfig)
+    def get_default_learner_class(self) -> type:
+        from rllib_hpo.rllib.learner import ActorCriticLearner
+
+        return ActorCriticLearner
+
+    @override(AlgorithmConfig)
+    def get_rollout_fragment_length(self, worker_index: int = 0) -> int:
+        """Steps of each environment between two updates of the runners' weights."""
+        if self.rollout_fragment_length == "auto":
+            return 16 if self.num_env_runners > 0 or self.num_learners > 0 else 1
+        return int(self.rollout_fragment_length)
+
+    @override(AlgorithmConfig)
+    def validate(self) -> None:
+        """Validates everything before any actor starts.
+
+        Raises:
+            SettingsError: One sentence, naming what is wrong and what is allowed.
+        """
+        if not self.in_evaluation:
+            self._refuse_options_without_effect()
+            self._refuse_rollout_callbacks()
+            self.settings()
+            if self.num_learners > 1:
+                raise SettingsError(
+                    f"num_learners={self.num_learners} must be 0 (in the driver) or 1 (remote)."
+                )
+            if self.seed is None:
+                self.seed = secrets.randbelow(2**31)
+        super().validate()
+
+    def _refuse_options_without_effect(self) -> None:
+        default = type(self).__new__(type(self))
+        ActorCriticConfig.__init__(default, self.algorithm, self.algo_class)
+        allowed = EFFECTIVE_OPTIONS | RUN_OPTIONS | _INTERNAL | set(self.settings_class.model_fields)
+        for name, value in vars(self).items():
+            if name.startswith("__"):  # Tune's own notes
+                continue
+            if name not in vars(default) and name not in allowed:
+                close = nearest(name, allowed)
+                hint = f" Did you mean '{close}'?" if close else ""
+                raise SettingsError(f"'{name}' is not an option of {type(self).__name__}.{hint}")
+            if name not in allowed and not _same(value, vars(default).get(name)):
+                instead = f" Use {_REPLACED[name]}." if name in _REPLACED else ""
+                raise SettingsError(f"The option {name}={value!r} would have no effect here.{instead}")
+
+    def _refuse_rollout_callbacks(self) -> None:
+        classes = self.callbacks_class if isinstance(self.callbacks_class, list) else [self.callbacks_class]
+        for callbacks in classes:
+            for method in _ROLLOUT_CALLBACKS:
+                if getattr(callbacks, method, None) is not getattr(RLlibCallback, method, None):
+                    raise SettingsError(
+                        f"The callback {callbacks.__name__}.{method} would never be called: transitions are "
+                        "collected in columns, not as RLlib episodes. Use on_train_result or on_evaluate_end."
+                    )
+
+
+def _same(value: Any, default: Any) -> bool:
+    """Equality that also holds for RLlib's defaults that are objects without one."""
+    try:
+        return bool(value == default) or repr(value) == repr(default)
+    except AttributeError:  # PolicySpec compares itself with PolicySpecs only
+        return False
+
+
+class SACGaussianConfig(ActorCriticConfig):
+    """SAC as published: a tanh-Gaussian policy. RLlib's own SAC keeps that name in Tune's registry."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        from rllib_hpo.rllib.algorithm import SACGaussian
+
+        super().__init__("sac", algo_class or SACGaussian)
+
+
+class SACNFConfig(ActorCriticConfig):
+    """SAC with radial flows between the Gaussian and the tanh."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        from rllib_hpo.rllib.algorithm import SACNF
+
+        super().__init__("sac-nf", algo_class or SACNF)
+
+
+class SACHPOConfig(ActorCriticConfig):
+    """SAC with a Hamiltonian policy (arXiv 2103.12020)."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        from rllib_hpo.rllib.algorithm import SACHPO
+
+        super().__init__("sac-hpo", algo_class or SACHPO)

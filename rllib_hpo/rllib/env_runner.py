@@ -1,0 +1,289 @@
+"""The environment runner: steps environments and hands on transitions as rows, in blocks."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import ray
+import torch
+from ray.rllib.callbacks.utils import make_callback
+from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
+from ray.rllib.env.env_context import EnvContext
+from ray.rllib.env.env_runner import EnvRunner
+from ray.rllib.utils import force_list
+from ray.rllib.utils.annotations import override
+from ray.rllib.utils.checkpoints import Checkpointable
+from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
+
+from rllib_hpo.errors import NonFiniteError
+from rllib_hpo.learning.replay import RowLayout
+from rllib_hpo.rllib.environment import environment_maker
+from rllib_hpo.rllib.rl_module import ActorCriticModule
+from rllib_hpo.streams import TorchStreams, numpy_generator, seed_sequence
+from rllib_hpo.tasks import ActionScaling, check_spaces
+from rllib_hpo.tasks.simulator_state import capture, restore
+
+
+class Episode(NamedTuple):
+    """A finished training episode."""
+
+    episode_return: float
+    length: int
+
+
+class Rollout(NamedTuple):
+    """What one request for samples yields."""
+
+    rows: npt.NDArray[np.float32]
+    """(N, width) transitions in the order they happened."""
+    episodes: list[Episode]
+    """Those that ended."""
+    weights_seq_no: int
+    """Number of the weights that acted."""
+
+
+class ColumnarEnvRunner(EnvRunner, Checkpointable):
+    """Steps its environments and writes transitions into rows; replaces RLlib's episode-based runner.
+
+    Every sampled step is a transition: an environment is reset as soon as its episode ends, so the
+    autoreset row of a gymnasium vector environment does not arise, and `next_obs` is always the true
+    successor. Stored actions are in [-1, 1]. Any number of steps can be asked for: environments act in
+    turn, so that N environments can stop after exactly n steps.
+
+    Of AlgorithmConfig it uses env, env_config, num_envs_per_env_runner, seed and callbacks.
+    """
+
+    @override(EnvRunner)
+    def __init__(self, *, config: Any, **kwargs: Any) -> None:
+        super().__init__(config=config, **kwargs)
+        self.worker_index = self.worker_index or 0
+        torch.set_num_threads(self.config.num_torch_threads)
+        self.spaces = kwargs.get("spaces") or {}
+        self._callbacks = [callbacks() for callbacks in force_list(self.config.callbacks_class)]
+        self.envs: list[gym.Env[Any, Any]] = []
+        self._capturable: list[bool] = []
+        self._weights_seq_no = 0
+        self._set_streams(incarnation=0)
+        if self.worker_index > 0 or self.config.num_env_runners == 0:
+            self.make_env()
+        self.make_module()
+
+    def _set_streams(self, incarnation: int) -> None:
+        """Every runner has streams of its own; a replacement of a dead one does not repeat its draws."""
+        self._owner = ("runner", self.worker_index, incarnation)
+        self.streams = TorchStreams(self.config.seed, *self._owner, "explore")
+        self._warmup = numpy_generator(self.config.seed, *self._owner, "warmup")
+
+    @override(EnvRunner)
+    def make_env(self) -> None:
+        """Makes and resets the environments; those that exist are closed."""
+        self.stop()
+        self._make = environment_maker(self.config, self.worker_index)
+        num_envs = self.config.num_envs_per_env_runner
+        self.envs = [self._make() for _ in range(num_envs)]
+        self.env = self.envs[0]
+        check_spaces(self.env)
+        self._scaling = ActionScaling.of(self.env.action_space)
+        self.layout = RowLayout(
+            *(gym.spaces.flatdim(s) for s in (self.env.observation_space, self.env.action_space))
+        )
+        self._obs = np.zeros((num_envs, self.layout.obs_dim), np.float32)
+        self._returns, self._lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
+        self._turn, self._num_builds = 0, [0] * num_envs
+        self._reset_all()
+        self._capturable = [capture(env) is not None for env in self.envs]
+        make_callback(
+            "on_environment_created",
+            callbacks_objects=self._callbacks,
+            callbacks_functions=self.config.callbacks_on_environment_created,
+            kwargs={
+                "env_runner": self,
+                "metrics_logger": self.metrics,
+                "env": self.env.unwrapped,
+                "env_context": EnvContext(self.config.env_config, worker_index=self.worker_index),
+            },
+        )
+
+    def _reset_all(self) -> None:
+        for i in range(len(self.envs)):
+            self._begin_episode(i, seed=self._environment_seed(i))
+
+    def _environment_seed(self, i: int) -> int:
+        sequence = seed_sequence(self.config.seed, *self._owner, "environment", i, self._num_builds[i])
+        return int(sequence.generate_state(1)[0] >> 1)
+
+    def _begin_episode(self, i: int, seed: int | None = None) -> None:
+        obs, _ = self.envs[i].reset(seed=seed)
+        self._check_finite(obs, 0.0, i)
+        self._obs[i], self._returns[i], self._lengths[i] = obs, 0.0, 0
+
+    @override(EnvRunner)
+    def make_module(self) -> None:
+        spec = self.config.get_rl_module_spec(env=self.env, spaces=self.get_spaces(), inference_only=True)
+        self.module: ActorCriticModule = spec.build()
+
+    @override(EnvRunner)
+    def sample(self, *, num_steps: int, random_actions: bool = False) -> Rollout:
+        """Takes exactly `num_steps` environment steps.
+
+        Args:
+            num_steps: Steps over all environments of this runner, which act in turn.
+            random_actions: Act uniformly at random in [-1, 1] (the warm-up).
+
+        Raises:
+            NonFiniteError: If an observation or reward is NaN or infinite.
+        """
+        rows = np.empty((num_steps, self.layout.width), np.float32)
+        episodes: list[Episode] = []
+        done = 0
+        while done < num_steps:
+            turn = min(len(self.envs), num_steps - done)
+            which = [(self._turn + k) % len(self.envs) for k in range(turn)]
+            self._step(which, rows[done : done + turn], episodes, random_actions)
+            self._turn = (self._turn + turn) % len(self.envs)
+            done += turn
+        return Rollout(rows, episodes, self._weights_seq_no)
+
+    def _step(
+        self, which: list[int], rows: npt.NDArray[np.float32], episodes: list[Episode], random_actions: bool
+    ) -> None:
+        """Steps the environments `which` once and fills one row for each."""
+        obs = self._obs[which]
+        actions = self._actions(obs, random_actions)
+        rewards, terminateds = np.empty(len(which)), np.empty(len(which), np.bool_)
+        next_obs = np.empty_like(obs)
+        for k, (i, action) in enumerate(zip(which, self._scaling.to_env(actions), strict=True)):
+            observation, reward, terminated, truncated, _ = self.envs[i].step(action)
+            self._check_finite(observation, reward, i)
+            next_obs[k], rewards[k], terminateds[k] = observation, reward, terminated
+            self._obs[i] = observation
+            self._returns[i] += float(reward)
+            self._lengths[i] += 1
+            if terminated or truncated:
+                episodes.append(Episode(float(self._returns[i]), int(self._lengths[i])))
+                self._begin_episode(i)
+        self.layout.pack(obs, actions, rewards, terminateds, next_obs, out=rows)
+        self.num_env_steps_sampled_lifetime += len(which)
+
+    def _actions(self, obs: npt.NDArray[np.float32], random: bool) -> npt.NDArray[np.float32]:
+        if random:
+            return self._warmup.uniform(-1, 1, (len(obs), self.layout.action_dim)).astype(np.float32)
+        device = self.module.model.log_alpha.device
+        actions = self.module.act(torch.from_numpy(obs).to(device), self.streams)
+        result: npt.NDArray[np.float32] = actions.cpu().numpy()
+        return result
+
+    def _check_finite(self, obs: Any, reward: Any, i: int) -> None:
+        if not (np.isfinite(obs).all() and np.isfinite(reward)):
+            what = "The reward" if np.isfinite(obs).all() else "The observation"
+            raise NonFiniteError(
+                f"{what} of {self.config.env} is not finite at step {int(self._lengths[i]) + 1} of an "
+                f"episode of environment {i} of runner {self.worker_index}"
+            )
+
+    def rebuild_unsavable_envs(self) -> None:
+        """Closes and makes anew those environments whose simulator's state cannot be saved.
+
+        Done at scheduled checkpoints in every run, so that a resumed run sees what an uninterrupted one saw.
+        """
+        for i in range(len(self.envs)):
+            if not self._capturable[i]:
+                self._rebuild(i, self._num_builds[i] + 1)
+
+    def _rebuild(self, i: int, num_builds: int) -> None:
+        self.envs[i].close()
+        self.envs[i], self._num_builds[i] = self._make(), num_builds
+        self._begin_episode(i, seed=self._environment_seed(i))
+
+    def become_replacement(self, incarnation: int) -> None:
+        """Takes other streams than the dead runner it replaces, and starts new episodes."""
+        self._set_streams(incarnation)
+        self._reset_all()
+
+    @override(EnvRunner)
+    def get_spaces(self) -> dict[str, Any]:
+        if self.env is None:
+            return dict(self.spaces)
+        spaces = (self.env.observation_space, self.env.action_space)
+        return {INPUT_ENV_SPACES: spaces, INPUT_ENV_SINGLE_SPACES: spaces, DEFAULT_MODULE_ID: spaces}
+
+    @override(EnvRunner)
+    def get_metrics(self) -> dict[str, Any]:
+        """RLlib's counters of this runner; episodes travel with the rollouts instead."""
+        metrics: dict[str, Any] = self.metrics.reduce()
+        return metrics
+
+    @override(EnvRunner)
+    def assert_healthy(self) -> None:
+        if not self.envs:
+            raise RuntimeError(f"runner {self.worker_index} has no environment")
+
+    @override(EnvRunner)
+    def stop(self) -> None:
+        for env in self.envs:
+            env.close()
+        self.envs = []
+
+    @override(Checkpointable)
+    def get_state(
+        self, components: Any = None, *, not_components: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Streams, simulators and episodes under way, and, unless left out, the module's weights."""
+        state: dict[str, Any] = {"streams": self.streams.get_state(), "owner": self._owner}
+        if self._check_component(COMPONENT_RL_MODULE, components, not_components):
+            state[COMPONENT_RL_MODULE] = self.module.get_state(inference_only=True)
+            state[WEIGHTS_SEQ_NO] = self._weights_seq_no
+        if self.envs:
+            state["warmup"] = self._warmup.bit_generator.state
+            state["environments"] = [self._environment_state(i) for i in range(len(self.envs))]
+            state["turn"] = self._turn
+        return state
+
+    def _environment_state(self, i: int) -> dict[str, Any]:
+        simulator = capture(self.envs[i]) if self._capturable[i] else None
+        # An environment that was stepped since it was built is lost: whoever restores makes another.
+        lost = simulator is None and self._lengths[i] > 0
+        return {
+            "simulator": simulator,
+            "num_builds": self._num_builds[i] + int(lost),
+            "obs": self._obs[i].copy(),
+            "return": float(self._returns[i]),
+            "length": int(self._lengths[i]),
+        }
+
+    @override(Checkpointable)
+    def set_state(self, state: dict[str, Any]) -> None:
+        if COMPONENT_RL_MODULE in state:
+            weights = state[COMPONENT_RL_MODULE]
+            weights = ray.get(weights) if isinstance(weights, ray.ObjectRef) else weights
+            self.module.set_state(weights.get(DEFAULT_MODULE_ID, weights))
+            self._weights_seq_no = state.get(WEIGHTS_SEQ_NO, self._weights_seq_no)
+        if "streams" in state:
+            self._set_streams(state["owner"][-1])
+            self.streams.set_state(state["streams"])
+        if "environments" in state and len(state["environments"]) == len(self.envs):
+            self._warmup.bit_generator.state = state["warmup"]
+            self._turn = state["turn"]
+            for i, saved in enumerate(state["environments"]):
+                self._set_environment(i, saved)
+
+    def _set_environment(self, i: int, saved: dict[str, Any]) -> None:
+        if saved["simulator"] is None:
+            self._rebuild(i, saved["num_builds"])
+            return
+        self._num_builds[i] = saved["num_builds"]
+        restore(self.envs[i], saved["simulator"])
+        self._obs[i], self._returns[i], self._lengths[i] = saved["obs"], saved["return"], saved["length"]
+
+    @override(Checkpointable)
+    def get_ctor_args_and_kwargs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (), {"config": self.config}
+
+    @override(Checkpointable)
+    def get_checkpointable_components(self) -> list[tuple[str, Any]]:
+        """None: the weights are the learner's to save."""
+        return []

@@ -1,0 +1,74 @@
+"""Evaluation: noise-free episodes in environments of their own, all at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rllib_hpo.errors import NonFiniteError
+from rllib_hpo.rllib.rl_module import ActorCriticModule
+from rllib_hpo.streams import seed_sequence
+from rllib_hpo.tasks import ActionScaling
+
+
+class Evaluation(NamedTuple):
+    """Undiscounted returns and lengths of the episodes of one evaluation."""
+
+    returns: list[float]
+    lengths: list[int]
+
+
+def episode_seeds(seed: int, evaluation: int, num_episodes: int) -> list[int]:
+    """Seeds of the episodes of a run's evaluation number `evaluation`, the same for every algorithm."""
+    states = seed_sequence(seed, "evaluation", evaluation).generate_state(num_episodes)
+    return [int(state >> 1) for state in states]
+
+
+def evaluate(
+    module: ActorCriticModule, make: Callable[[], gym.Env[Any, Any]], seeds: list[int]
+) -> Evaluation:
+    """Plays one noise-free episode per seed, in step, so that one forward pass serves all of them.
+
+    Environments are made afresh and closed: nothing of one evaluation can reach the next.
+
+    Raises:
+        NonFiniteError: If an observation or reward is not finite.
+    """
+    envs = [make() for _ in seeds]
+    try:
+        scaling = ActionScaling.of(envs[0].action_space)
+        obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)]).astype(
+            np.float32
+        )
+        returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
+        running = list(range(len(seeds)))
+        while running:
+            actions = scaling.to_env(_noise_free(module, obs[running]))
+            ended = set()
+            for i, action in zip(running, actions, strict=True):
+                obs[i], reward, terminated, truncated, _ = envs[i].step(action)
+                returns[i] += float(reward)
+                lengths[i] += 1
+                if not (np.isfinite(obs[i]).all() and math.isfinite(reward)):
+                    raise NonFiniteError(
+                        f"An observation or reward is not finite at step {lengths[i]} of an evaluation"
+                    )
+                if terminated or truncated:
+                    ended.add(i)
+            running = [i for i in running if i not in ended]
+    finally:
+        for env in envs:
+            env.close()
+    return Evaluation(returns.tolist(), lengths.tolist())
+
+
+def _noise_free(module: ActorCriticModule, obs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    device = module.model.log_alpha.device
+    actions: npt.NDArray[np.float32] = module.act(torch.from_numpy(obs).to(device), None).cpu().numpy()
+    return actions

@@ -1,0 +1,66 @@
+"""Calls to runners and learners, wherever they live, and what is made of their failures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from ray.exceptions import RayTaskError
+from ray.rllib.utils.actor_manager import RemoteCallResults
+
+from rllib_hpo.errors import UserError
+from rllib_hpo.rllib.env_runner import ColumnarEnvRunner, Rollout
+
+
+class Call:
+    """A method call that travels to an actor."""
+
+    def __init__(self, method: str, *args: Any) -> None:
+        self.method, self.args = method, args
+
+    def __call__(self, target: Any, **_: Any) -> Any:
+        """Runs where the actor is."""
+        return getattr(target, self.method)(*self.args)
+
+
+class SampleRequest:
+    """A request for samples that travels to a runner, with the weights to act with."""
+
+    def __init__(self, state: dict[str, Any], num_steps: int, random_actions: bool) -> None:
+        self.state, self.num_steps, self.random_actions = state, num_steps, random_actions
+
+    def __call__(self, runner: ColumnarEnvRunner) -> Rollout:
+        """Runs where the runner is."""
+        runner.set_state(self.state)
+        return runner.sample(num_steps=self.num_steps, random_actions=self.random_actions)
+
+
+def successes(results: RemoteCallResults) -> list[Any]:
+    """The results that arrived. Actors that died are left out; an error in our code or the user's is raised.
+
+    RLlib's own handling would log such an error and go on without the runner.
+    """
+    arrived = []
+    for result in results:
+        if result.ok:
+            arrived.append(result.get())
+        elif isinstance(result.get(), RayTaskError):
+            raise result.get().cause
+    return arrived
+
+
+def only_success(results: RemoteCallResults) -> Any:
+    """The one learner's result.
+
+    Raises:
+        UserError: If the learner's process is gone.
+    """
+    arrived = successes(results)
+    if not arrived:
+        raise UserError("The remote learner died; resume the run from its last checkpoint.")
+    return arrived[0]
+
+
+def share_out(total: int, num: int) -> list[int]:
+    """`total` in `num` whole parts that differ by at most one."""
+    return [int(part) for part in np.diff(np.linspace(0, total, num + 1).astype(int))]
