@@ -33,6 +33,12 @@ YARDSTICK, STOCK = "hand-written", "rllib-sac"
 OTHERS = (YARDSTICK, STOCK, "rllib-sac-small", "stable-baselines3")
 """Whom everybody is compared with."""
 STARTUP_LIMIT_S, SLICE_LIMIT_S = 600.0, 600.0
+CHILD_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "PYTHONWARNINGS": "ignore",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ def redirect_output(log: str) -> None:
 @contextlib.contextmanager
 def started(names: Sequence[str], plan: Plan) -> Iterator[dict[str, Connection]]:
     """Processes of the contestants, ready to run, by name; they end with the block."""
-    os.environ.update({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"})
+    os.environ.update(CHILD_ENVIRONMENT)
     core = max(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     spawn = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
