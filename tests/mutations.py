@@ -1,0 +1,322 @@
+"""Plants mistakes into a copy of the package and shows that the tests notice: `python -m tests.mutations`.
+
+Each mutation replaces one piece of source text, which must occur exactly once, in a temporary copy of the package,
+and runs the tests that ought to fail. Printed: mutation, and the first test that killed it. The exit code is 1
+if any mutation survives and 2 if a text is no longer found or the tests fail without a mutation.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One planted mistake."""
+
+    name: str
+    path: str
+    """Source file below `rllib_hpo/`."""
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    """Test files below `tests/` of which at least one test must fail."""
+
+
+class MutationError(Exception):
+    """The mutation cannot be planted, or the tests do not run."""
+
+
+HAMILTONIAN = ("samplers/test_hamiltonian.py",)
+LEAPFROG = ("samplers/test_leapfrog.py",)
+CRITICS = ("test_critics.py",)
+LOSSES = ("learning/test_losses.py",)
+UPDATE = ("learning/test_update.py",)
+ROWS = ("rllib/test_transition_rows.py",)
+
+MUTATIONS: tuple[Mutation, ...] = (
+    Mutation(
+        "sign of the force",
+        "samplers/forces.py",
+        "return -gradient / (",
+        "return gradient / (",
+        HAMILTONIAN,
+    ),
+    Mutation(
+        "first half kick missing",
+        "samplers/leapfrog.py",
+        "momentum = state.momentum - 0.5 * step_size * state.force",
+        "momentum = state.momentum",
+        LEAPFROG,
+    ),
+    Mutation(
+        "last half kick missing",
+        "samplers/leapfrog.py",
+        "LeapfrogState(action, momentum - 0.5 * step_size * new_force, new_force)",
+        "LeapfrogState(action, momentum, new_force)",
+        LEAPFROG,
+    ),
+    Mutation(
+        "force evaluated before the drift",
+        "samplers/leapfrog.py",
+        "new_force = force(action)",
+        "new_force = force(state.action)",
+        LEAPFROG,
+    ),
+    Mutation(
+        "tempering upside down",
+        "samplers/tempering.py",
+        "tuple(new / old for old, new",
+        "tuple(old / new for old, new",
+        ("samplers/test_tempering.py",),
+    ),
+    Mutation(
+        "gate the wrong way round",
+        "samplers/forces.py",
+        "transform + gate * (direction - transform)",
+        "direction + gate * (transform - direction)",
+        ("samplers/test_forces.py",),
+    ),
+    Mutation(
+        "temperature missing in the conventional force",
+        "samplers/hamiltonian.py",
+        "-gradient / alpha",
+        "-gradient",
+        HAMILTONIAN,
+    ),
+    Mutation(
+        "exploration's momentum std in training",
+        "samplers/hamiltonian.py",
+        '"train": _chain(settings, settings.train_sampler, settings.momentum_std_train)',
+        '"train": _chain(settings, settings.train_sampler, settings.momentum_std_explore)',
+        HAMILTONIAN,
+    ),
+    Mutation(
+        "momentum from the base policy's noise",
+        "samplers/hamiltonian.py",
+        'momentum_std * noise["momentum"]',
+        'momentum_std * noise["base"]',
+        HAMILTONIAN,
+    ),
+    Mutation(
+        "actions not clipped",
+        "samplers/hamiltonian.py",
+        "clipped = action.clamp(-1.0, 1.0)\n        if self.settings.clip_gradient",
+        "clipped = action\n        if self.settings.clip_gradient",
+        HAMILTONIAN,
+    ),
+    Mutation(
+        "momentum penalty although off",
+        "samplers/hamiltonian.py",
+        "self._momentum_penalty(momentum, alpha) if self.settings.momentum_penalty else None",
+        "self._momentum_penalty(momentum, alpha)",
+        HAMILTONIAN,
+    ),
+    Mutation(
+        "tanh correction missing",
+        "samplers/gaussian.py",
+        "gaussian_log_prob(noise, log_std) - tanh_log_det(pre_tanh)",
+        "gaussian_log_prob(noise, log_std)",
+        ("samplers/test_gaussian.py",),
+    ),
+    Mutation(
+        "sign of the flow's log-determinant",
+        "samplers/radial_flow.py",
+        "log_std) - log_det - tanh_log_det",
+        "log_std) + log_det - tanh_log_det",
+        UPDATE,
+    ),
+    Mutation(
+        "flow's log-determinant without its last factor",
+        "samplers/radial_flow.py",
+        " + torch.log1p(stretch * a * h)",
+        "",
+        ("samplers/test_radial_flow.py",),
+    ),
+    Mutation(
+        "maximum of the twins",
+        "critics.py",
+        "return self._critic._output(self._hidden_layers(action)[-1]).amin(0)",
+        "return self._critic._output(self._hidden_layers(action)[-1]).amax(0)",
+        CRITICS,
+    ),
+    Mutation(
+        "gradient of the larger twin",
+        "critics.py",
+        "torch.stack([q[0] <= q[1], q[0] > q[1]])",
+        "torch.stack([q[0] > q[1], q[0] <= q[1]])",
+        CRITICS,
+    ),
+    Mutation(
+        "mask of the first layer missing",
+        "critics.py",
+        "        gradient = torch.ops.aten.threshold_backward(gradient, hidden[0], 0)\n",
+        "",
+        CRITICS,
+    ),
+    Mutation(
+        "online critics in the target",
+        "learning/update.py",
+        "target_critics.rows(slice(0, num_rows)).minimum(next_sample.action)",
+        "model.critics.minimum(batch.next_obs, next_sample.action)",
+        UPDATE,
+    ),
+    Mutation(
+        "online critics in the force",
+        "learning/update.py",
+        "target_critics = model.target_critics.condition(obs)",
+        "target_critics = model.critics.condition(obs)",
+        UPDATE,
+    ),
+    Mutation(
+        "target not detached",
+        "learning/update.py",
+        "settings.gamma\n    ).detach()",
+        "settings.gamma\n    )",
+        UPDATE,
+    ),
+    Mutation(
+        "termination bootstraps",
+        "learning/losses.py",
+        "reward + gamma * (1.0 - terminated) * value",
+        "reward + gamma * value",
+        LOSSES,
+    ),
+    Mutation(
+        "sign of alpha in the target",
+        "learning/losses.py",
+        "next_q - alpha * next_log_prob",
+        "next_q + alpha * next_log_prob",
+        LOSSES,
+    ),
+    Mutation(
+        "sign of alpha in the objective",
+        "learning/losses.py",
+        "else q - alpha * log_prob",
+        "else q + alpha * log_prob",
+        LOSSES,
+    ),
+    Mutation(
+        "sign of the temperature loss",
+        "learning/losses.py",
+        "return -(log_alpha.exp()",
+        "return (log_alpha.exp()",
+        LOSSES,
+    ),
+    Mutation(
+        "tau for 1 - tau",
+        "learning/update.py",
+        "torch._foreach_lerp_(targets, onlines, tau)",
+        "torch._foreach_lerp_(targets, onlines, 1 - tau)",
+        UPDATE,
+    ),
+    Mutation(
+        "truncated counts as terminated",
+        "rllib/env_runner.py",
+        "terminateds[k] = observation, reward, terminated\n",
+        "terminateds[k] = observation, reward, terminated or truncated\n",
+        ROWS,
+    ),
+    Mutation(
+        "successor from the next episode",
+        "rllib/env_runner.py",
+        "self.layout.pack(obs, actions, rewards, terminateds, next_obs, out=rows)",
+        "self.layout.pack(obs, actions, rewards, terminateds, self._obs[which], out=rows)",
+        ROWS,
+    ),
+    Mutation(
+        "rescaled actions stored",
+        "rllib/env_runner.py",
+        "self.layout.pack(obs, actions, rewards",
+        "self.layout.pack(obs, self._scaling.to_env(actions), rewards",
+        ROWS,
+    ),
+)
+
+
+def plant(mutation: Mutation, package: Path) -> str:
+    """Replaces the text in the copy of the package and returns the file's original source."""
+    file = package / mutation.path
+    source = file.read_text()
+    if (found := source.count(mutation.old)) != 1:
+        raise MutationError(f"{mutation.name}: text found {found} times in {mutation.path}: {mutation.old!r}")
+    file.write_text(source.replace(mutation.old, mutation.new))
+    return source
+
+
+def run_tests(root: Path, tests: tuple[str, ...]) -> tuple[int, str]:
+    """Runs test files of the copy below `root` until the first failure; (exit code, output)."""
+    environment = os.environ | {
+        "PYTHONPATH": str(root),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    options = "-x -q --no-header -p no:cacheprovider".split()
+    command = [sys.executable, "-m", "pytest", *options, *(f"tests/{name}" for name in tests)]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def copy_package(root: Path) -> Path:
+    """Copies package, tests and pytest's configuration below `root`; returns the copy of the package."""
+    ignore = shutil.ignore_patterns("__pycache__")
+    for folder in ("rllib_hpo", "tests"):
+        shutil.copytree(ROOT / folder, root / folder, ignore=ignore)
+    if (ROOT / "pyproject.toml").exists():
+        shutil.copy(ROOT / "pyproject.toml", root)
+    command = [sys.executable, "-c", "import rllib_hpo; print(rllib_hpo.__path__[0])"]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
+    if Path(done.stdout.strip()).resolve() != (root / "rllib_hpo").resolve():
+        raise MutationError(f"the tests would import {done.stdout.strip()} instead of the copy")
+    return root / "rllib_hpo"
+
+
+def killer(mutation: Mutation, package: Path) -> str | None:
+    """The first test that fails with the mutation planted, None if all pass."""
+    source = plant(mutation, package)
+    try:
+        code, output = run_tests(package.parent, mutation.tests)
+    finally:
+        (package / mutation.path).write_text(source)
+    failed = re.findall(r"^FAILED (\S+)", output, re.MULTILINE)
+    if code == 0:
+        return None
+    if code != 1 or not failed:
+        raise MutationError(f"{mutation.name}: pytest exited with {code}:\n{output[-2000:]}")
+    return failed[0]
+
+
+def main() -> int:
+    """Runs every mutation (or those whose names contain an argument); returns the exit code."""
+    chosen = [m for m in MUTATIONS if all(word in m.name for word in sys.argv[1:])]
+    width = max((len(m.name) for m in chosen), default=0)
+    survivors = 0
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            package = copy_package(Path(folder))
+            code, output = run_tests(package.parent, tuple(sorted({t for m in chosen for t in m.tests})))
+            if code:
+                raise MutationError(f"the tests fail without any mutation:\n{output[-4000:]}")
+            for mutation in chosen:
+                test = killer(mutation, package)
+                survivors += test is None
+                print(f"{mutation.name:<{width}}  {'killed by ' + test if test else 'SURVIVED'}", flush=True)
+        except MutationError as error:
+            print(error, file=sys.stderr)
+            return 2
+    print(f"{len(chosen) - survivors} of {len(chosen)} mutations killed")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
