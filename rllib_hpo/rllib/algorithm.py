@@ -330,7 +330,9 @@ class ActorCriticAlgorithm(Algorithm):
         for name, value in self._call_learner("flush_metrics").items():
             log((LEARNER_RESULTS, DEFAULT_MODULE_ID, name), value, window=1)
 
-    # --- state, checkpoints ---
+    def is_savable(self) -> bool:
+        """Whether a checkpoint taken now resumes exactly: every simulator can be saved, or was just built."""
+        return all(self.env_runner_group.foreach_env_runner(Call("is_savable")))
 
     @override(Algorithm)
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -283,3 +283,21 @@ class SACHPOConfig(ActorCriticConfig):
         from rllib_hpo.rllib.algorithm import SACHPO
 
         super().__init__("sac-hpo", algo_class or SACHPO)
+
+
+CONFIGS: dict[str, type[ActorCriticConfig]] = {
+    "sac": SACGaussianConfig,
+    "sac-nf": SACNFConfig,
+    "sac-hpo": SACHPOConfig,
+}
+"""Config class of each built-in algorithm; others are an `ActorCriticConfig` with their name."""
+
+
+def make_config(algorithm: str) -> ActorCriticConfig:
+    """A config of any registered algorithm.
+
+    Raises:
+        UnknownNameError: Naming the nearest algorithm.
+    """
+    find_settings(algorithm)
+    return CONFIGS[algorithm]() if algorithm in CONFIGS else ActorCriticConfig(algorithm)

@@ -185,6 +185,11 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
                 f"episode of environment {i} of runner {self.worker_index}"
             )
 
+    def is_savable(self) -> bool:
+        """Whether every environment's simulator can be saved exactly, now."""
+        lengths = zip(self._capturable, self._lengths, strict=True) if self.envs else ()
+        return all(capturable or length == 0 for capturable, length in lengths)
+
     def rebuild_unsavable_envs(self) -> None:
         """Closes and makes anew those environments whose simulator's state cannot be saved.
 

@@ -88,7 +88,12 @@ def leapfrog(
 
     Returns:
         (a_K, rho_K), each (B, A).
+
+    Raises:
+        ValueError: If `num_steps` is negative.
     """
+    if num_steps < 0:
+        raise ValueError(f"num_steps is {num_steps}, less than 0")
     if num_steps == 0:
         return action, momentum
     state = LeapfrogState(action, momentum, force(action))

@@ -1,0 +1,224 @@
+"""The command line: one command per verb. Failures a user can mend end in one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+import yaml
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from rllib_hpo.errors import SettingsError, UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Train and evaluate SAC, SAC-NF and SAC-HPO (actions evolved by Hamiltonian dynamics) on Ray RLlib.",
+    epilog="Start with: `rllib-hpo train --algorithm sac-hpo --task hopper --steps 10000 --out runs/first`",
+)
+console = Console()
+errors = Console(stderr=True)
+
+_Import = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import", metavar="MODULE", help="Import a module that registers tasks, algorithms or samplers."
+    ),
+]
+
+
+@app.command()
+def train(
+    algorithm: Annotated[
+        str | None, typer.Option(help="sac, sac-nf, sac-hpo, or one of another package.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="A task (see `rllib-hpo tasks`) or any gymnasium id.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Fixes everything random. Default 0.")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Environment steps in all, those before a resume included. Default: the task's."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory of the new run.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML file of settings, or a row of results (.parquet), which is then repeated."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting; may be given many times."),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Directory of a run to go on with, from its newest intact checkpoint.")
+    ] = None,
+    keep_checkpoints: Annotated[
+        int, typer.Option(min=1, help="Newest checkpoints to keep; the best is kept besides.")
+    ] = 2,
+    wandb: Annotated[
+        Literal["offline", "online", "disabled"],
+        typer.Option(help="Weights & Biases; offline needs no account."),
+    ] = "offline",
+    imports: _Import = None,
+) -> None:
+    """Train one run: rows of evaluations in Parquet, checkpoints, a learning curve, all under --out."""
+    _import_all(imports)
+    from rllib_hpo.experiments.progress import Progress
+    from rllib_hpo.experiments.run_config import resolve
+    from rllib_hpo.experiments.train import open_run, quiet_ray, start_run
+    from rllib_hpo.experiments.train import train as run_training
+
+    quiet_ray()
+    flags: dict[str, Any] = {**_settings(set_), "algorithm": algorithm, "task": task, "seed": seed}
+    if resume is not None:
+        if out is not None or config is not None:
+            raise SettingsError(
+                "--resume goes with neither --out nor --config: a run keeps its directory and settings."
+            )
+        resolved, files = open_run(resume, steps, flags)
+    elif out is None:
+        raise SettingsError("Give --out, the directory of the new run, or --resume with that of an old one.")
+    else:
+        resolved = resolve({**flags, "steps": steps}, config)
+        files = start_run(resolved, out)
+    _print_config(resolved)
+    stopped_by = run_training(
+        resolved, files, Progress(console), keep_checkpoints=keep_checkpoints, wandb_mode=wandb
+    )
+    _print_files(files)
+    if stopped_by is not None:
+        console.print(f"Stopped. Go on with: rllib-hpo train --resume {files.directory}", highlight=False)
+        raise typer.Exit(128 + stopped_by)
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A checkpoint, or a run directory (its newest checkpoint).")
+    ],
+    episodes: Annotated[int, typer.Option(min=1, help="Noise-free episodes to play.")] = 10,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the episodes.")] = 0,
+    video: Annotated[
+        Path | None, typer.Option(help="Film one more episode into this file (.mp4 or .gif).")
+    ] = None,
+    imports: _Import = None,
+) -> None:
+    """Play noise-free episodes with a trained policy. Checkpoints are pickles: load those you trust only."""
+    _import_all(imports)
+    from rllib_hpo.experiments.evaluate import evaluate_checkpoint, film
+    from rllib_hpo.results import episode_statistics
+
+    played, manifest = evaluate_checkpoint(checkpoint, episodes, seed)
+    statistics = episode_statistics(played.returns, played.lengths)
+    console.print(
+        f"{manifest['algorithm']} on {manifest['env']} after {manifest['env_steps']:,} steps: return "
+        f"{statistics['return_mean']:.1f} ± {statistics['return_std']:.1f} over {episodes} episodes "
+        f"(from {min(played.returns):.1f} to {max(played.returns):.1f}), "
+        f"episode length {statistics['episode_length_mean']:.0f}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if video is not None:
+        console.print(f"{video} (return {film(checkpoint, video, seed):.1f})", highlight=False)
+
+
+@app.command()
+def tasks(imports: _Import = None) -> None:
+    """List the tasks, their environments and their hyperparameters for SAC-HPO (Table I)."""
+    _import_all(imports)
+    from rllib_hpo.tasks import all_tasks
+
+    columns = {
+        "alpha": "alpha",
+        "momentum_std_train": "std train",
+        "momentum_std_explore": "std explore",
+        "step_size": "epsilon",
+        "leapfrog_steps": "K",
+        "leapfrog_units": "h_n",
+    }
+    table = Table("task", "environment", "steps", *columns.values(), "SAC-NF flows")
+    for task in all_tasks():
+        hpo, flows = task.settings_for("sac-hpo"), task.settings_for("sac-nf").get("num_flows", "")
+        table.add_row(
+            task.name,
+            task.env_id,
+            f"{task.steps:,}",
+            *(str(hpo.get(name, "")) for name in columns),
+            str(flows),
+        )
+    console.print(table)
+    console.print("Any other gymnasium id works too, with Ant's hyperparameters.")
+
+
+def main() -> None:
+    """The entry point `rllib-hpo`."""
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=errors, show_time=False, show_path=False)],
+    )
+    try:
+        app()
+    except UserError as error:
+        errors.print(f"Error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2)
+
+
+def _import_all(modules: list[str] | None) -> None:
+    sys.path.insert(0, "")
+    for module in modules or []:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(f"--import {module}: {error}.") from error
+
+
+def _settings(assignments: list[str] | None) -> dict[str, Any]:
+    """`--set NAME=VALUE` as a mapping, values read as YAML."""
+    from rllib_hpo.experiments.run_config import numeric
+
+    values = {}
+    for assignment in assignments or []:
+        name, equals, text = assignment.partition("=")
+        if not (name and equals):
+            raise SettingsError(
+                f"--set {assignment} must be NAME=VALUE, for instance --set leapfrog_steps=3."
+            )
+        try:
+            values[name.strip()] = numeric(yaml.safe_load(text))
+        except yaml.YAMLError:
+            raise SettingsError(f"--set {assignment}: '{text}' is not a value.") from None
+    return values
+
+
+def _print_config(config: Any) -> None:
+    table = Table("setting", "value", "from", title="Configuration", title_justify="left")
+    for name, value in config.values().items():
+        origin = config.origins[name]
+        table.add_row(name, str(value), origin, style="dim" if origin == "default" else None)
+    console.print(table)
+
+
+def _print_files(files: Any) -> None:
+    paths = {
+        "configuration": files.config,
+        "result rows": files.results,
+        "checkpoint": files.directory / "checkpoints" / "last",
+        "W&B run": files.directory / "wandb",
+        "learning curve": files.curve,
+    }
+    for what, path in paths.items():
+        if path.exists():
+            console.print(f"{what + ':':<16}{path}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""What a person sees of a training run: a bar that moves, and a line per evaluation."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
+
+REFRESH_S = 0.5
+
+
+class _StepsPerSecond(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("   - steps/s" if speed is None else f"{speed:4.0f} steps/s")
+
+
+class Progress:
+    """Steps, steps per second, the last return and the time left; on a terminal as a bar, elsewhere as lines."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._bar = Bar(
+            TextColumn("training"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            _StepsPerSecond(),
+            TextColumn("return {task.fields[last_return]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=console,
+            expand=True,
+            speed_estimate_period=60,
+        )
+        self._reported = -1
+
+    @contextmanager
+    def running(self, algorithm: ActorCriticAlgorithm, steps: int) -> Iterator[None]:
+        """Shows the bar while the context lasts; a thread follows `algorithm.env_steps`."""
+        done = threading.Event()
+        task = self._bar.add_task("training", total=steps, completed=algorithm.env_steps, last_return="-")
+
+        def follow() -> None:
+            while not done.wait(REFRESH_S):
+                self._bar.update(task, completed=algorithm.env_steps, last_return=_last_return(algorithm))
+
+        follower = threading.Thread(target=follow, daemon=True, name="progress")
+        with self._bar:
+            follower.start()
+            try:
+                yield
+            finally:
+                done.set()
+                follower.join()
+                self._bar.update(task, completed=algorithm.env_steps, last_return=_last_return(algorithm))
+
+    def report(self, algorithm: ActorCriticAlgorithm, result: Mapping[str, Any]) -> None:
+        """A line for an evaluation that was not reported yet."""
+        evaluation = result["evaluation"]
+        if evaluation["env_steps"] <= self._reported:
+            return
+        self._reported = evaluation["env_steps"]
+        numbers = evaluation["env_runners"]
+        self.console.print(
+            f"step {self._reported:>9,}   evaluation return {numbers['episode_return_mean']:9.1f} "
+            f"± {numbers['episode_return_std']:.1f}   episode length {numbers['episode_len_mean']:.0f}",
+            highlight=False,
+        )
+
+
+def _last_return(algorithm: ActorCriticAlgorithm) -> str:
+    if algorithm.latest_evaluation is None:
+        return "-"
+    return f"{algorithm.latest_evaluation['env_runners']['episode_return_mean']:.1f}"

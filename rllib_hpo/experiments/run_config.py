@@ -1,0 +1,198 @@
+"""The configuration of one training run: where each value comes from, and its file.
+
+A value is, from weakest to strongest, the algorithm's default, the task's (Table I), a file's or a
+flag's. The resolved configuration is one flat mapping; written as YAML it can be handed to `--config`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rllib_hpo.errors import SettingsError, UserError, nearest
+from rllib_hpo.results import write_atomically
+from rllib_hpo.settings import ActorCriticSettings, find_settings, parse_settings
+from rllib_hpo.tasks import Task, find_task
+
+Origin = Literal["default", "task", "file", "flag"]
+
+
+class RunSettings(BaseModel):
+    """What describes a run besides the algorithm's hyperparameters."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    algorithm: str = "sac-hpo"
+    task: str = "hopper"
+    env_config: dict[str, Any] = Field(default_factory=dict)
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    steps: Annotated[int, Field(ge=1)] = 1_000_000
+    num_env_runners: Annotated[int, Field(ge=0)] = 0
+    num_envs_per_env_runner: Annotated[int, Field(ge=1)] = 1
+    rollout_fragment_length: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    num_learners: Annotated[int, Field(ge=0, le=1)] = 0
+    num_gpus_per_learner: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A resolved configuration.
+
+    Attributes:
+        run: Algorithm, task, seed, steps and workers.
+        settings: The hyperparameters.
+        origins: Where each value comes from, by name.
+    """
+
+    run: RunSettings
+    settings: ActorCriticSettings
+    origins: Mapping[str, Origin]
+
+    @property
+    def task(self) -> Task:
+        """The task, with its environment."""
+        return find_task(self.run.task)
+
+    def values(self) -> dict[str, Any]:
+        """All values in one flat mapping, in the order of their documentation."""
+        return {**self.run.model_dump(), **self.settings.model_dump()}
+
+    def to_yaml(self) -> str:
+        """YAML that `--config` accepts, each line with the origin of its value."""
+        lines = [f"{name}: {_inline(value)}  # {self.origins[name]}" for name, value in self.values().items()]
+        return "\n".join(lines) + "\n"
+
+    def save(self, path: Path) -> None:
+        """Writes the YAML, atomically."""
+        write_atomically(path, self.to_yaml().encode())
+
+
+def resolve(flags: Mapping[str, Any], file: Path | None = None) -> RunConfig:
+    """The configuration that flags, a file, the task and the defaults give together.
+
+    Args:
+        flags: Values by name; None means not given.
+        file: YAML or JSON, or one row of results (Parquet), whose configuration is repeated.
+
+    Raises:
+        UserError: Naming the key (and file), its value, what is allowed and the nearest valid name.
+    """
+    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
+    from_file = read_config_file(file) if file is not None else {}
+    named = {**from_file, **given}
+    algorithm = str(named.get("algorithm", RunSettings.model_fields["algorithm"].default))
+    model = find_settings(algorithm)
+    task = find_task(str(named.get("task", RunSettings.model_fields["task"].default)))
+    from_task = {"steps": task.steps, **task.settings_for(algorithm)}
+
+    for source, values in ((str(file), from_file), ("", given)):
+        _refuse_unknown(values, model, source)
+    merged = {**from_task, **named}
+    run = _parse_run({name: value for name, value in merged.items() if name in RunSettings.model_fields})
+    settings = parse_settings(model, {name: v for name, v in merged.items() if name in model.model_fields})
+    layers: tuple[tuple[Origin, Mapping[str, Any]], ...] = (
+        ("flag", given),
+        ("file", from_file),
+        ("task", from_task),
+    )
+    names = [*RunSettings.model_fields, *model.model_fields]
+    origins = {n: next((origin for origin, layer in layers if n in layer), "default") for n in names}
+    return RunConfig(run, settings, origins)  # type: ignore[arg-type]
+
+
+def resolve_saved(file: Path, changes: Mapping[str, Any]) -> RunConfig:
+    """The configuration that `RunConfig.save` wrote, origins included, with some values changed by flags.
+
+    Raises:
+        UserError: As `resolve`.
+    """
+    config = resolve(changes, file)
+    found = dict(re.findall(r"^(\w+):.*  # (default|task|file|flag)$", file.read_text(), flags=re.MULTILINE))
+    origins = {
+        name: config.origins[name] if name in changes else found.get(name, "file") for name in config.origins
+    }
+    return RunConfig(config.run, config.settings, origins)
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The values in a YAML or JSON file, or the configuration stored with a row of results.
+
+    A row also says how far the run had got, so repeating it ends at the same step.
+
+    Raises:
+        UserError: If the file cannot be read or holds no mapping.
+    """
+    if path.suffix == ".parquet":
+        return _config_of_row(path)
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The configuration file {path} cannot be read: {error}.") from error
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"The configuration file {path} is not YAML: {' '.join(str(error).split())}."
+        ) from error
+    if not isinstance(values, dict):
+        raise UserError(f"The configuration file {path} must hold 'name: value' lines.")
+    return {str(name): numeric(value) for name, value in values.items()}
+
+
+def _config_of_row(path: Path) -> dict[str, Any]:
+    try:
+        rows = pq.ParquetFile(path).read(["config_json", "env_steps"]).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} is no file of result rows: {error}.") from error
+    if len({row["config_json"] for row in rows}) != 1:
+        raise UserError(f"{path} holds {len(rows)} rows of several configurations; name the file of one row.")
+    values = {"steps": max(1, *(row["env_steps"] for row in rows)), **json.loads(rows[0]["config_json"])}
+    values.pop("env", None)  # it follows from the task
+    return values
+
+
+def numeric(value: Any) -> Any:
+    """A number where YAML 1.1 sees a string, as in 3e-4; everything else as it is."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _refuse_unknown(values: Mapping[str, Any], model: type[ActorCriticSettings], source: str) -> None:
+    valid = [*RunSettings.model_fields, *model.model_fields]
+    for name in values:
+        if name not in valid:
+            close = nearest(name, valid)
+            hint = f" Did you mean '{close}'?" if close else f" Valid: {', '.join(sorted(valid))}."
+            where = f"{source}: " if source else ""
+            raise SettingsError(
+                f"{where}'{name}' is not a setting of {model.__name__.removesuffix('Settings')}.{hint}"
+            )
+
+
+def _parse_run(values: Mapping[str, Any]) -> RunSettings:
+    try:
+        return RunSettings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        reason = first["msg"].removeprefix("Input should be ")
+        raise SettingsError(f"{name}={values[name]!r} must be {reason}.") from None
+
+
+def _inline(value: Any) -> str:
+    """A value on one line of YAML. JSON is YAML, but for numbers such as 1e-05, which need a point."""
+    text = json.dumps(value)
+    return (
+        text.replace("e", ".0e", 1) if isinstance(value, float) and "e" in text and "." not in text else text
+    )
