@@ -45,6 +45,8 @@ def save_new_segment(replay: Replay, segments: SegmentList, directory: Path) -> 
     """
     oldest = replay.total_rows - replay.num_rows
     kept = [segment for segment in segments if segment["end"] > oldest]
+    if not all((directory / segment["file"]).is_file() for segment in kept):
+        kept = []  # the directory was cleared meanwhile
     start = max(oldest, kept[-1]["end"] if kept else 0)
     if start == replay.total_rows:
         return kept
@@ -88,11 +90,12 @@ def load_segments(replay: Replay, segments: SegmentList, total_rows: int, direct
         path = directory / segment["file"]
         try:
             rows = np.load(path, mmap_mode="c", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - a damaged header may raise anything, TokenError even
             raise CheckpointError(f"The replay segment {path} is missing or damaged.") from error
-        if rows.shape != (segment["end"] - segment["start"], replay.layout.width):
+        shape = segment["end"] - segment["start"], replay.layout.width
+        if (rows.shape, rows.dtype) != (shape, np.dtype("<f4")):
             raise CheckpointError(
-                f"The replay segment {path} has the shape {rows.shape}, not the one recorded."
+                f"The replay segment {path} holds {rows.shape} {rows.dtype}, not {shape} float32."
             )
         if zlib.crc32(np.ascontiguousarray(rows).data) != segment["crc32"]:
             raise CheckpointError(f"The replay segment {path} is damaged: its checksum differs.")
