@@ -224,21 +224,20 @@ def _built(config: ActorCriticConfig) -> Iterator[ActorCriticAlgorithm]:
 
 @contextmanager
 def _local_ray(config: RunConfig) -> Iterator[None]:
-    """Ray for this run: the cluster that RAY_ADDRESS names, or one on this machine that listens on localhost only."""
-    if ray.is_initialized():
+    """Ray for this run: none without remote workers, else the cluster RAY_ADDRESS names, or one on this machine."""
+    workers = config.run.num_env_runners + config.run.num_learners
+    if workers == 0 or ray.is_initialized():
         yield
         return
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.ERROR)
     else:
-        workers = config.run.num_env_runners + config.run.num_learners
         ray.init(
             address="local",
             num_cpus=max(os.cpu_count() or 1, workers + 1),
             include_dashboard=False,
             logging_level=logging.ERROR,
             log_to_driver=False,
-            _node_ip_address="127.0.0.1",
         )
     try:
         yield

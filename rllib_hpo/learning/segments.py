@@ -90,7 +90,7 @@ def load_segments(replay: Replay, segments: SegmentList, total_rows: int, direct
         path = directory / segment["file"]
         try:
             rows = np.load(path, mmap_mode="c", allow_pickle=False)
-        except Exception as error:  # noqa: BLE001 - a damaged header may raise anything, TokenError even
+        except Exception as error:  # a damaged header may raise anything, even tokenize.TokenError
             raise CheckpointError(f"The replay segment {path} is missing or damaged.") from error
         shape = segment["end"] - segment["start"], replay.layout.width
         if (rows.shape, rows.dtype) != (shape, np.dtype("<f4")):

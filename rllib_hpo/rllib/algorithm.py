@@ -34,7 +34,14 @@ from rllib_hpo.rllib.env_runner import Episode, Rollout
 from rllib_hpo.rllib.environment import environment_maker
 from rllib_hpo.rllib.evaluation import episode_seeds, evaluate
 from rllib_hpo.rllib.learner import ActorCriticLearner
-from rllib_hpo.rllib.remote import Call, SampleRequest, only_success, share_out, successes
+from rllib_hpo.rllib.remote import (
+    Call,
+    SampleRequest,
+    only_success,
+    share_out,
+    successes,
+    without_object_store,
+)
 from rllib_hpo.rllib.rl_module import ActorCriticModule
 from rllib_hpo.rllib.schedule import Schedule
 
@@ -66,16 +73,18 @@ class ActorCriticAlgorithm(Algorithm):
         self.max_env_steps: int | None = None
         """Steps after which an iteration ends early; None for no limit."""
         self.latest_evaluation: dict[str, Any] | None = None
-        super().setup(config)
+        with without_object_store(self._is_local(config)):
+            super().setup(config)
         self._share_module()
 
     def _share_module(self) -> None:
         """A local runner acts with the local learner's own module: no copies, no policy lag."""
-        if self._is_local():
+        if self._is_local(self.config):
             self.env_runner.module = self.local_learner.module[DEFAULT_MODULE_ID].unwrapped()
 
-    def _is_local(self) -> bool:
-        return self.config.num_env_runners == 0 and self.config.num_learners == 0
+    @staticmethod
+    def _is_local(config: ActorCriticConfig) -> bool:
+        return bool(config.num_env_runners == 0 and config.num_learners == 0)
 
     @property
     def local_learner(self) -> ActorCriticLearner:
@@ -114,7 +123,7 @@ class ActorCriticAlgorithm(Algorithm):
 
     def _collect_and_learn(self, stop: int) -> None:
         """Takes environment steps up to `stop` at most, and makes the updates that become due."""
-        if self._is_local():
+        if self._is_local(self.config):
             self._learn_locally(stop)
         else:
             self._learn_in_rounds(stop)
@@ -244,7 +253,7 @@ class ActorCriticAlgorithm(Algorithm):
             callbacks_functions=self.config.callbacks_on_evaluate_start,
             kwargs=kwargs,
         )
-        if not self._is_local():
+        if not self._is_local(self.config):
             self.acting_module.set_state(self._acting_state())
         number = self.env_steps // self.settings.evaluation_every
         seeds = episode_seeds(self.config.seed, number, self.settings.evaluation_episodes)
@@ -390,7 +399,8 @@ class ActorCriticAlgorithm(Algorithm):
         """
         manifest = checkpointing.verify(Path(path))
         checkpointing.check_fits(manifest, self)
-        super().restore_from_path(path, *args, **kwargs)
+        with without_object_store(self._is_local(self.config)):
+            super().restore_from_path(path, *args, **kwargs)
         checkpointing.restore_replay(self, manifest, Path(path))
 
 

@@ -93,7 +93,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         )
         self._obs = np.zeros((num_envs, self.layout.obs_dim), np.float32)
         self._returns, self._lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
-        self._turn, self._num_builds = 0, [0] * num_envs
+        self._turn, self._num_builds, self._stepped = 0, [0] * num_envs, [False] * num_envs
         self._reset_all()
         self._capturable = [capture(env) is not None for env in self.envs]
         make_callback(
@@ -117,9 +117,8 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         return int(sequence.generate_state(1)[0] >> 1)
 
     def _begin_episode(self, i: int, seed: int | None = None) -> None:
-        obs, _ = self.envs[i].reset(seed=seed)
-        self._check_finite(obs, 0.0, i)
-        self._obs[i], self._returns[i], self._lengths[i] = obs, 0.0, 0
+        self._obs[i], self._returns[i], self._lengths[i] = self.envs[i].reset(seed=seed)[0], 0.0, 0
+        self._check_finite(self._obs[i], 0.0, i)
 
     @override(EnvRunner)
     def make_module(self) -> None:
@@ -154,13 +153,13 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         """Steps the environments `which` once and fills one row for each."""
         obs = self._obs[which]
         actions = self._actions(obs, random_actions)
-        rewards, terminateds = np.empty(len(which)), np.empty(len(which), np.bool_)
+        rewards, terminateds = np.empty(len(which), np.float32), np.empty(len(which), np.bool_)
         next_obs = np.empty_like(obs)
         for k, (i, action) in enumerate(zip(which, self._scaling.to_env(actions), strict=True)):
             observation, reward, terminated, truncated, _ = self.envs[i].step(action)
-            self._check_finite(observation, reward, i)
-            next_obs[k], rewards[k], terminateds[k] = observation, reward, terminated
-            self._obs[i] = observation
+            self._obs[i] = next_obs[k] = observation
+            rewards[k], terminateds[k], self._stepped[i] = reward, terminated, True
+            self._check_finite(next_obs[k], rewards[k], i)
             self._returns[i] += float(reward)
             self._lengths[i] += 1
             if terminated or truncated:
@@ -177,7 +176,8 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         result: npt.NDArray[np.float32] = actions.cpu().numpy()
         return result
 
-    def _check_finite(self, obs: Any, reward: Any, i: int) -> None:
+    def _check_finite(self, obs: npt.NDArray[np.float32], reward: float, i: int) -> None:
+        """Of values as they are stored: what float32 cannot hold is infinite."""
         if not (np.isfinite(obs).all() and np.isfinite(reward)):
             what = "The reward" if np.isfinite(obs).all() else "The observation"
             raise NonFiniteError(
@@ -187,8 +187,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
 
     def is_savable(self) -> bool:
         """Whether every environment's simulator can be saved exactly, now."""
-        lengths = zip(self._capturable, self._lengths, strict=True) if self.envs else ()
-        return all(capturable or length == 0 for capturable, length in lengths)
+        return all(self._capturable[i] or not self._stepped[i] for i in range(len(self.envs)))
 
     def rebuild_unsavable_envs(self) -> None:
         """Closes and makes anew those environments whose simulator's state cannot be saved.
@@ -201,7 +200,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
 
     def _rebuild(self, i: int, num_builds: int) -> None:
         self.envs[i].close()
-        self.envs[i], self._num_builds[i] = self._make(), num_builds
+        self.envs[i], self._num_builds[i], self._stepped[i] = self._make(), num_builds, False
         self._begin_episode(i, seed=self._environment_seed(i))
 
     def become_replacement(self, incarnation: int) -> None:
@@ -251,7 +250,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
     def _environment_state(self, i: int) -> dict[str, Any]:
         simulator = capture(self.envs[i]) if self._capturable[i] else None
         # An environment that was stepped since it was built is lost: whoever restores makes another.
-        lost = simulator is None and self._lengths[i] > 0
+        lost = simulator is None and self._stepped[i]
         return {
             "simulator": simulator,
             "num_builds": self._num_builds[i] + int(lost),

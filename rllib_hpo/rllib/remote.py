@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import ray
 from ray.exceptions import RayTaskError
 from ray.rllib.utils.actor_manager import RemoteCallResults
 
 from rllib_hpo.errors import UserError
 from rllib_hpo.rllib.env_runner import ColumnarEnvRunner, Rollout
+
+
+@contextmanager
+def without_object_store(local: bool) -> Iterator[None]:
+    """Keeps RLlib from starting a Ray cluster for an algorithm without actors (`local`).
+
+    EnvRunnerGroup puts its config and weights into the object store even if no actor will ever fetch them;
+    where Ray does not run yet, that starts eight processes that listen on the network, for nothing.
+    """
+    put = ray.put
+    if local and not ray.is_initialized():
+        ray.put = lambda value, **_: value
+    try:
+        yield
+    finally:
+        ray.put = put
 
 
 class Call:
