@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from rllib_hpo.networks import uniform
 
+ROWS_WORTH_SPLITTING = 64
+"""Rows from which, on a CPU, going back through the smaller critic alone beats masking the larger."""
+
 
 class TwinCritic(nn.Module):
     """Q_1 and Q_2: ReLU networks over [state, action], evaluated as one batched matrix product per layer.
@@ -87,18 +90,36 @@ class ConditionedCritic:
     @torch.no_grad()
     def minimum_and_gradient(self, action: Tensor) -> tuple[Tensor, Tensor]:
         """min(Q_1, Q_2), (B,), and its gradient in the action, (B, A); autograd sees neither."""
-        critic = self._critic
         hidden = self._hidden_layers(action)
-        q = critic._output(hidden[-1])
+        q = self._critic._output(hidden[-1])
+        split = len(action) >= ROWS_WORTH_SPLITTING and action.device.type == "cpu"
+        gradient = self._gradient_of_rows if split else self._gradient_of_both
+        return q.amin(0), gradient(hidden, q)
+
+    def _gradient_of_both(self, hidden: list[Tensor], q: Tensor) -> Tensor:
+        """dQ/da of the smaller Q, (B, A), from both networks with the larger masked out: shapes are static."""
+        critic = self._critic
         smaller = torch.stack([q[0] <= q[1], q[0] > q[1]]).to(q.dtype)
         # dQ/dh of the last hidden layer is the output weight, where Q is the minimum; then back layer by layer.
         gradient = smaller.unsqueeze(-1) * critic.weights[-1]
         for activation, weight in zip(hidden[:0:-1], critic.weights[-2:0:-1], strict=True):
-            gradient = torch.ops.aten.threshold_backward(gradient, activation, 0)
-            gradient = torch.bmm(gradient, weight)
-        gradient = torch.ops.aten.threshold_backward(gradient, hidden[0], 0)
-        gradient = torch.bmm(gradient, critic.weights[0][:, :, critic.obs_dim :])
-        return q.amin(0), gradient.sum(0)
+            gradient = torch.bmm(_through_relu(gradient, activation), weight)
+        gradient = torch.bmm(_through_relu(gradient, hidden[0]), critic.weights[0][:, :, critic.obs_dim :])
+        return gradient.sum(0)
+
+    def _gradient_of_rows(self, hidden: list[Tensor], q: Tensor) -> Tensor:
+        """The same, going back through each network with those rows only where it is the smaller: half the work."""
+        critic = self._critic
+        first_is_smaller = q[0] <= q[1]
+        gradient = q.new_empty(len(first_is_smaller), critic.weights[0].shape[-1] - critic.obs_dim)
+        for k, chosen in enumerate((first_is_smaller, ~first_is_smaller)):
+            rows = chosen.nonzero().squeeze(1)
+            part = critic.weights[-1][k].expand(len(rows), -1)
+            for activation, weight in zip(hidden[:0:-1], critic.weights[-2:0:-1], strict=True):
+                part = _through_relu(part, activation[k].index_select(0, rows)) @ weight[k]
+            part = _through_relu(part, hidden[0][k].index_select(0, rows))
+            gradient.index_copy_(0, rows, part @ critic.weights[0][k, :, critic.obs_dim :])
+        return gradient
 
     def _hidden_layers(self, action: Tensor) -> list[Tensor]:
         """Activations of every hidden layer, each (2, B, H)."""
@@ -117,6 +138,11 @@ class ConditionedCritic:
                 self._critic.biases[0], self._obs.expand(2, -1, -1), weight
             )
         return self._cached_state_part
+
+
+def _through_relu(gradient: Tensor, activation: Tensor) -> Tensor:
+    # Several times faster than multiplying by a mask.
+    return torch.ops.aten.threshold_backward(gradient, activation, 0)
 
 
 class _MinimumQ(torch.autograd.Function):
