@@ -144,6 +144,12 @@ class ActorCriticConfig(AlgorithmConfig):
         return self
 
     @override(AlgorithmConfig)
+    def get_state(self) -> dict[str, Any]:
+        """Keeps settings of -1, which RLlib takes for its mark of a deprecated option and drops."""
+        kept = {name: value for name, value in vars(self).items() if name in self.settings_class.model_fields}
+        return {**super().get_state(), **kept}
+
+    @override(AlgorithmConfig)
     def evaluation(self, **options: Any) -> Self:
         """Sets `evaluation_every` (environment steps) and `evaluation_episodes`; RLlib's options go to RLlib."""
         ours = {name: options.pop(name) for name in list(options) if name in self.settings_class.model_fields}
@@ -238,6 +244,8 @@ class ActorCriticConfig(AlgorithmConfig):
             if name not in allowed and not _same(value, vars(default).get(name)):
                 instead = f" Use {_REPLACED[name]}." if name in _REPLACED else ""
                 raise SettingsError(f"The option {name}={value!r} would have no effect here.{instead}")
+        if self.is_multi_agent:
+            raise SettingsError(f"policies={sorted(self.policies)} must be the default: there is one agent.")
 
     def _refuse_rollout_callbacks(self) -> None:
         classes = self.callbacks_class if isinstance(self.callbacks_class, list) else [self.callbacks_class]

@@ -4,37 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 
 from rllib_hpo.learning.replay import RowLayout
 from rllib_hpo.rllib.config import SACGaussianConfig
 from rllib_hpo.rllib.env_runner import ColumnarEnvRunner
-
-
-class CountingEnv(gym.Env[np.ndarray, np.ndarray]):
-    """Observes [episode, step, last action]; episodes end after `length` steps, even ones by time limit only."""
-
-    observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
-    action_space = gym.spaces.Box(-3.0, 5.0, (1,), np.float32)
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.length, self.episode, self.step_number = config["length"], -1, 0
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """Starts the next episode."""
-        super().reset(seed=seed)
-        self.episode, self.step_number = self.episode + 1, 0
-        return np.array([self.episode, 0, 0], np.float32), {}
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Counts; the reward is the number of the step within its episode."""
-        self.step_number += 1
-        observation = np.array([self.episode, self.step_number, action[0]], np.float32)
-        over = self.step_number == self.length
-        even = self.episode % 2 == 0
-        return observation, float(self.step_number), over and not even, over and even, {}
+from tests.rllib.environments import CountingEnv
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["warm-up", "policy"])

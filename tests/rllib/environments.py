@@ -1,0 +1,71 @@
+"""Environments of the tests' own, which no simulator state can be saved of, and which fail on demand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+
+class CountingEnv(gym.Env[np.ndarray, np.ndarray]):
+    """Observes [episode, step, last action]; odd episodes end proper after `length` steps, even ones by time limit.
+
+    Options of the config: `length` of an episode, and `bad_step` (counted over the environment's life)
+    at which `bad` ("observation" or "reward") becomes `value`; or `bad` = "error", which raises.
+    """
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+    action_space = gym.spaces.Box(-3.0, 5.0, (1,), np.float32)
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = dict(config)
+        self.length, self.episode, self.step_number, self.life = config.get("length", 4), -1, 0, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """Starts the next episode."""
+        super().reset(seed=seed)
+        self.episode, self.step_number = self.episode + 1, 0
+        return np.array([self.episode, 0, 0], np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Counts; the reward is the number of the step within its episode."""
+        self.step_number += 1
+        self.life += 1
+        observation = np.array([self.episode, self.step_number, action[0]], np.float64)
+        reward = float(self.step_number)
+        if self.life == self.config.get("bad_step"):
+            if self.config["bad"] == "error":
+                raise RuntimeError("the user's own mistake")
+            if self.config["bad"] == "observation":
+                observation[1] = self.config["value"]
+            else:
+                reward = self.config["value"]
+        over = self.step_number == self.length
+        even = self.episode % 2 == 0
+        return observation, reward, over and not even, over and even, {}
+
+
+class NoisyEnv(gym.Env[np.ndarray, np.ndarray]):
+    """A random walk whose every step draws from the environment's generator; two asymmetric actions."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = gym.spaces.Box(np.array([-2.0, 0.5]), np.array([2.0, 4.0]), dtype=np.float64)
+
+    def __init__(self, config: Any = None) -> None:
+        self.length, self.position, self.step_number = 11, np.zeros(2), 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """Starts somewhere at random."""
+        super().reset(seed=seed)
+        self.position, self.step_number = self.np_random.normal(size=2), 0
+        return self.position.astype(np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Moves by the action and some noise; outside of |x| < 6 the episode ends."""
+        assert self.action_space.contains(np.asarray(action, np.float64)), action
+        self.step_number += 1
+        self.position = self.position + 0.3 * (action - 1) + 0.1 * self.np_random.normal(size=2)
+        terminated = bool(np.abs(self.position).max() > 6)
+        truncated = not terminated and self.step_number == self.length
+        return self.position.astype(np.float32), float(self.position.sum()), terminated, truncated, {}

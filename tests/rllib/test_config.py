@@ -1,0 +1,326 @@
+"""The configs: RLlib's way of setting things, the papers' defaults, and nothing accepted without effect."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from ray.rllib.callbacks.callbacks import RLlibCallback
+
+import rllib_hpo
+from rllib_hpo import SACHPO, SACNF, SACGaussian, SACGaussianConfig, SACHPOConfig, SACNFConfig
+from rllib_hpo.errors import SettingsError, UnknownNameError
+from rllib_hpo.rllib.config import EFFECTIVE_OPTIONS, RUN_OPTIONS, ActorCriticConfig, make_config
+from rllib_hpo.settings import SETTINGS, ActorCriticSettings, SACHPOSettings, SACNFSettings, SACSettings
+from rllib_hpo.tasks import all_tasks
+from tests.rllib.environments import NoisyEnv
+from tests.rllib.tiny import EVERY_ALGORITHM, TINY, running, tiny_config
+
+OTHER_VALUES: dict[str, Any] = {
+    "alpha": "auto",
+    "target_entropy": -1.5,
+    "step_size": [0.1, 0.2],
+    "critic_activation": "relu",  # there is no other
+    "objective_critic": "target",
+    "explore_sampler": "gaussian",
+    "train_sampler": "gaussian",
+    "force_scale": "inverse_temperature",
+    "force_gate": "none",
+    "mass_matrix": "consistent",
+    "clip_gradient": "straight_through",
+    "gamma": 0.9,
+    "policy_layers": 3,
+    "critic_layers": 3,
+}
+
+
+def other_value(name: str, default: Any) -> Any:
+    """A valid value of the setting `name` that is not its default."""
+    if name in OTHER_VALUES:
+        return OTHER_VALUES[name]
+    if isinstance(default, bool):
+        return not default
+    return default + 1 if isinstance(default, int) else default / 2
+
+
+def others(model: type[ActorCriticSettings]) -> dict[str, Any]:
+    """Another value for every setting of an algorithm."""
+    return {name: other_value(name, field.default) for name, field in model.model_fields.items()} | (
+        {"tempering_allow_heating": True} if "tempering" in model.model_fields else {}
+    )
+
+
+@pytest.mark.parametrize(
+    ("config_class", "algorithm_class", "settings_class"),
+    [
+        (SACGaussianConfig, SACGaussian, SACSettings),
+        (SACNFConfig, SACNF, SACNFSettings),
+        (SACHPOConfig, SACHPO, SACHPOSettings),
+    ],
+)
+def test_classes_belong_together(config_class: Any, algorithm_class: Any, settings_class: Any) -> None:
+    config = config_class()
+    assert config.algo_class is algorithm_class
+    assert isinstance(algorithm_class.get_default_config(), config_class)
+    assert config.settings_class is settings_class
+    assert type(config.settings()) is settings_class
+    assert type(make_config(config.algorithm)) is config_class
+
+
+@EVERY_ALGORITHM
+def test_every_setting_is_an_attribute_with_the_models_default(algorithm: str) -> None:
+    config, model = make_config(algorithm), SETTINGS[algorithm]
+    for name, field in model.model_fields.items():
+        assert getattr(config, name) == field.default, name
+    assert config.settings() == model()
+
+
+@EVERY_ALGORITHM
+@pytest.mark.parametrize("way", ["training", "update_from_dict"])
+def test_every_setting_can_be_set(algorithm: str, way: str) -> None:
+    config, values = make_config(algorithm), others(SETTINGS[algorithm])
+    if way == "training":
+        assert config.training(**values) is config
+    else:
+        config.update_from_dict(values)
+    for name, value in values.items():
+        assert getattr(config, name) == value, name
+    assert config.settings().model_dump() == values
+    assert config.copy().settings() == config.settings()
+    assert config.to_dict()["update_to_data"] == values["update_to_data"]
+
+
+@EVERY_ALGORITHM
+def test_a_config_survives_being_a_dict(algorithm: str) -> None:
+    """Tune hands over all options of a config as one dict."""
+    config = tiny_config(algorithm).env_runners(num_envs_per_env_runner=2).results(sweep="s", variant="v")
+    again = make_config(algorithm).update_from_dict(config.to_dict())
+    again.validate()
+    assert again.settings() == config.settings()
+    assert (again.env, again.seed, again.num_envs_per_env_runner) == ("Pendulum-v1", 3, 2)
+    assert (again.sweep, again.variant) == ("s", "v")
+
+
+@EVERY_ALGORITHM
+def test_for_task_is_table_one(algorithm: str) -> None:
+    config_class = type(make_config(algorithm))
+    for task in all_tasks():
+        config = config_class.for_task(task.name)
+        assert config.env == task.env_id
+        assert config.task == task.name
+        expected = SETTINGS[algorithm]().model_dump() | dict(task.settings_for(algorithm))
+        assert config.settings().model_dump() == expected
+
+
+def test_for_task_is_table_one_to_the_letter() -> None:
+    """A row of the table, typed here once more."""
+    settings = SACHPOConfig.for_task("hopper").settings()
+    assert isinstance(settings, SACHPOSettings)
+    assert (settings.alpha, settings.momentum_std_train, settings.momentum_std_explore) == (0.2, 0.1, 1.5)
+    assert (settings.step_size, settings.leapfrog_steps, settings.leapfrog_units) == (0.15, 2, 32)
+    assert SACNFConfig.for_task("Hopper-v4").num_flows == 5
+    assert SACGaussianConfig.for_task("humanoid").alpha == 0.05
+    pendulum = SACHPOConfig.for_task("Pendulum-v1")
+    assert (pendulum.task, pendulum.momentum_std_explore) == ("Pendulum-v1", 1.0)
+    with pytest.raises(UnknownNameError, match="Did you mean 'hopper'"):
+        SACHPOConfig.for_task("hoper")
+
+
+def test_the_chain_of_calls_that_the_readme_shows() -> None:
+    config = (
+        SACHPOConfig()
+        .environment("Hopper-v4")
+        .training(leapfrog_steps=2, momentum_std_explore=1.5, momentum_std_train=0.1)
+        .env_runners(num_env_runners=4)
+        .learners(num_learners=1, num_gpus_per_learner=1)
+    )
+    config.validate()
+    bundles = SACHPO.default_resource_request(config).bundles
+    assert sum(bundle.get("GPU", 0) for bundle in bundles) == 1
+    assert sum(bundle.get("CPU", 0) for bundle in bundles) >= 5
+    assert config.learner_class.__name__ == "ActorCriticLearner"
+
+
+REFUSED: dict[str, Callable[[ActorCriticConfig], Any]] = {
+    "evaluation_interval": lambda c: c.evaluation(evaluation_interval=1),
+    "evaluation_duration": lambda c: c.evaluation(evaluation_duration=20),
+    "evaluation_num_env_runners": lambda c: c.evaluation(evaluation_num_env_runners=2),
+    "evaluation_config": lambda c: c.evaluation(evaluation_config={"explore": False}),
+    "explore": lambda c: c.env_runners(explore=False),
+    "batch_mode": lambda c: c.env_runners(batch_mode="complete_episodes"),
+    "env_to_module_connector": lambda c: c.env_runners(env_to_module_connector=lambda *a, **k: []),
+    "num_gpus_per_env_runner": lambda c: c.env_runners(num_gpus_per_env_runner=0.5),
+    "gym_env_vectorize_mode": lambda c: c.env_runners(gym_env_vectorize_mode="ASYNC"),
+    "render_env": lambda c: c.environment(render_env=True),
+    "clip_actions": lambda c: c.environment(clip_actions=True),
+    "clip_rewards": lambda c: c.environment(clip_rewards=True),
+    "normalize_actions": lambda c: c.environment(normalize_actions=False),
+    "min_time_s_per_iteration": lambda c: c.reporting(min_time_s_per_iteration=5),
+    "min_sample_timesteps_per_iteration": lambda c: c.reporting(min_sample_timesteps_per_iteration=10),
+    "keep_per_episode_custom_metrics": lambda c: c.reporting(keep_per_episode_custom_metrics=True),
+    "torch_compile_learner": lambda c: c.framework(torch_compile_learner=True),
+    "framework": lambda c: c.framework("tf2"),
+    "restart_failed_sub_environments": lambda c: c.fault_tolerance(restart_failed_sub_environments=True),
+    "_model_config": lambda c: c.rl_module(model_config={"fcnet_hiddens": [32]}),
+    "input_": lambda c: c.offline_data(input_="somewhere"),
+    "output": lambda c: c.offline_data(output="somewhere"),
+    "policies": lambda c: c.multi_agent(policies={"one", "two"}),
+    "policies_to_train": lambda c: c.multi_agent(policies_to_train=["one"]),
+    "algorithm_config_overrides_per_module": lambda c: c.multi_agent(
+        algorithm_config_overrides_per_module={"default_policy": {"lr": 1.0}}
+    ),
+    "num_aggregator_actors_per_learner": lambda c: c.learners(num_aggregator_actors_per_learner=1),
+    "grad_clip": lambda c: setattr(c, "grad_clip", 1.0),
+    "num_epochs": lambda c: setattr(c, "num_epochs", 3),
+    "train_batch_size": lambda c: setattr(c, "train_batch_size", 100),
+    "replay_buffer_config": lambda c: setattr(c, "replay_buffer_config", {}),
+}
+
+
+@pytest.mark.parametrize("option", REFUSED)
+def test_options_without_effect_are_refused(option: str) -> None:
+    config = SACGaussianConfig().environment("Pendulum-v1")
+    REFUSED[option](config)
+    with pytest.raises(SettingsError, match=option):
+        config.validate()
+
+
+@pytest.mark.parametrize(
+    ("option", "instead"), [("evaluation_interval", "evaluation_every"), ("grad_clip", "as in the papers")]
+)
+def test_a_refusal_says_what_to_use_instead(option: str, instead: str) -> None:
+    config = SACGaussianConfig().environment("Pendulum-v1")
+    REFUSED[option](config)
+    with pytest.raises(SettingsError, match=instead):
+        config.validate()
+
+
+def test_an_unknown_attribute_gets_the_nearest_name() -> None:
+    config = SACHPOConfig().environment("Pendulum-v1")
+    config.leapfrog_step = 3
+    with pytest.raises(
+        SettingsError, match=r"'leapfrog_step' is not an option .* Did you mean 'leapfrog_steps'\?"
+    ):
+        config.validate()
+
+
+def test_an_unknown_hyperparameter_gets_the_nearest_name() -> None:
+    with pytest.raises(SettingsError, match="did you mean 'momentum_std_train'"):
+        SACHPOConfig().training(momentum_std_trian=0.1)
+
+
+@pytest.mark.parametrize("algorithm", ["sac", "sac-nf"])
+def test_only_the_hamiltonian_has_leapfrog_steps(algorithm: str) -> None:
+    with pytest.raises(SettingsError, match="'leapfrog_steps' is not a setting of SAC"):
+        make_config(algorithm).training(leapfrog_steps=2)
+
+
+def test_a_wrong_value_is_told_before_anything_starts() -> None:
+    with pytest.raises(SettingsError, match="leapfrog_steps=-1 must be"):
+        SACHPOConfig().environment("Pendulum-v1").training(leapfrog_steps=-1).build_algo()
+
+
+def test_minus_one_is_a_number() -> None:
+    """RLlib marks deprecated options with -1, and drops them from the state of a config."""
+    with running(tiny_config(target_entropy=-1.0, env=NoisyEnv)) as algorithm:
+        assert algorithm.settings.target_entropy == -1.0
+
+
+@EVERY_ALGORITHM
+def test_every_setting_reaches_the_algorithm(algorithm: str) -> None:
+    values = others(SETTINGS[algorithm]) | TINY
+    with running(tiny_config(algorithm, NoisyEnv, **values)) as built:
+        assert built.settings.model_dump() == values
+        assert built.local_learner.settings == built.settings
+        assert built.env_runner.module.model.settings == built.settings
+
+
+def test_several_learners_are_refused() -> None:
+    config = SACGaussianConfig().environment("Pendulum-v1").learners(num_learners=2)
+    with pytest.raises(SettingsError, match="num_learners=2 must be 0"):
+        config.validate()
+
+
+def test_an_unknown_algorithm_gets_the_nearest_name() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'sac-nf'"):
+        make_config("sacnf")
+
+
+class CountsEpisodes(RLlibCallback):
+    """A callback of the kind that RLlib users write."""
+
+    def on_episode_end(self, **kwargs: Any) -> None:
+        """Never called here."""
+
+
+class SeesResults(RLlibCallback):
+    """A callback that is called."""
+
+    def on_train_result(self, *, algorithm: Any, result: dict[str, Any], **kwargs: Any) -> None:
+        """Leaves a mark in the result."""
+        result["seen"] = algorithm.env_steps
+
+
+def test_callbacks_that_would_never_be_called_are_refused() -> None:
+    config = SACGaussianConfig().environment("Pendulum-v1").callbacks(CountsEpisodes)
+    with pytest.raises(SettingsError, match=r"CountsEpisodes\.on_episode_end would never be called"):
+        config.validate()
+    config = SACGaussianConfig().environment("Pendulum-v1")
+    config.callbacks(on_episode_start=lambda **_: None)
+    with pytest.raises(SettingsError, match="callbacks_on_episode_start"):
+        config.validate()
+
+
+def test_callbacks_that_are_called() -> None:
+    calls: list[str] = []
+    config = tiny_config().callbacks(
+        SeesResults,
+        on_evaluate_start=lambda **_: calls.append("start"),
+        on_evaluate_end=lambda **_: calls.append("end"),
+        on_environment_created=lambda **_: calls.append("environment"),
+        on_algorithm_init=lambda **_: calls.append("algorithm"),
+    )
+    with running(config) as algorithm:
+        assert algorithm.train()["seen"] == 40
+    assert calls == ["environment", "algorithm", "start", "end", "start", "end"]
+
+
+def test_a_run_without_a_seed_gets_one_that_is_recorded() -> None:
+    config = tiny_config(seed=None)
+    with running(config) as one, running(config.copy(copy_frozen=False)) as other:
+        assert isinstance(one.config.seed, int)
+        assert one.run_config()["seed"] == one.config.seed
+        assert isinstance(other.config.seed, int)
+
+
+def test_two_runs_of_one_config_without_a_seed_differ() -> None:
+    config = tiny_config(seed=None)
+    with running(config) as one, running(config) as other:
+        assert one.config.seed != other.config.seed
+    assert config.seed is None
+
+
+def test_rllibs_own_names_stay_rllibs() -> None:
+    from ray.rllib.algorithms.sac import SAC
+    from ray.tune.registry import get_trainable_cls
+
+    assert issubclass(SACGaussian, rllib_hpo.ActorCriticAlgorithm)
+    assert get_trainable_cls("SAC") is SAC
+    for name in (SACGaussian.__name__, SACNF.__name__, SACHPO.__name__):
+        assert name not in {"SAC", "PPO", "DQN"}
+
+
+def test_every_option_that_is_said_to_be_effective_exists() -> None:
+    config = SACGaussianConfig()
+    missing = [name for name in EFFECTIVE_OPTIONS | RUN_OPTIONS if not hasattr(config, name)]
+    assert missing == []
+
+
+@EVERY_ALGORITHM
+def test_methods_document_every_setting(algorithm: str) -> None:
+    """`training()` takes the fields of the settings class, whose descriptions are the documentation."""
+    config = make_config(algorithm)
+    assert "settings_class" in (inspect.getdoc(type(config).training) or "")
+    assert all(field.description for field in config.settings_class.model_fields.values())

@@ -1,0 +1,123 @@
+"""Runs small enough for tests: what every file here builds its algorithms from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
+from rllib_hpo.rllib.config import ActorCriticConfig, make_config
+from rllib_hpo.settings import SETTINGS
+
+EVERY_ALGORITHM = pytest.mark.parametrize("algorithm", tuple(SETTINGS))
+"""For tests that a new algorithm inherits by being registered."""
+
+TINY: dict[str, Any] = {
+    "hidden_units": 16,
+    "train_batch_size_per_learner": 16,
+    "replay_capacity": 10_000,
+    "warmup_steps": 20,
+    "evaluation_every": 40,
+    "evaluation_episodes": 2,
+    "checkpoint_every": 40,
+    "steps_per_iteration": 40,
+    "diagnostics_interval": 10,
+}
+SHORT_EPISODES = {"max_episode_steps": 25}
+
+
+def tiny_config(
+    algorithm: str = "sac", env: Any = "Pendulum-v1", seed: int | None = 3, **settings: Any
+) -> ActorCriticConfig:
+    """A config with networks, batches and intervals of a few tens; Pendulum's episodes have 25 steps."""
+    env_config = SHORT_EPISODES if isinstance(env, str) else {}
+    config = make_config(algorithm).environment(env, env_config=env_config)
+    return config.training(**TINY | settings).debugging(seed=seed, log_level="ERROR")
+
+
+@contextmanager
+def running(config: ActorCriticConfig) -> Iterator[ActorCriticAlgorithm]:
+    """The algorithm of `config`, stopped in the end."""
+    algorithm: ActorCriticAlgorithm = config.build_algo()
+    try:
+        yield algorithm
+    finally:
+        algorithm.stop()
+
+
+@contextmanager
+def loaded(path: Any) -> Iterator[ActorCriticAlgorithm]:
+    """The algorithm of a checkpoint, stopped in the end."""
+    algorithm: ActorCriticAlgorithm = ActorCriticAlgorithm.from_checkpoint(path)
+    try:
+        yield algorithm
+    finally:
+        algorithm.stop()
+
+
+def train_to(algorithm: ActorCriticAlgorithm, env_steps: int) -> dict[str, Any]:
+    """Trains up to `env_steps`, which must be the end of an iteration; the last result."""
+    result: dict[str, Any] = {}
+    while algorithm.env_steps < env_steps:
+        result = algorithm.train()
+    assert algorithm.env_steps == env_steps
+    return result
+
+
+def learner_facts(learner: Any) -> dict[str, Any]:
+    """Everything that decides what a learner does next, as plain values (runs where the learner is)."""
+    replay = learner.replay
+    oldest = replay.total_rows - replay.num_rows
+    rows = replay.read(oldest, replay.total_rows)
+    return {
+        "parameters": {name: value.numpy().copy() for name, value in learner.model.state_dict().items()},
+        "optimizers": [
+            copy.deepcopy(optimizer.state_dict()) for optimizer in learner.optimizers if optimizer is not None
+        ],
+        "streams": learner.streams.get_state(),
+        "num_updates": learner.num_updates,
+        "total_rows": replay.total_rows,
+        "rows": np.concatenate([np.empty((0, replay.layout.width), np.float32), *rows]),
+    }
+
+
+def facts(algorithm: ActorCriticAlgorithm) -> dict[str, Any]:
+    """Everything that decides how a run goes on: learner, counters, and what the runners are about to do."""
+    group = algorithm.env_runner_group
+    return {
+        "learner": next(
+            iter(algorithm.learner_group.foreach_learner(lambda learner, **_: learner_facts(learner)))
+        ).get(),
+        "env_steps": algorithm.env_steps,
+        "updates": algorithm._num_updates,
+        "evaluation": algorithm.latest_evaluation,
+        "runners": group.foreach_env_runner(
+            lambda runner: runner.get_state(not_components="rl_module") if runner.envs else None
+        ),
+    }
+
+
+def assert_equal(one: Any, other: Any, where: str = "") -> None:
+    """Bitwise equality of nested dicts, lists, arrays and tensors; the message says where they part."""
+    if isinstance(one, Mapping):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            # Clocks inside a simulator's wrappers; no transition depends on them.
+            if key != "episode_start_time":
+                assert_equal(one[key], other[key], f"{where}/{key}")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), where
+        for i, (mine, theirs) in enumerate(zip(one, other, strict=True)):
+            assert_equal(mine, theirs, f"{where}/{i}")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, np.ndarray):
+        np.testing.assert_array_equal(one, other, err_msg=where)
+    else:
+        assert one == other, where
