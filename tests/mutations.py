@@ -180,8 +180,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "target not detached",
         "learning/update.py",
-        "settings.gamma\n    ).detach()",
-        "settings.gamma\n    )",
+        "    with torch.no_grad():\n        next_q",
+        "    if True:\n        next_q",
         UPDATE,
     ),
     Mutation(

@@ -65,10 +65,11 @@ def update(
     alpha = model.alpha
     next_sample, sample, target_critics = _sample_both(model, batch, noise)
 
-    next_q = target_critics.rows(slice(0, num_rows)).minimum(next_sample.action)
-    target = bellman_target(
-        batch.reward, batch.terminated, next_q, next_sample.log_prob, alpha, settings.gamma
-    ).detach()
+    with torch.no_grad():
+        next_q = target_critics.rows(slice(0, num_rows)).minimum(next_sample.action)
+        target = bellman_target(
+            batch.reward, batch.terminated, next_q, next_sample.log_prob, alpha, settings.gamma
+        )
     q = model.critics(batch.obs, batch.action)
     loss_critic = critic_loss(q, target)
     _step(optimizers.critic, loss_critic, "critic loss")
