@@ -71,10 +71,12 @@ def train(
 ) -> None:
     """Train one run: rows of evaluations in Parquet, checkpoints, a learning curve, all under --out."""
     _import_all(imports)
+    from rllib_hpo.analysis.curves import learning_curve
     from rllib_hpo.experiments.progress import Progress
     from rllib_hpo.experiments.run_config import resolve
     from rllib_hpo.experiments.train import open_run, quiet_ray, start_run
     from rllib_hpo.experiments.train import train as run_training
+    from rllib_hpo.results import read_rows
 
     quiet_ray()
     flags: dict[str, Any] = {**_settings(set_), "algorithm": algorithm, "task": task, "seed": seed}
@@ -93,6 +95,7 @@ def train(
     stopped_by = run_training(
         resolved, files, Progress(console), keep_checkpoints=keep_checkpoints, wandb_mode=wandb
     )
+    learning_curve(read_rows(files.results), files.curve)
     _print_files(files)
     if stopped_by is not None:
         console.print(f"Stopped. Go on with: rllib-hpo train --resume {files.directory}", highlight=False)

@@ -159,8 +159,15 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "mask of the first layer missing",
         "critics.py",
-        "        gradient = torch.ops.aten.threshold_backward(gradient, hidden[0], 0)\n",
+        "            part = _through_relu(part, hidden[0][k].index_select(0, rows))\n",
         "",
+        CRITICS,
+    ),
+    Mutation(
+        "mask of the first layer missing in small batches",
+        "critics.py",
+        "torch.bmm(_through_relu(gradient, hidden[0]), critic",
+        "torch.bmm(gradient, critic",
         CRITICS,
     ),
     Mutation(
@@ -222,8 +229,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "truncated counts as terminated",
         "rllib/env_runner.py",
-        "terminateds[k] = observation, reward, terminated\n",
-        "terminateds[k] = observation, reward, terminated or truncated\n",
+        "= reward, terminated, True\n",
+        "= reward, terminated or truncated, True\n",
         ROWS,
     ),
     Mutation(

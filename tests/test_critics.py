@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rllib_hpo.critics import TwinCritic
+from rllib_hpo.critics import ROWS_WORTH_SPLITTING, TwinCritic
 from tests.readout import critic_layers
 from tests.reference import networks as reference
 
@@ -36,11 +36,12 @@ def test_forward_equals_two_separate_networks(layers: int) -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("layers", [1, 2, 3, 4])
-def test_analytic_gradient_equals_autograd(layers: int, seed: int) -> None:
-    """grad_a min(Q_1, Q_2) from masks and two matrix products is autograd's to 1e-10."""
+@pytest.mark.parametrize("rows", [ROWS_WORTH_SPLITTING - 1, ROWS_WORTH_SPLITTING + 1])
+def test_analytic_gradient_equals_autograd(rows: int, layers: int, seed: int) -> None:
+    """grad_a min(Q_1, Q_2) is autograd's to 1e-10, whether masked (few rows) or row by row (many)."""
     obs_dim, action_dim, units = 1 + seed % 7, 1 + seed % 4, (4, 32, 256)[seed % 3]
     critic = _critic(obs_dim, action_dim, units, layers, seed)
-    obs, action = _batch(64, obs_dim, action_dim, seed)
+    obs, action = _batch(rows, obs_dim, action_dim, seed)
     q, gradient = critic.condition(obs).minimum_and_gradient(action)
     twins = critic_layers(critic)
     assert not q.requires_grad

@@ -14,13 +14,12 @@ from typing import Any
 
 import ray
 
-from rllib_hpo.analysis.curves import learning_curve
 from rllib_hpo.errors import CheckpointError, SettingsError, UserError
 from rllib_hpo.experiments.checkpoints import CheckpointStore
 from rllib_hpo.experiments.progress import Progress
 from rllib_hpo.experiments.run_config import RunConfig, resolve_saved
 from rllib_hpo.experiments.wandb_logger import Mode, WandbRun
-from rllib_hpo.results import read_rows, trial_id
+from rllib_hpo.results import trial_id
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.config import ActorCriticConfig, make_config
 
@@ -156,7 +155,6 @@ def train(
         algorithm.max_env_steps = config.run.steps
         with _stop_request() as stop, progress.running(algorithm, config.run.steps):
             _train_loop(algorithm, config.run.steps, store, wandb_run, progress, stop)
-    learning_curve(read_rows(files.results), files.curve)
     return stop.signal
 
 
