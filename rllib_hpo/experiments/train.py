@@ -24,6 +24,8 @@ from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.config import ActorCriticConfig, make_config
 
 CONFIG_FILE = "config.yaml"
+SINGLE_RUNS = "single"
+"""What rows of runs that belong to no sweep have in the column `sweep`, so that seeds are pooled."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def to_rllib(config: RunConfig, files: RunFiles) -> ActorCriticConfig:
         )
         .learners(num_learners=run.num_learners, num_gpus_per_learner=run.num_gpus_per_learner)
         .debugging(seed=run.seed, log_level="ERROR")
-        .results(results_dir=str(files.results), sweep=files.directory.name, task=task.name)
+        .results(results_dir=str(files.results), sweep=SINGLE_RUNS, task=task.name)
         .checkpointing(replay_dir=str(CheckpointStore(files.directory).replay_dir))
     )
 

@@ -24,7 +24,7 @@ from ray.rllib.utils.metrics import (
     WEIGHTS_SEQ_NO,
 )
 
-from rllib_hpo.errors import UserError
+from rllib_hpo.errors import NonFiniteError, UserError
 from rllib_hpo.results.provenance import provenance
 from rllib_hpo.results.schema import EvaluationRow, canonical_json, config_hash, episode_statistics
 from rllib_hpo.results.writer import write_row
@@ -98,8 +98,15 @@ class ActorCriticAlgorithm(Algorithm):
 
     @override(Algorithm)
     def step(self) -> dict[str, Any]:
-        """Adds the latest evaluation to every result: schedulers of Tune need it between evaluations, too."""
-        results: dict[str, Any] = super().step()
+        """Adds the latest evaluation to every result: schedulers of Tune need it between evaluations, too.
+
+        Raises:
+            NonFiniteError: If an observation, a reward or a loss is NaN or infinite, saying which and when.
+        """
+        try:
+            results: dict[str, Any] = super().step()
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error}, after {self.env_steps} environment steps.") from error
         if self.latest_evaluation is not None:
             results[EVALUATION_RESULTS] = self.latest_evaluation
         return results
@@ -281,7 +288,7 @@ class ActorCriticAlgorithm(Algorithm):
         row = EvaluationRow(
             sweep=self.config.sweep or "none",
             algorithm=self.config.algorithm,
-            variant=self.config.variant or self.config.algorithm,
+            variant=self.config.variant or "default",
             task=config["task"],
             env_id=str(config["env"]),
             seed=self.config.seed,
@@ -386,6 +393,8 @@ class ActorCriticAlgorithm(Algorithm):
     def save_to_path(self, path: str | Path | None = None, **kwargs: Any) -> str:
         """RLlib's checkpoint, then the replay's new rows, then, last of all, the manifest that makes it valid."""
         self._call_learner("check_finite")
+        if path is not None:  # what was saved there before ends here, not half overwritten
+            (Path(path) / checkpointing.MANIFEST).unlink(missing_ok=True)
         written: str = super().save_to_path(path, **kwargs)
         checkpointing.complete(self, Path(written))
         return written
