@@ -60,7 +60,7 @@ def _write_segment(replay: Replay, start: int, directory: Path) -> Segment:
     for piece in pieces:
         crc32 = zlib.crc32(np.ascontiguousarray(piece).data, crc32)
     name = f"rows-{start:010d}-{end:010d}-{crc32:08x}.npy"
-    temporary = directory / f".{name}.{os.getpid()}.tmp"
+    temporary = directory / f".{name}.tmp"  # what a killed writer left is overwritten when its run resumes
     header = {"descr": "<f4", "fortran_order": False, "shape": (end - start, replay.layout.width)}
     try:
         directory.mkdir(parents=True, exist_ok=True)

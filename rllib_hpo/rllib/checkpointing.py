@@ -33,8 +33,8 @@ def complete(algorithm: ActorCriticAlgorithm, directory: Path) -> None:
     Raises:
         StorageError: If the disk is full; the checkpoint then has no manifest, and does not exist.
     """
-    directory = directory.absolute()
-    replay_dir = Path(algorithm.config.replay_dir or directory / REPLAY).absolute()
+    directory = directory.resolve()
+    replay_dir = Path(algorithm.config.replay_dir or directory / REPLAY).resolve()
     segments = algorithm._call_learner("save_replay", str(replay_dir))
     files = sorted(
         p for p in directory.rglob("*") if p.is_file() and p.parent != replay_dir and p.name != MANIFEST

@@ -37,7 +37,8 @@ RUN_OPTIONS = frozenset("results_dir replay_dir sweep variant task trial_id".spl
 """Our own options that describe the run rather than the algorithm."""
 
 _INTERNAL = frozenset(
-    "algorithm class policies simple_optimizer worker_index gamma lr _train_batch_size_per_learner _is_frozen _per_module_overrides _is_atari".split()
+    "algorithm class policies simple_optimizer worker_index gamma lr _train_batch_size_per_learner"
+    " _is_frozen _per_module_overrides _is_atari".split()
 )
 
 _REPLACED = {

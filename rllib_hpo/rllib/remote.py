@@ -64,7 +64,7 @@ def successes(results: RemoteCallResults) -> list[Any]:
         if result.ok:
             arrived.append(result.get())
         elif isinstance(result.get(), RayTaskError):
-            raise result.get().cause
+            raise result.get().cause from result.get()  # whose text is the traceback over there
     return arrived
 
 

@@ -80,7 +80,7 @@ def test_rows_are_what_the_environment_did(make_runner: MakeRunner, env: Any, ra
         actions = [
             np.clip((low + high) / 2 + (high - low) / 2 * a, low, high).astype(np.float32) for a in unit
         ]
-        alone = by_hand(lambda: runner._make(), int(seed), actions)
+        alone = by_hand(runner._make, int(seed), actions)
         for row, (obs, reward, terminated, next_obs) in enumerate(alone):
             np.testing.assert_allclose(batch.obs[i::2][row], obs, rtol=1e-4, atol=1e-4)
             np.testing.assert_allclose(batch.next_obs[i::2][row], next_obs, rtol=1e-4, atol=1e-4)
