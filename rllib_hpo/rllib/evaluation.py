@@ -55,9 +55,10 @@ def evaluate(
                 obs[i], reward, terminated, truncated, _ = envs[i].step(action)
                 returns[i] += float(reward)
                 lengths[i] += 1
-                if not (np.isfinite(obs[i]).all() and math.isfinite(reward)):
+                if not (math.isfinite(reward) and np.isfinite(obs[i]).all()):
+                    what = "observation" if math.isfinite(reward) else "reward"
                     raise NonFiniteError(
-                        f"An observation or reward is not finite at step {lengths[i]} of an evaluation"
+                        f"The {what} is not finite at step {lengths[i]} of an episode of an evaluation"
                     )
                 if terminated or truncated:
                     ended.add(i)

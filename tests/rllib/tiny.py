@@ -38,7 +38,7 @@ def tiny_config(
     """A config with networks, batches and intervals of a few tens; Pendulum's episodes have 25 steps."""
     env_config = SHORT_EPISODES if isinstance(env, str) else {}
     config = make_config(algorithm).environment(env, env_config=env_config)
-    return config.training(**TINY | settings).debugging(seed=seed, log_level="ERROR")
+    return config.training(**TINY | settings).debugging(seed=seed, log_level="ERROR", log_sys_usage=False)
 
 
 @contextmanager
