@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import ray
 import torch
@@ -23,6 +23,7 @@ from ray.rllib.utils.metrics import (
     NUM_EPISODES_LIFETIME,
     WEIGHTS_SEQ_NO,
 )
+from ray.tune import Checkpoint
 
 from rllib_hpo.errors import NonFiniteError, UserError
 from rllib_hpo.results.provenance import provenance
@@ -399,6 +400,19 @@ class ActorCriticAlgorithm(Algorithm):
         checkpointing.complete(self, Path(written))
         return written
 
+    @classmethod
+    @override(Algorithm)
+    def from_checkpoint(cls, path: str | Path | Checkpoint, *args: Any, **kwargs: Any) -> Self:
+        """Verifies the manifest before RLlib unpickles anything, and then builds and restores the algorithm.
+
+        Raises:
+            CheckpointError: If the checkpoint is incomplete or damaged.
+        """
+        directory = path.to_directory() if isinstance(path, Checkpoint) else path
+        checkpointing.verify(Path(directory))
+        algorithm: Self = super().from_checkpoint(directory, *args, **kwargs)
+        return algorithm
+
     @override(Algorithm)
     def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
         """Verifies the manifest, then restores RLlib's components and the replay.
@@ -408,9 +422,10 @@ class ActorCriticAlgorithm(Algorithm):
         """
         manifest = checkpointing.verify(Path(path))
         checkpointing.check_fits(manifest, self)
+        # First, because its damage is found only by reading it; nothing else has changed then.
+        checkpointing.restore_replay(self, manifest, Path(path))
         with without_object_store(self._is_local(self.config)):
             super().restore_from_path(path, *args, **kwargs)
-        checkpointing.restore_replay(self, manifest, Path(path))
 
 
 class SACGaussian(ActorCriticAlgorithm):

@@ -75,10 +75,14 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: it is not JSON.") from error
-    if manifest.get("format") != FORMAT:
+    if not isinstance(manifest, dict) or "format" not in manifest:
+        raise CheckpointError(f"{path} is damaged: it is no manifest.")
+    if manifest["format"] != FORMAT:
         raise CheckpointError(
             f"{directory} has checkpoint format {manifest.get('format')}; this version of rllib_hpo reads {FORMAT}."
         )
+    if missing := {"algorithm", "env", "files", "replay"} - manifest.keys():
+        raise CheckpointError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}.")
     return manifest
 
 
