@@ -87,7 +87,8 @@ class Replay:
 
     def add(self, rows: npt.NDArray[np.float32]) -> None:
         """Appends rows (N, width), in order, overwriting the oldest."""
-        kept = torch.from_numpy(rows[-self.capacity :])
+        # What Ray hands over is read-only, which torch does not take.
+        kept = torch.from_numpy(np.require(rows[-self.capacity :], requirements="W"))
         start = (self.total_rows + len(rows) - len(kept)) % self.capacity
         head = min(len(kept), self.capacity - start)
         self._rows[start : start + head] = kept[:head]

@@ -32,7 +32,7 @@ from rllib_hpo.results.writer import write_row
 from rllib_hpo.rllib import checkpointing
 from rllib_hpo.rllib.config import ActorCriticConfig, SACGaussianConfig, SACHPOConfig, SACNFConfig
 from rllib_hpo.rllib.env_runner import Episode, Rollout
-from rllib_hpo.rllib.environment import environment_maker
+from rllib_hpo.rllib.environment import environment_maker, try_out
 from rllib_hpo.rllib.evaluation import episode_seeds, evaluate
 from rllib_hpo.rllib.learner import ActorCriticLearner
 from rllib_hpo.rllib.remote import (
@@ -74,6 +74,8 @@ class ActorCriticAlgorithm(Algorithm):
         self.max_env_steps: int | None = None
         """Steps after which an iteration ends early; None for no limit."""
         self.latest_evaluation: dict[str, Any] | None = None
+        if config.num_env_runners > 0:
+            try_out(config)
         with without_object_store(self._is_local(config)):
             super().setup(config)
         self._share_module()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -207,6 +208,11 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         """Takes other streams than the dead runner it replaces, and starts new episodes."""
         self._set_streams(incarnation)
         self._reset_all()
+
+    @override(EnvRunner)
+    def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Lets an error through to the driver, which stops the run; RLlib's would end this process instead."""
+        return func(self, *args, **kwargs)
 
     @override(EnvRunner)
     def get_spaces(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import gymnasium as gym
 from ray.rllib.env.env_context import EnvContext
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
-from rllib_hpo.tasks import make_env
+from rllib_hpo.tasks import check_spaces, make_env
 
 
 def environment_maker(config: Any, worker_index: int = 0) -> Callable[[], gym.Env[Any, Any]]:
@@ -24,4 +24,20 @@ def environment_maker(config: Any, worker_index: int = 0) -> Callable[[], gym.En
     if _global_registry.contains(ENV_CREATOR, config.env):
         creator = _global_registry.get(ENV_CREATOR, config.env)
         return lambda: creator(context)
-    return lambda: make_env(config.env, **config.env_config)
+    # The runner checks spaces and every number itself; gymnasium's checker would cost a tenth of a step.
+    arguments = {"disable_env_checker": True, **config.env_config}
+    return lambda: make_env(config.env, **arguments)
+
+
+def try_out(config: Any) -> None:
+    """Makes the environment and its networks once, here: what is wrong with them would end remote runners.
+
+    Raises:
+        UserError: Saying what is wrong.
+    """
+    env = environment_maker(config)()
+    try:
+        check_spaces(env)
+        config.get_rl_module_spec(env=env, inference_only=True).build()
+    finally:
+        env.close()

@@ -84,3 +84,11 @@ def test_the_caller_may_reuse_its_rows() -> None:
     replay.add(rows)
     rows[:] = -1
     assert np.array_equal(replay.read(0, 3)[0], numbered(0, 3))
+
+
+@pytest.mark.filterwarnings("error")
+def test_rows_may_be_read_only() -> None:
+    replay, rows = Replay(LAYOUT, 10), numbered(0, 3)
+    rows.setflags(write=False)
+    replay.add(rows)
+    assert np.array_equal(replay.read(0, 3)[0], rows)

@@ -1,0 +1,257 @@
+"""Remote runners and a remote learner: exact counts, fresh weights, and processes that die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rllib_hpo.errors import NonFiniteError, SettingsError, UserError
+from rllib_hpo.results import read_rows
+from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
+from rllib_hpo.rllib.config import ActorCriticConfig
+from tests.rllib.environments import CountingEnv, NoisyEnv
+from tests.rllib.tiny import (
+    EVERY_ALGORITHM,
+    assert_equal,
+    facts,
+    learner_facts,
+    loaded,
+    running,
+    tiny_config,
+    train_to,
+)
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def remote_config(
+    algorithm: str = "sac",
+    env: Any = NoisyEnv,
+    num_envs: int = 1,
+    num_learners: int = 0,
+    num_env_runners: int = 2,
+    **settings: Any,
+) -> ActorCriticConfig:
+    """A tiny config with two runners that hand on four steps of each environment at a time."""
+    config = tiny_config(algorithm, env, **settings).learners(num_learners=num_learners)
+    return config.env_runners(
+        num_env_runners=num_env_runners, num_envs_per_env_runner=num_envs, rollout_fragment_length=4
+    )
+
+
+def on_runners(algorithm: ActorCriticAlgorithm, function: Any) -> list[Any]:
+    """What `function` returns at each remote runner."""
+    return list(algorithm.env_runner_group.foreach_env_runner(function, local_env_runner=False))
+
+
+def on_learner(algorithm: ActorCriticAlgorithm, function: Any) -> Any:
+    """What `function` returns at the learner, wherever it is."""
+    return next(iter(algorithm.learner_group.foreach_learner(lambda learner, **_: function(learner)))).get()
+
+
+def acting_parameters(runner: Any) -> dict[str, Any]:
+    """The weights a runner acts with."""
+    return {name: value.numpy().copy() for name, value in runner.module.model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("num_envs", "rate", "num_learners"), [(1, 0.25, 0), (3, 1.0, 0), (3, 2.0, 1)], ids=str
+)
+def test_counts_are_exact(num_envs: int, rate: float, num_learners: int, tmp_path: Path) -> None:
+    settings = {"update_to_data": rate, "warmup_steps": 25, "evaluation_every": 35, "steps_per_iteration": 50}
+    config = remote_config(num_envs=num_envs, num_learners=num_learners, **settings)
+    with running(config.results(results_dir=str(tmp_path))) as algorithm:
+        while algorithm.env_steps < 150:
+            result = algorithm.train()
+            learner = on_learner(algorithm, learner_facts)
+            due = int(rate * max(0, algorithm.env_steps - 25))
+            assert algorithm._num_updates == learner["num_updates"] == due
+            assert learner["total_rows"] == algorithm.env_steps
+            assert result["num_env_steps_sampled_lifetime"] == algorithm.env_steps
+        assert algorithm.env_steps == 150
+        assert sum(on_runners(algorithm, lambda runner: runner.num_env_steps_sampled_lifetime)) == 150
+    rows = read_rows(tmp_path)
+    assert rows["env_steps"].to_pylist() == rows["weights_env_steps"].to_pylist() == [0, 35, 70, 105, 140]
+    assert rows["updates"].to_pylist() == [int(rate * max(0, steps - 25)) for steps in (0, 35, 70, 105, 140)]
+
+
+@EVERY_ALGORITHM
+def test_runners_act_with_the_learners_newest_weights(algorithm: str) -> None:
+    """Target critics, leapfrog networks, flows and temperature included; evaluations too."""
+    with running(remote_config(algorithm, alpha="auto", num_learners=int(algorithm == "sac-hpo"))) as built:
+        train_to(built, 80)
+        newest = on_learner(built, lambda learner: learner.acting_state())
+        # The next request for samples brings the weights.
+        rollouts = built._sample_remotely(built.env_steps + 8)
+        assert {rollout.weights_seq_no for rollout in rollouts} == {built._weights_seq_no}
+        assert built._weights_seq_no > 3
+        for parameters in on_runners(built, acting_parameters):
+            state = {name.removeprefix("model."): np.asarray(value) for name, value in newest.items()}
+            assert_equal(state, parameters)
+        names = set(state)
+        assert {"log_alpha", "target_critics.weights.0", "sampler.policy.network.0.weight"} <= names
+        assert not any(name.startswith("critics.") for name in names)
+        assert any("flow" in name for name in names) == (algorithm == "sac-nf")
+        assert any("gated_force" in name for name in names) == (algorithm == "sac-hpo")
+        built.evaluate()
+        assert_equal(state, acting_parameters(built.env_runner))
+
+
+def test_a_remote_learner_alone_equals_a_local_one() -> None:
+    """With a fragment of one step the learner sees the same rows in the same order: the same parameters."""
+    found = []
+    for num_learners in (0, 1):
+        config = tiny_config("sac-hpo", "Hopper-v4").learners(num_learners=num_learners)
+        with running(config.env_runners(rollout_fragment_length=1)) as algorithm:
+            train_to(algorithm, 80)
+            found.append(on_learner(algorithm, learner_facts))
+    assert_equal(found[0], found[1])
+
+
+def test_runs_with_runners_repeat() -> None:
+    """Requests name how many steps each runner takes, and blocks are stored in the runners' order."""
+    found = []
+    for _ in range(2):
+        with running(remote_config("sac-hpo", num_envs=2)) as algorithm:
+            train_to(algorithm, 80)
+            found.append(facts(algorithm))
+    assert_equal(found[0], found[1])
+
+
+def test_runners_differ() -> None:
+    with running(remote_config(num_envs=2, warmup_steps=1000)) as algorithm:
+        algorithm.train()
+        rows = on_learner(algorithm, learner_facts)["rows"]
+    assert len({row[:2].tobytes() for row in rows}) == len(rows)
+    assert len({row[2:4].tobytes() for row in rows}) == len(rows)
+
+
+def kill_a_runner(algorithm: ActorCriticAlgorithm) -> None:
+    """SIGKILL, as the kernel does when memory is short."""
+    pid = on_runners(algorithm, lambda runner: os.getpid())[0]
+    os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}/stat").exists() and time.monotonic() < deadline:
+        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+            break
+        time.sleep(0.01)
+
+
+def test_a_runner_that_dies_is_replaced(tmp_path: Path) -> None:
+    """Counts stay exact, the replacement draws from streams of its own, and a checkpoint knows them."""
+    with running(remote_config(env="Pendulum-v1", steps_per_iteration=20)) as algorithm:
+        train_to(algorithm, 40)
+        before = [owner for owner in on_runners(algorithm, lambda runner: runner._owner)]
+        kill_a_runner(algorithm)
+        deadline = time.monotonic() + 60
+        while algorithm._num_replaced == 0 and time.monotonic() < deadline:
+            algorithm.train()
+            time.sleep(0.5)
+        steps = algorithm.env_steps + 20
+        train_to(algorithm, steps)
+        assert len(algorithm.env_runner_group.healthy_env_runner_ids()) == 2
+        learner = on_learner(algorithm, learner_facts)
+        assert learner["total_rows"] == steps
+        assert learner["num_updates"] == algorithm._num_updates == steps - 20
+        after = [owner for owner in on_runners(algorithm, lambda runner: runner._owner)]
+        assert before == [("runner", 1, 0), ("runner", 2, 0)]
+        assert sorted(after) in ([("runner", 1, 1), ("runner", 2, 0)], [("runner", 1, 0), ("runner", 2, 1)])
+        # Nothing it hands on was handed on before.
+        assert len({row.tobytes() for row in learner["rows"]}) == steps
+        algorithm.save_to_path(tmp_path / "checkpoint")
+    with loaded(tmp_path / "checkpoint") as resumed:
+        assert list(on_runners(resumed, lambda runner: runner._owner)) == after
+        assert resumed._num_replaced == 1
+
+
+def test_a_learner_that_dies_ends_the_run_with_a_sentence() -> None:
+    with running(remote_config(num_env_runners=0, num_learners=1)) as algorithm:
+        algorithm.train()
+        pid = on_learner(algorithm, lambda learner: os.getpid())
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(
+            UserError, match="The remote learner died; resume the run from its last checkpoint"
+        ):
+            algorithm.train()
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "phrase"),
+    [
+        (
+            "observation",
+            NonFiniteError,
+            r"The observation of .* at step 10 of an episode of environment 0 of runner",
+        ),
+        ("reward", NonFiniteError, r"The reward of .* at step 10 of an episode of environment 0 of runner"),
+        ("error", RuntimeError, "the user's own mistake"),
+    ],
+)
+def test_an_error_at_a_runner_stops_the_run(bad: str, error: type[Exception], phrase: str) -> None:
+    """RLlib would log it and go on without the runner. The traceback over there is shown as the cause."""
+    env_config = {"length": 1000, "bad": bad, "bad_step": 10, "value": np.nan}
+    config = remote_config(env=CountingEnv, num_env_runners=1).environment(env_config=env_config)
+    with running(config) as algorithm:
+        algorithm.latest_evaluation = {}  # evaluations, in the driver, would fail first
+        with pytest.raises(error, match=phrase) as caught:
+            algorithm.train()
+    causes = []
+    cause: BaseException | None = caught.value
+    while cause is not None:
+        causes.append(str(cause))
+        cause = cause.__cause__
+    assert any("environments.py" in text or "env_runner.py" in text for text in causes[1:])
+
+
+def test_a_bad_loss_at_a_remote_learner_stops_the_run() -> None:
+    def poison(learner: Any) -> None:
+        replay = learner.replay
+        replay._rows[: replay.num_rows, replay.layout.obs_dim + replay.layout.action_dim] = float("nan")
+
+    with running(remote_config(num_env_runners=0, num_learners=1)) as algorithm:
+        train_to(algorithm, 40)
+        before = on_learner(algorithm, learner_facts)["parameters"]
+        on_learner(algorithm, poison)
+        with pytest.raises(NonFiniteError, match="The critic loss is nan at update 21"):
+            algorithm.train()
+        # RLlib takes the learner out of service, but it lives.
+        group = algorithm.learner_group
+        results = group.foreach_learner(lambda learner, **_: learner_facts(learner), healthy_only=False)
+        assert_equal(before, next(iter(results)).get()["parameters"])
+
+
+@pytest.mark.parametrize(
+    ("num_env_runners", "num_learners"), [(2, 0), pytest.param(2, 1, marks=pytest.mark.slow)]
+)
+def test_resuming_loses_no_transition(num_env_runners: int, num_learners: int, tmp_path: Path) -> None:
+    """No second warm-up either, and here, where simulators can be saved, the run goes on bitwise."""
+    config = remote_config(
+        "sac-hpo", "Hopper-v4", 2, num_learners, num_env_runners, alpha="auto"
+    ).checkpointing(replay_dir=str(tmp_path / "replay"))
+    with running(config) as whole:
+        train_to(whole, 80)
+        whole.save_to_path(tmp_path / "checkpoint")
+        at_checkpoint = facts(whole)
+        train_to(whole, 120)
+        expected = facts(whole)
+    with loaded(tmp_path / "checkpoint") as resumed:
+        assert_equal(at_checkpoint, facts(resumed))
+        train_to(resumed, 120)
+        assert_equal(expected, facts(resumed))
+        assert expected["learner"]["total_rows"] == 120
+
+
+def test_an_environment_that_cannot_be_handled_is_refused_at_once() -> None:
+    """Not by an actor's death, with the reason somewhere in a log."""
+    with pytest.raises(UserError, match="'CartPole-v1' has Discrete actions"):
+        remote_config(env="CartPole-v1").environment(env_config={}).build_algo()
+    with pytest.raises(SettingsError, match="step_size has 2 numbers, but actions have 1 dimensions"):
+        remote_config("sac-hpo", "Pendulum-v1", step_size=[0.1, 0.2]).build_algo()
+    with pytest.raises(UserError, match="Did you mean 'Hopper-v4'"):
+        remote_config(env="Hoper-v4").build_algo()
