@@ -70,7 +70,6 @@ class RLlibHPO:
         import rllib_hpo
 
         config = {"sac": rllib_hpo.SACGaussianConfig, "sac-hpo": rllib_hpo.SACHPOConfig}[algorithm]
-        start_ray()
         self.algo = (
             config.for_task(ENV_ID)
             .training(

@@ -46,7 +46,9 @@ class TwinCritic(nn.Module):
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         """Q_1 and Q_2, (2, B), of obs (B, S) and action (B, A); autograd reaches the parameters."""
         hidden = torch.cat([obs, action], dim=-1).expand(2, -1, -1)
-        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+        # Lists, since slicing a ParameterList makes a new module.
+        weights, biases = list(self.weights), list(self.biases)
+        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
             hidden = torch.baddbmm(bias, hidden, weight.transpose(1, 2)).relu_()
         return self._output(hidden)
 
@@ -56,7 +58,7 @@ class TwinCritic(nn.Module):
 
     def minimum(self, obs: Tensor, action: Tensor) -> Tensor:
         """min(Q_1, Q_2), (B,). Gradients flow to `action` only: neither parameters nor obs receive any."""
-        return self.condition(obs).minimum(action)
+        return ConditionedCritic(self, obs, reuse=False).minimum(action)
 
     def _output(self, hidden: Tensor) -> Tensor:
         # With one output unit a product and a sum are several times faster than a batched matrix product.
@@ -64,20 +66,23 @@ class TwinCritic(nn.Module):
 
 
 class ConditionedCritic:
-    """min(Q_1, Q_2) at fixed states. The state's part of the first layer is computed once, when first needed.
+    """min(Q_1, Q_2) at fixed states, for many actions each (`reuse`) or for one.
 
-    The gradient in the action is analytic. A ReLU network is piecewise linear, so its action-gradient is
-    piecewise constant: treating it as a constant in a backward pass is what autograd's double backward
-    would give, without computing it.
+    With `reuse` the state's part of the first layer is computed once, when first needed. The gradient in the
+    action is analytic. A ReLU network is piecewise linear, so its action-gradient is piecewise constant:
+    treating it as a constant in a backward pass is what autograd's double backward would give, without
+    computing it.
     """
 
-    def __init__(self, critic: TwinCritic, obs: Tensor, state_part: Tensor | None = None) -> None:
-        self._critic, self._obs, self._cached_state_part = critic, obs, state_part
+    def __init__(self, critic: TwinCritic, obs: Tensor, *, reuse: bool = True) -> None:
+        self._critic, self._obs, self._reuse = critic, obs, reuse
+        self._state_part: Tensor | None = None
 
     def rows(self, rows: slice) -> ConditionedCritic:
-        """The same critics at some of the states."""
-        cached = self._cached_state_part
-        return ConditionedCritic(self._critic, self._obs[rows], None if cached is None else cached[:, rows])
+        """The same critics at some of the states, for one action each."""
+        part = ConditionedCritic(self._critic, self._obs[rows], reuse=False)
+        part._state_part = None if self._state_part is None else self._state_part[:, rows]
+        return part
 
     def minimum(self, action: Tensor) -> Tensor:
         """min(Q_1, Q_2), (B,), at action (B, A); differentiable in the action alone."""
@@ -98,46 +103,46 @@ class ConditionedCritic:
 
     def _gradient_of_both(self, hidden: list[Tensor], q: Tensor) -> Tensor:
         """dQ/da of the smaller Q, (B, A), from both networks with the larger masked out: shapes are static."""
-        critic = self._critic
+        obs_dim, weights = self._critic.obs_dim, list(self._critic.weights)
         smaller = torch.stack([q[0] <= q[1], q[0] > q[1]]).to(q.dtype)
         # dQ/dh of the last hidden layer is the output weight, where Q is the minimum; then back layer by layer.
-        gradient = smaller.unsqueeze(-1) * critic.weights[-1]
-        for activation, weight in zip(hidden[:0:-1], critic.weights[-2:0:-1], strict=True):
+        gradient = smaller.unsqueeze(-1) * weights[-1]
+        for activation, weight in zip(hidden[:0:-1], weights[-2:0:-1], strict=True):
             gradient = torch.bmm(_through_relu(gradient, activation), weight)
-        gradient = torch.bmm(_through_relu(gradient, hidden[0]), critic.weights[0][:, :, critic.obs_dim :])
+        gradient = torch.bmm(_through_relu(gradient, hidden[0]), weights[0][:, :, obs_dim:])
         return gradient.sum(0)
 
     def _gradient_of_rows(self, hidden: list[Tensor], q: Tensor) -> Tensor:
         """The same, going back through each network with those rows only where it is the smaller: half the work."""
-        critic = self._critic
+        obs_dim, weights = self._critic.obs_dim, list(self._critic.weights)
         first_is_smaller = q[0] <= q[1]
-        gradient = q.new_empty(len(first_is_smaller), critic.weights[0].shape[-1] - critic.obs_dim)
+        gradient = q.new_empty(len(first_is_smaller), weights[0].shape[-1] - obs_dim)
         for k, chosen in enumerate((first_is_smaller, ~first_is_smaller)):
             rows = chosen.nonzero().squeeze(1)
-            part = critic.weights[-1][k].expand(len(rows), -1)
-            for activation, weight in zip(hidden[:0:-1], critic.weights[-2:0:-1], strict=True):
+            part = weights[-1][k].expand(len(rows), -1)
+            for activation, weight in zip(hidden[:0:-1], weights[-2:0:-1], strict=True):
                 part = _through_relu(part, activation[k].index_select(0, rows)) @ weight[k]
             part = _through_relu(part, hidden[0][k].index_select(0, rows))
-            gradient.index_copy_(0, rows, part @ critic.weights[0][k, :, critic.obs_dim :])
+            gradient.index_copy_(0, rows, part @ weights[0][k, :, obs_dim:])
         return gradient
 
     def _hidden_layers(self, action: Tensor) -> list[Tensor]:
         """Activations of every hidden layer, each (2, B, H)."""
-        weights, biases = self._critic.weights, self._critic.biases
-        action_weight = weights[0][:, :, self._critic.obs_dim :].transpose(1, 2)
-        hidden = [torch.baddbmm(self._state_part(), action.expand(2, -1, -1), action_weight).relu_()]
+        weights, biases = list(self._critic.weights), list(self._critic.biases)
+        hidden = [self._first_layer(action).relu_()]
         for weight, bias in zip(weights[1:-1], biases[1:-1], strict=True):
             hidden.append(torch.baddbmm(bias, hidden[-1], weight.transpose(1, 2)).relu_())
         return hidden
 
-    @torch.no_grad()
-    def _state_part(self) -> Tensor:
-        if self._cached_state_part is None:
-            weight = self._critic.weights[0][:, :, : self._critic.obs_dim].transpose(1, 2)
-            self._cached_state_part = torch.baddbmm(
-                self._critic.biases[0], self._obs.expand(2, -1, -1), weight
-            )
-        return self._cached_state_part
+    def _first_layer(self, action: Tensor) -> Tensor:
+        """[state, action] times the first weights, (2, B, H), the state's part from the cache if it is reused."""
+        weight, bias = self._critic.weights[0].transpose(1, 2), self._critic.biases[0]
+        if self._state_part is None and not self._reuse:
+            return torch.baddbmm(bias, torch.cat([self._obs, action], dim=-1).expand(2, -1, -1), weight)
+        state_weight, action_weight = weight.split([self._critic.obs_dim, action.shape[-1]], dim=1)
+        if self._state_part is None:
+            self._state_part = torch.baddbmm(bias, self._obs.expand(2, -1, -1), state_weight)
+        return torch.baddbmm(self._state_part, action.expand(2, -1, -1), action_weight)
 
 
 def _through_relu(gradient: Tensor, activation: Tensor) -> Tensor:

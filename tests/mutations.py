@@ -166,8 +166,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "mask of the first layer missing in small batches",
         "critics.py",
-        "torch.bmm(_through_relu(gradient, hidden[0]), critic",
-        "torch.bmm(gradient, critic",
+        "torch.bmm(_through_relu(gradient, hidden[0]), weights",
+        "torch.bmm(gradient, weights",
         CRITICS,
     ),
     Mutation(
