@@ -302,7 +302,7 @@ class ActorCriticAlgorithm(Algorithm):
             config_json=canonical_json(config),
             config_hash=config_hash(config),
             wall_time_s=time.perf_counter() - self._began,
-            trial_id=self.config.trial_id or str(self.trial_id),
+            trial_id=self.config.trial_id or config_hash(config),
             **columns,
         )
         write_row(results_dir, row)

@@ -72,7 +72,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{directory} is not a finished checkpoint: it has no {MANIFEST}.")
     try:
-        manifest: dict[str, Any] = json.loads(path.read_bytes())
+        manifest: Any = json.loads(path.read_bytes())
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: it is not JSON.") from error
     if not isinstance(manifest, dict) or "format" not in manifest:
@@ -83,7 +83,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         )
     if missing := {"algorithm", "env", "files", "replay"} - manifest.keys():
         raise CheckpointError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}.")
-    return manifest
+    return dict(manifest)
 
 
 def verify(directory: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.annotations import override
+from ray.tune.result import TRIAL_INFO
 
 from rllib_hpo.errors import SettingsError, nearest
 from rllib_hpo.settings import ActorCriticSettings, find_settings, parse_settings
@@ -137,7 +138,9 @@ class ActorCriticConfig(AlgorithmConfig):
         ours = set(self.settings_class.model_fields) | RUN_OPTIONS | {"algorithm"}
         others = {}
         for name, value in config_dict.items():
-            if name in ours:
+            if name == TRIAL_INFO:  # which RLlib would drop, and with it the trial's identity
+                self.trial_id = self.trial_id or value.trial_id
+            elif name in ours:
                 setattr(self, name, value)
             elif not (hasattr(self, name) and _same(value, getattr(self, name))):
                 others[name] = value
@@ -166,7 +169,11 @@ class ActorCriticConfig(AlgorithmConfig):
         task: str | None = NotProvided,
         trial_id: str | None = NotProvided,
     ) -> Self:
-        """Where evaluation rows go (nowhere, if None), and what they say of the run."""
+        """Where evaluation rows go (nowhere, if None), and what they say of the run.
+
+        `trial_id` tells runs apart: a row replaces one of the same `trial_id` and step. Unless given, it is
+        that of Tune's trial, or else made from the configuration, so that equal runs replace each other.
+        """
         given = {
             "results_dir": results_dir,
             "sweep": sweep,

@@ -147,7 +147,7 @@ def test_a_runner_that_dies_is_replaced(tmp_path: Path) -> None:
     """Counts stay exact, the replacement draws from streams of its own, and a checkpoint knows them."""
     with running(remote_config(env="Pendulum-v1", steps_per_iteration=20)) as algorithm:
         train_to(algorithm, 40)
-        before = [owner for owner in on_runners(algorithm, lambda runner: runner._owner)]
+        before = list(on_runners(algorithm, lambda runner: runner._owner))
         kill_a_runner(algorithm)
         deadline = time.monotonic() + 60
         while algorithm._num_replaced == 0 and time.monotonic() < deadline:
@@ -159,7 +159,7 @@ def test_a_runner_that_dies_is_replaced(tmp_path: Path) -> None:
         learner = on_learner(algorithm, learner_facts)
         assert learner["total_rows"] == steps
         assert learner["num_updates"] == algorithm._num_updates == steps - 20
-        after = [owner for owner in on_runners(algorithm, lambda runner: runner._owner)]
+        after = list(on_runners(algorithm, lambda runner: runner._owner))
         assert before == [("runner", 1, 0), ("runner", 2, 0)]
         assert sorted(after) in ([("runner", 1, 1), ("runner", 2, 0)], [("runner", 1, 0), ("runner", 2, 1)])
         # Nothing it hands on was handed on before.

@@ -161,6 +161,17 @@ def test_an_evaluation_is_recorded_once(tmp_path: Path) -> None:
     assert {"ray", "torch", "rllib_hpo", "python"} <= json.loads(row["versions"]).keys()
 
 
+def test_runs_in_one_folder_do_not_replace_each_other(tmp_path: Path) -> None:
+    """Unless they are the same run: then their rows are equal."""
+    for seed, rate in ((0, 1.0), (1, 1.0), (0, 2.0), (0, 1.0)):
+        config = tiny_config(seed=seed, update_to_data=rate).results(results_dir=str(tmp_path))
+        with running(config) as algorithm:
+            algorithm.train()
+    table = read_rows(tmp_path)
+    assert table.num_rows == 6
+    assert len(set(table["trial_id"].to_pylist())) == 3
+
+
 @EVERY_ALGORITHM
 def test_equal_runs_give_equal_rows(algorithm: str, tmp_path: Path) -> None:
     tables = []
