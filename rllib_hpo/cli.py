@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -98,7 +99,8 @@ def train(
     learning_curve(read_rows(files.results), files.curve)
     _print_files(files)
     if stopped_by is not None:
-        console.print(f"Stopped. Go on with: rllib-hpo train --resume {files.directory}", highlight=False)
+        again = f"rllib-hpo train --resume {shlex.quote(str(files.directory))}"
+        console.print(f"Stopped. Go on with: {again}", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(128 + stopped_by)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rllib_hpo.errors import CheckpointError, StorageError
-from rllib_hpo.rllib.checkpointing import read_manifest, verify
+from rllib_hpo.rllib.checkpointing import MANIFEST, read_manifest, verify
 
 if TYPE_CHECKING:
     from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
@@ -18,7 +19,7 @@ _logger = logging.getLogger(__name__)
 
 
 class CheckpointStore:
-    """RUN/checkpoints/step-0000010000/ and so on, with links `last` and `best`.
+    """RUN/checkpoints/step-0000010000/ and so on, with links `last` and `best`. One process writes at a time.
 
     Args:
         run_dir: The run's directory.
@@ -26,7 +27,9 @@ class CheckpointStore:
     """
 
     def __init__(self, run_dir: Path, keep: int = 2) -> None:
+        run_dir = run_dir.absolute()  # RLlib takes a relative path for a malformed URI
         self.directory, self.replay_dir, self.keep = run_dir / "checkpoints", run_dir / "replay", keep
+        self._unusable: set[Path] = set()
 
     def save(self, algorithm: ActorCriticAlgorithm) -> Path:
         """Writes a checkpoint under a temporary name, renames it, and removes those no longer wanted.
@@ -40,37 +43,65 @@ class CheckpointStore:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             algorithm.save_to_path(temporary)
-            shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True)  # one that could not be used, or we would be past it
             temporary.rename(path)
+            self._unusable.discard(path)
             self._link("last", path)
-            self._link("best", self._best())
+            self._prune()
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             if isinstance(error, StorageError):
                 raise
-            raise StorageError(
-                f"Could not write the checkpoint {path}: {error.strerror or error}."
-            ) from error
-        self._prune()
+            reason = error.strerror or error
+            raise StorageError(f"Could not write the checkpoint {path}: {reason}.") from error
         return path
 
-    def finished(self) -> list[Path]:
-        """Checkpoints that have a readable manifest, oldest first."""
-        return [path for path in sorted(self.directory.glob("step-*")) if _is_finished(path)]
-
     def newest_valid(self) -> Path | None:
-        """The newest checkpoint whose files are all intact; says so for each one it has to pass over."""
+        """The newest checkpoint whose files are intact, or None; says so for each that it passes over.
+
+        Raises:
+            CheckpointError: If there are finished checkpoints, and all are damaged.
+        """
+        return self._newest(verify)
+
+    def restore_newest(self, algorithm: ActorCriticAlgorithm) -> Path | None:
+        """Puts the newest checkpoint that is intact, replay included, into `algorithm`.
+
+        Returns:
+            That checkpoint, or None if the run has none yet.
+
+        Raises:
+            CheckpointError: If there are finished checkpoints, and none fits; nothing is removed.
+        """
+        return self._newest(algorithm.restore_from_path)
+
+    def _newest(self, use: Callable[[Path], Any]) -> Path | None:
+        """The newest checkpoint that `use` takes without a CheckpointError."""
+        refused: dict[Path, CheckpointError] = {}
         for path in sorted(self.directory.glob("step-*"), reverse=True):
             try:
-                verify(path)
-                return path
+                use(path)
             except CheckpointError as error:
-                _logger.warning("%s Using the checkpoint before it.", error)
+                refused[path] = error
+                continue
+            self._report(refused, "Using the checkpoint before it.")
+            return path
+        # Damage done to finished checkpoints is never answered with a fresh start, which would remove them.
+        finished = [path for path in refused if (path / MANIFEST).exists()]
+        if finished:
+            raise CheckpointError(f"{refused[finished[0]]} To start the run over, remove {self.directory}.")
+        self._report(refused, "Starting from the beginning.")
         return None
 
-    def _best(self) -> Path:
-        """The finished checkpoint with the highest evaluation return; the earliest of equals."""
-        return max(self.finished(), key=_evaluation_return)
+    def _report(self, refused: Mapping[Path, CheckpointError], consequence: str) -> None:
+        self._unusable.update(refused)
+        for error in refused.values():
+            _logger.warning("%s %s", error, consequence)
+
+    def _intact(self) -> list[Path]:
+        """Checkpoints that can be used, oldest first."""
+        paths = sorted(self.directory.glob("step-*"))
+        return [path for path in paths if path not in self._unusable and _is_intact(path)]
 
     def _link(self, name: str, target: Path) -> None:
         temporary = self.directory / f".{name}.tmp"
@@ -79,16 +110,18 @@ class CheckpointStore:
         temporary.replace(self.directory / name)
 
     def _prune(self) -> None:
-        """Removes old checkpoints, and replay segments that none of the rest lists."""
-        finished = self.finished()
-        wanted = {*finished[-self.keep :], self._best()}
-        for path in self.directory.glob("step-*"):
+        """Removes old checkpoints, replay segments that none of the rest lists, and what killed writers left."""
+        intact = self._intact()
+        best = max(intact, key=_evaluation_return)  # the earliest of equals
+        self._link("best", best)
+        wanted = {*intact[-self.keep :], best}
+        for path in [*self.directory.glob("step-*"), *self.directory.glob(".step-*.tmp")]:
             if path not in wanted:
                 shutil.rmtree(path, ignore_errors=True)
         listed = {segment["file"] for path in wanted for segment in read_manifest(path)["replay"]["segments"]}
-        for segment in self.replay_dir.glob("*.npy"):
-            if segment.name not in listed:
-                segment.unlink(missing_ok=True)
+        for file in [*self.replay_dir.glob("*.npy"), *self.replay_dir.glob(".*.tmp")]:
+            if file.name not in listed:
+                file.unlink(missing_ok=True)
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -108,9 +141,9 @@ def find_checkpoint(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _is_finished(path: Path) -> bool:
+def _is_intact(path: Path) -> bool:
     try:
-        read_manifest(path)
+        verify(path)
     except CheckpointError:
         return False
     return True

@@ -69,7 +69,8 @@ def start_run(config: RunConfig, out: Path) -> RunFiles:
     Raises:
         UserError: If the directory already holds something.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    # Hidden files do not count: a run killed in its very first moment leaves one.
+    if out.exists() and (not out.is_dir() or any(not path.name.startswith(".") for path in out.iterdir())):
         raise UserError(f"{out} already exists; go on with `--resume {out}`, or choose another --out.")
     files = RunFiles(out)
     to_rllib(config, files).validate()
@@ -151,9 +152,7 @@ def train(
             run_id=identity,
         ) as wandb_run,
     ):
-        newest = store.newest_valid()
-        if newest is not None:
-            algorithm.restore_from_path(newest)
+        store.restore_newest(algorithm)
         algorithm.max_env_steps = config.run.steps
         with _stop_request() as stop, progress.running(algorithm, config.run.steps):
             _train_loop(algorithm, config.run.steps, store, wandb_run, progress, stop)
