@@ -38,7 +38,7 @@ RUN_OPTIONS = frozenset("results_dir replay_dir sweep variant task trial_id".spl
 """Our own options that describe the run rather than the algorithm."""
 
 _INTERNAL = frozenset(
-    "algorithm class policies simple_optimizer worker_index gamma lr _train_batch_size_per_learner"
+    "algorithm _settings_class class policies simple_optimizer worker_index gamma lr _train_batch_size_per_learner"
     " _is_frozen _per_module_overrides _is_atari".split()
 )
 
@@ -74,9 +74,7 @@ class ActorCriticConfig(AlgorithmConfig):
 
             algo_class = ActorCriticAlgorithm
         super().__init__(algo_class=algo_class)
-        self.algorithm = algorithm
-        for name, field in self.settings_class.model_fields.items():
-            setattr(self, name, field.default)
+        self._choose(algorithm)
         self.rollout_fragment_length = "auto"
         self.results_dir: str | None = None
         self.replay_dir: str | None = None
@@ -104,10 +102,18 @@ class ActorCriticConfig(AlgorithmConfig):
         defaults = found.defaults.get(config.algorithm, {})
         return config.environment(found.env_id).training(**defaults).results(task=found.name)
 
+    def _choose(self, algorithm: str) -> None:
+        """Makes this the config of `algorithm`, with its default hyperparameters."""
+        self.algorithm = algorithm
+        # The class travels along, so that unpickling a config imports the package that registers the algorithm.
+        self._settings_class = find_settings(algorithm)
+        for name, field in self._settings_class.model_fields.items():
+            setattr(self, name, field.default)
+
     @property
     def settings_class(self) -> type[ActorCriticSettings]:
         """The model that holds this algorithm's hyperparameters."""
-        return find_settings(self.algorithm)
+        return self._settings_class
 
     def settings(self) -> ActorCriticSettings:
         """The validated hyperparameters.
@@ -135,6 +141,8 @@ class ActorCriticConfig(AlgorithmConfig):
     @override(AlgorithmConfig)
     def update_from_dict(self, config_dict: dict[str, Any]) -> Self:
         """Takes over what differs: Tune hands over all of RLlib's options, those without effect included."""
+        if config_dict.get("algorithm", self.algorithm) != self.algorithm:
+            self._choose(config_dict["algorithm"])
         ours = set(self.settings_class.model_fields) | RUN_OPTIONS | {"algorithm"}
         others = {}
         for name, value in config_dict.items():
