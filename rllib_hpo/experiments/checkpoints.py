@@ -52,7 +52,7 @@ class CheckpointStore:
             shutil.rmtree(temporary, ignore_errors=True)
             if isinstance(error, StorageError):
                 raise
-            reason = error.strerror or error
+            reason = os.strerror(error.errno) if error.errno else error  # pyarrow words its own otherwise
             raise StorageError(f"Could not write the checkpoint {path}: {reason}.") from error
         return path
 

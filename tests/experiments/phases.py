@@ -1,0 +1,46 @@
+"""Imported by a run (`--import`), so that whoever watches it knows what it is doing: it changes nothing else.
+
+Whenever a phase begins, "+PHASE" is appended to the file PHASES_FILE names, and when it ends, the phase around it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+from rllib_hpo.experiments.checkpoints import CheckpointStore
+from rllib_hpo.rllib import algorithm, checkpointing
+from rllib_hpo.rllib.learner import ActorCriticLearner
+
+_file = os.open(os.environ["PHASES_FILE"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+_around = ["building"]
+
+
+def announce(owner: Any, method: str, phase: str) -> None:
+    """Reports calls of `owner.method` as `phase`."""
+    original = getattr(owner, method)
+
+    @functools.wraps(original)
+    def announced(*args: Any, **kwargs: Any) -> Any:
+        _around.append(phase)
+        os.write(_file, f"+{phase}\n".encode())
+        try:
+            return original(*args, **kwargs)
+        finally:
+            _around.pop()
+            os.write(_file, f"{_around[-1]}\n".encode())
+
+    setattr(owner, method, announced)
+
+
+os.write(_file, b"+building\n")
+announce(algorithm.ActorCriticAlgorithm, "restore_from_path", "restoring")
+announce(algorithm.ActorCriticAlgorithm, "train", "training")
+announce(algorithm.ActorCriticAlgorithm, "evaluate", "evaluation")
+announce(algorithm, "write_row", "writing a row")
+announce(CheckpointStore, "save", "checkpoint")
+announce(ActorCriticLearner, "save_replay", "checkpoint, replay")
+announce(checkpointing, "write_atomically", "checkpoint, manifest")
+announce(CheckpointStore, "_link", "checkpoint, link")
+announce(CheckpointStore, "_prune", "checkpoint, pruning")

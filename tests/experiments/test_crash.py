@@ -1,0 +1,120 @@
+"""A run killed at any instant and resumed ends bitwise as one that was never interrupted.
+
+Real processes of the command line, killed with SIGKILL from outside. Some die at the tick of a clock, others a
+moment after they were seen to begin what is delicate: evaluating, restoring, writing a checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.experiments.lives import (
+    assert_same_outcome,
+    checkpoints,
+    evaluated,
+    life,
+    new_run,
+    resumed,
+    run,
+    wait_for,
+)
+from tests.rllib.tiny import EVERY_ALGORITHM
+
+pytestmark = pytest.mark.slow
+
+CHECKPOINT_EVERY = 100
+
+
+class Kill(NamedTuple):
+    """When a life ends: some time after a phase began for the nth time."""
+
+    phase: str
+    occurrence: int
+    delay_s: float
+
+
+def kills(
+    rng: random.Random, clock: int, training: int, evaluation: int, checkpoint: int, restoring: int
+) -> list[Kill]:
+    """So many kills of each sort, in random order. The longest delays are about as long as the phases."""
+    plan = [
+        *(Kill("start", 0, rng.uniform(0, 6)) for _ in range(clock)),
+        *(Kill("training", rng.randint(1, 4), rng.uniform(0, 0.25)) for _ in range(training)),
+        *(Kill("evaluation", rng.randint(1, 2), rng.uniform(0, 0.03)) for _ in range(evaluation)),
+        *(Kill("checkpoint", rng.randint(1, 2), rng.uniform(0, 0.02)) for _ in range(checkpoint)),
+        *(Kill("restoring", 1, rng.uniform(0, 0.05)) for _ in range(restoring)),
+    ]
+    rng.shuffle(plan)
+    return plan
+
+
+def killed_life(arguments: list[str], kill: Kill, tmp_path: Path) -> str:
+    """Lives until the kill; the phase in which it fell."""
+    phases = tmp_path / "phases"
+    phases.unlink(missing_ok=True)
+
+    def seen() -> list[str]:
+        return phases.read_text().splitlines() if phases.exists() else []
+
+    watched = [*arguments, "--import", "tests.experiments.phases"]
+    with life(watched, tmp_path, PHASES_FILE=str(phases)) as process:
+        if kill.occurrence:
+            wait_for(lambda: seen().count(f"+{kill.phase}") >= kill.occurrence, process, poll_s=0.0005)
+        time.sleep(kill.delay_s)
+        os.killpg(process.pid, signal.SIGKILL)
+        _, err = process.communicate()
+        assert process.returncode == -signal.SIGKILL, f"it ended before {kill}: {err}"
+        assert not err, err
+    return (seen() or ["start-up"])[-1].removeprefix("+")
+
+
+def killed_often(tmp_path: Path, start: list[str], steps: int, plan: list[Kill]) -> Path:
+    """A run that dies by all of `plan` and is then left alone until its end."""
+    directory, deaths = tmp_path / "killed", Counter[str]()
+    for kill in plan:
+        begun = (directory / "config.yaml").exists()
+        at = max(checkpoints(directory), default=0)
+        if at >= steps - 3 * CHECKPOINT_EVERY:  # the last steps are for the last life
+            kill = Kill("start", 0, kill.delay_s % 2)
+        elif kill.phase == "restoring" and not at:
+            kill = kill._replace(phase="training")
+        death = killed_life(resumed(directory) if begun else start, kill, tmp_path)
+        deaths[death] += 1
+        half_written = [path.name for path in directory.glob("checkpoints/.*.tmp")]
+        print(f"from step {at}: killed in phase '{death}' {' '.join(half_written)}")
+    print(dict(deaths))
+    run(resumed(directory), tmp_path)
+    assert deaths.total() == len(plan)
+    assert any(phase.startswith("checkpoint") for phase in deaths), deaths
+    return directory
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Iterator[Path]:
+    """A directory that does not stay when all went well."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
+@EVERY_ALGORITHM
+def test_twenty_kills_change_nothing(algorithm: str, work: Path) -> None:
+    steps = 2_000
+    reference, directory = work / "reference", work / "killed"
+    run(new_run(reference, algorithm, steps=steps), work)
+    plan = kills(random.Random(algorithm), clock=6, training=3, evaluation=3, checkpoint=7, restoring=1)
+    assert len(plan) == 20
+    killed_often(work, new_run(directory, algorithm, steps=steps), steps, plan)
+    assert_same_outcome(directory, reference)
+    assert evaluated(directory) == list(range(0, steps + 1, 100))
+    leftovers = [path for path in directory.rglob("*") if path.name.endswith(".tmp")]
+    assert not leftovers
