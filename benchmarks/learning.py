@@ -45,7 +45,8 @@ def summary(table: object) -> str:
     lines = ["| algorithm | seeds | best | mean of the last 5 |", "| --- | ---: | ---: | ---: |"]
     for algorithm in ALGORITHMS:
         curves = [
-            [row.return_mean for row in rows if (row.algorithm, row.seed) == (algorithm, seed)] for seed in SEEDS
+            [row.return_mean for row in rows if (row.algorithm, row.seed) == (algorithm, seed)]
+            for seed in SEEDS
         ]
         best = np.array([max(curve) for curve in curves])
         final = np.array([np.mean(curve[-5:]) for curve in curves])
@@ -58,7 +59,9 @@ def summary(table: object) -> str:
 
 def main() -> None:
     """Trains, gathers, draws and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=30_000)
     parser.add_argument("--runs", type=Path, default=Path("runs/learning"), help="where the runs go")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")

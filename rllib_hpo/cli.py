@@ -25,7 +25,8 @@ app = typer.Typer(
     help="Train and evaluate SAC, SAC-NF and SAC-HPO (actions evolved by Hamiltonian dynamics) on Ray RLlib.",
     epilog="Start with: `rllib-hpo train --algorithm sac-hpo --task hopper --steps 10000 --out runs/first`",
 )
-console = Console()
+# A pipe or a file has no width; Rich would fold the tables to 80 columns.
+console = Console(width=None if sys.stdout.isatty() else 140)
 errors = Console(stderr=True)
 
 _Import = Annotated[

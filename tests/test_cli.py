@@ -1,0 +1,156 @@
+"""The command line from the outside: help, and every mistake a user can make ends in one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from rllib_hpo.cli import main
+from rllib_hpo.experiments.checkpoints import CheckpointStore
+
+TINY = {
+    "hidden_units": 8,
+    "train_batch_size_per_learner": 8,
+    "warmup_steps": 20,
+    "evaluation_every": 40,
+    "evaluation_episodes": 1,
+    "checkpoint_every": 40,
+}
+
+
+def run(*words: str) -> int:
+    """`rllib-hpo WORDS` in this process; its exit code."""
+    sys.argv = ["rllib-hpo", *words]
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    return int(exit_.value.code or 0)
+
+
+def train(out: Path, *words: str, **settings: object) -> int:
+    """A tiny training run of 40 steps."""
+    options = [word for name, value in (TINY | settings).items() for word in ("--set", f"{name}={value}")]
+    return run("train", "--steps", "40", "--wandb", "disabled", "--out", str(out), *options, *words)
+
+
+@pytest.fixture
+def environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module for --import with environments that no algorithm here can handle, or that go bad."""
+    shutil.copy(Path(__file__).parent / "bad_environments.py", tmp_path / "bad_environments.py")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "bad_environments"
+
+
+MISTAKES = {
+    "unknown task": (["--task", "hoper"], "Did you mean 'hopper'?"),
+    "unknown algorithm": (["--algorithm", "sac-hp"], "Did you mean 'sac-hpo'?"),
+    "unknown setting": (["--set", "leapfrog_stps=3"], "Did you mean 'leapfrog_steps'?"),
+    "setting of another algorithm": (
+        ["--algorithm", "sac", "--set", "leapfrog_steps=3"],
+        "not a setting of SAC",
+    ),
+    "K < 0": (["--set", "leapfrog_steps=-1"], "leapfrog_steps=-1 must be greater than or equal to 0"),
+    "step size 0": (["--set", "step_size=0"], "step_size=0"),
+    "std 0": (["--set", "momentum_std_train=0"], "momentum_std_train=0"),
+    "wrong type": (["--set", "leapfrog_steps=many"], "leapfrog_steps='many' must be"),
+    "heating": (["--set", "tempering=true"], "would amplify the momentum"),
+    "no value": (["--set", "leapfrog_steps"], "must be NAME=VALUE"),
+    "discrete actions": (["--task", "CartPole-v1"], "Discrete actions"),
+    "unbounded actions": (
+        ["--import", "bad_environments", "--task", "UnboundedActions-v0"],
+        "unbounded actions",
+    ),
+    "image observations": (["--import", "bad_environments", "--task", "Images-v0"], "image observations"),
+    "step sizes of another dimension": (
+        ["--task", "hopper", "--set", "step_size=[0.1, 0.2]"],
+        "step_size has 2",
+    ),
+    "module that is not there": (["--import", "no_such_module"], "--import no_such_module"),
+    "no configuration file": (["--config", "no_such_file.yaml"], "no_such_file.yaml cannot be read"),
+}
+
+
+@pytest.mark.usefixtures("environments")
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_end_in_one_sentence(
+    mistake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2, what is wrong and what would be right, no traceback, nothing trained."""
+    words, expected = MISTAKES[mistake]
+    assert train(tmp_path / "run", *words) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("Error: ")
+    assert expected in line
+    assert not (tmp_path / "run" / "results").exists()
+
+
+@pytest.mark.parametrize(("task", "what"), [("NaNObservation-v0", "observation"), ("NaNReward-v0", "reward")])
+@pytest.mark.usefixtures("environments")
+def test_what_is_not_finite_is_named_and_nothing_is_lost(
+    task: str, what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training stops with a sentence naming step and tensor; the last good checkpoint and all rows stand."""
+    words = ["--import", "bad_environments", "--task", task, "--steps", "200"]
+    assert train(tmp_path / "run", *words) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert what in line
+    assert "after 95 environment steps" in line  # of LIMIT, three evaluations of ten steps took the others
+    newest = CheckpointStore(tmp_path / "run").newest_valid()
+    assert newest is not None
+    assert newest.name == "step-0000000080"
+
+
+def test_a_run_goes_on_only_as_it_began(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An existing directory is not overwritten; resuming keeps algorithm, task and settings; more steps are fine."""
+    out = tmp_path / "run"
+    assert train(out, "--algorithm", "sac", "--task", "Pendulum-v1") == 0
+    capsys.readouterr()
+    for words, expected in (
+        (("--out", str(out)), "already exists"),
+        (("--resume", str(out), "--algorithm", "sac-hpo"), "A resumed run keeps its settings"),
+        (("--resume", str(out), "--set", "lr=0.1"), "A resumed run keeps its settings"),
+        (("--resume", str(out), "--steps", "10"), "is less than the 40"),
+        (("--resume", str(tmp_path)), "is not the directory of a run"),
+        ((), "Give --out"),
+    ):
+        assert run("train", "--wandb", "disabled", *words) == 2
+        assert expected in capsys.readouterr().err
+    assert run("train", "--resume", str(out), "--steps", "80", "--wandb", "disabled") == 0
+    printed = capsys.readouterr().out
+    paths = [Path(line.split()[-1]) for line in printed.strip().splitlines()[-4:]]
+    assert [path.name for path in paths] == ["config.yaml", "results", "last", "curve.png"]
+    assert all(path.exists() for path in paths)
+
+    assert run("evaluate", str(out), "--episodes", "2") == 0
+    first = capsys.readouterr().out
+    assert run("evaluate", str(out / "checkpoints" / "last"), "--episodes", "2") == 0
+    assert capsys.readouterr().out == first
+    assert "sac on Pendulum-v1 after 80 steps: return" in first
+
+
+def test_a_result_row_can_be_repeated(tmp_path: Path) -> None:
+    """--config with the file of a row trains that configuration again, to the same rows."""
+    from rllib_hpo.results import read_rows, without_volatile
+
+    assert train(tmp_path / "first", "--algorithm", "sac-nf", "--task", "Pendulum-v1", "--seed", "5") == 0
+    (row,) = (tmp_path / "first" / "results").rglob("*-0000000040.parquet")
+    again = ["train", "--config", str(row), "--out", str(tmp_path / "again"), "--wandb", "disabled"]
+    assert run(*again) == 0
+    first, second = (without_volatile(read_rows(tmp_path / name / "results")) for name in ("first", "again"))
+    assert first.num_rows == 2
+    assert second.equals(first)
+
+
+def test_help_and_tasks_introduce_a_newcomer(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each command says what it does; the tasks are listed with the paper's numbers."""
+    for words, expected in (
+        (("--help",), ("train", "evaluate", "tasks")),
+        (("train", "--help"), ("--algorithm", "--task", "--resume", "NAME=VALUE")),
+        (("evaluate", "--help"), ("--episodes", "--video")),
+        (("tasks",), ("halfcheetah", "HumanoidPyBulletEnv-v0")),
+    ):
+        assert run(*words) == 0
+        printed = capsys.readouterr().out
+        assert all(word in printed for word in expected)
