@@ -13,7 +13,7 @@ import typer
 import yaml
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.table import Table
+from rich.table import Column, Table
 
 from rllib_hpo.errors import SettingsError, UserError
 
@@ -26,7 +26,7 @@ app = typer.Typer(
     epilog="Start with: `rllib-hpo train --algorithm sac-hpo --task hopper --steps 10000 --out runs/first`",
 )
 # A pipe or a file has no width; Rich would fold the tables to 80 columns.
-console = Console(width=None if sys.stdout.isatty() else 140)
+console = Console(width=None if sys.stdout.isatty() else 160)
 errors = Console(stderr=True)
 
 _Import = Annotated[
@@ -57,7 +57,11 @@ def train(
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A setting; may be given many times."),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="A setting (`rllib-hpo settings` lists them); may be given many times.",
+        ),
     ] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Directory of a run to go on with, from its newest intact checkpoint.")
@@ -120,8 +124,10 @@ def evaluate(
     """Play noise-free episodes with a trained policy. Checkpoints are pickles: load those you trust only."""
     _import_all(imports)
     from rllib_hpo.experiments.evaluate import evaluate_checkpoint, film
+    from rllib_hpo.experiments.train import quiet_ray
     from rllib_hpo.results import episode_statistics
 
+    quiet_ray()
     played, manifest = evaluate_checkpoint(checkpoint, episodes, seed)
     statistics = episode_statistics(played.returns, played.lengths)
     console.print(
@@ -150,7 +156,8 @@ def tasks(imports: _Import = None) -> None:
         "leapfrog_steps": "K",
         "leapfrog_units": "h_n",
     }
-    table = Table("task", "environment", "steps", *columns.values(), "SAC-NF flows")
+    names = ("task", "environment", "steps", *columns.values(), "SAC-NF flows")
+    table = Table(*(Column(name, overflow="fold") for name in names))
     for task in all_tasks():
         hpo, flows = task.settings_for("sac-hpo"), task.settings_for("sac-nf").get("num_flows", "")
         table.add_row(
@@ -162,6 +169,23 @@ def tasks(imports: _Import = None) -> None:
         )
     console.print(table)
     console.print("Any other gymnasium id works too, with Ant's hyperparameters.")
+
+
+@app.command()
+def settings(
+    algorithm: Annotated[
+        str, typer.Argument(help="sac, sac-nf, sac-hpo, or one of another package.")
+    ] = "sac-hpo",
+    imports: _Import = None,
+) -> None:
+    """List an algorithm's settings: what `--set`, a `--config` file and Python's `training()` accept."""
+    _import_all(imports)
+    from rllib_hpo.settings import find_settings
+
+    table = Table("setting", "default", "meaning")
+    for name, field in find_settings(algorithm).model_fields.items():
+        table.add_row(name, str(field.default), field.description)
+    console.print(table)
 
 
 def main() -> None:

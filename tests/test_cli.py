@@ -150,6 +150,7 @@ def test_help_and_tasks_introduce_a_newcomer(capsys: pytest.CaptureFixture[str])
         (("train", "--help"), ("--algorithm", "--task", "--resume", "NAME=VALUE")),
         (("evaluate", "--help"), ("--episodes", "--video")),
         (("tasks",), ("halfcheetah", "HumanoidPyBulletEnv-v0")),
+        (("settings", "sac-hpo"), ("momentum_std_explore", "Leapfrog steps K.")),
     ):
         assert run(*words) == 0
         printed = capsys.readouterr().out
