@@ -229,6 +229,7 @@ class ActorCriticAlgorithm(Algorithm):
                 lambda runner: runner.become_replacement(incarnation),
                 remote_worker_ids=restored,
                 local_env_runner=False,
+                timeout_seconds=self.config.env_runner_restore_timeout_s,
             )
         return restored
 

@@ -18,7 +18,6 @@ from rllib_hpo.tasks import find_task
 EFFECTIVE_OPTIONS = frozenset(
     """
     algo_class placement_strategy num_cpus_for_main_process custom_resources_for_main_process
-    extra_python_environs_for_driver extra_python_environs_for_worker
     env env_config
     num_env_runners num_envs_per_env_runner num_cpus_per_env_runner custom_resources_per_env_runner
     rollout_fragment_length sample_timeout_s validate_env_runners_after_construction
@@ -28,7 +27,6 @@ EFFECTIVE_OPTIONS = frozenset(
     callbacks_on_evaluate_end callbacks_on_train_result
     metrics_num_episodes_for_smoothing log_level log_sys_usage seed
     restart_failed_env_runners ignore_env_runner_failures max_num_env_runner_restarts
-    delay_between_env_runner_restarts_s num_consecutive_env_runner_failures_tolerance
     env_runner_health_probe_timeout_s env_runner_restore_timeout_s
     """.split()
 )
@@ -85,7 +83,6 @@ class ActorCriticConfig(AlgorithmConfig):
         self.merge_env_runner_states = False
         self.broadcast_env_runner_states = False
         self._dont_auto_sync_env_runner_states = True
-        self.delay_between_env_runner_restarts_s = 1.0
         from rllib_hpo.rllib.env_runner import ColumnarEnvRunner
 
         self.env_runner_cls = ColumnarEnvRunner

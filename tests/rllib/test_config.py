@@ -163,6 +163,13 @@ REFUSED: dict[str, Callable[[ActorCriticConfig], Any]] = {
     "torch_compile_learner": lambda c: c.framework(torch_compile_learner=True),
     "framework": lambda c: c.framework("tf2"),
     "restart_failed_sub_environments": lambda c: c.fault_tolerance(restart_failed_sub_environments=True),
+    "num_consecutive_env_runner_failures_tolerance": lambda c: c.fault_tolerance(
+        num_consecutive_env_runner_failures_tolerance=3
+    ),
+    "delay_between_env_runner_restarts_s": lambda c: c.fault_tolerance(delay_between_env_runner_restarts_s=9),
+    "extra_python_environs_for_driver": lambda c: c.python_environment(
+        extra_python_environs_for_driver={"A": "1"}
+    ),
     "_model_config": lambda c: c.rl_module(model_config={"fcnet_hiddens": [32]}),
     "input_": lambda c: c.offline_data(input_="somewhere"),
     "output": lambda c: c.offline_data(output="somewhere"),
