@@ -16,17 +16,26 @@ pytest.importorskip("pybullet_envs_gymnasium")
 
 
 def rollout(env, seed, steps=40):
-    """Observations and rewards of one episode of random actions, as bytes."""
+    """Rows of observation, reward and termination of one episode of random actions, the reset's first."""
     rng = np.random.default_rng(seed)
     observation, _ = env.reset(seed=seed)
-    trace = [observation.tobytes()]
+    trace = [np.append(observation, (0.0, 0.0))]
     for _ in range(steps):
         action = rng.uniform(-1, 1, env.action_space.shape).astype(np.float32)
         observation, reward, terminated, _, _ = env.step(action)
-        trace.append((observation.tobytes(), reward, terminated))
+        trace.append(np.append(observation, (reward, terminated)))
         if terminated:
             break
-    return trace
+    return np.stack(trace)
+
+
+def begin_alike(first, second):
+    """Bitwise at the reset, to rounding for five steps.
+
+    Once in hundreds of runs Bullet's contact solver rounds a step differently in the last bit; a robot that is
+    not as new differs by 3e-4 from the start.
+    """
+    return np.array_equal(first[0], second[0]) and np.allclose(first[:6], second[:6], rtol=0, atol=1e-5)
 
 
 @pytest.fixture(params=PYBULLET_IDS)
@@ -46,7 +55,9 @@ def test_gymnasium_accepts_it(env_id):
 
 def test_one_seed_is_one_trajectory_in_new_environments(env_id):
     first, second, other = make_env(env_id), make_env(env_id), make_env(env_id)
-    assert rollout(first, seed=3) == rollout(second, seed=3) != rollout(other, seed=4)
+    trajectory = rollout(first, seed=3)
+    assert begin_alike(rollout(second, seed=3), trajectory)
+    assert not begin_alike(rollout(other, seed=4), trajectory)
 
 
 def test_a_closed_environment_can_be_reset_and_is_as_new(env_id):
@@ -54,7 +65,7 @@ def test_a_closed_environment_can_be_reset_and_is_as_new(env_id):
     expected = rollout(env, seed=3)
     env.close()
     env.close()
-    assert rollout(env, seed=3) == expected
+    assert begin_alike(rollout(env, seed=3), expected)
 
 
 def test_closing_keeps_the_generator(env_id):
