@@ -47,8 +47,8 @@ from rllib_hpo.rllib.rl_module import ActorCriticModule
 from rllib_hpo.rllib.schedule import Schedule
 
 _PROGRESS = "progress"
-RUNNER_LOSS_PATIENCE_S = 300.0
-"""How long training waits for a runner to come back when all are dead."""
+RUNNER_PATIENCE_S = 300.0
+"""How long training waits for samples when every runner is dead or too slow."""
 
 
 class ActorCriticAlgorithm(Algorithm):
@@ -69,7 +69,7 @@ class ActorCriticAlgorithm(Algorithm):
         self.settings = config.settings()
         self.schedule = Schedule(self.settings)
         self.env_steps, self._num_updates, self._weights_seq_no = 0, 0, 0
-        self._began, self._num_replaced = time.perf_counter(), 0
+        self._began = time.perf_counter()
         self._episodes_done: list[Episode] = []
         self.max_env_steps: int | None = None
         """Steps after which an iteration ends early; None for no limit."""
@@ -169,24 +169,49 @@ class ActorCriticAlgorithm(Algorithm):
             self._weights_seq_no += 1
 
     def _sample_remotely(self, stop: int) -> list[Rollout]:
-        """One rollout of each healthy runner, all with the newest weights; together they do not cross `stop`."""
-        runners = self._healthy_runners()
-        if not runners:  # num_env_runners = 0 with a remote learner
+        """One rollout of each healthy runner, all with the newest weights; together they do not cross `stop`.
+
+        Raises:
+            UserError: If no runner hands on anything for five minutes.
+        """
+        if self.config.num_env_runners == 0:  # with a remote learner
             return [self._sample_here(stop)]
+        group, deadline = self.env_runner_group, time.monotonic() + RUNNER_PATIENCE_S
+        while time.monotonic() < deadline:
+            if restored := self.restore_env_runners(group):
+                self._make_on_env_runners_recreated_callbacks(
+                    config=self.config, env_runner_group=group, restored_env_runner_indices=restored
+                )
+            healthy = list(group.healthy_env_runner_ids())
+            if not healthy:
+                time.sleep(1.0)
+            elif rollouts := self._ask_runners(healthy, stop):
+                return rollouts
+        raise UserError(
+            f"None of {self.config.num_env_runners} environment runners handed on samples for "
+            f"{RUNNER_PATIENCE_S:.0f} seconds: they died and did not come back, or they take longer than "
+            f"sample_timeout_s={self.config.sample_timeout_s} for a fragment."
+        )
+
+    def _ask_runners(self, runners: list[int], stop: int) -> list[Rollout]:
+        """What those of `runners` hand on that live and answer in time."""
         fragment = self.config.get_rollout_fragment_length() * self.config.num_envs_per_env_runner
         quotas = share_out(min(stop - self.env_steps, fragment * len(runners)), len(runners))
+        asked = [(runner, quota) for runner, quota in zip(runners, quotas, strict=True) if quota]
         weights = ray.put(self._acting_state())
         state = {COMPONENT_RL_MODULE: weights, WEIGHTS_SEQ_NO: self._weights_seq_no}
         random_actions = self.schedule.is_warmup(self.env_steps)
-        asked = [(runner, quota) for runner, quota in zip(runners, quotas, strict=True) if quota]
         # Asks the actors without EnvRunnerGroup's wrapper, which would swallow a runner's error.
-        return successes(
-            self.env_runner_group._worker_manager.foreach_actor(
-                [SampleRequest(state, quota, random_actions) for _, quota in asked],
-                remote_actor_ids=[runner for runner, _ in asked],
-                timeout_seconds=self.config.sample_timeout_s,
-            )
+        results = self.env_runner_group._worker_manager.foreach_actor(
+            [SampleRequest(state, quota, random_actions, self.env_steps) for _, quota in asked],
+            remote_actor_ids=[runner for runner, _ in asked],
+            timeout_seconds=self.config.sample_timeout_s,
         )
+        tolerant = self.config.restart_failed_env_runners or self.config.ignore_env_runner_failures
+        if not (tolerant or all(result.ok for result in results)):
+            successes(results)  # an error of the user's says more
+            raise UserError("An environment runner died, and restart_failed_env_runners is off.")
+        return successes(results)
 
     def _sample_here(self, stop: int) -> Rollout:
         runner = self.env_runner
@@ -198,39 +223,10 @@ class ActorCriticAlgorithm(Algorithm):
         )
         return rollout
 
-    def _healthy_runners(self) -> list[int]:
-        """Indices of the runners that live; dead ones are replaced, and waited for if none is left.
-
-        Raises:
-            UserError: If no runner came back in five minutes.
-        """
-        group = self.env_runner_group
-        deadline = time.monotonic() + RUNNER_LOSS_PATIENCE_S
-        while self.config.num_env_runners > 0:
-            self.restore_env_runners(group)
-            if healthy := group.healthy_env_runner_ids():
-                return list(healthy)
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"All {self.config.num_env_runners} environment runners died and none came back within "
-                    f"{RUNNER_LOSS_PATIENCE_S:.0f} seconds."
-                )
-            time.sleep(1.0)
-        return []
-
     @override(Algorithm)
     def restore_env_runners(self, env_runner_group: Any) -> list[int]:
-        """Gives replacements of dead runners streams of their own; weights come with the next request."""
+        """Takes replacements of dead runners into service; weights and streams come with the next request."""
         restored: list[int] = env_runner_group.probe_unhealthy_env_runners()
-        if restored:
-            self._num_replaced += 1
-            incarnation = self._num_replaced
-            env_runner_group.foreach_env_runner(
-                lambda runner: runner.become_replacement(incarnation),
-                remote_worker_ids=restored,
-                local_env_runner=False,
-                timeout_seconds=self.config.env_runner_restore_timeout_s,
-            )
         return restored
 
     def _count(self, rollout: Rollout) -> None:
@@ -362,7 +358,6 @@ class ActorCriticAlgorithm(Algorithm):
             "env_steps": self.env_steps,
             "num_updates": self._num_updates,
             "weights_seq_no": self._weights_seq_no,
-            "num_replaced": self._num_replaced,
             "latest_evaluation": self.latest_evaluation,
             "wall_time_s": time.perf_counter() - self._began,
             "runners": self._remote_runner_states(),
@@ -383,7 +378,7 @@ class ActorCriticAlgorithm(Algorithm):
             return
         progress = state[_PROGRESS]
         self.env_steps, self._num_updates = progress["env_steps"], progress["num_updates"]
-        self._weights_seq_no, self._num_replaced = progress["weights_seq_no"], progress["num_replaced"]
+        self._weights_seq_no = progress["weights_seq_no"]
         self.latest_evaluation = progress["latest_evaluation"]
         self._began = time.perf_counter() - progress["wall_time_s"]
         if progress["runners"]:

@@ -27,7 +27,7 @@ EFFECTIVE_OPTIONS = frozenset(
     callbacks_on_evaluate_end callbacks_on_train_result
     metrics_num_episodes_for_smoothing log_level log_sys_usage seed
     restart_failed_env_runners ignore_env_runner_failures max_num_env_runner_restarts
-    env_runner_health_probe_timeout_s env_runner_restore_timeout_s
+    env_runner_health_probe_timeout_s
     """.split()
 )
 """Options of AlgorithmConfig that do something here. Changing any other one is an error."""

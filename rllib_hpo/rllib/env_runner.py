@@ -68,14 +68,15 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self.envs: list[gym.Env[Any, Any]] = []
         self._capturable: list[bool] = []
         self._weights_seq_no = 0
-        self._set_streams(incarnation=0)
+        self._set_streams(joined_at=0)
+        self._has_joined = False
         if self.worker_index > 0 or self.config.num_env_runners == 0:
             self.make_env()
         self.make_module()
 
-    def _set_streams(self, incarnation: int) -> None:
+    def _set_streams(self, joined_at: int) -> None:
         """Every runner has streams of its own; a replacement of a dead one does not repeat its draws."""
-        self._owner = ("runner", self.worker_index, incarnation)
+        self._owner = ("runner", self.worker_index, joined_at)
         self.streams = TorchStreams(self.config.seed, *self._owner, "explore")
         self._warmup = numpy_generator(self.config.seed, *self._owner, "warmup")
 
@@ -204,10 +205,16 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self.envs[i], self._num_builds[i], self._stepped[i] = self._make(), num_builds, False
         self._begin_episode(i, seed=self._environment_seed(i))
 
-    def become_replacement(self, incarnation: int) -> None:
-        """Takes other streams than the dead runner it replaces, and starts new episodes."""
-        self._set_streams(incarnation)
-        self._reset_all()
+    def join(self, env_steps: int) -> None:
+        """Takes part in a run that has come to `env_steps`; only the first call of a process does anything.
+
+        Ray may restart a runner that died without anyone noticing. Whoever joins later than at step 0 takes
+        other streams than those before it, and starts new episodes.
+        """
+        if not self._has_joined and env_steps > 0:
+            self._set_streams(env_steps)
+            self._reset_all()
+        self._has_joined = True
 
     @override(EnvRunner)
     def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -243,7 +250,11 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self, components: Any = None, *, not_components: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
         """Streams, simulators and episodes under way, and, unless left out, the module's weights."""
-        state: dict[str, Any] = {"streams": self.streams.get_state(), "owner": self._owner}
+        state: dict[str, Any] = {
+            "streams": self.streams.get_state(),
+            "owner": self._owner,
+            "has_joined": self._has_joined,
+        }
         if self._check_component(COMPONENT_RL_MODULE, components, not_components):
             state[COMPONENT_RL_MODULE] = self.module.get_state(inference_only=True)
             state[WEIGHTS_SEQ_NO] = self._weights_seq_no
@@ -274,6 +285,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             self._weights_seq_no = state.get(WEIGHTS_SEQ_NO, self._weights_seq_no)
         if "streams" in state:
             self._set_streams(state["owner"][-1])
+            self._has_joined = state["has_joined"]
             self.streams.set_state(state["streams"])
         if "environments" in state and len(state["environments"]) == len(self.envs):
             self._warmup.bit_generator.state = state["warmup"]

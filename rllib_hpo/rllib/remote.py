@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayTaskError, UnserializableException
 from ray.rllib.utils.actor_manager import RemoteCallResults
 
 from rllib_hpo.errors import UserError
@@ -45,11 +45,13 @@ class Call:
 class SampleRequest:
     """A request for samples that travels to a runner, with the weights to act with."""
 
-    def __init__(self, state: dict[str, Any], num_steps: int, random_actions: bool) -> None:
+    def __init__(self, state: dict[str, Any], num_steps: int, random_actions: bool, env_steps: int) -> None:
         self.state, self.num_steps, self.random_actions = state, num_steps, random_actions
+        self.env_steps = env_steps
 
     def __call__(self, runner: ColumnarEnvRunner) -> Rollout:
         """Runs where the runner is."""
+        runner.join(self.env_steps)
         runner.set_state(self.state)
         return runner.sample(num_steps=self.num_steps, random_actions=self.random_actions)
 
@@ -65,6 +67,8 @@ def successes(results: RemoteCallResults) -> list[Any]:
             arrived.append(result.get())
         elif isinstance(result.get(), RayTaskError):
             raise result.get().cause from result.get()  # whose text is the traceback over there
+        elif isinstance(result.get(), UnserializableException):  # the user's, too, and holds its traceback
+            raise result.get()
     return arrived
 
 

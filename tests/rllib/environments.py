@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import time
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
 
+class StubbornError(Exception):
+    """An error that cannot be unpickled, as happens to those whose __init__ takes several arguments."""
+
+    def __init__(self, whose: str, what: str) -> None:
+        super().__init__(f"the user's {whose}, which no other process can {what}")
+
+
 class CountingEnv(gym.Env[np.ndarray, np.ndarray]):
     """Observes [episode, step, last action]; odd episodes end proper after `length` steps, even ones by time limit.
 
     Options of the config: `length` of an episode, and `bad_step` (counted over the environment's life)
-    at which `bad` ("observation" or "reward") becomes `value`; or `bad` = "error", which raises.
+    at which `bad` ("observation" or "reward") becomes `value`, or happens ("error", "slow", "dead").
     """
 
     observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
@@ -35,15 +44,26 @@ class CountingEnv(gym.Env[np.ndarray, np.ndarray]):
         observation = np.array([self.episode, self.step_number, action[0]], np.float64)
         reward = float(self.step_number)
         if self.life == self.config.get("bad_step"):
-            if self.config["bad"] == "error":
-                raise RuntimeError("the user's own mistake")
-            if self.config["bad"] == "observation":
-                observation[1] = self.config["value"]
-            else:
-                reward = self.config["value"]
+            observation[1], reward = self._fail(observation[1], reward)
         over = self.step_number == self.length
         even = self.episode % 2 == 0
         return observation, reward, over and not even, over and even, {}
+
+    def _fail(self, observed: float, reward: float) -> tuple[float, float]:
+        match self.config["bad"]:
+            case "observation":
+                observed = self.config["value"]
+            case "reward":
+                reward = self.config["value"]
+            case "error":
+                raise RuntimeError("the user's own mistake")
+            case "stubborn error":
+                raise StubbornError("own", "unpickle")
+            case "slow":
+                time.sleep(4)
+            case "dead":
+                os._exit(1)
+        return observed, reward
 
 
 class NoisyEnv(gym.Env[np.ndarray, np.ndarray]):

@@ -167,6 +167,7 @@ REFUSED: dict[str, Callable[[ActorCriticConfig], Any]] = {
         num_consecutive_env_runner_failures_tolerance=3
     ),
     "delay_between_env_runner_restarts_s": lambda c: c.fault_tolerance(delay_between_env_runner_restarts_s=9),
+    "env_runner_restore_timeout_s": lambda c: c.fault_tolerance(env_runner_restore_timeout_s=9),
     "extra_python_environs_for_driver": lambda c: c.python_environment(
         extra_python_environs_for_driver={"A": "1"}
     ),

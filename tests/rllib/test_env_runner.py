@@ -165,12 +165,38 @@ def test_runners_of_one_seed_are_equal_and_of_two_seeds_are_not(make_runner: Mak
 def test_a_replacement_has_streams_of_its_own(make_runner: MakeRunner) -> None:
     """It would otherwise repeat what the dead runner already handed on."""
     runners = [make_runner(NoisyEnv) for _ in range(3)]
-    runners[1].become_replacement(1)
-    runners[2].become_replacement(2)
+    for runner, env_steps in zip(runners, (0, 40, 80), strict=True):
+        runner.join(env_steps)
     for random_actions in (True, False):
         rows = [runner.sample(num_steps=20, random_actions=random_actions).rows for runner in runners]
         for one, other in ((0, 1), (0, 2), (1, 2)):
             assert not (rows[one] == rows[other]).all(-1).any()
+
+
+@pytest.mark.parametrize("joined_at", [0, 40])
+def test_a_runner_joins_once(make_runner: MakeRunner, joined_at: int) -> None:
+    """Every request says how far the run has come; only the first one of a process matters."""
+    runner, undisturbed = make_runner(NoisyEnv), make_runner(NoisyEnv)
+    undisturbed.join(joined_at)
+    runner.join(joined_at)
+    for env_steps in (joined_at, joined_at + 5, joined_at + 10):
+        runner.join(env_steps)
+        assert np.array_equal(runner.sample(num_steps=5).rows, undisturbed.sample(num_steps=5).rows)
+
+
+def test_whether_it_has_joined_is_part_of_its_state(make_runner: MakeRunner) -> None:
+    """A replacement that was saved before its first request still takes other streams than the dead runner."""
+    dead = make_runner(NoisyEnv)
+    dead.join(0)
+    replacement, restored = make_runner(NoisyEnv), make_runner(NoisyEnv)
+    restored.set_state(copy.deepcopy(replacement.get_state()))
+    restored.join(40)
+    assert restored._owner == ("runner", 0, 40)
+    assert not (restored.sample(num_steps=20).rows == dead.sample(num_steps=20).rows).all(-1).any()
+    again = make_runner(NoisyEnv)
+    again.set_state(copy.deepcopy(dead.get_state()))
+    again.join(40)
+    assert again._owner == ("runner", 0, 0)
 
 
 @pytest.mark.parametrize("num_envs", [1, 3])
