@@ -25,7 +25,7 @@ from ray.rllib.utils.metrics import (
 )
 from ray.tune import Checkpoint
 
-from rllib_hpo.errors import NonFiniteError, UserError
+from rllib_hpo.errors import NonFiniteError, SettingsError, UserError
 from rllib_hpo.results.provenance import provenance
 from rllib_hpo.results.schema import EvaluationRow, canonical_json, config_hash, episode_statistics
 from rllib_hpo.results.writer import write_row
@@ -65,6 +65,7 @@ class ActorCriticAlgorithm(Algorithm):
 
     @override(Algorithm)
     def setup(self, config: ActorCriticConfig) -> None:
+        self._refuse_what_this_machine_cannot(config)
         torch.set_num_threads(config.num_torch_threads)
         self.settings = config.settings()
         self.schedule = Schedule(self.settings)
@@ -79,6 +80,16 @@ class ActorCriticAlgorithm(Algorithm):
         with without_object_store(self._is_local(config)):
             super().setup(config)
         self._share_module()
+
+    @staticmethod
+    def _refuse_what_this_machine_cannot(config: ActorCriticConfig) -> None:
+        """What only the process that trains knows; a config may be made elsewhere."""
+        if config.env is None:
+            raise SettingsError("There is no environment: name one, as in .environment('Hopper-v4').")
+        if config.num_learners == 0 and config.num_gpus_per_learner > 0 and not torch.cuda.is_available():
+            raise SettingsError(
+                f"num_gpus_per_learner={config.num_gpus_per_learner}, but torch finds no CUDA device here."
+            )
 
     def _share_module(self) -> None:
         """A local runner acts with the local learner's own module: no copies, no policy lag."""

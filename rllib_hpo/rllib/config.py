@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from numbers import Integral
 from typing import Any, Self
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
@@ -235,13 +236,21 @@ class ActorCriticConfig(AlgorithmConfig):
             self._refuse_options_without_effect()
             self._refuse_rollout_callbacks()
             self.settings()
-            if self.num_learners > 1:
-                raise SettingsError(
-                    f"num_learners={self.num_learners} must be 0 (in the driver) or 1 (remote)."
-                )
             if self.seed is None:
                 self.seed = secrets.randbelow(2**31)
+            self._refuse_impossible_numbers()
         super().validate()
+
+    def _refuse_impossible_numbers(self) -> None:
+        possible = {
+            "num_learners": (range(2), "0 (in the driver) or 1 (remote)"),
+            "num_env_runners": (range(2**31), "0 (in the driver) or more"),
+            "seed": (range(2**31), "from 0 to 2**31 - 1, or None"),
+        }
+        for name, (numbers, allowed) in possible.items():
+            value = getattr(self, name)
+            if not (isinstance(value, Integral) and value in numbers):
+                raise SettingsError(f"{name}={value!r} must be an integer: {allowed}.")
 
     def _refuse_options_without_effect(self) -> None:
         default = type(self).__new__(type(self))

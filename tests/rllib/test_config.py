@@ -245,10 +245,28 @@ def test_every_setting_reaches_the_algorithm(algorithm: str) -> None:
         assert built.env_runner.module.model.settings == built.settings
 
 
-def test_several_learners_are_refused() -> None:
-    config = SACGaussianConfig().environment("Pendulum-v1").learners(num_learners=2)
-    with pytest.raises(SettingsError, match="num_learners=2 must be 0"):
+IMPOSSIBLE: list[tuple[str, Callable[[ActorCriticConfig, Any], Any], Any]] = [
+    *(("num_learners", lambda c, n: c.learners(num_learners=n), n) for n in (2, -1, 0.5, "1")),
+    *(("num_env_runners", lambda c, n: c.env_runners(num_env_runners=n), n) for n in (-1, 1.5, None)),
+    *(("seed", lambda c, n: c.debugging(seed=n), n) for n in (-1, 2**31, 1.0, "0")),
+]
+
+
+@pytest.mark.parametrize(("option", "set_option", "number"), IMPOSSIBLE)
+def test_impossible_numbers_are_refused(option: str, set_option: Any, number: Any) -> None:
+    """Several learners, too: the replay belongs to the one there is."""
+    config = SACGaussianConfig().environment("Pendulum-v1")
+    set_option(config, number)
+    with pytest.raises(SettingsError, match=f"^{option}={number!r} must be an integer: "):
         config.validate()
+
+
+def test_what_is_missing_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match="There is no environment: name one"):
+        SACHPOConfig().build_algo()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SettingsError, match="num_gpus_per_learner=1, but torch finds no CUDA device here"):
+        tiny_config().learners(num_gpus_per_learner=1).build_algo()
 
 
 def test_an_unknown_algorithm_gets_the_nearest_name() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
@@ -62,8 +63,13 @@ def acting_parameters(runner: Any) -> dict[str, Any]:
     return {name: value.numpy().copy() for name, value in runner.module.model.state_dict().items()}
 
 
+COUNTED = list(itertools.product((1, 3), (0.25, 1.0, 2.0), (0, 1)))
+COUNTED_FIRST = {(1, 0.25, 0), (3, 1.0, 0), (3, 2.0, 1)}
+
+
 @pytest.mark.parametrize(
-    ("num_envs", "rate", "num_learners"), [(1, 0.25, 0), (3, 1.0, 0), (3, 2.0, 1)], ids=str
+    ("num_envs", "rate", "num_learners"),
+    [pytest.param(*c, marks=[] if c in COUNTED_FIRST else pytest.mark.slow) for c in COUNTED],
 )
 def test_counts_are_exact(num_envs: int, rate: float, num_learners: int, tmp_path: Path) -> None:
     settings = {"update_to_data": rate, "warmup_steps": 25, "evaluation_every": 35, "steps_per_iteration": 50}

@@ -13,17 +13,24 @@ from rllib_hpo.errors import NonFiniteError
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.settings import SETTINGS
 from tests.rllib.environments import CountingEnv, NoisyEnv
-from tests.rllib.tiny import EVERY_ALGORITHM, assert_equal, facts, running, tiny_config, train_to
+from tests.rllib.tiny import EVERY_ALGORITHM, assert_equal, facts, loaded, running, tiny_config, train_to
 
 RATES = (0.25, 1.0, 2.0)
 
 
-def test_ray_is_not_needed() -> None:
-    """A local run starts no cluster: nothing listens on the network."""
+@EVERY_ALGORITHM
+def test_ray_is_not_needed(algorithm: str, tmp_path: Any) -> None:
+    """A local run starts no cluster: nothing listens on the network, however long it lives."""
     import ray
 
-    with running(tiny_config()) as algorithm:
-        algorithm.train()
+    with running(tiny_config(algorithm)) as built:
+        train_to(built, 80)
+        built.evaluate()
+        built.save_to_path(tmp_path / "checkpoint")
+        built.restore_from_path(tmp_path / "checkpoint")
+        built.train()
+    with loaded(tmp_path / "checkpoint") as resumed:
+        resumed.train()
     assert not ray.is_initialized()
 
 
