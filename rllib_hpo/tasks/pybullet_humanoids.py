@@ -76,8 +76,9 @@ class _OwnSimulator(bullet_envs.WalkerBaseBulletEnv):
         mode = pybullet.GUI if self.should_render else pybullet.DIRECT
         with _silence():
             self._p = BulletClient(connection_mode=mode)
-        self._p.resetSimulation()
-        # Contacts in a fixed order, or equal runs would differ.
+        # Bullet's default broadphase orders its tree by the addresses of its nodes, so that contacts are now and
+        # then solved in another order; the simple one finds the same pairs without a tree.
+        self._p.resetSimulation(flags=pybullet.RESET_USE_SIMPLE_BROADPHASE)
         self._p.setPhysicsEngineParameter(deterministicOverlappingPairs=1)
         self._p.configureDebugVisualizer(pybullet.COV_ENABLE_GUI, 0)
         self.physicsClientId = self._p._client
