@@ -10,33 +10,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from ray.rllib.core.rl_module.rl_module import RLModule
 
-from rllib_hpo.errors import CheckpointError, UserError
+from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.checkpoints import find_checkpoint
-from rllib_hpo.rllib.checkpointing import verify
+from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.rllib.evaluation import Evaluation, evaluate
-from rllib_hpo.rllib.rl_module import ActorCriticModule
+from rllib_hpo.rllib.trained_policy import load_policy
 from rllib_hpo.streams import seed_sequence
 from rllib_hpo.tasks import ActionScaling, make_env
-
-MODULE_PATH = "learner_group/learner/rl_module/default_policy"
-
-
-def load_policy(path: Path) -> tuple[ActorCriticModule, dict[str, Any]]:
-    """The module of a checkpoint (or of the last one of a run), and the manifest.
-
-    Checkpoints are pickles: load those of people you trust only.
-
-    Raises:
-        CheckpointError: If there is no intact checkpoint.
-    """
-    checkpoint = find_checkpoint(path)
-    manifest = verify(checkpoint)
-    module = RLModule.from_checkpoint(str(checkpoint.absolute() / MODULE_PATH))
-    if not isinstance(module, ActorCriticModule):
-        raise CheckpointError(f"{checkpoint} holds a {type(module).__name__}, not a policy of rllib_hpo.")
-    return module, manifest
 
 
 def evaluate_checkpoint(path: Path, num_episodes: int, seed: int = 0) -> tuple[Evaluation, dict[str, Any]]:
@@ -45,12 +26,15 @@ def evaluate_checkpoint(path: Path, num_episodes: int, seed: int = 0) -> tuple[E
     Raises:
         UserError: If the checkpoint or its environment is not to be had.
     """
-    module, manifest = load_policy(path)
+    policy = load_policy(find_checkpoint(path))
+    manifest = policy.manifest
     torch.set_num_threads(1)
     config = manifest["config"]
     states = seed_sequence(seed, "evaluate command").generate_state(num_episodes)
     played = evaluate(
-        module, lambda: make_env(config["env"], **config["env_config"]), [int(state >> 1) for state in states]
+        policy.actor,
+        lambda: make_env(config["env"], **config["env_config"]),
+        [int(state >> 1) for state in states],
     )
     return played, manifest
 
@@ -61,13 +45,13 @@ def film(path: Path, video: Path, seed: int = 0) -> float:
     Raises:
         UserError: If frames cannot be rendered or written here, saying what is missing.
     """
-    module, manifest = load_policy(path)
-    config = manifest["config"]
+    policy = load_policy(find_checkpoint(path))
+    config = policy.manifest["config"]
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")
     env = make_env(config["env"], **{**config["env_config"], "render_mode": "rgb_array"})
     try:
-        frames, episode_return = _play_frames(module, env, seed)
+        frames, episode_return = _play_frames(policy.actor, env, seed)
     finally:
         env.close()
     try:
@@ -82,12 +66,12 @@ def film(path: Path, video: Path, seed: int = 0) -> float:
     return episode_return
 
 
-def _play_frames(module: ActorCriticModule, env: gym.Env[Any, Any], seed: int) -> tuple[list[Any], float]:
+def _play_frames(actor: Actor, env: gym.Env[Any, Any], seed: int) -> tuple[list[Any], float]:
     scaling = ActionScaling.of(env.action_space)
     obs, _ = env.reset(seed=seed)
     frames, total, over = [_frame(env)], 0.0, False
     while not over:
-        action = module.act(torch.as_tensor(np.asarray(obs, np.float32)[None]), None).numpy()
+        action = actor.act(torch.as_tensor(np.asarray(obs, np.float32)[None])).numpy()
         obs, reward, terminated, truncated, _ = env.step(scaling.to_env(action)[0])
         frames.append(_frame(env))
         total, over = total + float(reward), terminated or truncated

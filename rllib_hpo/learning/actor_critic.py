@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from rllib_hpo.critics import ConditionedCritic, TwinCritic
 from rllib_hpo.samplers import find_sampler
-from rllib_hpo.samplers.base import Mode, Noise, Sample
+from rllib_hpo.samplers.base import Mode, Noise, Sample, draw_noise, zero_noise
 from rllib_hpo.settings import ActorCriticSettings
-from rllib_hpo.streams import torch_generator
+from rllib_hpo.streams import TorchStreams, torch_generator
 
 
 class Actor(nn.Module):
@@ -68,6 +68,13 @@ class Actor(nn.Module):
             detached_rows=detached_rows,
         )
         return sample
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, streams: TorchStreams | None = None) -> Tensor:
+        """Actions (B, A) in [-1, 1] for obs (B, S): exploring with noise of `streams`, or noise-free (None)."""
+        if streams is None:
+            return self.sample(obs, zero_noise(self.sampler, len(obs), obs.device), "train").action
+        return self.sample(obs, draw_noise(self.sampler, len(obs), streams, obs.device), "explore").action
 
 
 class ActorCritic(Actor):

@@ -26,6 +26,7 @@ from ray.rllib.utils.metrics import (
 from ray.tune import Checkpoint
 
 from rllib_hpo.errors import NonFiniteError, SettingsError, UserError
+from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.results.provenance import provenance
 from rllib_hpo.results.schema import EvaluationRow, canonical_json, config_hash, episode_statistics
 from rllib_hpo.results.writer import write_row
@@ -43,7 +44,6 @@ from rllib_hpo.rllib.remote import (
     successes,
     without_object_store,
 )
-from rllib_hpo.rllib.rl_module import ActorCriticModule
 from rllib_hpo.rllib.schedule import Schedule
 
 _PROGRESS = "progress"
@@ -106,9 +106,10 @@ class ActorCriticAlgorithm(Algorithm):
         return self.learner_group._learner
 
     @property
-    def acting_module(self) -> ActorCriticModule:
-        """The module evaluations act with, holding the newest weights."""
-        return self.env_runner.module
+    def actor(self) -> Actor:
+        """What acts in evaluations; it holds the newest weights after a `train()` or an `evaluate()`."""
+        actor: Actor = self.env_runner.module.model
+        return actor
 
     @override(Algorithm)
     def step(self) -> dict[str, Any]:
@@ -272,10 +273,10 @@ class ActorCriticAlgorithm(Algorithm):
             kwargs=kwargs,
         )
         if not self._is_local(self.config):
-            self.acting_module.set_state(self._acting_state())
+            self.env_runner.module.set_state(self._acting_state())
         number = self.env_steps // self.settings.evaluation_every
         seeds = episode_seeds(self.config.seed, number, self.settings.evaluation_episodes)
-        played = evaluate(self.acting_module, environment_maker(self.config), seeds)
+        played = evaluate(self.actor, environment_maker(self.config), seeds)
         self._statistics = episode_statistics(played.returns, played.lengths)
         evaluation = {
             ENV_RUNNER_RESULTS: {

@@ -21,6 +21,7 @@ from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from rllib_hpo.errors import NonFiniteError
+from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.learning.replay import RowLayout
 from rllib_hpo.rllib.environment import environment_maker
 from rllib_hpo.rllib.rl_module import ActorCriticModule
@@ -173,8 +174,8 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
     def _actions(self, obs: npt.NDArray[np.float32], random: bool) -> npt.NDArray[np.float32]:
         if random:
             return self._warmup.uniform(-1, 1, (len(obs), self.layout.action_dim)).astype(np.float32)
-        device = self.module.model.log_alpha.device
-        actions = self.module.act(torch.from_numpy(obs).to(device), self.streams)
+        actor: Actor = self.module.model
+        actions = actor.act(torch.from_numpy(obs).to(actor.log_alpha.device), self.streams)
         result: npt.NDArray[np.float32] = actions.cpu().numpy()
         return result
 

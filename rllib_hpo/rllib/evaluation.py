@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from rllib_hpo.errors import NonFiniteError
-from rllib_hpo.rllib.rl_module import ActorCriticModule
+from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.streams import seed_sequence
 from rllib_hpo.tasks import ActionScaling
 
@@ -30,9 +30,7 @@ def episode_seeds(seed: int, evaluation: int, num_episodes: int) -> list[int]:
     return [int(state >> 1) for state in states]
 
 
-def evaluate(
-    module: ActorCriticModule, make: Callable[[], gym.Env[Any, Any]], seeds: list[int]
-) -> Evaluation:
+def evaluate(actor: Actor, make: Callable[[], gym.Env[Any, Any]], seeds: list[int]) -> Evaluation:
     """Plays one noise-free episode per seed, in step, so that one forward pass serves all of them.
 
     Environments are made afresh and closed: nothing of one evaluation can reach the next.
@@ -49,7 +47,7 @@ def evaluate(
         returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
         running = list(range(len(seeds)))
         while running:
-            actions = scaling.to_env(_noise_free(module, obs[running]))
+            actions = scaling.to_env(_noise_free(actor, obs[running]))
             ended = set()
             for i, action in zip(running, actions, strict=True):
                 obs[i], reward, terminated, truncated, _ = envs[i].step(action)
@@ -69,7 +67,7 @@ def evaluate(
     return Evaluation(returns.tolist(), lengths.tolist())
 
 
-def _noise_free(module: ActorCriticModule, obs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    device = module.model.log_alpha.device
-    actions: npt.NDArray[np.float32] = module.act(torch.from_numpy(obs).to(device), None).cpu().numpy()
+def _noise_free(actor: Actor, obs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    device = actor.log_alpha.device
+    actions: npt.NDArray[np.float32] = actor.act(torch.from_numpy(obs).to(device)).cpu().numpy()
     return actions

@@ -343,7 +343,7 @@ def test_the_rl_module_acts_as_the_algorithm_does(algorithm: str, tmp_path: Path
     obs = torch.randn((6, 3), generator=torch.Generator().manual_seed(0))
     with running(tiny_config(algorithm)) as built:
         train_to(built, 80)
-        expected = built.acting_module.act(obs, None)
+        expected = built.actor.act(obs)
         direct = built.get_module().forward_inference({Columns.OBS: obs})[Columns.ACTIONS]
         built.save_to_path(tmp_path / "checkpoint")
     module = RLModule.from_checkpoint(module_path(tmp_path / "checkpoint"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -111,14 +110,14 @@ def test_the_first_observations_are_the_same_for_every_algorithm(algorithm: str)
     with running(tiny_config(algorithm)) as built:
 
         class Spy:
-            """The module, watched."""
+            """The actor, watched."""
 
-            model = built.acting_module.model
+            log_alpha = built.actor.log_alpha
 
-            def act(self, obs: torch.Tensor, streams: Any) -> torch.Tensor:
+            def act(self, obs: torch.Tensor) -> torch.Tensor:
                 """Notes the states."""
                 seen.append(obs.numpy().copy())
-                return built.acting_module.act(obs, streams)
+                return built.actor.act(obs)
 
         evaluate(Spy(), lambda: make_env("Pendulum-v1", **SHORT_EPISODES), episode_seeds(3, 0, 2))
     np.testing.assert_allclose(
@@ -215,7 +214,7 @@ def test_table_two_is_evaluated_with_what_it_trains(explore: str, train: str, tm
     with running(config.results(results_dir=str(tmp_path))) as algorithm:
         train_to(algorithm, 40)
         obs = torch.randn((5, 3), generator=torch.Generator().manual_seed(0))
-        action = algorithm.acting_module.act(obs, None)
+        action = algorithm.actor.act(obs)
         with torch.no_grad():
             mode = torch.tanh(algorithm.local_learner.model.sampler.policy(obs)[0])
         assert torch.equal(action, mode) == (train == "gaussian")

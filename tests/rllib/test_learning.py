@@ -37,7 +37,7 @@ def train(algorithm: str, update_to_data: float = 1.0) -> ActorCriticAlgorithm:
 
 def returns_of(algorithm: ActorCriticAlgorithm) -> list[float]:
     """Twenty noise-free episodes that no evaluation of the run has seen."""
-    return evaluate(algorithm.acting_module, lambda: make_env("Pendulum-v1"), FRESH_SEEDS).returns
+    return evaluate(algorithm.actor, lambda: make_env("Pendulum-v1"), FRESH_SEEDS).returns
 
 
 def assert_learned(returns: list[float]) -> None:

@@ -1,0 +1,42 @@
+"""A trained policy out of a checkpoint: networks, spaces and where they come from; no workers, no Ray cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+from ray.rllib.core.rl_module.rl_module import RLModule
+
+from rllib_hpo.errors import CheckpointError
+from rllib_hpo.learning.actor_critic import Actor
+from rllib_hpo.rllib.checkpointing import verify
+from rllib_hpo.rllib.rl_module import ActorCriticModule
+
+MODULE_PATH = "learner_group/learner/rl_module/default_policy"
+
+
+class TrainedPolicy(NamedTuple):
+    """What a checkpoint knows of its policy."""
+
+    actor: Actor
+    observation_space: gym.spaces.Box
+    action_space: gym.spaces.Box
+    """The environment's, with its own bounds; the actor's actions are in [-1, 1]."""
+    manifest: dict[str, Any]
+    """Algorithm, environment, configuration, steps and versions: see `rllib_hpo.rllib.checkpointing`."""
+
+
+def load_policy(checkpoint: Path) -> TrainedPolicy:
+    """The policy of a finished checkpoint.
+
+    Checkpoints are pickles: load those of people you trust only.
+
+    Raises:
+        CheckpointError: If the checkpoint is incomplete, damaged or of something else.
+    """
+    manifest = verify(checkpoint)
+    module = RLModule.from_checkpoint(str(checkpoint.absolute() / MODULE_PATH))
+    if not isinstance(module, ActorCriticModule):
+        raise CheckpointError(f"{checkpoint} holds a {type(module).__name__}, not a policy of rllib_hpo.")
+    return TrainedPolicy(module.model, module.observation_space, module.action_space, manifest)
