@@ -89,7 +89,7 @@ class RLlibHPO:
             self.algo.train()
 
     def counts(self) -> Counts:
-        return Counts(self.algo.env_steps, self.algo.local_learner.num_updates)
+        return Counts(self.algo.env_steps, self.algo.local_learner.trainer.num_updates)
 
 
 class RLlibSAC:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
-import ray
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.callbacks.utils import make_callback
-from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
@@ -21,34 +21,28 @@ from ray.rllib.utils.metrics import (
     LEARNER_RESULTS,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
     NUM_EPISODES_LIFETIME,
-    WEIGHTS_SEQ_NO,
 )
 from ray.tune import Checkpoint
 
-from rllib_hpo.errors import NonFiniteError, SettingsError, UserError
+from rllib_hpo.errors import NonFiniteError, SettingsError
 from rllib_hpo.learning.actor_critic import Actor
+from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.results.provenance import provenance
 from rllib_hpo.results.schema import EvaluationRow, canonical_json, config_hash, episode_statistics
 from rllib_hpo.results.writer import write_row
 from rllib_hpo.rllib import checkpointing
 from rllib_hpo.rllib.config import ActorCriticConfig, SACGaussianConfig, SACHPOConfig, SACNFConfig
-from rllib_hpo.rllib.env_runner import Episode, Rollout
+from rllib_hpo.rllib.env_runner import Episode
 from rllib_hpo.rllib.environment import environment_maker, try_out
 from rllib_hpo.rllib.evaluation import episode_seeds, evaluate
-from rllib_hpo.rllib.learner import ActorCriticLearner
+from rllib_hpo.rllib.module_stack import ModuleStack
 from rllib_hpo.rllib.remote import (
-    Call,
-    SampleRequest,
-    only_success,
-    share_out,
-    successes,
     without_object_store,
 )
 from rllib_hpo.rllib.schedule import Schedule
+from rllib_hpo.rllib.stack import Stack
 
 _PROGRESS = "progress"
-RUNNER_PATIENCE_S = 300.0
-"""How long training waits for samples when every runner is dead or too slow."""
 
 
 class ActorCriticAlgorithm(Algorithm):
@@ -69,7 +63,7 @@ class ActorCriticAlgorithm(Algorithm):
         torch.set_num_threads(config.num_torch_threads)
         self.settings = config.settings()
         self.schedule = Schedule(self.settings)
-        self.env_steps, self._num_updates, self._weights_seq_no = 0, 0, 0
+        self.env_steps, self._num_updates = 0, 0
         self._began = time.perf_counter()
         self._episodes_done: list[Episode] = []
         self.max_env_steps: int | None = None
@@ -79,7 +73,7 @@ class ActorCriticAlgorithm(Algorithm):
             try_out(config)
         with without_object_store(self._is_local(config)):
             super().setup(config)
-        self._share_module()
+        self.stack: Stack = ModuleStack(self)
 
     @staticmethod
     def _refuse_what_this_machine_cannot(config: ActorCriticConfig) -> None:
@@ -91,25 +85,19 @@ class ActorCriticAlgorithm(Algorithm):
                 f"num_gpus_per_learner={config.num_gpus_per_learner}, but torch finds no CUDA device here."
             )
 
-    def _share_module(self) -> None:
-        """A local runner acts with the local learner's own module: no copies, no policy lag."""
-        if self._is_local(self.config):
-            self.env_runner.module = self.local_learner.module[DEFAULT_MODULE_ID].unwrapped()
+    @property
+    def local_learner(self) -> ReplayLearner:
+        """What learns, where it lives in this process."""
+        return self.stack.core
+
+    @property
+    def actor(self) -> Actor:
+        """What acts in evaluations; it holds the newest weights after an `evaluate()`."""
+        return self.stack.actor
 
     @staticmethod
     def _is_local(config: ActorCriticConfig) -> bool:
         return bool(config.num_env_runners == 0 and config.num_learners == 0)
-
-    @property
-    def local_learner(self) -> ActorCriticLearner:
-        """The learner, where it lives in this process."""
-        return self.learner_group._learner
-
-    @property
-    def actor(self) -> Actor:
-        """What acts in evaluations; it holds the newest weights after a `train()` or an `evaluate()`."""
-        actor: Actor = self.env_runner.module.model
-        return actor
 
     @override(Algorithm)
     def step(self) -> dict[str, Any]:
@@ -136,122 +124,35 @@ class ActorCriticAlgorithm(Algorithm):
             self._evaluate_on_schedule()
         while self.env_steps < end:
             stop = self.schedule.next_stop(self.env_steps, end)
-            self._collect_and_learn(stop)
+            self.stack.collect_and_learn(stop)
             if self.env_steps == stop and self.schedule.evaluation_due(self.env_steps):
                 self._evaluate_on_schedule()
         if self.schedule.checkpoint_due(self.env_steps):
-            self.env_runner_group.foreach_env_runner(Call("rebuild_unsavable_envs"))
+            self.stack.rebuild_unsavable_envs()
         self._flush_metrics()
 
-    def _collect_and_learn(self, stop: int) -> None:
-        """Takes environment steps up to `stop` at most, and makes the updates that become due."""
-        if self._is_local(self.config):
-            self._learn_locally(stop)
-        else:
-            self._learn_in_rounds(stop)
+    def count(self, num_steps: int, episodes: Iterable[Episode]) -> int:
+        """Counts environment steps and the episodes that ended; returns the updates that become due."""
+        self.env_steps += num_steps
+        self._episodes_done.extend(episodes)
+        due = self.schedule.updates_due(self.env_steps) - self._num_updates
+        self._num_updates += due
+        return due
 
-    def _learn_locally(self, stop: int) -> None:
-        """Everything in this process: a fragment, its updates, the next fragment."""
-        runner, learner = self.env_runner, self.local_learner
-        fragment = self.config.get_rollout_fragment_length() * self.config.num_envs_per_env_runner
-        random_actions = self.schedule.is_warmup(self.env_steps)
-        while self.env_steps < stop:
-            rollout = runner.sample(
-                num_steps=min(fragment, stop - self.env_steps), random_actions=random_actions
+    def restore_runners(self) -> None:
+        """Takes replacements of dead runners into service."""
+        if restored := self.restore_env_runners(self.env_runner_group):
+            self._make_on_env_runners_recreated_callbacks(
+                config=self.config,
+                env_runner_group=self.env_runner_group,
+                restored_env_runner_indices=restored,
             )
-            learner.add_transitions(rollout.rows)
-            self._count(rollout)
-            due = self.schedule.updates_due(self.env_steps) - self._num_updates
-            if due:
-                learner.update_from_replay(due)
-                self._num_updates += due
-
-    def _learn_in_rounds(self, stop: int) -> None:
-        """Remote runners sample one fragment each, then the learner makes the updates that are due."""
-        rollouts = self._sample_remotely(stop)
-        blocks, updates = [], []
-        for rollout in rollouts:
-            self._count(rollout)
-            due = self.schedule.updates_due(self.env_steps) - self._num_updates
-            self._num_updates += due
-            blocks.append(rollout.rows)
-            updates.append(due)
-        self._call_learner("train_on", blocks, updates)
-        if sum(updates):
-            self._weights_seq_no += 1
-
-    def _sample_remotely(self, stop: int) -> list[Rollout]:
-        """One rollout of each healthy runner, all with the newest weights; together they do not cross `stop`.
-
-        Raises:
-            UserError: If no runner hands on anything for five minutes.
-        """
-        if self.config.num_env_runners == 0:  # with a remote learner
-            return [self._sample_here(stop)]
-        group, deadline = self.env_runner_group, time.monotonic() + RUNNER_PATIENCE_S
-        while time.monotonic() < deadline:
-            if restored := self.restore_env_runners(group):
-                self._make_on_env_runners_recreated_callbacks(
-                    config=self.config, env_runner_group=group, restored_env_runner_indices=restored
-                )
-            healthy = list(group.healthy_env_runner_ids())
-            if not healthy:
-                time.sleep(1.0)
-            elif rollouts := self._ask_runners(healthy, stop):
-                return rollouts
-        raise UserError(
-            f"None of {self.config.num_env_runners} environment runners handed on samples for "
-            f"{RUNNER_PATIENCE_S:.0f} seconds: they died and did not come back, or they take longer than "
-            f"sample_timeout_s={self.config.sample_timeout_s} for a fragment."
-        )
-
-    def _ask_runners(self, runners: list[int], stop: int) -> list[Rollout]:
-        """What those of `runners` hand on that live and answer in time."""
-        fragment = self.config.get_rollout_fragment_length() * self.config.num_envs_per_env_runner
-        quotas = share_out(min(stop - self.env_steps, fragment * len(runners)), len(runners))
-        asked = [(runner, quota) for runner, quota in zip(runners, quotas, strict=True) if quota]
-        weights = ray.put(self._acting_state())
-        state = {COMPONENT_RL_MODULE: weights, WEIGHTS_SEQ_NO: self._weights_seq_no}
-        random_actions = self.schedule.is_warmup(self.env_steps)
-        # Asks the actors without EnvRunnerGroup's wrapper, which would swallow a runner's error.
-        results = self.env_runner_group._worker_manager.foreach_actor(
-            [SampleRequest(state, quota, random_actions, self.env_steps) for _, quota in asked],
-            remote_actor_ids=[runner for runner, _ in asked],
-            timeout_seconds=self.config.sample_timeout_s,
-        )
-        tolerant = self.config.restart_failed_env_runners or self.config.ignore_env_runner_failures
-        if not (tolerant or all(result.ok for result in results)):
-            successes(results)  # an error of the user's says more
-            raise UserError("An environment runner died, and restart_failed_env_runners is off.")
-        return successes(results)
-
-    def _sample_here(self, stop: int) -> Rollout:
-        runner = self.env_runner
-        fragment = self.config.get_rollout_fragment_length() * self.config.num_envs_per_env_runner
-        runner.set_state({COMPONENT_RL_MODULE: self._acting_state(), WEIGHTS_SEQ_NO: self._weights_seq_no})
-        rollout: Rollout = runner.sample(
-            num_steps=min(fragment, stop - self.env_steps),
-            random_actions=self.schedule.is_warmup(self.env_steps),
-        )
-        return rollout
 
     @override(Algorithm)
     def restore_env_runners(self, env_runner_group: Any) -> list[int]:
         """Takes replacements of dead runners into service; weights and streams come with the next request."""
         restored: list[int] = env_runner_group.probe_unhealthy_env_runners()
         return restored
-
-    def _count(self, rollout: Rollout) -> None:
-        self.env_steps += len(rollout.rows)
-        self._episodes_done.extend(rollout.episodes)
-
-    def _call_learner(self, method: str, *args: Any) -> Any:
-        """Calls a method of the one learner, wherever it lives."""
-        return only_success(self.learner_group.foreach_learner(Call(method, *args)))
-
-    def _acting_state(self) -> dict[str, Any]:
-        state: dict[str, Any] = self._call_learner("acting_state")
-        return state
 
     def _evaluate_on_schedule(self) -> None:
         """An evaluation that counts: schedulers see its return, and its row is written before training goes on."""
@@ -272,8 +173,7 @@ class ActorCriticAlgorithm(Algorithm):
             callbacks_functions=self.config.callbacks_on_evaluate_start,
             kwargs=kwargs,
         )
-        if not self._is_local(self.config):
-            self.env_runner.module.set_state(self._acting_state())
+        self.stack.refresh_actor()
         number = self.env_steps // self.settings.evaluation_every
         seeds = episode_seeds(self.config.seed, number, self.settings.evaluation_episodes)
         played = evaluate(self.actor, environment_maker(self.config), seeds)
@@ -337,7 +237,7 @@ class ActorCriticAlgorithm(Algorithm):
         }
 
     def _device_name(self) -> str:
-        name: str = self._call_learner("device_name")
+        name: str = self.stack.call_core("device_name")
         return name
 
     def _flush_metrics(self) -> None:
@@ -355,55 +255,45 @@ class ActorCriticAlgorithm(Algorithm):
             log((ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN), episode.episode_return, window=window)
             log((ENV_RUNNER_RESULTS, EPISODE_LEN_MEAN), episode.length, window=window)
         self._episodes_done.clear()
-        for name, value in self._call_learner("flush_metrics").items():
+        for name, value in self.stack.call_core("flush_metrics").items():
             log((LEARNER_RESULTS, DEFAULT_MODULE_ID, name), value, window=1)
 
     def is_savable(self) -> bool:
-        """Whether a checkpoint taken now resumes exactly: every simulator can be saved, or was just built."""
-        return all(self.env_runner_group.foreach_env_runner(Call("is_savable")))
+        """Whether a checkpoint taken now resumes as well as one taken on schedule."""
+        return self.stack.is_savable()
 
     @override(Algorithm)
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Adds progress and, with remote runners, their streams and simulators."""
         state: dict[str, Any] = super().get_state(*args, **kwargs)
-        state[_PROGRESS] = {
-            "env_steps": self.env_steps,
-            "num_updates": self._num_updates,
-            "weights_seq_no": self._weights_seq_no,
-            "latest_evaluation": self.latest_evaluation,
-            "wall_time_s": time.perf_counter() - self._began,
-            "runners": self._remote_runner_states(),
-        }
+        state[_PROGRESS] = self._progress()
         return state
 
-    def _remote_runner_states(self) -> dict[int, Any]:
-        states = self.env_runner_group.foreach_env_runner(
-            lambda runner: (runner.worker_index, runner.get_state(not_components=COMPONENT_RL_MODULE)),
-            local_env_runner=False,
-        )
-        return dict(states)
+    def _progress(self) -> dict[str, Any]:
+        return {
+            "env_steps": self.env_steps,
+            "num_updates": self._num_updates,
+            "latest_evaluation": self.latest_evaluation,
+            "wall_time_s": time.perf_counter() - self._began,
+            **self.stack.get_state(),
+        }
 
     @override(Algorithm)
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
-        if _PROGRESS not in state:
-            return
-        progress = state[_PROGRESS]
+        if _PROGRESS in state:
+            self._set_progress(state[_PROGRESS])
+
+    def _set_progress(self, progress: dict[str, Any]) -> None:
         self.env_steps, self._num_updates = progress["env_steps"], progress["num_updates"]
-        self._weights_seq_no = progress["weights_seq_no"]
         self.latest_evaluation = progress["latest_evaluation"]
         self._began = time.perf_counter() - progress["wall_time_s"]
-        if progress["runners"]:
-            states = ray.put(progress["runners"])
-            self.env_runner_group.foreach_env_runner(
-                lambda runner: runner.set_state(ray.get(states).get(runner.worker_index, {})),
-                local_env_runner=False,
-            )
+        self.stack.set_state(progress)
 
     @override(Algorithm)
     def save_to_path(self, path: str | Path | None = None, **kwargs: Any) -> str:
         """RLlib's checkpoint, then the replay's new rows, then, last of all, the manifest that makes it valid."""
-        self._call_learner("check_finite")
+        self.stack.call_core("check_finite")
         if path is not None:  # what was saved there before ends here, not half overwritten
             (Path(path) / checkpointing.MANIFEST).unlink(missing_ok=True)
         written: str = super().save_to_path(path, **kwargs)

@@ -35,7 +35,7 @@ def complete(algorithm: ActorCriticAlgorithm, directory: Path) -> None:
     """
     directory = directory.resolve()
     replay_dir = Path(algorithm.config.replay_dir or directory / REPLAY).resolve()
-    segments = algorithm._call_learner("save_replay", str(replay_dir))
+    segments = algorithm.stack.call_core("save_replay", str(replay_dir))
     files = sorted(
         p for p in directory.rglob("*") if p.is_file() and p.parent != replay_dir and p.name != MANIFEST
     )
@@ -129,7 +129,7 @@ def restore_replay(algorithm: ActorCriticAlgorithm, manifest: dict[str, Any], di
     """
     replay = manifest["replay"]
     replay_dir = (directory / replay["directory"]).resolve()
-    algorithm._call_learner("load_replay", str(replay_dir), replay["segments"], replay["total_rows"])
+    algorithm.stack.call_core("load_replay", str(replay_dir), replay["segments"], replay["total_rows"])
 
 
 def _crc32(path: Path) -> int:

@@ -42,6 +42,14 @@ class Call:
         return getattr(target, self.method)(*self.args)
 
 
+class CoreCall(Call):
+    """A method call that travels to what learns inside an RLlib Learner."""
+
+    def __call__(self, target: Any, **_: Any) -> Any:
+        """Runs where the learner is."""
+        return super().__call__(target.core)
+
+
 class SampleRequest:
     """A request for samples that travels to a runner, with the weights to act with."""
 

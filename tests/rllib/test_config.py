@@ -241,7 +241,7 @@ def test_every_setting_reaches_the_algorithm(algorithm: str) -> None:
     values = others(SETTINGS[algorithm]) | TINY
     with running(tiny_config(algorithm, NoisyEnv, **values)) as built:
         assert built.settings.model_dump() == values
-        assert built.local_learner.settings == built.settings
+        assert built.local_learner.trainer.settings == built.settings
         assert built.env_runner.module.model.settings == built.settings
 
 

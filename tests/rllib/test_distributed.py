@@ -96,9 +96,9 @@ def test_runners_act_with_the_learners_newest_weights(algorithm: str) -> None:
         train_to(built, 80)
         newest = on_learner(built, lambda learner: learner.acting_state())
         # The next request for samples brings the weights.
-        rollouts = built._sample_remotely(built.env_steps + 8)
-        assert {rollout.weights_seq_no for rollout in rollouts} == {built._weights_seq_no}
-        assert built._weights_seq_no > 3
+        rollouts = built.stack.sample_remotely(built.env_steps + 8)
+        assert {rollout.weights_seq_no for rollout in rollouts} == {built.stack.weights_seq_no}
+        assert built.stack.weights_seq_no > 3
         for parameters in on_runners(built, acting_parameters):
             state = {name.removeprefix("model."): np.asarray(value) for name, value in newest.items()}
             assert_equal(state, parameters)
@@ -206,7 +206,7 @@ def test_a_checkpoint_without_one_runners_state_repeats_nothing(tmp_path: Path) 
         train_to(algorithm, 40)
         kill_a_runner(algorithm)
         algorithm.save_to_path(tmp_path / "checkpoint")
-        assert list(algorithm._remote_runner_states()) == [2]
+        assert list(algorithm.stack.get_state()["runners"]) == [2]
     with loaded(tmp_path / "checkpoint") as resumed:
         train_to(resumed, 80)
         assert on_runners(resumed, lambda runner: runner._owner) == [("runner", 1, 40), ("runner", 2, 0)]
@@ -235,7 +235,7 @@ def test_a_runner_that_dies_may_be_missed() -> None:
 @pytest.mark.parametrize("trouble", ["slow", "dead"])
 def test_runners_that_hand_on_nothing_end_the_run(trouble: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether they die at every request or answer too late: training does not wait for ever."""
-    monkeypatch.setattr("rllib_hpo.rllib.algorithm.RUNNER_PATIENCE_S", 2.0)
+    monkeypatch.setattr("rllib_hpo.rllib.stack.RUNNER_PATIENCE_S", 2.0)
     env_config = {"length": 1000, "bad_step": 1, "bad": trouble}
     config = remote_config(env=CountingEnv, num_env_runners=1).environment(env_config=env_config)
     with running(config.env_runners(sample_timeout_s=0.5)) as algorithm:
@@ -287,7 +287,7 @@ def test_an_error_at_a_runner_stops_the_run(bad: str, error: type[Exception], ph
 
 def test_a_bad_loss_at_a_remote_learner_stops_the_run() -> None:
     def poison(learner: Any) -> None:
-        replay = learner.replay
+        replay = learner.core.replay
         replay._rows[: replay.num_rows, replay.layout.obs_dim + replay.layout.action_dim] = float("nan")
 
     with running(remote_config(num_env_runners=0, num_learners=1)) as algorithm:

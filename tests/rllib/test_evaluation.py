@@ -31,7 +31,7 @@ from tests.rllib.tiny import (
 def by_hand(algorithm: ActorCriticAlgorithm, seed: int) -> tuple[float, int]:
     """Return and length of an episode played with a plain loop and the mode of the policy."""
     env = make_env("Hopper-v4", **SHORT_EPISODES)
-    sampler = algorithm.local_learner.model.sampler
+    sampler = algorithm.local_learner.trainer.model.sampler
     obs, _ = env.reset(seed=seed)
     total, length, over = 0.0, 0, False
     while not over:
@@ -51,7 +51,7 @@ def by_hand(algorithm: ActorCriticAlgorithm, seed: int) -> tuple[float, int]:
 
 def drifted(algorithm: ActorCriticAlgorithm, state: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
     """Algorithm 2 of arXiv 2103.12020 with rho_0 = 0: kick, drift, kick."""
-    settings, model = algorithm.settings, algorithm.local_learner.model
+    settings, model = algorithm.settings, algorithm.local_learner.trainer.model
     momentum = torch.zeros_like(action)
     gate = model.sampler.gated_force.condition(state)
     for _ in range(settings.leapfrog_steps):
@@ -216,7 +216,7 @@ def test_table_two_is_evaluated_with_what_it_trains(explore: str, train: str, tm
         obs = torch.randn((5, 3), generator=torch.Generator().manual_seed(0))
         action = algorithm.actor.act(obs)
         with torch.no_grad():
-            mode = torch.tanh(algorithm.local_learner.model.sampler.policy(obs)[0])
+            mode = torch.tanh(algorithm.local_learner.trainer.model.sampler.policy(obs)[0])
         assert torch.equal(action, mode) == (train == "gaussian")
     assert set(read_rows(tmp_path)["eval_sampler"].to_pylist()) == {train}
 

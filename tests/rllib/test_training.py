@@ -39,9 +39,9 @@ def test_ray_is_not_needed(algorithm: str, tmp_path: Any) -> None:
 def test_every_algorithm_trains(algorithm: str, env: Any) -> None:
     """Everything that learns has moved, everything is finite, and the result says how it went."""
     with running(tiny_config(algorithm, env)) as built:
-        before = {name: value.clone() for name, value in built.local_learner.model.named_parameters()}
+        before = {name: value.clone() for name, value in built.local_learner.trainer.model.named_parameters()}
         result = train_to(built, 80)
-        for name, value in built.local_learner.model.named_parameters():
+        for name, value in built.local_learner.trainer.model.named_parameters():
             assert torch.isfinite(value).all(), name
             fixed = not value.requires_grad and not name.startswith("target_critics")
             assert torch.equal(value, before[name]) == fixed, name
@@ -66,7 +66,7 @@ def test_every_algorithm_trains(algorithm: str, env: Any) -> None:
 def test_an_automatic_temperature_moves(algorithm: str) -> None:
     with running(tiny_config(algorithm, alpha="auto", initial_alpha=0.5)) as built:
         result = train_to(built, 80)
-        alpha = float(built.local_learner.model.alpha)
+        alpha = float(built.local_learner.trainer.model.alpha)
     assert alpha != pytest.approx(0.5, abs=1e-4)
     assert result["learners"]["default_policy"]["alpha"] == pytest.approx(alpha, abs=0.02)
 
@@ -86,7 +86,7 @@ def test_counts_are_exact(num_envs: int, rate: float) -> None:
             algorithm.train()
             ends.append(algorithm.env_steps)
             due = int(rate * max(0, algorithm.env_steps - 25))
-            assert algorithm._num_updates == algorithm.local_learner.num_updates == due
+            assert algorithm._num_updates == algorithm.local_learner.trainer.num_updates == due
             assert algorithm.local_learner.replay.total_rows == algorithm.env_steps
     assert ends == [40, 50, 80, 100, 120, 150]
     assert evaluated == [0, 35, 70, 105, 140]
@@ -154,7 +154,8 @@ def test_algorithms_of_one_seed_start_alike() -> None:
     for algorithm in SETTINGS:
         with running(tiny_config(algorithm)) as built:
             critics = {
-                name: value.clone() for name, value in built.local_learner.model.critics.state_dict().items()
+                name: value.clone()
+                for name, value in built.local_learner.trainer.model.critics.state_dict().items()
             }
             rows = built.env_runner.sample(num_steps=20, random_actions=True).rows
             found.append({"critics": critics, "rows": rows})
@@ -197,7 +198,7 @@ def test_a_bad_loss_stops_the_run_and_spares_the_parameters(algorithm: str, tmp_
         after = facts(built)["learner"]
         assert_equal(before["parameters"], after["parameters"])
         assert_equal(before["optimizers"], after["optimizers"])
-        assert built.local_learner.num_updates == 20
+        assert built.local_learner.trainer.num_updates == 20
 
 
 @EVERY_ALGORITHM
@@ -206,7 +207,7 @@ def test_bad_parameters_are_never_saved(algorithm: str, tmp_path: Any) -> None:
         train_to(built, 40)
         built.save_to_path(tmp_path / "good")
         with torch.no_grad():
-            built.local_learner.model.critics.weights[1][0, 0, 0] = torch.inf
+            built.local_learner.trainer.model.critics.weights[1][0, 0, 0] = torch.inf
         with pytest.raises(NonFiniteError, match=r"The parameter critics\.weights\.1 is not finite"):
             built.save_to_path(tmp_path / "bad")
     assert not (tmp_path / "bad").exists()
@@ -214,4 +215,6 @@ def test_bad_parameters_are_never_saved(algorithm: str, tmp_path: Any) -> None:
 
 def test_transitions_of_a_wrong_kind_have_no_way_in() -> None:
     with running(tiny_config()) as algorithm, pytest.raises(TypeError, match="update_from_replay"):
-        algorithm.local_learner.compute_loss_for_module(module_id="default_policy", batch={}, fwd_out={})
+        algorithm.learner_group._learner.compute_loss_for_module(
+            module_id="default_policy", batch={}, fwd_out={}
+        )

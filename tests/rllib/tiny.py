@@ -72,16 +72,16 @@ def train_to(algorithm: ActorCriticAlgorithm, env_steps: int) -> dict[str, Any]:
 
 def learner_facts(learner: Any) -> dict[str, Any]:
     """Everything that decides what a learner does next, as plain values (runs where the learner is)."""
-    replay = learner.replay
+    trainer, replay = learner.core.trainer, learner.core.replay
     oldest = replay.total_rows - replay.num_rows
     rows = replay.read(oldest, replay.total_rows)
     return {
-        "parameters": {name: value.numpy().copy() for name, value in learner.model.state_dict().items()},
+        "parameters": {name: value.numpy().copy() for name, value in trainer.model.state_dict().items()},
         "optimizers": [
-            copy.deepcopy(optimizer.state_dict()) for optimizer in learner.optimizers if optimizer is not None
+            copy.deepcopy(optimizer.state_dict()) for optimizer in trainer.optimizers if optimizer is not None
         ],
-        "streams": learner.streams.get_state(),
-        "num_updates": learner.num_updates,
+        "streams": trainer.streams.get_state(),
+        "num_updates": trainer.num_updates,
         "total_rows": replay.total_rows,
         "rows": np.concatenate([np.empty((0, replay.layout.width), np.float32), *rows]),
     }

@@ -1,0 +1,87 @@
+"""Learning from a replay: rows arrive once, batches are drawn here, and the rows are saved in segments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rllib_hpo.learning.replay import Batch, Replay, RowLayout
+from rllib_hpo.learning.segments import SegmentList, load_segments, save_new_segment
+from rllib_hpo.learning.trainer import Trainer
+
+
+class ReplayLearner:
+    """A trainer with the replay that its batches come from, on the trainer's device.
+
+    Args:
+        trainer: What makes the updates.
+        learn: Called with every batch; the trainer's own method unless something stands between.
+    """
+
+    def __init__(self, trainer: Trainer, learn: Callable[[Batch], Any] | None = None) -> None:
+        self.trainer, self._learn = trainer, learn or trainer.learn
+        layout = RowLayout(trainer.model.obs_dim, trainer.model.action_dim)
+        self.replay = Replay(layout, trainer.settings.replay_capacity, trainer.device)
+        self._segments: SegmentList = []
+        self._segments_dir = ""
+
+    def add_transitions(self, rows: npt.NDArray[np.float32]) -> None:
+        """Appends rows (N, width) of `RowLayout` to the replay."""
+        self.replay.add(rows)
+
+    def update_from_replay(self, num_updates: int) -> None:
+        """Makes updates, each with a batch of its own.
+
+        Raises:
+            NonFiniteError: If a loss is not finite, naming the update and the loss.
+        """
+        indices, batch_size = (
+            self.trainer.streams["replay"],
+            self.trainer.settings.train_batch_size_per_learner,
+        )
+        for _ in range(num_updates):
+            self._learn(self.replay.gather(self.replay.draw_indices(batch_size, indices)))
+
+    def train_on(self, blocks: Sequence[npt.NDArray[np.float32]], updates: Sequence[int]) -> None:
+        """Adds blocks of rows one by one, each followed by its number of updates."""
+        for rows, num_updates in zip(blocks, updates, strict=True):
+            self.add_transitions(rows)
+            self.update_from_replay(num_updates)
+
+    def flush_metrics(self) -> dict[str, float]:
+        """As `Trainer.flush_metrics`, and the size of the replay."""
+        return {**self.trainer.flush_metrics(), "replay_rows": float(self.replay.num_rows)}
+
+    def check_finite(self) -> None:
+        """As `Trainer.check_finite`."""
+        self.trainer.check_finite()
+
+    def device_name(self) -> str:
+        """The device that trains, in words."""
+        device = self.trainer.device
+        return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else str(device)
+
+    def save_replay(self, directory: str) -> SegmentList:
+        """Writes rows that no segment holds yet to `directory`, and lists the segments of all rows.
+
+        Raises:
+            StorageError: If a segment could not be written.
+        """
+        known = self._segments if directory == self._segments_dir else []
+        self._segments = save_new_segment(self.replay, known, Path(directory))
+        self._segments_dir = directory
+        return self._segments
+
+    def load_replay(self, directory: str, segments: SegmentList, total_rows: int) -> None:
+        """Fills the replay from segments in `directory`.
+
+        Raises:
+            CheckpointError: If a segment is missing or damaged.
+        """
+        load_segments(self.replay, segments, total_rows, Path(directory))
+        self._segments, self._segments_dir = list(segments), directory

@@ -1,0 +1,64 @@
+"""What the two API stacks of RLlib have to do for an algorithm: act, learn, and say where they stand."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from rllib_hpo.learning.actor_critic import Actor
+from rllib_hpo.learning.replay_learner import ReplayLearner
+
+if TYPE_CHECKING:
+    from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
+
+RUNNER_PATIENCE_S = 300.0
+"""How long training waits for samples when every runner is dead or too slow."""
+
+
+class Stack(ABC):
+    """The workers of one algorithm, which counts steps and decides when what happens.
+
+    Args:
+        algorithm: Whose workers these are; RLlib has built them.
+    """
+
+    def __init__(self, algorithm: ActorCriticAlgorithm) -> None:
+        self.algorithm, self.config = algorithm, algorithm.config
+
+    @property
+    @abstractmethod
+    def actor(self) -> Actor:
+        """What acts in evaluations."""
+
+    @property
+    @abstractmethod
+    def core(self) -> ReplayLearner:
+        """What learns, where it lives in this process."""
+
+    @abstractmethod
+    def collect_and_learn(self, stop: int) -> None:
+        """Takes environment steps, at most up to step `stop` of the run, and makes the updates then due."""
+
+    @abstractmethod
+    def call_core(self, method: str, *args: Any) -> Any:
+        """Calls a method of what learns, wherever it lives."""
+
+    @abstractmethod
+    def refresh_actor(self) -> None:
+        """Brings the newest weights to `actor`, where it is not the learner's own."""
+
+    @abstractmethod
+    def rebuild_unsavable_envs(self) -> None:
+        """Makes anew the environments whose simulator a checkpoint cannot hold."""
+
+    @abstractmethod
+    def is_savable(self) -> bool:
+        """Whether a checkpoint taken now resumes as well as one taken on schedule."""
+
+    @abstractmethod
+    def get_state(self) -> dict[str, Any]:
+        """What a checkpoint needs beside the state of RLlib's own components."""
+
+    @abstractmethod
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on where `get_state` was called."""
