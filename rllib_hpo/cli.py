@@ -143,6 +143,28 @@ def evaluate(
 
 
 @app.command()
+def convert(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A checkpoint, or a run directory (its newest checkpoint).")
+    ],
+    out: Annotated[Path, typer.Option(help="Directory of the new checkpoint.")],
+    imports: _Import = None,
+) -> None:
+    """Turn a checkpoint of RLlib's new API stack into one of its old stack, or back; actions stay the same.
+
+    Checkpoints are pickles: load those you trust only.
+    """
+    _import_all(imports)
+    from rllib_hpo.experiments.checkpoints import find_checkpoint
+    from rllib_hpo.experiments.train import quiet_ray
+    from rllib_hpo.rllib.converting import convert as convert_checkpoint
+
+    quiet_ray()
+    stack = convert_checkpoint(find_checkpoint(checkpoint), out)
+    console.print(f"{out}: a checkpoint for RLlib's {stack} API stack", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def tasks(imports: _Import = None) -> None:
     """List the tasks, their environments and their hyperparameters for SAC-HPO (Table I)."""
     _import_all(imports)

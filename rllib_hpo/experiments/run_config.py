@@ -33,6 +33,7 @@ class RunSettings(BaseModel):
 
     algorithm: str = "sac-hpo"
     task: str = "hopper"
+    api_stack: Literal["new", "old"] = "new"
     env_config: dict[str, Any] = Field(default_factory=dict)
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     steps: Annotated[int, Field(ge=1)] = 1_000_000

@@ -105,8 +105,11 @@ def open_run(directory: Path, steps: int | None, changed: Mapping[str, Any]) -> 
 def to_rllib(config: RunConfig, files: RunFiles) -> ActorCriticConfig:
     """The RLlib config of a run."""
     run, task = config.run, config.task
+    is_new = run.api_stack == "new"
+    gpus = {"num_gpus_per_learner": run.num_gpus_per_learner} if is_new else {}
     return (
         make_config(run.algorithm)
+        .api_stack(enable_rl_module_and_learner=is_new, enable_env_runner_and_connector_v2=is_new)
         .environment(task.env_id, env_config=run.env_config)
         .training(**config.settings.model_dump())
         .env_runners(
@@ -114,7 +117,8 @@ def to_rllib(config: RunConfig, files: RunFiles) -> ActorCriticConfig:
             num_envs_per_env_runner=run.num_envs_per_env_runner,
             rollout_fragment_length=run.rollout_fragment_length,
         )
-        .learners(num_learners=run.num_learners, num_gpus_per_learner=run.num_gpus_per_learner)
+        .learners(num_learners=run.num_learners, **gpus)
+        .resources(num_gpus=0 if is_new else run.num_gpus_per_learner)
         .debugging(seed=run.seed, log_level="ERROR")
         .results(results_dir=str(files.results), sweep=SINGLE_RUNS, task=task.name)
         .checkpointing(replay_dir=str(CheckpointStore(files.directory).replay_dir))

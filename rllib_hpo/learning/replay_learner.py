@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,18 @@ class ReplayLearner:
         """The device that trains, in words."""
         device = self.trainer.device
         return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else str(device)
+
+    def take_over(self, other: ReplayLearner) -> None:
+        """Becomes equal to `other`: networks, optimizers, replay, counters and random streams."""
+        mine, theirs = self.trainer, other.trainer
+        mine.model.load_state_dict(theirs.model.state_dict())
+        for optimizer, source in zip(mine.optimizers, theirs.optimizers, strict=True):
+            if optimizer is not None and source is not None:
+                optimizer.load_state_dict(copy.deepcopy(source.state_dict()))
+        mine.set_state(theirs.get_state())
+        self.replay.clear(other.replay.total_rows - other.replay.num_rows)
+        for rows in other.replay.read(self.replay.total_rows, other.replay.total_rows):
+            self.replay.add(rows)
 
     def save_replay(self, directory: str) -> SegmentList:
         """Writes rows that no segment holds yet to `directory`, and lists the segments of all rows.

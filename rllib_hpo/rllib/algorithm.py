@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,16 +12,13 @@ from typing import Any, Self
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.callbacks.utils import make_callback
-from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.annotations import override
+from ray.rllib.utils.checkpoints import get_checkpoint_info
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     EPISODE_LEN_MEAN,
     EPISODE_RETURN_MEAN,
     EVALUATION_RESULTS,
-    LEARNER_RESULTS,
-    NUM_ENV_STEPS_SAMPLED_LIFETIME,
-    NUM_EPISODES_LIFETIME,
 )
 from ray.tune import Checkpoint
 
@@ -36,11 +34,13 @@ from rllib_hpo.rllib.env_runner import Episode
 from rllib_hpo.rllib.environment import environment_maker, try_out
 from rllib_hpo.rllib.evaluation import episode_seeds, evaluate
 from rllib_hpo.rllib.module_stack import ModuleStack
+from rllib_hpo.rllib.policy_stack import PolicyStack
 from rllib_hpo.rllib.remote import (
     without_object_store,
 )
 from rllib_hpo.rllib.schedule import Schedule
 from rllib_hpo.rllib.stack import Stack
+from rllib_hpo.rllib.torch_policy import POLICIES, ActorCriticTorchPolicy
 
 _PROGRESS = "progress"
 
@@ -57,6 +57,19 @@ class ActorCriticAlgorithm(Algorithm):
     def get_default_config(cls) -> ActorCriticConfig:
         return ActorCriticConfig()
 
+    @classmethod
+    @override(Algorithm)
+    def get_default_policy_class(cls, config: ActorCriticConfig) -> type[ActorCriticTorchPolicy]:
+        """The TorchPolicy of the old API stack."""
+        return POLICIES.get(config.algorithm, ActorCriticTorchPolicy)
+
+    @staticmethod
+    @override(Algorithm)
+    def _get_env_id_and_creator(env_specifier: Any, config: ActorCriticConfig) -> tuple[str, Any]:
+        """Environments as the new stack's runners make them: quietly, and with errors a user understands."""
+        name = env_specifier if isinstance(env_specifier, str) else getattr(env_specifier, "__name__", "env")
+        return name, lambda context: environment_maker(config, context.worker_index)()
+
     @override(Algorithm)
     def setup(self, config: ActorCriticConfig) -> None:
         self._refuse_what_this_machine_cannot(config)
@@ -65,7 +78,7 @@ class ActorCriticAlgorithm(Algorithm):
         self.schedule = Schedule(self.settings)
         self.env_steps, self._num_updates = 0, 0
         self._began = time.perf_counter()
-        self._episodes_done: list[Episode] = []
+        self.episodes_done: list[Episode] = []
         self.max_env_steps: int | None = None
         """Steps after which an iteration ends early; None for no limit."""
         self.latest_evaluation: dict[str, Any] | None = None
@@ -73,17 +86,17 @@ class ActorCriticAlgorithm(Algorithm):
             try_out(config)
         with without_object_store(self._is_local(config)):
             super().setup(config)
-        self.stack: Stack = ModuleStack(self)
+        self.stack: Stack = PolicyStack(self) if config.is_old_stack else ModuleStack(self)
 
     @staticmethod
     def _refuse_what_this_machine_cannot(config: ActorCriticConfig) -> None:
         """What only the process that trains knows; a config may be made elsewhere."""
         if config.env is None:
             raise SettingsError("There is no environment: name one, as in .environment('Hopper-v4').")
-        if config.num_learners == 0 and config.num_gpus_per_learner > 0 and not torch.cuda.is_available():
-            raise SettingsError(
-                f"num_gpus_per_learner={config.num_gpus_per_learner}, but torch finds no CUDA device here."
-            )
+        option = "num_gpus" if config.is_old_stack else "num_gpus_per_learner"
+        num_gpus = getattr(config, option)
+        if config.num_learners == 0 and num_gpus > 0 and not torch.cuda.is_available():
+            raise SettingsError(f"{option}={num_gpus}, but torch finds no CUDA device here.")
 
     @property
     def local_learner(self) -> ReplayLearner:
@@ -110,12 +123,13 @@ class ActorCriticAlgorithm(Algorithm):
             results: dict[str, Any] = super().step()
         except NonFiniteError as error:
             raise NonFiniteError(f"{error}, after {self.env_steps} environment steps.") from error
+        self.stack.complete(results)
         if self.latest_evaluation is not None:
             results[EVALUATION_RESULTS] = self.latest_evaluation
         return results
 
     @override(Algorithm)
-    def training_step(self) -> None:
+    def training_step(self) -> dict[str, Any] | None:
         """Algorithm 1 of arXiv 2103.12020: act, store, update; replaces RLlib's sample-and-train."""
         end = self.schedule.iteration_end(self.env_steps)
         if self.max_env_steps is not None:
@@ -129,12 +143,14 @@ class ActorCriticAlgorithm(Algorithm):
                 self._evaluate_on_schedule()
         if self.schedule.checkpoint_due(self.env_steps):
             self.stack.rebuild_unsavable_envs()
-        self._flush_metrics()
+        report = self.stack.report(self.stack.call_core("flush_metrics"))
+        self.episodes_done.clear()
+        return report
 
     def count(self, num_steps: int, episodes: Iterable[Episode]) -> int:
         """Counts environment steps and the episodes that ended; returns the updates that become due."""
         self.env_steps += num_steps
-        self._episodes_done.extend(episodes)
+        self.episodes_done.extend(episodes)
         due = self.schedule.updates_due(self.env_steps) - self._num_updates
         self._num_updates += due
         return due
@@ -150,9 +166,15 @@ class ActorCriticAlgorithm(Algorithm):
 
     @override(Algorithm)
     def restore_env_runners(self, env_runner_group: Any) -> list[int]:
-        """Takes replacements of dead runners into service; weights and streams come with the next request."""
-        restored: list[int] = env_runner_group.probe_unhealthy_env_runners()
-        return restored
+        """Takes replacements of dead runners into service.
+
+        On the new stack weights and streams come with the next request; on the old one RLlib sends them now.
+        """
+        if self.config.is_old_stack:
+            restored = super().restore_env_runners(env_runner_group)
+        else:
+            restored = env_runner_group.probe_unhealthy_env_runners()
+        return list(restored)
 
     def _evaluate_on_schedule(self) -> None:
         """An evaluation that counts: schedulers see its return, and its row is written before training goes on."""
@@ -227,6 +249,7 @@ class ActorCriticAlgorithm(Algorithm):
             "algorithm": self.config.algorithm,
             "task": self.config.task or env,
             "env": env,
+            "api_stack": "old" if self.config.is_old_stack else "new",
             "env_config": json.loads(json.dumps(dict(self.config.env_config), default=str)),
             "seed": self.config.seed,
             "num_env_runners": self.config.num_env_runners,
@@ -240,23 +263,12 @@ class ActorCriticAlgorithm(Algorithm):
         name: str = self.stack.call_core("device_name")
         return name
 
-    def _flush_metrics(self) -> None:
-        """Once per iteration: counters, episodes and the means of the learner's metrics go to RLlib's logger."""
-        before = self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0)
-        log = self.metrics.log_value
-        counters = {
-            NUM_ENV_STEPS_SAMPLED_LIFETIME: self.env_steps - before,
-            NUM_EPISODES_LIFETIME: len(self._episodes_done),
-        }
-        for name, increase in counters.items():
-            log((ENV_RUNNER_RESULTS, name), increase, reduce="lifetime_sum")
-        window = self.config.metrics_num_episodes_for_smoothing
-        for episode in self._episodes_done:
-            log((ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN), episode.episode_return, window=window)
-            log((ENV_RUNNER_RESULTS, EPISODE_LEN_MEAN), episode.length, window=window)
-        self._episodes_done.clear()
-        for name, value in self.stack.call_core("flush_metrics").items():
-            log((LEARNER_RESULTS, DEFAULT_MODULE_ID, name), value, window=1)
+    def take_over(self, other: ActorCriticAlgorithm) -> None:
+        """Goes on where `other` stands, with exploration and episodes of its own; both live in this process."""
+        self.stack.core.take_over(other.stack.core)
+        self.env_steps, self._num_updates = other.env_steps, other._num_updates
+        self.latest_evaluation, self._began = other.latest_evaluation, other._began
+        self.stack.join(self.env_steps)
 
     def is_savable(self) -> bool:
         """Whether a checkpoint taken now resumes as well as one taken on schedule."""
@@ -291,14 +303,47 @@ class ActorCriticAlgorithm(Algorithm):
         self.stack.set_state(progress)
 
     @override(Algorithm)
+    def __getstate__(self) -> dict[str, Any]:
+        """The old stack's `get_state`, with our progress."""
+        return {**super().__getstate__(), _PROGRESS: self._progress()}
+
+    @override(Algorithm)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        with without_object_store(self._is_local(self.config)):
+            super().__setstate__(state)
+        self._set_progress(state[_PROGRESS])
+
+    @override(Algorithm)
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        self.save_to_path(checkpoint_dir)
+
+    @override(Algorithm)
+    def load_checkpoint(self, checkpoint_dir: str) -> None:
+        self.restore_from_path(checkpoint_dir)
+        make_callback(
+            "on_checkpoint_loaded",
+            callbacks_objects=self.callbacks,
+            callbacks_functions=self.config.callbacks_on_checkpoint_loaded,
+            kwargs={"algorithm": self},
+        )
+
+    @override(Algorithm)
     def save_to_path(self, path: str | Path | None = None, **kwargs: Any) -> str:
         """RLlib's checkpoint, then the replay's new rows, then, last of all, the manifest that makes it valid."""
         self.stack.call_core("check_finite")
         if path is not None:  # what was saved there before ends here, not half overwritten
             (Path(path) / checkpointing.MANIFEST).unlink(missing_ok=True)
-        written: str = super().save_to_path(path, **kwargs)
+        written = (
+            self._save_old_stack(path) if self.config.is_old_stack else super().save_to_path(path, **kwargs)
+        )
         checkpointing.complete(self, Path(written))
         return written
+
+    def _save_old_stack(self, path: str | Path | None) -> str:
+        directory = Path(path or tempfile.mkdtemp())
+        directory.mkdir(parents=True, exist_ok=True)
+        super().save_checkpoint(str(directory))
+        return str(directory)
 
     @classmethod
     @override(Algorithm)
@@ -309,8 +354,12 @@ class ActorCriticAlgorithm(Algorithm):
             CheckpointError: If the checkpoint is incomplete or damaged.
         """
         directory = path.to_directory() if isinstance(path, Checkpoint) else path
-        checkpointing.verify(Path(directory))
-        algorithm: Self = super().from_checkpoint(directory, *args, **kwargs)
+        manifest = checkpointing.verify(Path(directory))
+        run = manifest["config"]
+        with without_object_store(run["num_env_runners"] == 0 and run["num_learners"] == 0):
+            algorithm: Self = super().from_checkpoint(directory, *args, **kwargs)
+        if algorithm.config.is_old_stack:  # where RLlib goes another way than restore_from_path
+            checkpointing.restore_replay(algorithm, manifest, Path(directory))
         return algorithm
 
     @override(Algorithm)
@@ -325,7 +374,10 @@ class ActorCriticAlgorithm(Algorithm):
         # First, because its damage is found only by reading it; nothing else has changed then.
         checkpointing.restore_replay(self, manifest, Path(path))
         with without_object_store(self._is_local(self.config)):
-            super().restore_from_path(path, *args, **kwargs)
+            if self.config.is_old_stack:
+                self.__setstate__(Algorithm._checkpoint_info_to_algorithm_state(get_checkpoint_info(path)))
+            else:
+                super().restore_from_path(path, *args, **kwargs)
 
 
 class SACGaussian(ActorCriticAlgorithm):

@@ -119,6 +119,16 @@ def check_fits(manifest: dict[str, Any], algorithm: ActorCriticAlgorithm) -> Non
             raise CheckpointError(
                 f"The checkpoint is of {key} '{manifest[key]}', but this run is of '{mine}'."
             )
+    if api_stack(manifest) != algorithm.run_config()["api_stack"]:
+        raise CheckpointError(
+            f"The checkpoint is for RLlib's {api_stack(manifest)} API stack, this run is on the other one: "
+            "`rllib-hpo convert` turns it into one that fits."
+        )
+
+
+def api_stack(manifest: dict[str, Any]) -> str:
+    """RLlib's API stack that a checkpoint is for, "new" or "old"."""
+    return str(manifest["config"].get("api_stack", "new"))
 
 
 def restore_replay(algorithm: ActorCriticAlgorithm, manifest: dict[str, Any], directory: Path) -> None:

@@ -18,11 +18,11 @@ from rllib_hpo.tasks import find_task
 
 EFFECTIVE_OPTIONS = frozenset(
     """
+    enable_rl_module_and_learner enable_env_runner_and_connector_v2
     algo_class placement_strategy num_cpus_for_main_process custom_resources_for_main_process
     env env_config
     num_env_runners num_envs_per_env_runner num_cpus_per_env_runner custom_resources_per_env_runner
     rollout_fragment_length sample_timeout_s validate_env_runners_after_construction
-    num_learners num_gpus_per_learner num_cpus_per_learner custom_resources_per_learner local_gpu_idx
     callbacks_class callbacks_on_algorithm_init callbacks_on_env_runners_recreated
     callbacks_on_checkpoint_loaded callbacks_on_environment_created callbacks_on_evaluate_start
     callbacks_on_evaluate_end callbacks_on_train_result
@@ -32,6 +32,14 @@ EFFECTIVE_OPTIONS = frozenset(
     """.split()
 )
 """Options of AlgorithmConfig that do something here. Changing any other one is an error."""
+
+NEW_STACK_OPTIONS = frozenset(
+    "num_learners num_gpus_per_learner num_cpus_per_learner custom_resources_per_learner local_gpu_idx".split()
+)
+"""Options that do something on RLlib's new API stack only."""
+
+OLD_STACK_OPTIONS = frozenset(["num_gpus"])
+"""Options that do something on RLlib's old API stack only."""
 
 RUN_OPTIONS = frozenset("results_dir replay_dir sweep variant task trial_id".split())
 """Our own options that describe the run rather than the algorithm."""
@@ -84,9 +92,8 @@ class ActorCriticConfig(AlgorithmConfig):
         self.merge_env_runner_states = False
         self.broadcast_env_runner_states = False
         self._dont_auto_sync_env_runner_states = True
-        from rllib_hpo.rllib.env_runner import ColumnarEnvRunner
-
-        self.env_runner_cls = ColumnarEnvRunner
+        self._is_atari = False  # RLlib would make an environment to find out
+        self._choose_env_runner()
 
     @classmethod
     def for_task(cls, task: str) -> Self:
@@ -107,6 +114,27 @@ class ActorCriticConfig(AlgorithmConfig):
         self._settings_class = find_settings(algorithm)
         for name, field in self._settings_class.model_fields.items():
             setattr(self, name, field.default)
+
+    @override(AlgorithmConfig)
+    def api_stack(
+        self,
+        enable_rl_module_and_learner: bool = NotProvided,
+        enable_env_runner_and_connector_v2: bool = NotProvided,
+    ) -> Self:
+        """Chooses RLlib's new API stack (both True, the default) or its old one (both False).
+
+        Exploring is the sampler's on both, so there is no exploration config to exchange.
+        """
+        if enable_rl_module_and_learner is not NotProvided:
+            self.enable_rl_module_and_learner = enable_rl_module_and_learner
+        if enable_env_runner_and_connector_v2 is not NotProvided:
+            self.enable_env_runner_and_connector_v2 = enable_env_runner_and_connector_v2
+        return self
+
+    @property
+    def is_old_stack(self) -> bool:
+        """Whether this builds a TorchPolicy and RolloutWorkers rather than an RLModule, Learner and EnvRunners."""
+        return not self.enable_rl_module_and_learner
 
     @property
     def settings_class(self) -> type[ActorCriticSettings]:
@@ -232,14 +260,27 @@ class ActorCriticConfig(AlgorithmConfig):
         Raises:
             SettingsError: One sentence, naming what is wrong and what is allowed.
         """
+        self._choose_env_runner()
         if not self.in_evaluation:
             self._refuse_options_without_effect()
-            self._refuse_rollout_callbacks()
+            self._refuse_callbacks()
             self.settings()
             if self.seed is None:
                 self.seed = secrets.randbelow(2**31)
             self._refuse_impossible_numbers()
         super().validate()
+
+    def _choose_env_runner(self) -> None:
+        """The class of the API stack that is asked for; None is RLlib's RolloutWorker there."""
+        from rllib_hpo.rllib.env_runner import ColumnarEnvRunner
+
+        if self.enable_rl_module_and_learner != self.enable_env_runner_and_connector_v2:
+            raise SettingsError(
+                "enable_rl_module_and_learner and enable_env_runner_and_connector_v2 must both be True (RLlib's "
+                "new API stack) or both be False (its old one)."
+            )
+        if self.env_runner_cls in (None, ColumnarEnvRunner):
+            self.env_runner_cls = None if self.is_old_stack else ColumnarEnvRunner
 
     def _refuse_impossible_numbers(self) -> None:
         possible = {
@@ -251,11 +292,19 @@ class ActorCriticConfig(AlgorithmConfig):
             value = getattr(self, name)
             if not (isinstance(value, Integral) and value in numbers):
                 raise SettingsError(f"{name}={value!r} must be an integer: {allowed}.")
+        if not 0 <= self.num_gpus <= 1:
+            raise SettingsError(
+                f"num_gpus={self.num_gpus!r} must be from 0 to 1: one GPU, or a share of one."
+            )
 
     def _refuse_options_without_effect(self) -> None:
         default = type(self).__new__(type(self))
         ActorCriticConfig.__init__(default, self.algorithm, self.algo_class)
-        allowed = EFFECTIVE_OPTIONS | RUN_OPTIONS | _INTERNAL | set(self.settings_class.model_fields)
+        default.env_runner_cls = None if self.is_old_stack else default.env_runner_cls
+        stack, other = NEW_STACK_OPTIONS, OLD_STACK_OPTIONS
+        if self.is_old_stack:
+            stack, other = other, stack
+        allowed = EFFECTIVE_OPTIONS | stack | RUN_OPTIONS | _INTERNAL | set(self.settings_class.model_fields)
         for name, value in vars(self).items():
             if name.startswith("__"):  # Tune's own notes
                 continue
@@ -265,11 +314,17 @@ class ActorCriticConfig(AlgorithmConfig):
                 raise SettingsError(f"'{name}' is not an option of {type(self).__name__}.{hint}")
             if name not in allowed and not _same(value, vars(default).get(name)):
                 instead = f" Use {_REPLACED[name]}." if name in _REPLACED else ""
+                if name in other:
+                    instead = f" It belongs to RLlib's {'new' if self.is_old_stack else 'old'} API stack."
                 raise SettingsError(f"The option {name}={value!r} would have no effect here.{instead}")
         if self.is_multi_agent:
             raise SettingsError(f"policies={sorted(self.policies)} must be the default: there is one agent.")
 
-    def _refuse_rollout_callbacks(self) -> None:
+    def _refuse_callbacks(self) -> None:
+        if self.is_old_stack:
+            if isinstance(self.callbacks_class, list):
+                raise SettingsError("RLlib's old API stack takes one callbacks class, not a list of them.")
+            return
         classes = self.callbacks_class if isinstance(self.callbacks_class, list) else [self.callbacks_class]
         for callbacks in classes:
             for method in _ROLLOUT_CALLBACKS:

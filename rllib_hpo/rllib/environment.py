@@ -9,6 +9,7 @@ import gymnasium as gym
 from ray.rllib.env.env_context import EnvContext
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
+from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.tasks import check_spaces, make_env
 
 
@@ -38,6 +39,7 @@ def try_out(config: Any) -> None:
     env = environment_maker(config)()
     try:
         check_spaces(env)
-        config.get_rl_module_spec(env=env, inference_only=True).build()
+        obs_dim, action_dim = map(gym.spaces.flatdim, (env.observation_space, env.action_space))
+        Actor(obs_dim, action_dim, config.settings(), seed=0)
     finally:
         env.close()

@@ -8,14 +8,22 @@ from typing import Any
 import ray
 from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.utils.annotations import override
-from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
+from ray.rllib.utils.metrics import (
+    ENV_RUNNER_RESULTS,
+    EPISODE_LEN_MEAN,
+    EPISODE_RETURN_MEAN,
+    LEARNER_RESULTS,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    NUM_EPISODES_LIFETIME,
+    WEIGHTS_SEQ_NO,
+)
 
 from rllib_hpo.errors import UserError
 from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.rllib import stack
 from rllib_hpo.rllib.env_runner import Rollout
-from rllib_hpo.rllib.remote import Call, CoreCall, SampleRequest, only_success, share_out, successes
+from rllib_hpo.rllib.remote import Call, CoreCall, SampleRequest, only_success, rollouts_of, share_out
 
 
 class ModuleStack(stack.Stack):
@@ -113,11 +121,7 @@ class ModuleStack(stack.Stack):
             remote_actor_ids=[runner for runner, _ in asked],
             timeout_seconds=self.config.sample_timeout_s,
         )
-        tolerant = self.config.restart_failed_env_runners or self.config.ignore_env_runner_failures
-        if not (tolerant or all(result.ok for result in results)):
-            successes(results)  # an error of the user's says more
-            raise UserError("An environment runner died, and restart_failed_env_runners is off.")
-        return successes(results)
+        return rollouts_of(results, self.config)
 
     def _sample_here(self, stop: int) -> Rollout:
         algorithm, runner = self.algorithm, self.algorithm.env_runner
@@ -139,6 +143,10 @@ class ModuleStack(stack.Stack):
         return state
 
     @override(stack.Stack)
+    def join(self, env_steps: int) -> None:
+        self.algorithm.env_runner.join(env_steps)
+
+    @override(stack.Stack)
     def refresh_actor(self) -> None:
         if not self._is_local:
             self.algorithm.env_runner.module.set_state(self._acting_state())
@@ -151,6 +159,26 @@ class ModuleStack(stack.Stack):
     def is_savable(self) -> bool:
         """Whether every simulator can be saved, or was just built: the resumed run is then the same."""
         return all(self.algorithm.env_runner_group.foreach_env_runner(Call("is_savable")))
+
+    @override(stack.Stack)
+    def report(self, learner_metrics: dict[str, float]) -> None:
+        """Counters, episodes and what the learner measured go to RLlib's metrics logger."""
+        algorithm, log = self.algorithm, self.algorithm.metrics.log_value
+        steps = (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME)
+        new_steps = algorithm.env_steps - algorithm.metrics.peek(steps, default=0)
+        log(steps, new_steps, reduce="lifetime_sum")
+        episodes = algorithm.episodes_done
+        log((ENV_RUNNER_RESULTS, NUM_EPISODES_LIFETIME), len(episodes), reduce="lifetime_sum")
+        window = self.config.metrics_num_episodes_for_smoothing
+        for episode in episodes:
+            log((ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN), episode.episode_return, window=window)
+            log((ENV_RUNNER_RESULTS, EPISODE_LEN_MEAN), episode.length, window=window)
+        for name, value in learner_metrics.items():
+            log((LEARNER_RESULTS, DEFAULT_MODULE_ID, name), value, window=1)
+
+    @override(stack.Stack)
+    def complete(self, result: dict[str, Any]) -> None:
+        """Nothing: the logger has it all."""
 
     @override(stack.Stack)
     def get_state(self) -> dict[str, Any]:

@@ -80,6 +80,19 @@ def successes(results: RemoteCallResults) -> list[Any]:
     return arrived
 
 
+def rollouts_of(results: RemoteCallResults, config: Any) -> list[Any]:
+    """What the runners handed on that live.
+
+    Raises:
+        UserError: If one died and the config does not tolerate it.
+    """
+    arrived = successes(results)  # an error of the user's says more than a death
+    tolerant = config.restart_failed_env_runners or config.ignore_env_runner_failures
+    if not (tolerant or all(result.ok for result in results)):
+        raise UserError("An environment runner died, and restart_failed_env_runners is off.")
+    return arrived
+
+
 def only_success(results: RemoteCallResults) -> Any:
     """The one learner's result.
 

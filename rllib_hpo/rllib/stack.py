@@ -44,6 +44,10 @@ class Stack(ABC):
         """Calls a method of what learns, wherever it lives."""
 
     @abstractmethod
+    def join(self, env_steps: int) -> None:
+        """Explores from here on as one that joins a run at `env_steps`, repeating no draws of its beginning."""
+
+    @abstractmethod
     def refresh_actor(self) -> None:
         """Brings the newest weights to `actor`, where it is not the learner's own."""
 
@@ -54,6 +58,14 @@ class Stack(ABC):
     @abstractmethod
     def is_savable(self) -> bool:
         """Whether a checkpoint taken now resumes as well as one taken on schedule."""
+
+    @abstractmethod
+    def report(self, learner_metrics: dict[str, float]) -> dict[str, Any] | None:
+        """Reports an iteration as the stack does it; returns what `training_step` has to."""
+
+    @abstractmethod
+    def complete(self, result: dict[str, Any]) -> None:
+        """Adds to RLlib's result of an iteration what it lacks, so that all stacks' results read alike."""
 
     @abstractmethod
     def get_state(self) -> dict[str, Any]:

@@ -7,13 +7,16 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 from ray.rllib.core.rl_module.rl_module import RLModule
+from ray.rllib.policy.policy import Policy
 
 from rllib_hpo.errors import CheckpointError
 from rllib_hpo.learning.actor_critic import Actor
-from rllib_hpo.rllib.checkpointing import verify
+from rllib_hpo.rllib.checkpointing import api_stack, verify
 from rllib_hpo.rllib.rl_module import ActorCriticModule
+from rllib_hpo.rllib.torch_policy import ActorCriticTorchPolicy
 
 MODULE_PATH = "learner_group/learner/rl_module/default_policy"
+POLICY_PATH = "policies/default_policy"
 
 
 class TrainedPolicy(NamedTuple):
@@ -36,7 +39,16 @@ def load_policy(checkpoint: Path) -> TrainedPolicy:
         CheckpointError: If the checkpoint is incomplete, damaged or of something else.
     """
     manifest = verify(checkpoint)
+    if api_stack(manifest) == "old":
+        return _of_old_stack(checkpoint, manifest)
     module = RLModule.from_checkpoint(str(checkpoint.absolute() / MODULE_PATH))
     if not isinstance(module, ActorCriticModule):
         raise CheckpointError(f"{checkpoint} holds a {type(module).__name__}, not a policy of rllib_hpo.")
     return TrainedPolicy(module.model, module.observation_space, module.action_space, manifest)
+
+
+def _of_old_stack(checkpoint: Path, manifest: dict[str, Any]) -> TrainedPolicy:
+    policy = Policy.from_checkpoint(str(checkpoint.absolute() / POLICY_PATH))
+    if not isinstance(policy, ActorCriticTorchPolicy):
+        raise CheckpointError(f"{checkpoint} holds a {type(policy).__name__}, not a policy of rllib_hpo.")
+    return TrainedPolicy(policy.model.model, policy.observation_space, policy.action_space, manifest)

@@ -14,60 +14,15 @@ from rllib_hpo.learning.actor_critic import ActorCritic
 from rllib_hpo.learning.replay import Batch
 from rllib_hpo.learning.update import make_optimizers, update
 from rllib_hpo.samplers.base import Noise, draw_noise
-from rllib_hpo.settings import ActorCriticSettings, SACHPOSettings, SACNFSettings, SACSettings
+from rllib_hpo.settings import ActorCriticSettings, SACHPOSettings, SACSettings
 from rllib_hpo.streams import TorchStreams
+from tests.learning.options import HPO, SETTINGS
 from tests.readout import named_tensors, networks_of
 from tests.reference import update as reference
 
 OBS, DIM, ROWS, UPDATES = 5, 3, 32, 3
 HALVES = slice(0, ROWS), slice(ROWS, None)
 
-HPO: dict[str, Any] = {"leapfrog_units": 8, "leapfrog_steps": 2, "step_size": 0.25, "momentum_std_train": 0.5}
-SETTINGS: dict[str, ActorCriticSettings] = {
-    "sac": SACSettings(hidden_units=16),
-    "sac, automatic temperature": SACSettings(hidden_units=16, alpha="auto", initial_alpha=0.3),
-    "sac, target entropy": SACSettings(hidden_units=16, alpha="auto", target_entropy=-1.0),
-    "sac, target critics in the objective": SACSettings(hidden_units=16, objective_critic="target"),
-    "sac, three critic layers": SACSettings(hidden_units=16, critic_layers=3, policy_layers=1),
-    "sac-nf": SACNFSettings(hidden_units=16, num_flows=3),
-    "sac-nf, automatic temperature": SACNFSettings(hidden_units=16, num_flows=3, alpha="auto"),
-    "sac-hpo": SACHPOSettings(hidden_units=16, **HPO),
-    "sac-hpo, three steps, two layers": SACHPOSettings(
-        hidden_units=16, **HPO | {"leapfrog_steps": 3, "policy_layers": 2}
-    ),
-    "sac-hpo, no steps": SACHPOSettings(hidden_units=16, **HPO | {"leapfrog_steps": 0}),
-    "sac-hpo, penalty": SACHPOSettings(hidden_units=16, momentum_penalty=True, **HPO),
-    "sac-hpo, heating": SACHPOSettings(hidden_units=16, tempering=True, tempering_allow_heating=True, **HPO),
-    "sac-hpo, cooling and penalty": SACHPOSettings(
-        hidden_units=16, tempering=True, momentum_penalty=True, **HPO | {"momentum_std_train": 1.5}
-    ),
-    "sac-hpo, conventional": SACHPOSettings(
-        hidden_units=16, force_scale="inverse_temperature", force_gate="none", **HPO
-    ),
-    "sac-hpo, gradient over temperature": SACHPOSettings(
-        hidden_units=16, force_scale="inverse_temperature", **HPO
-    ),
-    "sac-hpo, gradient over automatic temperature": SACHPOSettings(
-        hidden_units=16, force_scale="inverse_temperature", alpha="auto", **HPO
-    ),
-    "sac-hpo, unit gradient without gate": SACHPOSettings(hidden_units=16, force_gate="none", **HPO),
-    "sac-hpo, learned step size": SACHPOSettings(
-        hidden_units=16, learn_step_size=True, **HPO | {"step_size": [0.125, 0.25, 0.5]}
-    ),
-    "sac-hpo, consistent mass": SACHPOSettings(hidden_units=16, mass_matrix="consistent", **HPO),
-    "sac-hpo, automatic temperature": SACHPOSettings(hidden_units=16, alpha="auto", **HPO),
-    "sac-hpo, target critics in the objective": SACHPOSettings(
-        hidden_units=16, objective_critic="target", **HPO
-    ),
-    "sac-hpo, straight through": SACHPOSettings(
-        hidden_units=16,
-        clip_gradient="straight_through",
-        **HPO | {"step_size": 0.5, "momentum_std_train": 1.5},
-    ),
-    "sac-hpo, no state input": SACHPOSettings(hidden_units=16, leapfrog_state_input=False, **HPO),
-    "sac-hpo, no momentum noise": SACHPOSettings(hidden_units=16, momentum_noise=False, **HPO),
-    "sac-hpo, gaussian in training": SACHPOSettings(hidden_units=16, train_sampler="gaussian", **HPO),
-}
 # A straight-through gradient is by design not the derivative of the clipped action.
 DIFFERENTIABLE = {name: settings for name, settings in SETTINGS.items() if "straight through" not in name}
 each_algorithm = pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)

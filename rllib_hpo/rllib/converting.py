@@ -1,0 +1,53 @@
+"""A checkpoint of one of RLlib's API stacks as a checkpoint of the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rllib_hpo.errors import UserError
+from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
+from rllib_hpo.rllib.checkpointing import api_stack, verify
+from rllib_hpo.rllib.config import make_config
+
+
+def convert(checkpoint: Path, out: Path) -> str:
+    """Writes a checkpoint to `out` that goes on where `checkpoint` stands, on the other API stack.
+
+    Networks, targets, optimizers, temperature, replay, counters and the random streams of learning are taken
+    over, so noise-free actions are bitwise equal. Exploration goes on with streams of its own and new
+    episodes. Workers are not started and not recorded: the result is of a run in one process.
+
+    Returns:
+        The stack that `out` is for, "new" or "old".
+
+    Raises:
+        UserError: If `out` exists.
+        CheckpointError: If the checkpoint is incomplete or damaged.
+    """
+    if out.exists():
+        raise UserError(f"{out} already exists; choose another --out.")
+    manifest = verify(checkpoint)
+    run, stack = manifest["config"], api_stack(manifest)
+    other = "new" if stack == "old" else "old"
+    with _built(run, stack) as source, _built(run, other) as target:
+        source.restore_from_path(checkpoint.absolute())
+        target.take_over(source)
+        target.save_to_path(out.absolute())
+    return other
+
+
+@contextmanager
+def _built(run: Mapping[str, Any], stack: str) -> Iterator[ActorCriticAlgorithm]:
+    """The algorithm that `ActorCriticAlgorithm.run_config` describes, on `stack`, in this process."""
+    config = make_config(run["algorithm"]).api_stack(stack == "new", stack == "new")
+    hyperparameters = {name: run[name] for name in config.settings_class.model_fields}
+    config.environment(run["env"], env_config=run["env_config"]).training(**hyperparameters)
+    config.debugging(seed=run["seed"], log_level="ERROR").results(task=run["task"])
+    algorithm: ActorCriticAlgorithm = config.build_algo()
+    try:
+        yield algorithm
+    finally:
+        algorithm.stop()

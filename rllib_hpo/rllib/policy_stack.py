@@ -1,0 +1,191 @@
+"""RLlib's old API stack: RolloutWorkers that fill SampleBatches, and a Policy in the driver that learns."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID, MultiAgentBatch, SampleBatch
+from ray.rllib.utils.annotations import override
+from ray.rllib.utils.metrics import (
+    NUM_AGENT_STEPS_SAMPLED,
+    NUM_AGENT_STEPS_TRAINED,
+    NUM_ENV_STEPS_SAMPLED,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    NUM_ENV_STEPS_TRAINED,
+    NUM_EPISODES_LIFETIME,
+)
+from ray.rllib.utils.metrics.learner_info import LEARNER_STATS_KEY
+
+from rllib_hpo.errors import CheckpointError, NonFiniteError, UserError
+from rllib_hpo.learning.actor_critic import Actor
+from rllib_hpo.learning.replay import Batch
+from rllib_hpo.learning.replay_learner import ReplayLearner
+from rllib_hpo.rllib import stack
+from rllib_hpo.rllib.remote import rollouts_of
+from rllib_hpo.rllib.torch_policy import ActorCriticTorchPolicy, as_sample_batch
+
+
+class PolicyStack(stack.Stack):
+    """Acts with Policies, here or in RolloutWorkers, and learns with the one in this process."""
+
+    def __init__(self, algorithm: Any) -> None:
+        super().__init__(algorithm)
+        self._core = ReplayLearner(self.policy.trainer, self._learn_on_batch)
+        self._ahead = np.empty((0, self._core.replay.layout.width), np.float32)
+        """Rows that were sampled but are not counted yet, since a fragment went beyond a stop."""
+        self._num_episodes = 0
+
+    @property
+    def policy(self) -> ActorCriticTorchPolicy:
+        """The policy that learns."""
+        policy: ActorCriticTorchPolicy = self.algorithm.get_policy()
+        return policy
+
+    @property
+    @override(stack.Stack)
+    def actor(self) -> Actor:
+        actor: Actor = self.policy.model.model
+        return actor
+
+    @property
+    @override(stack.Stack)
+    def core(self) -> ReplayLearner:
+        return self._core
+
+    @override(stack.Stack)
+    def collect_and_learn(self, stop: int) -> None:
+        algorithm = self.algorithm
+        if self._core.replay.total_rows != algorithm.env_steps:
+            raise CheckpointError(
+                "The replay was not restored: load a checkpoint with restore_from_path() of a built algorithm or "
+                f"with {type(algorithm).__name__}.from_checkpoint(), not Algorithm.from_checkpoint()."
+            )
+        rows = self._ahead if len(self._ahead) else self._sample()
+        room = stop - algorithm.env_steps
+        rows, self._ahead = rows[:room], rows[room:]
+        self._core.add_transitions(rows)
+        due = algorithm.count(len(rows), ())
+        self._core.update_from_replay(due)
+        if due:
+            algorithm.env_runner_group.sync_weights(global_vars={"timestep": algorithm.env_steps})
+
+    def _learn_on_batch(self, batch: Batch) -> None:
+        """Through the policy, so that RLlib's callbacks and a subclass's own `learn_on_batch` see it."""
+        self.policy.learn_on_batch(as_sample_batch(batch))
+
+    def _sample(self) -> npt.NDArray[np.float32]:
+        """Rows (N, width) of one fragment of each worker.
+
+        Raises:
+            NonFiniteError: If an observation or reward is NaN or infinite.
+        """
+        batches = [_single(batch) for batch in self._sample_batches()]
+        rows = np.concatenate([self._as_rows(batch) for batch in batches])
+        if not np.isfinite(rows).all():
+            raise NonFiniteError(f"An observation or a reward of {self.config.env} is not finite")
+        return rows
+
+    def _sample_batches(self) -> list[Any]:
+        request = SampleRequest(self.algorithm.schedule.is_warmup(self.algorithm.env_steps))
+        group = self.algorithm.env_runner_group
+        if self.config.num_env_runners == 0:
+            return [request(group.local_env_runner)]
+        deadline = time.monotonic() + stack.RUNNER_PATIENCE_S
+        while time.monotonic() < deadline:
+            # Asks the actors without EnvRunnerGroup's wrapper, which would swallow a worker's error.
+            results = group._worker_manager.foreach_actor(
+                request, timeout_seconds=self.config.sample_timeout_s
+            )
+            if batches := rollouts_of(results, self.config):
+                return batches
+            self.algorithm.restore_runners()
+            time.sleep(1.0)
+        raise UserError(
+            f"None of {self.config.num_env_runners} rollout workers handed on samples for "
+            f"{stack.RUNNER_PATIENCE_S:.0f} seconds."
+        )
+
+    def _as_rows(self, batch: SampleBatch) -> npt.NDArray[np.float32]:
+        layout = self._core.replay.layout
+        rows = np.empty((batch.count, layout.width), np.float32)
+        layout.pack(
+            batch[SampleBatch.OBS],
+            batch[SampleBatch.ACTIONS],
+            batch[SampleBatch.REWARDS],
+            batch[SampleBatch.TERMINATEDS],
+            batch[SampleBatch.NEXT_OBS],
+            out=rows,
+        )
+        return rows
+
+    @override(stack.Stack)
+    def call_core(self, method: str, *args: Any) -> Any:
+        return getattr(self._core, method)(*args)
+
+    @override(stack.Stack)
+    def join(self, env_steps: int) -> None:
+        self.policy.join(env_steps)
+
+    @override(stack.Stack)
+    def refresh_actor(self) -> None:
+        """Nothing: it is the one that learns."""
+
+    @override(stack.Stack)
+    def rebuild_unsavable_envs(self) -> None:
+        """Nothing: RolloutWorkers cannot save a simulator, so a resumed run begins new episodes."""
+
+    @override(stack.Stack)
+    def is_savable(self) -> bool:
+        return True
+
+    @override(stack.Stack)
+    def report(self, learner_metrics: dict[str, float]) -> dict[str, Any]:
+        algorithm = self.algorithm
+        for name in (NUM_ENV_STEPS_SAMPLED, NUM_AGENT_STEPS_SAMPLED):
+            algorithm._counters[name] = algorithm.env_steps
+        trained = self.policy.trainer.num_updates * algorithm.settings.train_batch_size_per_learner
+        for name in (NUM_ENV_STEPS_TRAINED, NUM_AGENT_STEPS_TRAINED):
+            algorithm._counters[name] = trained
+        return {DEFAULT_POLICY_ID: {LEARNER_STATS_KEY: learner_metrics}}
+
+    @override(stack.Stack)
+    def complete(self, result: dict[str, Any]) -> None:
+        """Adds what the new stack reports, under the same names, and drops means over no episodes."""
+        learned = result["info"]["learner"][DEFAULT_POLICY_ID][LEARNER_STATS_KEY]
+        result["learners"] = {DEFAULT_POLICY_ID: learned}
+        runners = result["env_runners"]
+        self._num_episodes += runners["num_episodes"]
+        for name, value in list(runners.items()):
+            if isinstance(value, float) and math.isnan(value):
+                del runners[name]
+        runners[NUM_ENV_STEPS_SAMPLED_LIFETIME] = self.algorithm.env_steps
+        runners[NUM_EPISODES_LIFETIME] = self._num_episodes
+
+    @override(stack.Stack)
+    def get_state(self) -> dict[str, Any]:
+        return {"num_episodes": self._num_episodes}
+
+    @override(stack.Stack)
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._num_episodes = state["num_episodes"]
+
+
+class SampleRequest:
+    """A request for one fragment that travels to a RolloutWorker."""
+
+    def __init__(self, random_actions: bool) -> None:
+        self.random_actions = random_actions
+
+    def __call__(self, worker: Any) -> SampleBatch | MultiAgentBatch:
+        """Runs where the worker is."""
+        worker.get_policy().random_actions = self.random_actions
+        batch: SampleBatch | MultiAgentBatch = worker.sample()
+        return batch
+
+
+def _single(batch: SampleBatch | MultiAgentBatch) -> SampleBatch:
+    return batch[DEFAULT_POLICY_ID] if isinstance(batch, MultiAgentBatch) else batch

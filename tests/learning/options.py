@@ -1,0 +1,54 @@
+"""Every option of every algorithm that changes an update, for three action dimensions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rllib_hpo.settings import ActorCriticSettings, SACHPOSettings, SACNFSettings, SACSettings
+
+HPO: dict[str, Any] = {"leapfrog_units": 8, "leapfrog_steps": 2, "step_size": 0.25, "momentum_std_train": 0.5}
+SETTINGS: dict[str, ActorCriticSettings] = {
+    "sac": SACSettings(hidden_units=16),
+    "sac, automatic temperature": SACSettings(hidden_units=16, alpha="auto", initial_alpha=0.3),
+    "sac, target entropy": SACSettings(hidden_units=16, alpha="auto", target_entropy=-1.0),
+    "sac, target critics in the objective": SACSettings(hidden_units=16, objective_critic="target"),
+    "sac, three critic layers": SACSettings(hidden_units=16, critic_layers=3, policy_layers=1),
+    "sac-nf": SACNFSettings(hidden_units=16, num_flows=3),
+    "sac-nf, automatic temperature": SACNFSettings(hidden_units=16, num_flows=3, alpha="auto"),
+    "sac-hpo": SACHPOSettings(hidden_units=16, **HPO),
+    "sac-hpo, three steps, two layers": SACHPOSettings(
+        hidden_units=16, **HPO | {"leapfrog_steps": 3, "policy_layers": 2}
+    ),
+    "sac-hpo, no steps": SACHPOSettings(hidden_units=16, **HPO | {"leapfrog_steps": 0}),
+    "sac-hpo, penalty": SACHPOSettings(hidden_units=16, momentum_penalty=True, **HPO),
+    "sac-hpo, heating": SACHPOSettings(hidden_units=16, tempering=True, tempering_allow_heating=True, **HPO),
+    "sac-hpo, cooling and penalty": SACHPOSettings(
+        hidden_units=16, tempering=True, momentum_penalty=True, **HPO | {"momentum_std_train": 1.5}
+    ),
+    "sac-hpo, conventional": SACHPOSettings(
+        hidden_units=16, force_scale="inverse_temperature", force_gate="none", **HPO
+    ),
+    "sac-hpo, gradient over temperature": SACHPOSettings(
+        hidden_units=16, force_scale="inverse_temperature", **HPO
+    ),
+    "sac-hpo, gradient over automatic temperature": SACHPOSettings(
+        hidden_units=16, force_scale="inverse_temperature", alpha="auto", **HPO
+    ),
+    "sac-hpo, unit gradient without gate": SACHPOSettings(hidden_units=16, force_gate="none", **HPO),
+    "sac-hpo, learned step size": SACHPOSettings(
+        hidden_units=16, learn_step_size=True, **HPO | {"step_size": [0.125, 0.25, 0.5]}
+    ),
+    "sac-hpo, consistent mass": SACHPOSettings(hidden_units=16, mass_matrix="consistent", **HPO),
+    "sac-hpo, automatic temperature": SACHPOSettings(hidden_units=16, alpha="auto", **HPO),
+    "sac-hpo, target critics in the objective": SACHPOSettings(
+        hidden_units=16, objective_critic="target", **HPO
+    ),
+    "sac-hpo, straight through": SACHPOSettings(
+        hidden_units=16,
+        clip_gradient="straight_through",
+        **HPO | {"step_size": 0.5, "momentum_std_train": 1.5},
+    ),
+    "sac-hpo, no state input": SACHPOSettings(hidden_units=16, leapfrog_state_input=False, **HPO),
+    "sac-hpo, no momentum noise": SACHPOSettings(hidden_units=16, momentum_noise=False, **HPO),
+    "sac-hpo, gaussian in training": SACHPOSettings(hidden_units=16, train_sampler="gaussian", **HPO),
+}
