@@ -66,12 +66,15 @@ class StableBaselines3:
 class RLlibHPO:
     """This package's algorithms, through RLlib's `Algorithm.train()`."""
 
-    def __init__(self, algorithm: str, warmup_steps: int, steps: int, **settings: Any) -> None:
+    def __init__(
+        self, algorithm: str, warmup_steps: int, steps: int, *, new_stack: bool = True, **settings: Any
+    ) -> None:
         import rllib_hpo
 
         config = {"sac": rllib_hpo.SACGaussianConfig, "sac-hpo": rllib_hpo.SACHPOConfig}[algorithm]
         self.algo = (
             config.for_task(ENV_ID)
+            .api_stack(new_stack, new_stack)
             .training(
                 warmup_steps=warmup_steps,
                 steps_per_iteration=steps,
@@ -167,6 +170,7 @@ def start_ray() -> None:
 CONTESTANTS: dict[str, Callable[[int, int], Contestant]] = {
     "hand-written": lambda warmup, steps: HandWritten(warmup),
     "sac": lambda warmup, steps: RLlibHPO("sac", warmup, steps),
+    "sac-old-stack": lambda warmup, steps: RLlibHPO("sac", warmup, steps, new_stack=False),
     "sac-hpo-2": lambda warmup, steps: RLlibHPO("sac-hpo", warmup, steps, leapfrog_steps=2),
     "sac-hpo-3": lambda warmup, steps: RLlibHPO("sac-hpo", warmup, steps, leapfrog_steps=3),
     "stable-baselines3": lambda warmup, steps: StableBaselines3(warmup),
@@ -178,6 +182,7 @@ CONTESTANTS: dict[str, Callable[[int, int], Contestant]] = {
 TITLES = {
     "hand-written": "hand-written SAC loop",
     "sac": "**rllib_hpo SAC**",
+    "sac-old-stack": "rllib_hpo SAC on RLlib's old API stack",
     "sac-hpo-2": "**rllib_hpo SAC-HPO, K = 2**",
     "sac-hpo-3": "**rllib_hpo SAC-HPO, K = 3**",
     "stable-baselines3": "stable-baselines3 SAC",

@@ -1,8 +1,9 @@
 """Maximum-entropy actor-critics whose policies are expressive samplers, on Ray RLlib.
 
 `SACHPOConfig`, `SACNFConfig` and `SACGaussianConfig` are RLlib AlgorithmConfigs; `SACHPO`, `SACNF` and
-`SACGaussian` the Algorithms to hand to Tune. Importing this package registers its tasks with gymnasium;
-ray is imported when one of these names is first used.
+`SACGaussian` the Algorithms to hand to Tune; `SACHPOTorchPolicy` and so on their policies on RLlib's old API
+stack. Importing this package registers its tasks with gymnasium; ray is imported when one of these names is
+first used.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ _LAZY = {
     **dict.fromkeys(
         ("SACGaussianConfig", "SACNFConfig", "SACHPOConfig", "ActorCriticConfig"), "rllib_hpo.rllib.config"
     ),
+    **dict.fromkeys(
+        ("SACGaussianTorchPolicy", "SACNFTorchPolicy", "SACHPOTorchPolicy"), "rllib_hpo.rllib.torch_policy"
+    ),
 }
 
 __all__ = [
@@ -28,8 +32,11 @@ __all__ = [
     "ActorCriticConfig",
     "SACGaussian",
     "SACGaussianConfig",
+    "SACGaussianTorchPolicy",
     "SACHPOConfig",
+    "SACHPOTorchPolicy",
     "SACNFConfig",
+    "SACNFTorchPolicy",
 ]  # fmt: skip
 
 

@@ -143,6 +143,28 @@ def evaluate(
 
 
 @app.command()
+def export(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A checkpoint, or a run directory (its newest checkpoint).")
+    ],
+    format_: Annotated[str, typer.Option("--format", help="torch-export, onnx or safetensors.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    imports: _Import = None,
+) -> None:
+    """Write the noise-free policy to a file: observation in, action within the environment's bounds out.
+
+    Checkpoints are pickles: load those you trust only. The exported files are not.
+    """
+    _import_all(imports)
+    from rllib_hpo.experiments.export import export_policy
+    from rllib_hpo.experiments.train import quiet_ray
+
+    quiet_ray()
+    for path in export_policy(checkpoint, format_, out):
+        console.print(str(path), highlight=False, soft_wrap=True)
+
+
+@app.command()
 def convert(
     checkpoint: Annotated[
         Path, typer.Argument(help="A checkpoint, or a run directory (its newest checkpoint).")

@@ -97,7 +97,8 @@ class ConditionedCritic:
         """min(Q_1, Q_2), (B,), and its gradient in the action, (B, A); autograd sees neither."""
         hidden = self._hidden_layers(action)
         q = self._critic._output(hidden[-1])
-        split = len(action) >= ROWS_WORTH_SPLITTING and action.device.type == "cpu"
+        on_cpu = action.device.type == "cpu" and not torch.compiler.is_compiling()
+        split = on_cpu and len(action) >= ROWS_WORTH_SPLITTING
         gradient = self._gradient_of_rows if split else self._gradient_of_both
         return q.amin(0), gradient(hidden, q)
 

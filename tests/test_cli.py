@@ -130,17 +130,29 @@ def test_a_run_goes_on_only_as_it_began(tmp_path: Path, capsys: pytest.CaptureFi
     assert "sac on Pendulum-v1 after 80 steps: return" in first
 
 
-def test_a_result_row_can_be_repeated(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stack", ["new", "old"])
+def test_a_result_row_can_be_repeated(stack: str, tmp_path: Path) -> None:
     """--config with the file of a row trains that configuration again, to the same rows."""
     from rllib_hpo.results import read_rows, without_volatile
 
-    assert train(tmp_path / "first", "--algorithm", "sac-nf", "--task", "Pendulum-v1", "--seed", "5") == 0
+    words = ["--algorithm", "sac-nf", "--task", "Pendulum-v1", "--seed", "5", "--set", f"api_stack={stack}"]
+    assert train(tmp_path / "first", *words) == 0
     (row,) = (tmp_path / "first" / "results").rglob("*-0000000040.parquet")
     again = ["train", "--config", str(row), "--out", str(tmp_path / "again"), "--wandb", "disabled"]
     assert run(*again) == 0
     first, second = (without_volatile(read_rows(tmp_path / name / "results")) for name in ("first", "again"))
     assert first.num_rows == 2
     assert second.equals(first)
+
+
+def test_a_run_on_the_old_stack_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert train(out, "--algorithm", "sac", "--task", "Pendulum-v1", "--set", "api_stack=old") == 0
+    assert run("train", "--resume", str(out), "--steps", "80", "--wandb", "offline") == 0
+    assert run("evaluate", str(out), "--episodes", "2") == 0
+    assert "sac on Pendulum-v1 after 80 steps: return" in capsys.readouterr().out
+    assert run("train", "--resume", str(out), "--set", "api_stack=new", "--wandb", "disabled") == 2
+    assert "api_stack is 'old', not 'new'" in capsys.readouterr().err
 
 
 def test_help_and_tasks_introduce_a_newcomer(capsys: pytest.CaptureFixture[str]) -> None:

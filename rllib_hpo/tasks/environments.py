@@ -144,8 +144,8 @@ class ActionScaling:
         bottom, top = np.asarray(low, np.float64), np.asarray(high, np.float64)
         self.low: NDArray[np.float32] = bottom.astype(np.float32)
         self.high: NDArray[np.float32] = top.astype(np.float32)
-        self._center: NDArray[np.float32] = (bottom / 2 + top / 2).astype(np.float32)
-        self._half: NDArray[np.float32] = (top / 2 - bottom / 2).astype(np.float32)
+        self.center: NDArray[np.float32] = (bottom / 2 + top / 2).astype(np.float32)
+        self.half: NDArray[np.float32] = (top / 2 - bottom / 2).astype(np.float32)
 
     @classmethod
     def of(cls, space: gym.Space[Any]) -> ActionScaling:
@@ -157,10 +157,10 @@ class ActionScaling:
         """Actions of any shape (..., A), clipped to [-1, 1] and rescaled to the bounds, in float32."""
         unit = np.clip(np.asarray(action, np.float32), -1.0, 1.0)
         # Clipped again, since rounding may step just outside the bounds.
-        scaled: NDArray[np.float32] = np.clip(self._center + self._half * unit, self.low, self.high)
+        scaled: NDArray[np.float32] = np.clip(self.center + self.half * unit, self.low, self.high)
         return scaled
 
     def from_env(self, action: ArrayLike) -> NDArray[np.float32]:
         """The inverse: actions (..., A) within the bounds, as numbers in [-1, 1], in float32."""
-        unit = (np.asarray(action, np.float32) - self._center) / self._half
+        unit = (np.asarray(action, np.float32) - self.center) / self.half
         return np.clip(unit, -1.0, 1.0)

@@ -18,9 +18,10 @@ STEPS, GOAL = 8_000, -250.0
 FRESH_SEEDS = [int(state >> 1) for state in seed_sequence(0, "fresh episodes").generate_state(20)]
 
 
-def train(algorithm: str, update_to_data: float = 1.0) -> ActorCriticAlgorithm:
+def train(algorithm: str, update_to_data: float = 1.0, api_stack: str = "new") -> ActorCriticAlgorithm:
     """A run of 8,000 steps: default settings, but a learning rate, a warm-up and intervals for so short a run."""
     config = make_config(algorithm).environment("Pendulum-v1").debugging(seed=0, log_level="ERROR")
+    config.api_stack(api_stack == "new", api_stack == "new")
     config.training(
         warmup_steps=1_000,
         lr=1e-3,
@@ -48,6 +49,10 @@ def assert_learned(returns: list[float]) -> None:
 @EVERY_ALGORITHM
 def test_it_learns(algorithm: str) -> None:
     assert_learned(returns_of(train(algorithm)))
+
+
+def test_it_learns_on_the_old_stack() -> None:
+    assert_learned(returns_of(train("sac-hpo", api_stack="old")))
 
 
 @EVERY_ALGORITHM

@@ -1,0 +1,7 @@
+"""Trained policies outside of Ray: one module from observation to action, and the files it is written to."""
+
+from rllib_hpo.deployment.formats import FORMATS, load_policy_file, write_policy
+from rllib_hpo.deployment.metadata import PolicyMetadata
+from rllib_hpo.deployment.policy import DeployedPolicy
+
+__all__ = ["FORMATS", "DeployedPolicy", "PolicyMetadata", "load_policy_file", "write_policy"]

@@ -1,0 +1,130 @@
+"""The files that a policy is exported to, and the one of them that is read back."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from rllib_hpo.deployment.metadata import PolicyMetadata
+from rllib_hpo.deployment.policy import DeployedPolicy
+from rllib_hpo.errors import CheckpointError, UserError, unknown_name
+from rllib_hpo.learning.actor_critic import Actor
+from rllib_hpo.results.atomic import write_atomically
+
+METADATA = "rllib_hpo"
+"""The key that metadata stand under in a file."""
+OPSET = 18
+
+
+def write_policy(policy: DeployedPolicy, file_format: str, out: Path) -> list[Path]:
+    """Writes `policy` to `out`, whole or not at all.
+
+    Args:
+        policy: What to write.
+        file_format: One of `FORMATS`.
+        out: The file.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UnknownNameError: If there is no such format.
+        UserError: If `out` cannot be written, or a package is missing that the format needs.
+    """
+    if file_format not in FORMATS:
+        raise unknown_name("export format", file_format, FORMATS)
+    if out.is_dir():
+        raise UserError(f"{out} is a directory; name a file.")
+    with torch.no_grad():
+        contents = FORMATS[file_format](policy, out)
+    for path, content in contents.items():
+        write_atomically(path, content)
+    return list(contents)
+
+
+def _torch_export(policy: DeployedPolicy, out: Path) -> dict[Path, bytes]:
+    """A `torch.export` program: `torch.export.load(file).module()(obs)` needs torch and nothing else."""
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(policy, (_example(policy),), dynamic_shapes=({0: batch},))
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={METADATA: policy.metadata.to_json()})
+    return {out: buffer.getvalue()}
+
+
+def _onnx(policy: DeployedPolicy, out: Path) -> dict[Path, bytes]:
+    """An ONNX model from "obs" to "action"; metadata are a property of it."""
+    _need("onnxscript")
+    program = torch.onnx.export(
+        policy,
+        (_example(policy),),
+        dynamo=True,
+        dynamic_shapes=({0: "batch"},),
+        input_names=["obs"],
+        output_names=["action"],
+        opset_version=OPSET,
+        verbose=False,
+    )
+    assert program is not None
+    model = program.model_proto
+    model.metadata_props.add(key=METADATA, value=policy.metadata.to_json())
+    _need("onnx").checker.check_model(model, full_check=True)
+    return {out: model.SerializeToString()}
+
+
+def _safetensors(policy: DeployedPolicy, out: Path) -> dict[Path, bytes]:
+    """The actor's weights as safetensors, and what they are as JSON: in the file's header, and beside it."""
+    metadata = policy.metadata.to_json()
+    weights = {name: value.contiguous() for name, value in policy.actor.state_dict().items()}
+    content: bytes = _need("safetensors.torch").save(weights, metadata={METADATA: metadata})
+    return {out: content, out.with_name(out.name + ".json"): metadata.encode()}
+
+
+FORMATS: dict[str, Callable[[DeployedPolicy, Path], dict[Path, bytes]]] = {
+    "torch-export": _torch_export,
+    "onnx": _onnx,
+    "safetensors": _safetensors,
+}
+"""Functions by name that return the contents of each file."""
+
+
+def load_policy_file(path: Path) -> DeployedPolicy:
+    """The policy in a safetensors file; it holds no code, and ray is not needed.
+
+    Raises:
+        CheckpointError: If there is no such file, or it is something else.
+        UnknownNameError: If its algorithm is of a package that is not imported.
+    """
+    safetensors = _need("safetensors")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(METADATA, "")
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read as safetensors: {error}.") from error
+    metadata = PolicyMetadata.from_json(text, str(path))
+    dims = metadata.observation_space.shape[0], metadata.action_space.shape[0]
+    actor = Actor(*dims, metadata.parsed_settings(), seed=0)
+    try:
+        actor.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"The weights in {path} are not those of its metadata.") from error
+    return DeployedPolicy(actor, metadata)
+
+
+def _example(policy: DeployedPolicy) -> torch.Tensor:
+    """Observations to trace with; two, since one would be taken for the only number there can be."""
+    return torch.zeros((2, policy.actor.obs_dim))
+
+
+def _need(module: str) -> ModuleType | Any:
+    try:
+        return __import__(module, fromlist=["_"])
+    except ImportError as error:
+        raise UserError(
+            f"This format needs a package that is not installed ({error}): pip install 'rllib-hpo[export]'."
+        ) from error

@@ -1,0 +1,123 @@
+"""What an exported policy says of itself: enough to serve it, to rebuild it, and to know where it comes from."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, Self
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rllib_hpo.errors import CheckpointError
+from rllib_hpo.settings import ActorCriticSettings, find_settings, parse_settings
+
+FORMAT = 1
+"""Raised when older files can no longer be read."""
+
+
+class BoxMetadata(BaseModel):
+    """A gymnasium Box of one dimension; None stands for no bound."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shape: tuple[int]
+    dtype: str
+    low: list[float | None]
+    high: list[float | None]
+
+    @classmethod
+    def of(cls, space: gym.spaces.Box) -> Self:
+        """The description of `space`."""
+        return cls(
+            shape=(int(space.shape[0]),),
+            dtype=str(space.dtype),
+            low=[_finite(value) for value in np.asarray(space.low, np.float64)],
+            high=[_finite(value) for value in np.asarray(space.high, np.float64)],
+        )
+
+    def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Lower and upper bounds (N,), infinite where there are none."""
+        low = [-math.inf if value is None else value for value in self.low]
+        high = [math.inf if value is None else value for value in self.high]
+        return np.array(low), np.array(high)
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+class PolicyMetadata(BaseModel):
+    """Stored as JSON in (and, for safetensors, beside) every exported file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int = FORMAT
+    algorithm: str
+    task: str
+    env: str
+    """The gymnasium id."""
+    env_config: dict[str, Any]
+    env_steps: int
+    """Environment steps that the policy was trained for."""
+    observation_space: BoxMetadata
+    """What goes in: float32, (B, S)."""
+    action_space: BoxMetadata
+    """What comes out: float32, (B, A), within these bounds."""
+    settings: dict[str, Any]
+    """All hyperparameters."""
+    versions: dict[str, str]
+    """Of the packages that wrote the checkpoint."""
+
+    @classmethod
+    def of_manifest(
+        cls,
+        manifest: dict[str, Any],
+        observation_space: gym.spaces.Box,
+        action_space: gym.spaces.Box,
+    ) -> Self:
+        """The metadata of a checkpoint's policy."""
+        config = manifest["config"]
+        settings = find_settings(manifest["algorithm"])
+        return cls(
+            algorithm=manifest["algorithm"],
+            task=manifest["task"],
+            env=manifest["env"],
+            env_config=config["env_config"],
+            env_steps=manifest["env_steps"],
+            observation_space=BoxMetadata.of(observation_space),
+            action_space=BoxMetadata.of(action_space),
+            settings={name: config[name] for name in settings.model_fields},
+            versions=manifest["versions"],
+        )
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> Self:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            CheckpointError: Naming `source`, if it is something else.
+        """
+        try:
+            metadata = cls(**json.loads(text))
+        except (ValueError, TypeError, ValidationError) as error:
+            raise CheckpointError(f"{source} is no policy exported by rllib_hpo.") from error
+        if metadata.format != FORMAT:
+            raise CheckpointError(
+                f"{source} has export format {metadata.format}; this version of rllib_hpo reads {FORMAT}."
+            )
+        return metadata
+
+    def to_json(self) -> str:
+        """JSON, for people and programs."""
+        return self.model_dump_json(indent=1)
+
+    def parsed_settings(self) -> ActorCriticSettings:
+        """The hyperparameters, validated.
+
+        Raises:
+            UnknownNameError: If the algorithm is of a package that is not imported.
+        """
+        return parse_settings(find_settings(self.algorithm), self.settings)

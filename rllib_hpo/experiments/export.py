@@ -1,0 +1,23 @@
+"""Exporting the policy of a checkpoint to a file that needs neither Ray nor this package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rllib_hpo.deployment import DeployedPolicy, PolicyMetadata, write_policy
+from rllib_hpo.experiments.checkpoints import find_checkpoint
+from rllib_hpo.rllib.trained_policy import load_policy
+
+
+def export_policy(checkpoint: Path, file_format: str, out: Path) -> list[Path]:
+    """Writes the noise-free policy of a checkpoint (or of the last one of a run) to `out`.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: Saying what is wrong with the checkpoint, the format or the file.
+    """
+    policy = load_policy(find_checkpoint(checkpoint))
+    metadata = PolicyMetadata.of_manifest(policy.manifest, policy.observation_space, policy.action_space)
+    return write_policy(DeployedPolicy(policy.actor, metadata), file_format, out)
