@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Callable
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,7 +44,7 @@ def write_policy(policy: DeployedPolicy, file_format: str, out: Path) -> list[Pa
         raise unknown_name("export format", file_format, FORMATS)
     if out.is_dir():
         raise UserError(f"{out} is a directory; name a file.")
-    with torch.no_grad():
+    with torch.no_grad(), _quiet():
         contents = FORMATS[file_format](policy, out)
     for path, content in contents.items():
         write_atomically(path, content)
@@ -51,6 +55,8 @@ def _torch_export(policy: DeployedPolicy, out: Path) -> dict[Path, bytes]:
     """A `torch.export` program: `torch.export.load(file).module()(obs)` needs torch and nothing else."""
     batch = torch.export.Dim("batch")
     program = torch.export.export(policy, (_example(policy),), dynamic_shapes=({0: batch},))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # which holds the paths of whoever exported
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={METADATA: policy.metadata.to_json()})
     return {out: buffer.getvalue()}
@@ -71,6 +77,8 @@ def _onnx(policy: DeployedPolicy, out: Path) -> dict[Path, bytes]:
     )
     assert program is not None
     model = program.model_proto
+    for node in [*model.graph.node, *(node for function in model.functions for node in function.node)]:
+        del node.metadata_props[:]  # stack traces again
     model.metadata_props.add(key=METADATA, value=policy.metadata.to_json())
     _need("onnx").checker.check_model(model, full_check=True)
     return {out: model.SerializeToString()}
@@ -114,6 +122,19 @@ def load_policy_file(path: Path) -> DeployedPolicy:
     except RuntimeError as error:
         raise CheckpointError(f"The weights in {path} are not those of its metadata.") from error
     return DeployedPolicy(actor, metadata)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what exporters tell their developers; an export that fails raises all the same."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _example(policy: DeployedPolicy) -> torch.Tensor:

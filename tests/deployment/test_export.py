@@ -1,0 +1,337 @@
+"""Exported policies act as the live ones, say what they are, and need neither Ray nor (ONNX) this package."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from pydantic import Field
+
+from rllib_hpo.deployment import FORMATS, DeployedPolicy, PolicyMetadata, load_policy_file, write_policy
+from rllib_hpo.deployment.metadata import BoxMetadata
+from rllib_hpo.errors import CheckpointError, SettingsError, UnknownNameError, UserError
+from rllib_hpo.experiments.evaluate import evaluate_checkpoint
+from rllib_hpo.experiments.export import export_policy
+from rllib_hpo.learning.actor_critic import Actor
+from rllib_hpo.rllib.trained_policy import load_policy
+from rllib_hpo.settings import SETTINGS, ActorCriticSettings, SACHPOSettings
+from rllib_hpo.tasks import ActionScaling, make_env
+from tests.learning.options import SETTINGS as OPTIONS
+from tests.rllib.tiny import running, tiny_config, train_to
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("safetensors")
+
+ROOT = Path(__file__).resolve().parents[2]
+NUM_OBS = 1_000
+
+
+class Trained(NamedTuple):
+    """A checkpoint, and observations of its policy's own rollouts."""
+
+    checkpoint: Path
+    obs: np.ndarray
+
+
+@pytest.fixture(scope="module", params=SETTINGS)
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A policy trained for a moment on Hopper, with long leapfrog steps and decided gates where it has them."""
+    settings = {"step_size": 0.5, "leapfrog_steps": 3} if request.param == "sac-hpo" else {}
+    config = tiny_config(request.param, "Hopper-v4", hidden_units=32, **settings)
+    directory = tmp_path_factory.mktemp(request.param)
+    with running(config) as built:
+        train_to(built, 80)
+        gates = getattr(built.actor.sampler, "gated_force", None)
+        if gates is not None:
+            with torch.no_grad():
+                gates.gate.bias.copy_(torch.tensor([7.0, 0.0, -7.0]))
+        obs = observations(built.actor)
+        return Trained(Path(built.save_to_path(directory / "checkpoint")), obs)
+
+
+def observations(actor: Actor) -> np.ndarray:
+    """Those that the noise-free policy meets, episode after episode."""
+    env, seen, seed = make_env("Hopper-v4"), [], 0
+    scaling = ActionScaling.of(env.action_space)
+    while len(seen) < NUM_OBS:
+        obs, over = env.reset(seed=seed)[0].astype(np.float32), False
+        while not over and len(seen) < NUM_OBS:
+            seen.append(obs)
+            action = scaling.to_env(actor.act(torch.from_numpy(obs[None])))[0]
+            obs, _, terminated, truncated, _ = env.step(action)
+            obs, over = obs.astype(np.float32), terminated or truncated
+        seed += 1
+    return np.stack(seen)
+
+
+Runner = Callable[[np.ndarray], np.ndarray]
+
+
+def run_torch_export(path: Path) -> Runner:
+    """As torch alone runs it."""
+    program = torch.export.load(path).module()
+    return lambda obs: program(torch.from_numpy(obs)).numpy()
+
+
+def run_onnx(path: Path) -> Runner:
+    """As ONNX Runtime runs it, on one thread."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(path), options)
+    return lambda obs: np.asarray(session.run(["action"], {"obs": obs})[0])
+
+
+def run_safetensors(path: Path) -> Runner:
+    """As the loader rebuilds it."""
+    policy = load_policy_file(path)
+    return lambda obs: policy(torch.from_numpy(obs)).numpy()
+
+
+RUNNERS = {"torch-export": run_torch_export, "onnx": run_onnx, "safetensors": run_safetensors}
+
+
+def test_every_format_is_tested() -> None:
+    assert RUNNERS.keys() == FORMATS.keys()
+
+
+# --- equal actions ---
+
+
+def test_the_observations_are_of_all_kinds(trained: Trained) -> None:
+    """Clipped and unclipped actions, gates all but closed and all but open: or the next test would say little."""
+    actor = load_policy(trained.checkpoint).actor
+    if not hasattr(actor.sampler, "gated_force"):
+        return
+    obs = torch.from_numpy(trained.obs)
+    gates: list[torch.Tensor] = []
+    sampler: Any = actor.sampler
+    critic = actor.target_critics.condition(obs)
+    with torch.no_grad():
+        force = sampler.force(obs, critic, actor.alpha, lambda gradient, gate: gates.append(gate))
+        initial, _ = sampler._initial_action(obs, {"base": torch.zeros(len(obs), 3)})
+        action, _ = sampler.evolve(initial, torch.zeros_like(initial), force, "train", final_kick=False)
+    shares = {
+        "clipped": (action.abs() > 1).float().mean(),
+        "unclipped": (action.abs() < 1).float().mean(),
+        "closed": (torch.cat(gates) < 0.01).float().mean(),
+        "open": (torch.cat(gates) > 0.99).float().mean(),
+    }
+    assert all(share > 0.01 for share in shares.values()), shares
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_exported_actions_are_the_live_ones(trained: Trained, file_format: str, tmp_path: Path) -> None:
+    """To 1e-5 of the range of actions, for one observation, for seven, and for all of them at once."""
+    written = export_policy(trained.checkpoint, file_format, tmp_path / "policy.pt2")
+    assert written[0] == tmp_path / "policy.pt2"
+    run = RUNNERS[file_format](written[0])
+    live = load_policy(trained.checkpoint)
+    expected = ActionScaling.of(live.action_space).to_env(live.actor.act(torch.from_numpy(trained.obs)))
+    width = live.action_space.high - live.action_space.low
+    for rows in (1, 7, NUM_OBS):
+        actions = np.concatenate(
+            [run(trained.obs[start : start + rows]) for start in range(0, NUM_OBS, rows)]
+        )
+        assert actions.dtype == np.float32
+        assert (np.abs(actions - expected) / width).max() <= 1e-5
+        assert live.action_space.contains(actions[0])
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_exports(name: str, tmp_path: Path) -> None:
+    settings = OPTIONS[name]
+    obs = np.random.default_rng(0).normal(size=(200, 5)).astype(np.float32)
+    policy = DeployedPolicy(Actor(5, 3, settings, seed=0), metadata(name.split(",")[0], settings))
+    write_policy(policy, "onnx", tmp_path / "policy.onnx")
+    actions = run_onnx(tmp_path / "policy.onnx")(obs)
+    np.testing.assert_allclose(actions, policy(torch.from_numpy(obs)).numpy(), rtol=0, atol=1e-5 * 4)
+
+
+def metadata(algorithm: str, settings: ActorCriticSettings) -> PolicyMetadata:
+    """Of a policy of five observations and three actions between -1 and 3."""
+    return PolicyMetadata(
+        algorithm=algorithm,
+        task="none",
+        env="None-v0",
+        env_config={},
+        env_steps=0,
+        observation_space=BoxMetadata(shape=(5,), dtype="float64", low=[None] * 5, high=[None] * 5),
+        action_space=BoxMetadata(shape=(3,), dtype="float32", low=[-1.0] * 3, high=[3.0] * 3),
+        settings=settings.model_dump(),
+        versions={},
+    )
+
+
+def test_both_api_stacks_export_the_same(tmp_path: Path) -> None:
+    from rllib_hpo.rllib.converting import convert
+
+    with running(tiny_config("sac-hpo", "Hopper-v4")) as built:
+        train_to(built, 40)
+        built.save_to_path(tmp_path / "new")
+    convert(tmp_path / "new", tmp_path / "old")
+    weights = []
+    for stack in ("new", "old"):
+        export_policy(tmp_path / stack, "safetensors", tmp_path / f"{stack}.safetensors")
+        weights.append(load_policy_file(tmp_path / f"{stack}.safetensors").state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+# --- what files say ---
+
+
+def stored_metadata(file_format: str, path: Path) -> str:
+    """The metadata in a file, read with the format's own library."""
+    if file_format == "torch-export":
+        extra = {"rllib_hpo": ""}
+        torch.export.load(path, extra_files=extra)
+        return extra["rllib_hpo"]
+    if file_format == "onnx":
+        import onnx
+
+        return str({prop.key: prop.value for prop in onnx.load(path).metadata_props}["rllib_hpo"])
+    assert path.with_name(f"{path.name}.json").read_text() == load_policy_file(path).metadata.to_json()
+    return path.with_name(f"{path.name}.json").read_text()
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_a_file_says_what_it_is(trained: Trained, file_format: str, tmp_path: Path) -> None:
+    export_policy(trained.checkpoint, file_format, tmp_path / "policy.pt2")
+    said = json.loads(stored_metadata(file_format, tmp_path / "policy.pt2"))
+    manifest = load_policy(trained.checkpoint).manifest
+    assert (said["task"], said["env"], said["env_steps"]) == ("Hopper-v4", "Hopper-v4", 80)
+    assert said["algorithm"] == manifest["algorithm"]
+    assert said["settings"]["hidden_units"] == 32
+    assert {"torch", "rllib_hpo"} <= said["versions"].keys()
+    assert (said["observation_space"]["shape"], said["action_space"]["shape"]) == ([11], [3])
+    assert said["action_space"]["high"] == [1.0, 1.0, 1.0]
+    assert said["observation_space"]["high"] == [None] * 11
+    content = (tmp_path / "policy.pt2").read_bytes()
+    assert str(ROOT).encode() not in content  # no paths of whoever exported
+
+
+# --- without Ray, without this package ---
+
+
+def test_the_loader_imports_no_ray(trained: Trained, tmp_path: Path) -> None:
+    export_policy(trained.checkpoint, "safetensors", tmp_path / "policy.safetensors")
+    code = textwrap.dedent("""
+        import sys
+        sys.modules["ray"] = sys.modules["wandb"] = None
+        import torch
+        from rllib_hpo.deployment import load_policy_file
+        policy = load_policy_file(sys.argv[1])
+        print(policy(torch.ones(2, 11)).tolist())
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "policy.safetensors")],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    expected = load_policy_file(tmp_path / "policy.safetensors")(torch.ones(2, 11))
+    assert torch.allclose(torch.tensor(json.loads(done.stdout)), expected, atol=1e-6)
+
+
+def test_the_serving_example_needs_neither_ray_nor_this_package(trained: Trained, tmp_path: Path) -> None:
+    """It plays the episode that `rllib-hpo evaluate` plays from the same seed."""
+    export_policy(trained.checkpoint, "onnx", tmp_path / "policy.onnx")
+    code = textwrap.dedent("""
+        import runpy, sys
+        sys.modules["ray"] = sys.modules["torch"] = sys.modules["rllib_hpo"] = None
+        sys.argv = sys.argv[1:]
+        runpy.run_path(sys.argv[0])
+    """)
+    from rllib_hpo.streams import seed_sequence
+
+    seed = int(seed_sequence(0, "evaluate command").generate_state(1)[0] >> 1)
+    script = str(ROOT / "notebooks" / "serve_policy.py")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, script, str(tmp_path / "policy.onnx"), str(seed)],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    played, _ = evaluate_checkpoint(trained.checkpoint, 1)
+    assert float(done.stdout.split()[-1]) == pytest.approx(played.returns[0], abs=0.05)
+
+
+# --- what is refused ---
+
+
+class SmoothSettings(SACHPOSettings):
+    """What another package may allow itself."""
+
+    sampler: ClassVar[str] = "hamiltonian"
+    critic_activation: Annotated[Literal["relu", "silu"], Field(description="Of the critics.")] = "silu"  # type: ignore[assignment]
+
+
+def test_smooth_critics_are_refused() -> None:
+    with pytest.raises(SettingsError, match="critic_activation='silu' cannot be exported"):
+        DeployedPolicy(Actor(5, 3, SmoothSettings(), seed=0), metadata("sac-hpo", SACHPOSettings()))
+
+
+@pytest.fixture
+def policy() -> DeployedPolicy:
+    """A small one."""
+    settings = OPTIONS["sac"]
+    return DeployedPolicy(Actor(5, 3, settings, seed=0), metadata("sac", settings))
+
+
+def test_mistakes_are_named(policy: DeployedPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnknownNameError, match=r"Unknown export format 'onx'\. Did you mean 'onnx'?"):
+        write_policy(policy, "onx", tmp_path / "policy")
+    with pytest.raises(UserError, match="is a directory; name a file"):
+        write_policy(policy, "onnx", tmp_path)
+    for package, file_format in (("onnxscript", "onnx"), ("safetensors.torch", "safetensors")):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(UserError, match=r"pip install 'rllib-hpo\[export\]'"):
+            write_policy(policy, file_format, tmp_path / "policy")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def exported(policy: DeployedPolicy, tmp_path: Path) -> Path:
+    """A safetensors file."""
+    return write_policy(policy, "safetensors", tmp_path / "policy.safetensors")[0]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda content: content[:100], "cannot be read as safetensors"),
+        (
+            lambda content: content.replace(b'"rllib_hpo"', b'"something"'),
+            "is no policy exported by rllib_hpo",
+        ),
+        (lambda content: content.replace(b'format\\": 1', b'format\\": 9'), "export format 9; this version"),
+        (
+            lambda content: content.replace(b'hidden_units\\": 16', b'hidden_units\\": 17'),
+            "weights in .* are not",
+        ),
+        (lambda content: content.replace(b'algorithm\\": \\"sac', b'algorithm\\": \\"sax'), "sax"),
+    ],
+    ids=["truncated", "no metadata", "another format", "other weights", "unknown algorithm"],
+)
+def test_damaged_files_are_named(exported: Path, damage: Callable[[bytes], bytes], message: str) -> None:
+    content = exported.read_bytes()
+    assert damage(content) != content
+    exported.write_bytes(damage(content))
+    with pytest.raises(UserError, match=message):
+        load_policy_file(exported)
+
+
+def test_no_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nothing cannot be read as safetensors"):
+        load_policy_file(tmp_path / "nothing")
