@@ -10,8 +10,8 @@ import os
 from typing import Any
 
 from rllib_hpo.experiments.checkpoints import CheckpointStore
+from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.rllib import algorithm, checkpointing
-from rllib_hpo.rllib.learner import ActorCriticLearner
 
 _file = os.open(os.environ["PHASES_FILE"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 _around = ["building"]
@@ -40,7 +40,7 @@ announce(algorithm.ActorCriticAlgorithm, "train", "training")
 announce(algorithm.ActorCriticAlgorithm, "evaluate", "evaluation")
 announce(algorithm, "write_row", "writing a row")
 announce(CheckpointStore, "save", "checkpoint")
-announce(ActorCriticLearner, "save_replay", "checkpoint, replay")
+announce(ReplayLearner, "save_replay", "checkpoint, replay")
 announce(checkpointing, "write_atomically", "checkpoint, manifest")
 announce(CheckpointStore, "_link", "checkpoint, link")
 announce(CheckpointStore, "_prune", "checkpoint, pruning")
