@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import shlex
 import sys
@@ -107,6 +106,75 @@ def train(
         again = f"rllib-hpo train --resume {shlex.quote(str(files.directory))}"
         console.print(f"Stopped. Go on with: {again}", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(128 + stopped_by)
+
+
+@app.command()
+def sweep(
+    file: Annotated[
+        Path | None, typer.Argument(help="A sweep file (YAML); those of the papers are in tune_configs.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory of the new sweep. Default: runs/NAME.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Directory of a sweep to go on with, or to extend.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")] = False,
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="KEY=VALUE,...", help="Some trials: task=hopper,algorithm=sac-hpo,variant=k-1."),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Instead of the file's, as 0-4 or 0,3.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Environment steps of every trial.")] = None,
+    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time, at most.")] = None,
+    num_env_runners: Annotated[int | None, typer.Option(min=0, help="Remote runners of every trial.")] = None,
+    gpus_per_learner: Annotated[
+        float | None, typer.Option(min=0, max=1, help="GPU, or a share of one, for every trial.")
+    ] = None,
+    wandb: Annotated[
+        Literal["offline", "online", "disabled"],
+        typer.Option(help="Weights & Biases; offline needs no account."),
+    ] = "offline",
+    imports: _Import = None,
+) -> None:
+    """Run a grid of trials on this machine or a Ray cluster (RAY_ADDRESS); it can be killed and resumed.
+
+    Exit code 2 if a trial failed, 130 if the sweep was interrupted.
+    """
+    _import_all(imports)
+    from rllib_hpo.experiments import sweep as sweeps
+    from rllib_hpo.experiments.sweep_config import read_sweep
+    from rllib_hpo.experiments.sweep_progress import SweepProgress
+    from rllib_hpo.experiments.train import quiet_ray
+
+    quiet_ray()
+    changes = {
+        "steps": steps,
+        "num_env_runners": num_env_runners,
+        "num_gpus_per_learner": gpus_per_learner,
+    }
+    given = {name: value for name, value in changes.items() if value is not None}
+    if (file is None) == (resume is None):
+        raise SettingsError("Name either a sweep file or, with --resume, the directory of a sweep.")
+    files = sweeps.SweepFiles(resume) if resume is not None else None
+    if files is not None:
+        _import_all(sweeps.read_plan(files)["imports"])
+    source = file if files is None else files.sweep_file
+    assert source is not None
+    grid = read_sweep(source, seeds, given)
+    if only is not None:
+        grid = grid.only(**_pairs(only))
+    if dry_run:
+        _print_sweep(grid)
+        return
+    if files is None:
+        files = sweeps.SweepFiles(out or Path("runs") / grid.name)
+        sweeps.start_sweep(grid, source, files, imports or ())
+    elif given or seeds is not None:
+        sweeps.plan_trials(grid, files, imports or ())
+    names = [trial.name for trial in grid.trials] if only is not None else None
+    outcome = sweeps.run_sweep(
+        files, SweepProgress(console), only=names, max_concurrent=max_concurrent, wandb_mode=wandb
+    )
+    _print_outcome(files, outcome)
 
 
 @app.command()
@@ -248,11 +316,9 @@ def main() -> None:
 
 def _import_all(modules: list[str] | None) -> None:
     sys.path.insert(0, "")
-    for module in modules or []:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise UserError(f"--import {module}: {error}.") from error
+    from rllib_hpo.tasks import import_modules
+
+    import_modules(modules or [])
 
 
 def _settings(assignments: list[str] | None) -> dict[str, Any]:
@@ -279,6 +345,50 @@ def _print_config(config: Any) -> None:
         origin = config.origins[name]
         table.add_row(name, str(value), origin, style="dim" if origin == "default" else None)
     console.print(table)
+
+
+def _pairs(text: str) -> dict[str, str]:
+    """`KEY=VALUE,...` as a mapping."""
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(key and equals for key, equals, _ in pairs):
+        raise SettingsError(f"--only {text} must be KEY=VALUE,..., as in task=hopper,algorithm=sac-hpo.")
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _print_sweep(grid: Any) -> None:
+    """What a sweep would run, on what, and for how long."""
+    from rllib_hpo.experiments import estimate
+    from rllib_hpo.experiments import sweep as sweeps
+
+    with console.status("timing the trials on this machine"):
+        seconds = estimate.time_trials(grid)
+    table = Table("trial", "steps", "asks for", "hours")
+    for trial in grid.trials:
+        request = sweeps.describe(sweeps.resources(trial.config))
+        table.add_row(trial.name, f"{trial.config.run.steps:,}", request, f"{seconds[trial.name] / 3600:.1f}")
+    console.print(table)
+    there, at_a_time = sweeps.capacity(grid)
+    hours = estimate.makespan(list(seconds.values()), at_a_time) / 3600
+    steps = sum(trial.config.run.steps for trial in grid.trials)
+    console.print(
+        f"{len(grid.trials)} trials, {steps:,} environment steps; there are {there}: {at_a_time} trials at a time, "
+        f"about {hours:.1f} hours in all (timed on one core of this machine; a GPU or slower cores change it)",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _print_outcome(files: Any, outcome: Any) -> None:
+    console.print(f"result rows:    {files.results}", highlight=False, soft_wrap=True)
+    counts = f"{len(outcome.done)} done, {len(outcome.failed)} failed, {len(outcome.unfinished)} unfinished"
+    console.print(f"trials:         {counts}", highlight=False)
+    if outcome.failed:
+        logs = "; ".join(f"{name} ({path})" for name, path in outcome.failed.items())
+        raise UserError(f"Trials failed: {logs}.")
+    if outcome.unfinished:
+        again = f"rllib-hpo sweep --resume {shlex.quote(str(files.directory))}"
+        console.print(f"Go on with: {again}", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(130)
 
 
 def _print_files(files: Any) -> None:

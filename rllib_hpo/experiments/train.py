@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 import ray
 
 from rllib_hpo.errors import CheckpointError, SettingsError, UserError
 from rllib_hpo.experiments.checkpoints import CheckpointStore
+from rllib_hpo.experiments.lock import locked
 from rllib_hpo.experiments.progress import Progress
 from rllib_hpo.experiments.run_config import RunConfig, resolve_saved
 from rllib_hpo.experiments.wandb_logger import Mode, WandbRun
@@ -33,6 +34,8 @@ class RunFiles:
     """What a run leaves behind in its directory."""
 
     directory: Path
+    shared_results: Path | None = None
+    """Where rows go that are not the run's alone, as those of a sweep."""
 
     @property
     def config(self) -> Path:
@@ -42,7 +45,7 @@ class RunFiles:
     @property
     def results(self) -> Path:
         """Parquet, one row per evaluation."""
-        return self.directory / "results"
+        return self.shared_results or self.directory / "results"
 
     @property
     def curve(self) -> Path:
@@ -102,8 +105,10 @@ def open_run(directory: Path, steps: int | None, changed: Mapping[str, Any]) -> 
     return config, files
 
 
-def to_rllib(config: RunConfig, files: RunFiles) -> ActorCriticConfig:
-    """The RLlib config of a run."""
+def to_rllib(
+    config: RunConfig, files: RunFiles, sweep: str = SINGLE_RUNS, variant: str = ""
+) -> ActorCriticConfig:
+    """The RLlib config of a run, whose rows say that it belongs to `sweep`."""
     run, task = config.run, config.task
     is_new = run.api_stack == "new"
     gpus = {"num_gpus_per_learner": run.num_gpus_per_learner} if is_new else {}
@@ -120,9 +125,85 @@ def to_rllib(config: RunConfig, files: RunFiles) -> ActorCriticConfig:
         .learners(num_learners=run.num_learners, **gpus)
         .resources(num_gpus=0 if is_new else run.num_gpus_per_learner)
         .debugging(seed=run.seed, log_level="ERROR")
-        .results(results_dir=str(files.results), sweep=SINGLE_RUNS, task=task.name)
+        .results(results_dir=str(files.results), sweep=sweep, variant=variant, task=task.name)
         .checkpointing(replay_dir=str(CheckpointStore(files.directory).replay_dir))
     )
+
+
+class TrainingRun:
+    """A run under way, an iteration at a time: it trains, logs and checkpoints, and goes on where it was left.
+
+    Args:
+        config: What to train, and for how long.
+        files: Where; checkpoints found there are gone on with.
+        sweep: What its rows say in that column.
+        variant: And in that.
+        keep_checkpoints: The newest to keep; the best is kept besides.
+        wandb_mode: Of Weights & Biases.
+
+    Raises:
+        UserError: A failure the user can mend, another process in the same directory among them.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        files: RunFiles,
+        *,
+        sweep: str = SINGLE_RUNS,
+        variant: str = "",
+        keep_checkpoints: int = 2,
+        wandb_mode: Mode = "offline",
+    ) -> None:
+        self.config, self._open = config, ExitStack()
+        identity = trial_id(files.directory)
+        self.store = CheckpointStore(files.directory, keep_checkpoints)
+        with ExitStack() as opened:  # what was opened is closed again if the next cannot be
+            opened.enter_context(locked(files.directory))
+            opened.enter_context(_local_ray(config))
+            self.algorithm = opened.enter_context(
+                _built(to_rllib(config, files, sweep, variant).results(trial_id=identity))
+            )
+            self._wandb = opened.enter_context(
+                WandbRun(
+                    files.directory,
+                    wandb_mode,
+                    name=f"{config.run.algorithm}-{config.run.task}-{config.run.seed}",
+                    group=files.directory.name if sweep == SINGLE_RUNS else f"{sweep}/{config.run.task}",
+                    config=config.values(),
+                    run_id=identity,
+                )
+            )
+            self.store.restore_newest(self.algorithm)
+            self.algorithm.max_env_steps = config.run.steps
+            self._open = opened.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all steps have been made."""
+        return self.algorithm.env_steps >= self.config.run.steps
+
+    def iterate(self, stopping: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+        """Trains for an iteration, and saves a checkpoint if one is due or `stopping` says that this was the last."""
+        result: dict[str, Any] = self.algorithm.train()
+        self._wandb.log(flat_metrics(result), env_steps=self.algorithm.env_steps)
+        scheduled = self.algorithm.schedule.checkpoint_due(self.algorithm.env_steps)
+        if scheduled or self.is_complete or stopping():
+            self.save(scheduled=scheduled)
+        return result
+
+    def save(self, *, scheduled: bool = False) -> None:
+        """Writes a checkpoint; off schedule only what can be saved exactly (see `checkpoint_every`)."""
+        if scheduled or self.algorithm.is_savable():
+            self.store.save(self.algorithm)
 
 
 def train(
@@ -141,45 +222,14 @@ def train(
     Raises:
         UserError: A failure the user can mend; the last checkpoint and all rows are on disk.
     """
-    identity = trial_id(files.directory)
-    rllib_config = to_rllib(config, files).results(trial_id=identity)
-    store = CheckpointStore(files.directory, keep_checkpoints)
     with (
-        _local_ray(config),
-        _built(rllib_config) as algorithm,
-        WandbRun(
-            files.directory,
-            wandb_mode,
-            name=f"{config.run.algorithm}-{config.run.task}-{config.run.seed}",
-            group=files.directory.name,
-            config=config.values(),
-            run_id=identity,
-        ) as wandb_run,
+        TrainingRun(config, files, keep_checkpoints=keep_checkpoints, wandb_mode=wandb_mode) as run,
+        _stop_request() as stop,
+        progress.running(run.algorithm, config.run.steps),
     ):
-        store.restore_newest(algorithm)
-        algorithm.max_env_steps = config.run.steps
-        with _stop_request() as stop, progress.running(algorithm, config.run.steps):
-            _train_loop(algorithm, config.run.steps, store, wandb_run, progress, stop)
+        while not run.is_complete and stop.signal is None:
+            progress.report(run.algorithm, run.iterate(lambda: stop.signal is not None))
     return stop.signal
-
-
-def _train_loop(
-    algorithm: ActorCriticAlgorithm,
-    steps: int,
-    store: CheckpointStore,
-    wandb_run: WandbRun,
-    progress: Progress,
-    stop: StopRequest,
-) -> None:
-    while algorithm.env_steps < steps and stop.signal is None:
-        result = algorithm.train()
-        wandb_run.log(flat_metrics(result), env_steps=algorithm.env_steps)
-        progress.report(algorithm, result)
-        ends = algorithm.env_steps == steps or stop.signal is not None
-        scheduled = algorithm.schedule.checkpoint_due(algorithm.env_steps)
-        # Off schedule only what can be saved exactly is: see ActorCriticSettings.checkpoint_every.
-        if scheduled or (ends and algorithm.is_savable()):
-            store.save(algorithm)
 
 
 def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:

@@ -4,7 +4,7 @@ Importing this package registers the PyBullet environments with gymnasium, witho
 """
 
 from rllib_hpo.tasks.environments import ActionScaling, check_spaces, make_env, register_environments
-from rllib_hpo.tasks.registry import Task, all_tasks, find_task, register_task
+from rllib_hpo.tasks.registry import Task, all_tasks, find_task, import_modules, register_task
 
 register_environments()
 
@@ -14,6 +14,7 @@ __all__ = [
     "all_tasks",
     "check_spaces",
     "find_task",
+    "import_modules",
     "make_env",
     "register_environments",
     "register_task",

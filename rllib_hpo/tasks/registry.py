@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import types
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
 
@@ -156,3 +157,16 @@ def _register_from(entry_point: EntryPoint) -> None:
         if not isinstance(task, Task):
             raise TypeError(f"expected a Task, got {type(task).__name__}")
         register_task(task)
+
+
+def import_modules(modules: Sequence[str]) -> None:
+    """Imports what registers tasks, algorithms or samplers.
+
+    Raises:
+        UserError: If a module cannot be imported.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(f"--import {module}: {error}.") from error

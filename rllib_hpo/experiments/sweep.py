@@ -1,0 +1,377 @@
+"""A sweep on Ray Tune: trials placed on the cluster, each in a run directory that holds all it needs to go on.
+
+Tune decides where and when a trial runs. What a trial is, how far it has come and what it has measured stand in
+its run directory and in the rows, so a sweep killed at any moment goes on from there, whatever Tune remembers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+from ray.tune import PlacementGroupFactory
+
+from rllib_hpo.errors import CheckpointError, SettingsError, UserError
+from rllib_hpo.experiments.checkpoints import CheckpointStore
+from rllib_hpo.experiments.run_config import RunConfig, resolve_saved
+from rllib_hpo.experiments.sweep_config import Sweep, Trial
+from rllib_hpo.experiments.sweep_progress import SweepProgress
+from rllib_hpo.experiments.train import RunFiles, TrainingRun, flat_metrics, quiet_ray
+from rllib_hpo.experiments.wandb_logger import Mode
+from rllib_hpo.results import write_atomically
+from rllib_hpo.rllib.checkpointing import read_manifest
+from rllib_hpo.tasks import import_modules
+
+SWEEP_FILE, PLAN_FILE, ERROR_FILE = "sweep.yaml", "plan.json", "error.txt"
+MAX_FAILURES = 3
+"""How often a trial whose process or machine died is started again, from its last checkpoint."""
+
+
+@dataclass(frozen=True)
+class SweepFiles:
+    """What a sweep leaves behind in its directory."""
+
+    directory: Path
+
+    @property
+    def sweep_file(self) -> Path:
+        """The sweep file, as it was given."""
+        return self.directory / SWEEP_FILE
+
+    @property
+    def plan(self) -> Path:
+        """Trials by name, with their variants."""
+        return self.directory / PLAN_FILE
+
+    @property
+    def results(self) -> Path:
+        """Parquet rows of all trials."""
+        return self.directory / "results"
+
+    def trial(self, name: str) -> RunFiles:
+        """The run directory of a trial; its rows are among those of the sweep."""
+        return RunFiles(self.directory / "trials" / name, self.results)
+
+    def error(self, name: str) -> Path:
+        """Why a trial failed."""
+        return self.trial(name).directory / ERROR_FILE
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a sweep, or this life of it, ended."""
+
+    done: tuple[str, ...]
+    unfinished: tuple[str, ...]
+    failed: Mapping[str, Path]
+    """Where the error of each failed trial stands."""
+
+
+def start_sweep(sweep: Sweep, source: Path, files: SweepFiles, imports: Sequence[str] = ()) -> None:
+    """Makes the directory of a new sweep, with the configuration of every trial in it.
+
+    Args:
+        sweep: The trials.
+        source: The sweep file, which is copied.
+        files: Where.
+        imports: Modules that register tasks or algorithms; trials import them, wherever they run.
+
+    Raises:
+        UserError: If the directory already holds something.
+    """
+    if files.directory.exists() and any(files.directory.iterdir()):
+        raise UserError(
+            f"{files.directory} already exists; go on with `--resume {files.directory}`, or choose another --out."
+        )
+    files.directory.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, files.sweep_file)
+    plan_trials(sweep, files, imports)
+
+
+def plan_trials(sweep: Sweep, files: SweepFiles, imports: Sequence[str] = ()) -> None:
+    """Adds trials to a sweep's directory, or more steps to those it has.
+
+    Raises:
+        SettingsError: If a trial that is there already would be another one.
+    """
+    for trial in sweep.trials:
+        _plan_trial(trial, files)
+    before = read_plan(files) if files.plan.exists() else {"trials": {}, "imports": []}
+    plan = {
+        "sweep": sweep.name,
+        "description": sweep.description,
+        "imports": sorted({*before["imports"], *imports}),
+        "trials": before["trials"] | {trial.name: trial.variant for trial in sweep.trials},
+    }
+    write_atomically(files.plan, json.dumps(plan, indent=1).encode())
+
+
+def _plan_trial(trial: Trial, files: SweepFiles) -> None:
+    config_file = files.trial(trial.name).config
+    if config_file.exists():
+        before, after = resolve_saved(config_file, {}).values(), trial.config.values()
+        changed = [name for name in after if name != "steps" and before.get(name) != after[name]]
+        if changed or after["steps"] < before["steps"]:
+            name = (changed or ["steps"])[0]
+            raise SettingsError(
+                f"The sweep's trial {trial.name} has {name}={before.get(name)!r}, not {after[name]!r}: a sweep can be "
+                "extended by seeds and steps; start another one to change it."
+            )
+    trial.config.save(config_file)
+
+
+def read_plan(files: SweepFiles) -> dict[str, Any]:
+    """What `plan_trials` wrote.
+
+    Raises:
+        CheckpointError: If the directory is not that of a sweep.
+    """
+    try:
+        plan: dict[str, Any] = json.loads(files.plan.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{files.directory} is not the directory of a sweep: it has no {PLAN_FILE}."
+        ) from error
+    return plan
+
+
+def steps_done(files: RunFiles) -> int:
+    """Environment steps that the newest intact checkpoint of a trial holds."""
+    newest = CheckpointStore(files.directory).newest_valid()
+    return 0 if newest is None else int(read_manifest(newest)["env_steps"])
+
+
+def run_sweep(
+    files: SweepFiles,
+    progress: SweepProgress,
+    *,
+    only: Sequence[str] | None = None,
+    max_concurrent: int | None = None,
+    wandb_mode: Mode = "offline",
+    keep_checkpoints: int = 1,
+) -> Outcome:
+    """Runs the trials of a sweep that are not complete yet.
+
+    Raises:
+        UserError: If a trial can never be placed.
+    """
+    # Tune's newer output engine prints a banner whatever its verbosity.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    plan = read_plan(files)
+    names = [name for name in plan["trials"] if only is None or name in only]
+    configs = {name: resolve_saved(files.trial(name).config, {}) for name in names}
+    done_before = {name: steps_done(files.trial(name)) for name in names}
+    waiting = [name for name in names if done_before[name] < configs[name].run.steps]
+    for name in waiting:
+        files.error(name).unlink(missing_ok=True)
+    if waiting:
+        with cluster():
+            check_placeable({name: resources(configs[name]) for name in waiting})
+            with progress.running({name: configs[name].run.steps for name in names}, done_before):
+                _tune(files, plan, waiting, configs, progress, max_concurrent, wandb_mode, keep_checkpoints)
+    return _outcome(files, names, configs)
+
+
+def _tune(
+    files: SweepFiles,
+    plan: Mapping[str, Any],
+    names: Sequence[str],
+    configs: Mapping[str, RunConfig],
+    progress: SweepProgress,
+    max_concurrent: int | None,
+    wandb_mode: Mode,
+    keep_checkpoints: int,
+) -> None:
+    requests = {name: resources(configs[name]) for name in names}
+    trainable = tune.with_resources(SweepTrial, lambda config: requests[config["trial"]])
+    tuner = tune.Tuner(
+        trainable,
+        param_space={
+            "trial": tune.grid_search(list(names)),
+            "directory": str(files.directory.absolute()),
+            "sweep": plan["sweep"],
+            "imports": plan["imports"],
+            "variants": plan["trials"],
+            "wandb_mode": wandb_mode,
+            "keep_checkpoints": keep_checkpoints,
+        },
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=max_concurrent,
+            trial_dirname_creator=lambda trial: str(trial.config["trial"]),
+            reuse_actors=False,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(files.directory.absolute()),
+            failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+            callbacks=[progress],
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+
+
+def _outcome(files: SweepFiles, names: Sequence[str], configs: Mapping[str, RunConfig]) -> Outcome:
+    done, unfinished, failed = [], [], {}
+    for name in names:
+        if steps_done(files.trial(name)) >= configs[name].run.steps:
+            done.append(name)
+        elif files.error(name).exists():
+            failed[name] = files.error(name)
+        else:
+            unfinished.append(name)
+    return Outcome(tuple(done), tuple(unfinished), failed)
+
+
+class SweepTrial(tune.Trainable):
+    """One trial in an actor of its own. Its state is the run directory, not Tune's checkpoints."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Builds the run, and goes on from its newest checkpoint."""
+        quiet_ray()
+        files = SweepFiles(Path(config["directory"]))
+        name = config["trial"]
+        self._error, self._run = files.error(name), None
+        with self._reported():
+            import_modules(config["imports"])
+            self._run = TrainingRun(
+                resolve_saved(files.trial(name).config, {}),
+                files.trial(name),
+                sweep=config["sweep"],
+                variant=config["variants"][name],
+                keep_checkpoints=config["keep_checkpoints"],
+                wandb_mode=config["wandb_mode"],
+            )
+
+    def step(self) -> dict[str, Any]:
+        """One iteration; schedulers and people see its evaluation."""
+        metrics: dict[str, float] = {}
+        run = self._run
+        with self._reported():
+            if run is not None and not run.is_complete:
+                metrics = flat_metrics(run.iterate())
+        failed = self._error.exists()
+        env_steps = 0 if run is None else run.algorithm.env_steps
+        return {
+            **metrics,
+            "env_steps": env_steps,
+            "failed": failed,
+            "done": failed or bool(run and run.is_complete),
+        }
+
+    def cleanup(self) -> None:
+        """Saves what can be saved exactly, where the sweep is stopped in the middle."""
+        if self._run is not None:
+            with self._reported(), self._run:
+                if not (self._error.exists() or self._run.is_complete):
+                    self._run.save()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: checkpoints are those of the run directory."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: `setup` has restored the newest."""
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        """A failure that starting again would not mend is written down, and ends the trial."""
+        try:
+            yield
+        except UserError as error:
+            write_atomically(self._error, f"{error}\n".encode())
+        except Exception:
+            write_atomically(self._error, traceback.format_exc().encode())
+            raise
+
+
+def resources(config: RunConfig) -> PlacementGroupFactory:
+    """What a trial asks Ray for: its own process, with the learner or beside it, and a CPU for each runner."""
+    run = config.run
+    local_gpu = run.num_gpus_per_learner if run.num_learners == 0 else 0
+    learners = [_bundle(run.num_gpus_per_learner)] * run.num_learners
+    return PlacementGroupFactory([_bundle(local_gpu), *learners, *[_bundle(0)] * run.num_env_runners])
+
+
+def _bundle(num_gpus: float) -> dict[str, float]:
+    return {"CPU": 1.0, **({"GPU": num_gpus} if num_gpus else {})}
+
+
+def describe(request: PlacementGroupFactory) -> str:
+    """A request in words, as "3 CPUs, 0.2 GPU"."""
+    total = _total(request)
+    parts = [f"{total['CPU']:g} CPU{'s' if total['CPU'] > 1 else ''}"]
+    if total.get("GPU"):
+        parts.append(f"{total['GPU']:g} GPU")
+    return ", ".join(parts)
+
+
+def _total(request: PlacementGroupFactory) -> dict[str, float]:
+    kinds = {kind for bundle in request.bundles for kind in bundle}
+    return {kind: sum(bundle.get(kind, 0) for bundle in request.bundles) for kind in kinds}
+
+
+def nodes() -> list[dict[str, float]]:
+    """CPUs and GPUs of each machine: of the running cluster, or else of this one."""
+    if ray.is_initialized():
+        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [{"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}]
+
+
+def capacity(sweep: Sweep) -> tuple[str, int]:
+    """What there is, in words, and how many of the sweep's largest trials fit on it at a time.
+
+    Raises:
+        SettingsError: If a trial can never be placed.
+    """
+    requests = {trial.name: resources(trial.config) for trial in sweep.trials}
+    with cluster() if os.environ.get("RAY_ADDRESS") else nullcontext():
+        check_placeable(requests)
+        there = {kind: sum(node.get(kind, 0) for node in nodes()) for kind in ("CPU", "GPU")}
+    totals = [_total(request) for request in requests.values()]
+    at_a_time = min(int(there[kind] // wanted) for total in totals for kind, wanted in total.items())
+    return f"{there['CPU']:g} CPUs and {there['GPU']:g} GPUs", at_a_time
+
+
+def check_placeable(requests: Mapping[str, PlacementGroupFactory]) -> None:
+    """Refuses trials that these machines could never run.
+
+    Raises:
+        SettingsError: Naming the trial, what it asks for and what there is.
+    """
+    machines = nodes()
+    for name, request in requests.items():
+        for kind, wanted in _total(request).items():
+            there = sum(machine.get(kind, 0) for machine in machines)
+            largest = max(bundle.get(kind, 0) for bundle in request.bundles)
+            if wanted > there or largest > max(machine.get(kind, 0) for machine in machines):
+                raise SettingsError(
+                    f"The trial {name} asks for {wanted:g} {kind}s, but there are {there:g}: it would wait forever. "
+                    "Ask for fewer with --num-env-runners or --gpus-per-learner, or use a larger cluster."
+                )
+
+
+@contextmanager
+def cluster() -> Iterator[None]:
+    """The cluster RAY_ADDRESS names, or Ray on this machine for as long as the context lasts."""
+    if ray.is_initialized():
+        yield
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level=logging.ERROR)
+    else:
+        ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()

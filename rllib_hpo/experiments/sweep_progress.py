@@ -1,0 +1,97 @@
+"""What a person sees of a sweep: how many trials are done, running and failed, steps per second, time left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from ray.tune import Callback
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class SweepProgress(Callback):
+    """Follows Tune's trials; on a terminal as a bar, elsewhere as a line for every trial that ends.
+
+    Args:
+        console: Where to print.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(
+            TextColumn("{task.fields[state]}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("steps, {task.fields[speed]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=console,
+            expand=True,
+            speed_estimate_period=300,
+        )
+        self._running: set[str] = set()
+        self._ended: dict[str, str] = {}
+
+    @contextmanager
+    def running(self, steps: Mapping[str, int], done: Mapping[str, int]) -> Iterator[None]:
+        """Shows the whole grid while the context lasts.
+
+        Args:
+            steps: Environment steps of each trial.
+            done: Those made before.
+        """
+        self._steps, self._done = dict(steps), dict(done)
+        self._ended = {name: "done" for name in steps if done[name] >= steps[name]}
+        self._began, self._done_before = time.monotonic(), sum(done.values())
+        self._task = self._bar.add_task(
+            "sweep", total=sum(steps.values()), completed=sum(done.values()), state="", speed=""
+        )
+        with self._bar:
+            self._refresh()
+            yield
+            self._refresh()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial runs, or runs again."""
+        self._running.add(trial.config["trial"])
+        self._refresh()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """It has come further."""
+        name = trial.config["trial"]
+        self._done[name] = int(result.get("env_steps", self._done[name]))
+        if result.get("done"):
+            self._end(name, "failed" if result.get("failed") else "done")
+        self._refresh()
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """It died more often than is tolerated."""
+        self._end(trial.config["trial"], "failed")
+        self._refresh()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing of it: Tune pickles its callbacks for a restore that a sweep does not need."""
+        return {}
+
+    def _end(self, name: str, how: str) -> None:
+        self._running.discard(name)
+        if self._ended.get(name) != how:
+            self._ended[name] = how
+            count = f"{len(self._ended)} of {len(self._steps)}"
+            self._console.print(f"{count}   {how}   {name}   {self._done[name]:,} steps", highlight=False)
+
+    def _refresh(self) -> None:
+        states = list(self._ended.values())
+        done, failed = states.count("done"), states.count("failed")
+        completed = sum(self._done.values())
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        self._bar.update(
+            self._task,
+            completed=completed,
+            state=f"{done} done, {len(self._running)} running, {failed} failed",
+            speed=f"{(completed - self._done_before) / seconds:,.0f} steps/s",
+        )
