@@ -24,6 +24,10 @@ app = typer.Typer(
     help="Train and evaluate SAC, SAC-NF and SAC-HPO (actions evolved by Hamiltonian dynamics) on Ray RLlib.",
     epilog="Start with: `rllib-hpo train --algorithm sac-hpo --task hopper --steps 10000 --out runs/first`",
 )
+results_app = typer.Typer(
+    no_args_is_help=True, help="Look at evaluation rows, and keep their files in order."
+)
+app.add_typer(results_app, name="results")
 # A pipe or a file has no width; Rich would fold the tables to 80 columns.
 console = Console(width=None if sys.stdout.isatty() else 160)
 errors = Console(stderr=True)
@@ -252,6 +256,146 @@ def convert(
     quiet_ray()
     stack = convert_checkpoint(find_checkpoint(checkpoint), out)
     console.print(f"{out}: a checkpoint for RLlib's {stack} API stack", highlight=False, soft_wrap=True)
+
+
+@app.command("policy-shape")
+def policy_shape(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(help="A checkpoint, a run directory, or an exported policy (.safetensors)."),
+    ],
+    dims: Annotated[str, typer.Option(help="The two action dimensions to show, from 0.")] = "0,1",
+    out: Annotated[Path, typer.Option(help="The figure: .png, .pdf or .svg.")] = Path("policy-shape.png"),
+    mode: Annotated[Literal["explore", "train"], typer.Option(help="Whose momentum.")] = "explore",
+    actions: Annotated[int, typer.Option(min=1, help="How many to draw.")] = 1_000,
+    after_steps: Annotated[
+        int, typer.Option(min=0, help="Steps of a noise-free episode to the state that is shown.")
+    ] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="Of the episode and the draws.")] = 0,
+    imports: _Import = None,
+) -> None:
+    """Draw actions before and after the leapfrog over the contours of Q.
+
+    Checkpoints are pickles: load those you trust only. Exported policies are not.
+    """
+    _import_all(imports)
+    from rllib_hpo.analysis.policy_shape import write_policy_shape
+    from rllib_hpo.deployment import load_policy_file
+
+    first, _, second = dims.partition(",")
+    if not (first.strip().isdigit() and second.strip().isdigit()):
+        raise SettingsError(f"--dims {dims} must be two numbers, as in 0,1.")
+    if checkpoint.suffix == ".safetensors":
+        policy = load_policy_file(checkpoint)
+    else:
+        from rllib_hpo.experiments.export import load_deployed
+        from rllib_hpo.experiments.train import quiet_ray
+
+        quiet_ray()
+        policy = load_deployed(checkpoint)
+    chosen = int(first), int(second)
+    path = write_policy_shape(
+        policy, out, chosen, mode=mode, num_actions=actions, after_steps=after_steps, seed=seed
+    )
+    console.print(str(path), highlight=False, soft_wrap=True)
+
+
+_Directories = Annotated[
+    list[Path], typer.Argument(help="Directories of runs or sweeps, or any that hold rows.")
+]
+
+
+@app.command()
+def report(
+    directories: _Directories,
+    out: Annotated[Path, typer.Option(help="Directory of the report.")] = Path("report"),
+    title: Annotated[str, typer.Option(help="Of the page. Default: the names of the sweeps.")] = "",
+) -> None:
+    """Make one page (index.html, works from disk), figures, and tables for papers out of evaluation rows."""
+    from rllib_hpo.analysis.report import write_report
+
+    written = write_report(_rows(directories), out, title)
+    for what, path in written.items():
+        console.print(f"{what + ':':<16}{path}", highlight=False, soft_wrap=True)
+
+
+@results_app.command()
+def show(
+    directories: _Directories,
+    full: Annotated[
+        bool, typer.Option("--full", help="All tables of a report: intervals, comparisons, steps to reach.")
+    ] = False,
+) -> None:
+    """Print the table so far; also while a sweep is running."""
+    import numpy as np
+
+    from rllib_hpo.analysis.report import SEED
+    from rllib_hpo.analysis.runs import runs_of
+    from rllib_hpo.analysis.tables import all_tables, progress_table
+
+    runs = runs_of(_rows(directories))
+    for table in [progress_table(runs), *(all_tables(runs, np.random.default_rng(SEED)) if full else [])]:
+        shown = Table(
+            *(Column(name, justify="left" if i == 0 else "right") for i, name in enumerate(table.columns)),
+            title=table.title,
+            title_justify="left",
+            caption=table.note,
+            caption_justify="left",
+        )
+        for row in table.rows:
+            shown.add_row(*row)
+        console.print(shown)
+
+
+@results_app.command()
+def compact(
+    directory: Annotated[Path, typer.Argument(help="A directory that holds rows, also of a running sweep.")],
+) -> None:
+    """Merge thousands of row files into one for each algorithm and task; no row is lost."""
+    from rllib_hpo.results import compact as merge
+
+    before, after = merge(directory)
+    console.print(f"{before:,} files of rows are {after:,} now.", highlight=False)
+
+
+@results_app.command()
+def add(
+    directory: Annotated[
+        Path, typer.Argument(help="Where the rows go: the results of a sweep, for instance.")
+    ],
+    sources: Annotated[list[Path], typer.Argument(help="Where they come from: sweeps of other machines.")],
+) -> None:
+    """Join sweeps of several machines: copy the rows that are not there yet."""
+    from rllib_hpo.results import add as copy
+
+    for source in sources:
+        console.print(f"{copy(directory, source):,} new rows from {source}", highlight=False, soft_wrap=True)
+
+
+@results_app.command()
+def check(directories: _Directories) -> None:
+    """Say which evaluations are missing, doubled or not finite, and what is mixed up. Exit code 2 if any."""
+    from rllib_hpo.results import check as find_problems
+
+    rows = _rows(directories)
+    problems = find_problems(rows)
+    for problem in problems:
+        console.print(f"{problem.kind}: {problem.what}", highlight=False, markup=False, soft_wrap=True)
+    if problems:
+        raise UserError(f"{len(problems)} problems in {rows.num_rows:,} rows.")
+    console.print(f"{rows.num_rows:,} rows, nothing missing, doubled or not finite.", highlight=False)
+
+
+def _rows(directories: list[Path]) -> Any:
+    from rllib_hpo.results import read_rows
+
+    for directory in directories:
+        if not directory.exists():
+            raise UserError(f"{directory} does not exist.")
+    rows = read_rows(directories)
+    if not rows.num_rows:
+        raise UserError(f"There are no evaluation rows in {', '.join(map(str, directories))}.")
+    return rows
 
 
 @app.command()

@@ -19,17 +19,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
+from rllib_hpo.analysis.runs import Run, Series, TaskId, runs_of, series_of
 from rllib_hpo.errors import UserError
 from rllib_hpo.results.atomic import write_atomically
 
 SPAN = 5
 """Evaluations in the smoothing window."""
 
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_DASHES = ("-", "--", "-.", ":")
-_NAMES = {"sac": "SAC", "sac-nf": "SAC-NF", "sac-hpo": "SAC-HPO"}
 _INK, _MUTED, _GRID = "#222222", "#666666", "#E6E6E6"
-_COLUMNS = ("sweep", "algorithm", "variant", "task", "env_id", "seed", "env_steps", "return_mean", "returns")
 
 
 class Curve(NamedTuple):
@@ -113,49 +110,27 @@ def learning_curve_figure(table: pa.Table) -> Figure:
     Raises:
         UserError: the table has no rows.
     """
-    panels = _panels(table)
-    if not panels:
+    runs = runs_of(table)
+    if not runs:
         raise UserError("There are no evaluation rows to draw a learning curve from.")
+    panels, series = _panels(runs), {one.label: one for one in series_of(runs)}
     figure, axes = _grid(len(panels), _return_label(table))
-    labels = sorted({label for curves in panels.values() for label in curves}, key=_place)
     notes = [{label: _note(seeds) for label, seeds in curves.items()} for curves in panels.values()]
     shared = _shared_notes(notes)
     for axis, ((task, env_id), curves), own in zip(axes, panels.items(), notes, strict=True):
-        _draw_panel(axis, curves, labels)
+        _draw_panel(axis, curves, series)
         subtitle = [] if task == env_id else [env_id]
         _style(axis, task, [*subtitle, *([] if shared else _merged(own))])
-    _legend(figure, axes, {label: f"{label}, {shared[label]}" if shared else label for label in labels})
+    _legend(figure, axes, {label: f"{label}, {shared[label]}" if shared else label for label in series})
     return figure
 
 
-def _panels(table: pa.Table) -> dict[tuple[str, str], dict[str, list[Curve]]]:
-    """Curves by (task, env_id), then by label, one per seed; evaluations a seed repeated are averaged."""
-    records = table.select(_COLUMNS).to_pylist()
-    several_sweeps = len({record["sweep"] for record in records}) > 1
-    returns: dict[tuple[str, str, str, int], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for record in records:
-        label = _label(record["algorithm"], record["variant"], record["sweep"] if several_sweeps else "")
-        run = (record["task"], record["env_id"], label, record["seed"])
-        returns[run][record["env_steps"]].append(record["return_mean"])
-    panels: dict[tuple[str, str], dict[str, list[Curve]]] = defaultdict(lambda: defaultdict(list))
-    for (task, env_id, label, _seed), by_step in sorted(returns.items()):
-        steps = sorted(by_step)
-        values = np.array([np.mean(by_step[step]) for step in steps])
-        panels[task, env_id][label].append(Curve(np.array(steps, dtype=np.int64), values))
+def _panels(runs: Sequence[Run]) -> dict[TaskId, dict[str, list[Curve]]]:
+    """Curves by task, then by label, one per seed."""
+    panels: dict[TaskId, dict[str, list[Curve]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        panels[run.task][run.label].append(Curve(run.steps, run.returns))
     return panels
-
-
-def _label(algorithm: str, variant: str, sweep: str) -> str:
-    extra = [part for part in (variant if variant != "default" else "", sweep) if part]
-    name = _NAMES.get(algorithm, algorithm)
-    return f"{name} ({', '.join(extra)})" if extra else name
-
-
-def _place(label: str) -> tuple[int, str]:
-    """Sort key of labels: from the baseline to what is proposed, then by name."""
-    known = list(_NAMES.values())
-    name = label.split(" (")[0]
-    return (known.index(name) if name in known else len(known), label)
 
 
 def _return_label(table: pa.Table) -> str:
@@ -183,12 +158,11 @@ def _grid(num_panels: int, return_label: str) -> tuple[Figure, list[Axes]]:
     return figure, axes[:num_panels]
 
 
-def _draw_panel(axis: Axes, curves: Mapping[str, Sequence[Curve]], labels: Sequence[str]) -> None:
-    """One task; colours and dashes follow a label's place in `labels`, so they agree between panels."""
+def _draw_panel(axis: Axes, curves: Mapping[str, Sequence[Curve]], series: Mapping[str, Series]) -> None:
+    """One task; colours and dashes are the label's in all panels."""
     crowded = sum(len(curve.steps) for seeds in curves.values() for curve in seeds) > 150
     for label, seeds in curves.items():
-        place = labels.index(label)
-        color, dashes = _COLORS[place % len(_COLORS)], _DASHES[place // len(_COLORS) % len(_DASHES)]
+        color = series[label].color
         for curve in seeds:
             size, alpha = (3.5, 0.25) if crowded else (7.0, 0.4)
             axis.plot(
@@ -199,7 +173,15 @@ def _draw_panel(axis: Axes, curves: Mapping[str, Sequence[Curve]], labels: Seque
             low, high = smooth.mean - smooth.std, smooth.mean + smooth.std
             axis.fill_between(smooth.steps, low, high, color=color, alpha=0.18, linewidth=0)
         marker = "o" if len(smooth.steps) == 1 else ""  # a line needs two points to be seen
-        axis.plot(smooth.steps, smooth.mean, dashes, marker=marker, color=color, linewidth=1.8, label=label)
+        axis.plot(
+            smooth.steps,
+            smooth.mean,
+            linestyle=series[label].dash,
+            marker=marker,
+            color=color,
+            linewidth=1.8,
+            label=label,
+        )
 
 
 def _note(seeds: Sequence[Curve]) -> str:
@@ -227,7 +209,7 @@ def _merged(notes: Mapping[str, str]) -> list[str]:
     """The notes of one panel, a line each; just one line where they agree."""
     if len(set(notes.values())) == 1:
         return [next(iter(notes.values()))]
-    return [f"{label}: {notes[label]}" for label in sorted(notes, key=_place)]
+    return [f"{label}: {notes[label]}" for label in notes]
 
 
 def _style(axis: Axes, title: str, subtitle: Sequence[str]) -> None:

@@ -18,6 +18,15 @@ def export_policy(checkpoint: Path, file_format: str, out: Path) -> list[Path]:
     Raises:
         UserError: Saying what is wrong with the checkpoint, the format or the file.
     """
+    return write_policy(load_deployed(checkpoint), file_format, out)
+
+
+def load_deployed(checkpoint: Path) -> DeployedPolicy:
+    """The policy of a checkpoint (or of the last one of a run), as it would be exported.
+
+    Raises:
+        UserError: Saying what is wrong with the checkpoint.
+    """
     policy = load_policy(find_checkpoint(checkpoint))
     metadata = PolicyMetadata.of_manifest(policy.manifest, policy.observation_space, policy.action_space)
-    return write_policy(DeployedPolicy(policy.actor, metadata), file_format, out)
+    return DeployedPolicy(policy.actor, metadata)

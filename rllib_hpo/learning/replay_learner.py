@@ -58,6 +58,10 @@ class ReplayLearner:
         """As `Trainer.flush_metrics`, and the size of the replay."""
         return {**self.trainer.flush_metrics(), "replay_rows": float(self.replay.num_rows)}
 
+    def latest_diagnostics(self) -> dict[str, float]:
+        """As `Trainer.latest_diagnostics`."""
+        return self.trainer.latest_diagnostics()
+
     def check_finite(self) -> None:
         """As `Trainer.check_finite`."""
         self.trainer.check_finite()

@@ -37,6 +37,7 @@ class Trainer:
         self._sums: dict[str, Tensor] = {}
         self._num_summed = 0
         self._diagnostics: dict[str, Tensor] = {}
+        self._latest_diagnostics: dict[str, Tensor] = {}
 
     def learn(self, batch: Batch) -> dict[str, Tensor]:
         """Makes one update; what it reports, as scalar tensors.
@@ -61,6 +62,11 @@ class Trainer:
         self._diagnostics = self.model.sampler.diagnose(
             batch.obs, noise, mode="train", critic=critic, alpha=self.model.alpha
         )
+        self._latest_diagnostics = self._diagnostics
+
+    def latest_diagnostics(self) -> dict[str, float]:
+        """The newest diagnostics there are, flushed before or not; waits for the device."""
+        return _finite(self._latest_diagnostics)
 
     def _accumulate(self, metrics: dict[str, Tensor]) -> None:
         self._num_summed += 1
@@ -79,11 +85,11 @@ class Trainer:
         for name, value in means.items():
             if not math.isfinite(value):
                 raise NonFiniteError(f"The mean of {name} is {value} at update {self.num_updates}")
-        diagnostics = {name: value.item() for name, value in self._diagnostics.items()}
+        diagnostics = _finite(self._diagnostics)
         self._sums, self._num_summed, self._diagnostics = {}, 0, {}
         return {
             **means,
-            **{name: value for name, value in diagnostics.items() if math.isfinite(value)},
+            **diagnostics,
             "num_updates": float(self.num_updates),
         }
 
@@ -95,9 +101,23 @@ class Trainer:
 
     def get_state(self) -> dict[str, Any]:
         """Streams and counters; parameters and optimizers are saved by those who hold them."""
-        return {"streams": self.streams.get_state(), "num_updates": self.num_updates}
+        return {
+            "streams": self.streams.get_state(),
+            "num_updates": self.num_updates,
+            "diagnostics": self.latest_diagnostics(),
+        }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on where `get_state` was called."""
         self.streams.set_state(state["streams"])
         self.num_updates = state["num_updates"]
+        diagnostics = state.get("diagnostics", {})
+        self._latest_diagnostics = {
+            name: torch.tensor(value, dtype=torch.float64) for name, value in diagnostics.items()
+        }
+
+
+def _finite(scalars: dict[str, Tensor]) -> dict[str, float]:
+    """Scalars as numbers, without those that do not apply (NaN)."""
+    values = {name: value.item() for name, value in scalars.items()}
+    return {name: value for name, value in values.items() if math.isfinite(value)}

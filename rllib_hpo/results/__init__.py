@@ -1,6 +1,7 @@
 """Evaluation rows: their schema, and Parquet files of them written atomically and read back."""
 
 from rllib_hpo.results.atomic import write_atomically
+from rllib_hpo.results.maintenance import Problem, add, check, compact
 from rllib_hpo.results.provenance import provenance
 from rllib_hpo.results.reader import read_rows, row_config
 from rllib_hpo.results.schema import (
@@ -21,7 +22,11 @@ __all__ = [
     "SCHEMA_VERSION",
     "VOLATILE_COLUMNS",
     "EvaluationRow",
+    "Problem",
+    "add",
     "canonical_json",
+    "check",
+    "compact",
     "config_hash",
     "episode_statistics",
     "provenance",

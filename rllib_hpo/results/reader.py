@@ -15,20 +15,39 @@ from rllib_hpo.errors import StorageError
 from rllib_hpo.results.schema import SCHEMA, SCHEMA_VERSION, EvaluationRow, config_hash
 
 SORT_COLUMNS = ("sweep", "algorithm", "variant", "task", "seed", "env_steps", "trial_id")
+KEY = ("sweep", "algorithm", "task", "trial_id", "env_steps")
+"""Columns that tell rows apart, as the path of a row's file does."""
+COMPACTED = "compacted.parquet"
+"""The file of a task folder that `compact` merges the others into."""
+_ATTEMPTS = 5
 
 
 def read_rows(roots: str | Path | Iterable[str | Path]) -> pa.Table:
     """All evaluation rows at or below `roots` as one table of `SCHEMA`, sorted by `SORT_COLUMNS`.
 
     A root may be a folder that `write_row` was given, any folder above or below it, or one row's file.
-    Temporary files are ignored; where there are no rows the table is empty.
+    Temporary files are ignored; where there are no rows the table is empty. A row that stands in several
+    places (a copy of a sweep, a file that was just compacted) counts once.
 
     Raises:
         StorageError: a file is damaged, unreadable, or from a newer version of this package; it is named.
     """
     if isinstance(roots, (str, Path)):
         roots = [roots]
-    files = sorted({str(path.resolve()) for root in roots for path in _row_files(Path(root))})
+    paths = [Path(root) for root in roots]
+    for attempt in range(_ATTEMPTS):
+        files = row_files(paths)
+        try:
+            return read_files(files)
+        except StorageError:
+            # Somebody compacted the rows while they were read: they stand elsewhere now.
+            if attempt == _ATTEMPTS - 1 or all(Path(file).exists() for file in files):
+                raise
+    raise AssertionError("unreachable")
+
+
+def read_files(files: list[str]) -> pa.Table:
+    """The rows of `files` as `read_rows` gives them; of rows with one key the one in the last file."""
     if not files:
         return SCHEMA.empty_table()
     try:
@@ -43,7 +62,13 @@ def read_rows(roots: str | Path | Iterable[str | Path]) -> pa.Table:
             f"The results hold rows of schema version {newest}, but this rllib_hpo reads up to "
             f"{SCHEMA_VERSION}; install the version that wrote them, or a newer one."
         )
-    return table.sort_by([(name, "ascending") for name in SORT_COLUMNS])
+    return _unique(table).sort_by([(name, "ascending") for name in SORT_COLUMNS])
+
+
+def row_files(roots: Iterable[Path]) -> list[str]:
+    """Files of rows at or below `roots`; merged ones first, since what stands beside them is newer."""
+    files = {str(path.resolve()) for root in roots for path in _row_files(root)}
+    return sorted(files, key=lambda file: (not file.endswith(f"/{COMPACTED}"), file))
 
 
 def row_config(row: EvaluationRow | Mapping[str, Any]) -> dict[str, Any]:
@@ -74,7 +99,27 @@ def _row_files(root: Path) -> list[Path]:
 
 
 def _read(files: list[str]) -> pa.Table:
-    return ds.dataset(files, schema=SCHEMA, format="parquet").to_table()
+    return _upgraded(ds.dataset(files, schema=SCHEMA, format="parquet").to_table())
+
+
+def _upgraded(table: pa.Table) -> pa.Table:
+    """Rows of version 1 with the diagnostics they lack: none."""
+    place = SCHEMA.get_field_index("diagnostics")
+    missing = pc.is_null(table.column(place))
+    if not pc.any(missing).as_py() or pc.any(pc.greater(table["schema_version"].filter(missing), 1)).as_py():
+        return table
+    maps = table.column(place).combine_chunks()
+    if isinstance(maps, pa.ChunkedArray):  # whose type says so even where there is one chunk
+        maps = pa.concat_arrays(maps.chunks)
+    filled = pa.MapArray.from_arrays(maps.offsets, maps.keys, maps.items).cast(SCHEMA.field(place).type)
+    return table.set_column(place, SCHEMA.field(place), filled)
+
+
+def _unique(table: pa.Table) -> pa.Table:
+    """One row of each key, the last."""
+    places = pa.table({**{name: table[name] for name in KEY}, "place": pa.array(range(table.num_rows))})
+    last = places.group_by(list(KEY), use_threads=False).aggregate([("place", "max")])["place_max"]
+    return table if len(last) == table.num_rows else table.take(last)
 
 
 def _damage(files: list[str], reason: str) -> StorageError:

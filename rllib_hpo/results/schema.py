@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 1 had no column `diagnostics`; its rows are read with an empty one."""
 
 
 def _column(name: str, type_: pa.DataType, description: str) -> pa.Field:
@@ -39,6 +40,11 @@ SCHEMA = pa.schema(
         _column("episode_length_mean", pa.float64(), "Mean number of environment steps per episode."),
         _column("weights_env_steps", pa.int64(), "env_steps at which the evaluated weights were frozen."),
         _column("updates", pa.int64(), "Gradient updates behind the evaluated weights."),
+        _column(
+            "diagnostics",
+            pa.map_(pa.string(), pa.field("value", pa.float64(), nullable=False)),
+            "What the sampler's latest diagnostics said in training (gate, drift, noise, ...), by name.",
+        ),
         _column("eval_sampler", pa.string(), "Sampler that acted, noise-free, in the evaluation."),
         _column("config_json", pa.string(), "Resolved configuration of the run as canonical JSON."),
         _column("config_hash", pa.string(), "First 16 hex digits of SHA-256 of config_json."),
@@ -84,6 +90,7 @@ class EvaluationRow:
     trial_id: str
     git_commit: str
     versions: str
+    diagnostics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -93,6 +100,7 @@ class EvaluationRow:
         if self.env_steps < 0:
             raise ValueError(f"env_steps is {self.env_steps}, less than 0")
         object.__setattr__(self, "returns", tuple(float(value) for value in self.returns))
+        object.__setattr__(self, "diagnostics", dict(self.diagnostics))
 
     def to_arrow(self) -> pa.Table:
         """A table of `SCHEMA` with this one row."""

@@ -19,7 +19,7 @@ PARTITIONS = ("sweep", "algorithm", "task")
 
 # Readers that infer `name=value` folders make dictionary columns of them; the same type in the file lets
 # `pandas.read_parquet(folder)` merge the two, and a single file still says where it belongs.
-_FILE_SCHEMA = pa.schema(
+FILE_SCHEMA = pa.schema(
     [
         field.remove_metadata().with_type(pa.dictionary(pa.int32(), pa.string()))
         if field.name in PARTITIONS
@@ -42,7 +42,7 @@ def write_row(root: Path, row: EvaluationRow) -> Path:
         StorageError: the disk is full or refuses; rows already written are untouched.
     """
     buffer = io.BytesIO()
-    table = row.to_arrow().cast(_FILE_SCHEMA)
+    table = row.to_arrow().cast(FILE_SCHEMA)
     # Min and max of a column say nothing about a single row and would treble the file.
     pq.write_table(table, buffer, compression="zstd", use_dictionary=list(PARTITIONS), write_statistics=False)
     return write_atomically(row_path(root, row), buffer.getvalue())

@@ -229,6 +229,7 @@ class ActorCriticAlgorithm(Algorithm):
             env_steps=self.env_steps,
             weights_env_steps=self.env_steps,
             updates=self._num_updates,
+            diagnostics=self.stack.call_core("latest_diagnostics"),
             eval_sampler=self.settings.evaluation_sampler(),
             config_json=canonical_json(config),
             config_hash=config_hash(config),

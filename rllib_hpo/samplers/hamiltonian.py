@@ -118,7 +118,7 @@ class HamiltonianSampler(Sampler):
         detached_rows: int = 0,
     ) -> Sample:
         """Draws one action per state; see `Sampler.forward`."""
-        initial_action, log_prob = self._initial_action(obs, noise, detached_rows)
+        initial_action, log_prob = self.initial_action(obs, noise, detached_rows)
         action, momentum = self.evolve(
             initial_action,
             self.initial_momentum(initial_action, noise, mode),
@@ -129,7 +129,8 @@ class HamiltonianSampler(Sampler):
         penalty = self._momentum_penalty(momentum, alpha) if self.settings.momentum_penalty else None
         return Sample(self._clip(action), log_prob, penalty)
 
-    def _initial_action(self, obs: Tensor, noise: Noise, detached_rows: int = 0) -> tuple[Tensor, Tensor]:
+    def initial_action(self, obs: Tensor, noise: Noise, detached_rows: int = 0) -> tuple[Tensor, Tensor]:
+        """a_0 (B, A) and its log-density (B,): the Gaussian's, where the chain begins."""
         mean, log_std = self.policy(obs, detached_rows)
         return tanh_gaussian(mean, log_std, noise["base"])
 
@@ -212,7 +213,7 @@ class HamiltonianSampler(Sampler):
             gates.append(gate.mean())
             norms.append(torch.linalg.vector_norm(gradient, dim=-1).mean())
 
-        initial_action, _ = self._initial_action(obs, noise)
+        initial_action, _ = self.initial_action(obs, noise)
         momentum = self.initial_momentum(initial_action, noise, mode)
         force = self.force(obs, critic, alpha, observe)
         action, momentum = self.evolve(initial_action, momentum, force, mode, final_kick=True)

@@ -118,7 +118,7 @@ def test_the_observations_are_of_all_kinds(trained: Trained) -> None:
     critic = actor.target_critics.condition(obs)
     with torch.no_grad():
         force = sampler.force(obs, critic, actor.alpha, lambda gradient, gate: gates.append(gate))
-        initial, _ = sampler._initial_action(obs, {"base": torch.zeros(len(obs), 3)})
+        initial, _ = sampler.initial_action(obs, {"base": torch.zeros(len(obs), 3)})
         action, _ = sampler.evolve(initial, torch.zeros_like(initial), force, "train", final_kick=False)
     shares = {
         "clipped": (action.abs() > 1).float().mean(),

@@ -26,7 +26,7 @@ def make_row(**changes: Any) -> EvaluationRow:
         "config_hash": config_hash(config),
         "device": "cpu",
         "wall_time_s": 12.5,
-        "trial_id": "0123456789",
+        "trial_id": f"{123456789 + changes.get('seed', 0):010d}",
         "git_commit": "a" * 40,
         "versions": '{"python":"3.11.7"}',
         **episode_statistics(returns, [100] * len(returns)),

@@ -1,0 +1,128 @@
+"""Figures over all tasks: interquartile means with intervals, performance profiles, probability of improvement."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from rllib_hpo.analysis import statistics
+from rllib_hpo.analysis.runs import Series
+from rllib_hpo.analysis.statistics import Interval
+from rllib_hpo.analysis.tables import Scores, baseline_of
+
+_INK, _MUTED, _GRID = "#222222", "#666666", "#E6E6E6"
+SCALE = "normalised return (random 0, final SAC 1)"
+
+
+def interval_figure(scores: Scores, series: Sequence[Series], rng: np.random.Generator) -> Figure:
+    """Interquartile mean and mean of normalised scores, with stratified-bootstrap 95% intervals."""
+    measures = {"interquartile mean": statistics.interquartile_mean, "mean": _mean}
+    shown = [one for one in reversed(series) if scores.matrix(one.label) is not None]
+    figure, axes = _figure(len(measures), 1.2 + 0.35 * len(shown))
+    for axis, (name, measure) in zip(axes, measures.items(), strict=True):
+        for place, one in enumerate(shown):
+            matrix = scores.matrix(one.label)
+            assert matrix is not None
+            _draw_interval(axis, place, statistics.stratified_bootstrap(matrix, measure, rng), one.color)
+        axis.set_yticks(range(len(shown)), [one.label for one in shown] if axis is axes[0] else [])
+        axis.set_title(name, loc="left", fontsize=11, fontweight="bold", color=_INK)
+        axis.set_xlabel(SCALE, fontsize=9, color=_INK)
+        _style(axis)
+    _explain(figure, scores, "bar: stratified-bootstrap 95% interval")
+    return figure
+
+
+def profile_figure(scores: Scores, series: Sequence[Series], rng: np.random.Generator) -> Figure:
+    """Share of runs that score above each threshold, with pointwise bootstrap 95% bands."""
+    shown = [(one, matrix) for one in series if (matrix := scores.matrix(one.label)) is not None]
+    highest = max(1.0, *(float(matrix.max()) for _, matrix in shown)) * 1.05
+    lowest = min(0.0, *(float(matrix.min()) for _, matrix in shown))
+    thresholds = np.linspace(lowest, highest, 101)
+    figure, (axis,) = _figure(1, 3.6)
+
+    def profile(values: statistics.Floats) -> statistics.Floats:
+        return statistics.performance_profile(values, thresholds)
+
+    for one, matrix in shown:
+        interval = statistics.stratified_bootstrap(matrix, profile, rng)
+        axis.fill_between(thresholds, interval.low, interval.high, color=one.color, alpha=0.15, linewidth=0)
+        axis.plot(
+            thresholds, interval.estimate, color=one.color, linestyle=one.dash, linewidth=1.8, label=one.label
+        )
+    axis.set_xlabel(SCALE, fontsize=9, color=_INK)
+    axis.set_ylabel("share of runs above", fontsize=9, color=_INK)
+    axis.legend(frameon=False, fontsize=9)
+    _style(axis)
+    _explain(figure, scores, "shade: pointwise bootstrap 95% band")
+    return figure
+
+
+def improvement_figure(scores: Scores, series: Sequence[Series], rng: np.random.Generator) -> Figure:
+    """Probability that a run beats one of the baseline, over all tasks."""
+    base = baseline_of(scores.labels)
+    theirs = scores.matrix(base)
+    shown = [
+        (one, matrix)
+        for one in reversed(series)
+        if one.label != base and (matrix := scores.matrix(one.label)) is not None
+    ]
+    figure, (axis,) = _figure(1, 1.2 + 0.35 * len(shown))
+    for place, (one, ours) in enumerate(shown):
+        assert theirs is not None
+        _draw_interval(axis, place, statistics.bootstrap_improvement(ours, theirs, rng), one.color)
+    axis.axvline(0.5, color=_MUTED, linewidth=1, linestyle="dashed")
+    axis.set_yticks(range(len(shown)), [one.label for one, _ in shown])
+    axis.set_xlim(0, 1)
+    axis.set_xlabel(f"P(run > run of {base})", fontsize=9, color=_INK)
+    _style(axis)
+    _explain(figure, scores, "bar: bootstrap 95% interval")
+    return figure
+
+
+def to_bytes(figure: Figure, kind: str) -> bytes:
+    """The figure as "png", "pdf" or "svg"; equal figures give equal bytes."""
+    buffer = io.BytesIO()
+    metadata: dict[str, Any] = {"png": {"Software": None}, "pdf": {"CreationDate": None}}.get(
+        kind, {"Date": None}
+    )
+    with rc_context({"svg.hashsalt": "rllib_hpo"}):
+        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+    return buffer.getvalue()
+
+
+def _mean(values: statistics.Floats) -> statistics.Floats:
+    return np.asarray(values.mean((-2, -1)))
+
+
+def _figure(num_panels: int, height: float) -> tuple[Figure, list[Any]]:
+    figure = Figure(figsize=(4.2 * num_panels + 1.4, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)  # draws without a display, whatever backend the user has set
+    return figure, figure.subplots(1, num_panels, squeeze=False).ravel().tolist()
+
+
+def _draw_interval(axis: Any, place: int, interval: Interval, color: str) -> None:
+    axis.plot([interval.low, interval.high], [place, place], color=color, linewidth=7, alpha=0.35)
+    axis.plot([interval.estimate], [place], "o", color=color, markersize=6)
+    axis.set_ylim(-0.6, place + 0.6)
+
+
+def _style(axis: Any) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color(_MUTED)
+    axis.tick_params(colors=_MUTED, labelcolor=_INK, labelsize=9)
+    axis.grid(color=_GRID, linewidth=0.8)
+    axis.set_axisbelow(True)
+
+
+def _explain(figure: Figure, scores: Scores, what: str) -> None:
+    """What the marks mean, the numbers of seeds, and the versions of the environments."""
+    seeds = sorted({len(own) for own in scores.values.values()})
+    count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    environments = ", ".join(task.env_id for task in scores.tasks)
+    figure.supxlabel(f"{what}; {count} seeds; {environments}", fontsize=7.5, color=_MUTED, wrap=True)

@@ -1,0 +1,150 @@
+"""A report of rows: one page that works from disk, figures, and tables for papers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+from matplotlib.figure import Figure
+
+from rllib_hpo.analysis.curves import learning_curve_figure
+from rllib_hpo.analysis.figures import improvement_figure, interval_figure, profile_figure, to_bytes
+from rllib_hpo.analysis.page import write_page
+from rllib_hpo.analysis.runs import Run, runs_of, series_of, tasks_of
+from rllib_hpo.analysis.tables import Table, all_tables, differences_table, final, normalised, scores_of
+from rllib_hpo.errors import UserError
+from rllib_hpo.results.atomic import write_atomically
+
+SEED = 0
+"""Of the bootstrap: the same rows give the same report."""
+
+
+def write_report(table: pa.Table, out: Path, title: str = "") -> dict[str, Path]:
+    """Writes index.html, figures (PDF, PNG), tables (CSV, Markdown, LaTeX) and the evaluations as CSV.
+
+    Args:
+        table: Rows as `read_rows` gives them.
+        out: Directory, made where missing.
+        title: Of the page; the names of the sweeps, unless given.
+
+    Returns:
+        What was written, by what it is.
+
+    Raises:
+        UserError: If there are no rows.
+        StorageError: If a file cannot be written.
+    """
+    runs = runs_of(table)
+    if not runs:
+        raise UserError("There are no evaluation rows to report on.")
+    tables = all_tables(runs, np.random.default_rng(SEED))
+    figures = _figures(table, runs)
+    images = {name: to_bytes(figure, "svg") for name, (figure, _) in figures.items()}
+    for name, (figure, _) in figures.items():
+        for kind in ("pdf", "png"):
+            write_atomically(out / "figures" / f"{name}.{kind}", to_bytes(figure, kind))
+    differences = differences_table(runs)
+    for one in (*tables, differences):
+        write_atomically(out / "tables" / f"{one.name}.csv", one.to_csv().encode())
+        write_atomically(out / "tables" / f"{one.name}.tex", one.to_latex().encode())
+    markdown = "\n".join(one.to_markdown() for one in (*tables, differences))
+    data = page_data(table, runs, tables, differences, title)
+    data["figures"] = [
+        {"title": caption, "note": "", "svg": images[name].decode()}
+        for name, (_, caption) in figures.items()
+        if name != "curves"
+    ]
+    return {
+        "page": write_page(data, out / "index.html"),
+        "figures": out / "figures",
+        "tables": write_atomically(out / "tables.md", markdown.encode()).parent / "tables.md",
+        "evaluations": write_atomically(out / "evaluations.csv", _evaluations(table)),
+    }
+
+
+def page_data(
+    table: pa.Table, runs: Sequence[Run], tables: Sequence[Table], differences: Table, title: str = ""
+) -> dict[str, Any]:
+    """What `write_page` shows, but for the figures."""
+    series, tasks = series_of(runs), tasks_of(runs)
+    labels = [one.label for one in series]
+    first = {run.label: run for run in reversed(runs)}
+    return {
+        "title": title or ", ".join(sorted({run.sweep for run in runs})),
+        "subtitle": _subtitle(table, runs),
+        "tasks": [task._asdict() for task in tasks],
+        "series": [
+            {
+                **one._asdict(),
+                "algorithm": first[one.label].algorithm,
+                "variant": first[one.label].variant,
+                "sweep": first[one.label].sweep,
+            }
+            for one in series
+        ],
+        "runs": [
+            {
+                "task": tasks.index(run.task),
+                "series": labels.index(run.label),
+                "seed": run.seed,
+                "trial_id": run.trial_id,
+                "config": run.config_hash,
+                "steps": run.steps.tolist(),
+                **{name: values.tolist() for name, values in run.numbers.items()},
+                "diagnostics": {name: values.tolist() for name, values in run.diagnostics.items()},
+            }
+            for run in runs
+        ],
+        "tables": [
+            {"title": one.title, "note": one.note, "columns": one.columns, "rows": one.rows} for one in tables
+        ],
+        "figures": [],
+        "differences": {"columns": differences.columns, "rows": differences.rows},
+        "configs": {run.config_hash: dict(run.config) for run in runs},
+    }
+
+
+def _subtitle(table: pa.Table, runs: Sequence[Run]) -> str:
+    commits = sorted({commit[:12] or "unknown" for commit in table["git_commit"].unique().to_pylist()})
+    devices = sorted(set(table["device"].unique().to_pylist()))
+    versions = json.loads(table["versions"][table.num_rows - 1].as_py())
+    named = ", ".join(f"{name} {versions[name]}" for name in ("ray", "torch", "mujoco") if name in versions)
+    return (
+        f"{table.num_rows:,} evaluations of {len(runs)} runs; commit {', '.join(commits)}; "
+        f"trained on {', '.join(devices)}; {named}"
+    )
+
+
+def _figures(table: pa.Table, runs: Sequence[Run]) -> dict[str, tuple[Figure, str]]:
+    """Each figure with its caption; those over all tasks where scores can be normalised."""
+    figures = {"curves": (learning_curve_figure(table), "Learning curves")}
+    finals, series = scores_of(runs, final), series_of(runs)
+    scaled = normalised(finals, finals)
+    if scaled is None:
+        return figures
+    makers: dict[str, tuple[Callable[..., Figure], str]] = {
+        "intervals": (interval_figure, "Final returns over all tasks"),
+        "profiles": (profile_figure, "Performance profiles"),
+    }
+    if len(series) > 1:
+        makers["improvement"] = (improvement_figure, "Probability of improvement")
+    for name, (make, caption) in makers.items():
+        figures[name] = make(scaled, series, np.random.default_rng(SEED)), caption
+    return figures
+
+
+def _evaluations(table: pa.Table) -> bytes:
+    """Every evaluation as a line of CSV, without what is not a number or a word."""
+    names = [
+        name
+        for name in table.column_names
+        if name not in ("returns", "diagnostics", "config_json", "versions")
+    ]
+    sink = pa.BufferOutputStream()
+    pyarrow.csv.write_csv(table.select(names), sink)
+    return sink.getvalue().to_pybytes()

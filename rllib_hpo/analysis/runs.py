@@ -1,0 +1,173 @@
+"""Runs out of rows: what tables and figures are made from, and how a run's algorithm is named and coloured."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from rllib_hpo.tasks import all_tasks
+
+Floats = NDArray[np.float64]
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's, which the colour-blind can tell apart; lines differ in their dashes besides."""
+DASHES = ("solid", "dashed", "dashdot", "dotted")
+NAMES = {"sac": "SAC", "sac-nf": "SAC-NF", "sac-hpo": "SAC-HPO"}
+BASELINE = "SAC"
+"""What others are compared with, where it is there."""
+
+_NUMBERS = ("return_mean", "return_std", "updates", "wall_time_s")
+
+
+class TaskId(NamedTuple):
+    """A task in one version of its environment; results of two versions never mix."""
+
+    name: str
+    env_id: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One seed of one algorithm on one task; N evaluations."""
+
+    label: str
+    algorithm: str
+    variant: str
+    sweep: str
+    task: TaskId
+    seed: int
+    trial_id: str
+    config: Mapping[str, Any]
+    config_hash: str
+    steps: NDArray[np.int64]
+    """(N,) environment steps, strictly increasing."""
+    numbers: Mapping[str, Floats]
+    """(N,) each: return_mean, return_std, updates and wall_time_s."""
+    diagnostics: Mapping[str, Floats]
+    """(N,) each, NaN where there was none yet."""
+
+    @property
+    def returns(self) -> Floats:
+        """(N,) mean return of each evaluation."""
+        return self.numbers["return_mean"]
+
+
+class Series(NamedTuple):
+    """How one algorithm and variant is shown, everywhere alike."""
+
+    label: str
+    color: str
+    dash: str
+
+
+def runs_of(table: pa.Table) -> list[Run]:
+    """The runs in rows that `read_rows` gave, in the order of their labels and seeds.
+
+    Evaluations that stand there more than once (two trials of one seed) are averaged.
+    """
+    several_sweeps = len(table["sweep"].unique()) > 1
+    columns = {name: table[name].to_pylist() for name in (*_KEYS, "env_steps", "trial_id", "config_hash")}
+    places: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for place, key in enumerate(zip(*(columns[name] for name in _KEYS), strict=True)):
+        places[key].append(place)
+    numbers = {name: table[name].to_numpy().astype(np.float64) for name in _NUMBERS}
+    diagnostics = [dict(pairs) for pairs in table["diagnostics"].to_pylist()]
+    configs = {hash_: json.loads(text) for hash_, text in _distinct(table)}
+    runs = []
+    for (sweep, algorithm, variant, task, env_id, seed), own in places.items():
+        last = own[-1]
+        steps, groups = _by_step([columns["env_steps"][place] for place in own], own)
+        names = sorted({name for place in own for name in diagnostics[place]})
+        hash_ = columns["config_hash"][last]
+        runs.append(
+            Run(
+                label=label_of(algorithm, variant, sweep if several_sweeps else ""),
+                algorithm=algorithm,
+                variant=variant,
+                sweep=sweep,
+                task=TaskId(task, env_id),
+                seed=seed,
+                trial_id=columns["trial_id"][last],
+                config=configs[hash_],
+                config_hash=hash_,
+                steps=steps,
+                numbers={
+                    name: np.array([values[group].mean() for group in groups])
+                    for name, values in numbers.items()
+                },
+                diagnostics={
+                    name: np.array([diagnostics[group[-1]].get(name, np.nan) for group in groups])
+                    for name in names
+                },
+            )
+        )
+    return sorted(runs, key=lambda run: (_task_place(run.task), _place(run.label), run.seed))
+
+
+_KEYS = ("sweep", "algorithm", "variant", "task", "env_id", "seed")
+
+
+def _distinct(table: pa.Table) -> Iterable[tuple[str, str]]:
+    """Each configuration once, with its hash."""
+    pairs = (
+        table.select(["config_hash", "config_json"])
+        .group_by("config_hash")
+        .aggregate([("config_json", "max")])
+    )
+    return zip(pairs["config_hash"].to_pylist(), pairs["config_json_max"].to_pylist(), strict=True)
+
+
+def _by_step(steps: Sequence[int], places: Sequence[int]) -> tuple[NDArray[np.int64], list[list[int]]]:
+    """The distinct steps in order, and the places of each in the table."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for step, place in zip(steps, places, strict=True):
+        groups[step].append(place)
+    ordered = sorted(groups)
+    return np.array(ordered, np.int64), [groups[step] for step in ordered]
+
+
+def label_of(algorithm: str, variant: str, sweep: str = "") -> str:
+    """What an algorithm and variant is called in figures: "SAC-HPO (k-1)"."""
+    extra = [part for part in (variant if variant != "default" else "", sweep) if part]
+    name = NAMES.get(algorithm, algorithm)
+    return f"{name} ({', '.join(extra)})" if extra else name
+
+
+def series_of(runs: Iterable[Run]) -> list[Series]:
+    """Each label with its colour and dashes, from the baseline to what is proposed, then by name."""
+    labels = sorted({run.label for run in runs}, key=_place)
+    return [
+        Series(label, COLORS[i % len(COLORS)], DASHES[i // len(COLORS) % len(DASHES)])
+        for i, label in enumerate(labels)
+    ]
+
+
+def tasks_of(runs: Iterable[Run]) -> list[TaskId]:
+    """The tasks, in the order of Table I, then by name."""
+    return sorted({run.task for run in runs}, key=_task_place)
+
+
+def cells_of(runs: Iterable[Run]) -> dict[tuple[TaskId, str], list[Run]]:
+    """The runs by task and label, one for each seed."""
+    cells: dict[tuple[TaskId, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        cells[run.task, run.label].append(run)
+    return cells
+
+
+def _task_place(task: TaskId) -> tuple[int, TaskId]:
+    known = [one.name for one in all_tasks()]
+    return (known.index(task.name) if task.name in known else len(known), task)
+
+
+def _place(label: str) -> tuple[int, str]:
+    known = list(NAMES.values())
+    name = label.split(" (")[0]
+    return (known.index(name) if name in known else len(known), label)

@@ -1,0 +1,163 @@
+"""Keeping a dataset of rows in order: merging its files, joining datasets, finding what is missing or wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rllib_hpo.errors import StorageError
+from rllib_hpo.results.atomic import write_atomically
+from rllib_hpo.results.reader import COMPACTED, read_files, row_files
+from rllib_hpo.results.schema import EvaluationRow, rows_from_arrow
+from rllib_hpo.results.writer import FILE_SCHEMA, row_path, write_row
+
+
+def compact(root: Path) -> tuple[int, int]:
+    """Merges the files of every task folder at or below `root` into one; readers and writers may go on meanwhile.
+
+    The merged file appears whole before the others go, and a row that is written again meanwhile stays. One
+    process compacts at a time.
+
+    Returns:
+        Numbers of files before and after.
+
+    Raises:
+        StorageError: a file is damaged or could not be written; no row is lost.
+    """
+    folders: dict[Path, list[Path]] = defaultdict(list)
+    for file in map(Path, row_files([root])):
+        folders[file.parent].append(file)
+    for folder, files in folders.items():
+        if len(files) > 1:
+            _merge(folder, files)
+    return sum(map(len, folders.values())), len(folders)
+
+
+def _merge(folder: Path, files: list[Path]) -> None:
+    written = {file: file.stat().st_mtime_ns for file in files}
+    buffer = io.BytesIO()
+    pq.write_table(read_files([str(file) for file in files]).cast(FILE_SCHEMA), buffer, compression="zstd")
+    merged = write_atomically(folder / COMPACTED, buffer.getvalue())
+    for file, changed in written.items():
+        # A row that was replaced since it was read is the newer one.
+        if file != merged and file.stat().st_mtime_ns == changed:
+            file.unlink()
+
+
+def add(root: Path, source: Path) -> int:
+    """Copies the rows at or below `source`, of another machine for instance, to `root`, those that are new.
+
+    Returns:
+        How many those were.
+
+    Raises:
+        StorageError: rows cannot be read or written.
+    """
+    theirs = rows_from_arrow(read_files(row_files([source])))
+    if not theirs:
+        raise StorageError(f"There are no evaluation rows in {source}.")
+    ours = {row_path(root, row) for row in rows_from_arrow(read_files(row_files([root])))}
+    new = [row for row in theirs if row_path(root, row) not in ours]
+    for row in new:
+        write_row(root, row)
+    return len(new)
+
+
+class Problem(NamedTuple):
+    """Something about a dataset that a reader of its tables should know."""
+
+    kind: str
+    """"missing", "duplicate", "not finite" or "mixed"."""
+    what: str
+
+
+def check(table: pa.Table) -> list[Problem]:
+    """What is missing, doubled, not finite, or of several kinds in rows that `read_rows` gave.
+
+    A run's evaluations are due at 0 and every `evaluation_every` steps up to the furthest of its cell (sweep, task,
+    algorithm, variant); a cell's seeds are those of its sweep.
+    """
+    runs: dict[tuple[Any, ...], list[EvaluationRow]] = defaultdict(list)
+    for row in rows_from_arrow(table):
+        runs[row.sweep, row.task, row.algorithm, row.variant, row.seed].append(row)
+    problems = [*_missing_seeds(runs), *_mixed(runs)]
+    furthest: dict[tuple[Any, ...], int] = defaultdict(int)
+    for cell, rows in runs.items():
+        furthest[cell[:-1]] = max(furthest[cell[:-1]], *(row.env_steps for row in rows))
+    for cell, rows in runs.items():
+        problems.extend(_of_run(_named(cell), rows, furthest[cell[:-1]]))
+    return problems
+
+
+def _named(cell: tuple[Any, ...]) -> str:
+    sweep, task, algorithm, variant, *seed = cell
+    name = f"{sweep}: {algorithm}{'' if variant == 'default' else f' ({variant})'} on {task}"
+    return f"{name}, seed {seed[0]}" if seed else name
+
+
+def _of_run(name: str, rows: list[EvaluationRow], furthest: int) -> Iterator[Problem]:
+    by_step: dict[int, list[EvaluationRow]] = defaultdict(list)
+    for row in rows:
+        by_step[row.env_steps].append(row)
+        if not all(map(math.isfinite, (row.return_mean, *row.returns))):
+            yield Problem("not finite", f"{name} at {row.env_steps:,} steps: the return is {row.return_mean}")
+    doubled = [step for step, same in by_step.items() if len(same) > 1]
+    if doubled:
+        trials = sorted({row.trial_id for row in by_step[doubled[0]]})
+        yield Problem(
+            "duplicate",
+            f"{name}: {len(doubled)} evaluations stand here more than once, of trials {', '.join(trials)}",
+        )
+    every = _evaluation_every(rows[0])
+    absent = [step for step in range(0, furthest + 1, every) if step not in by_step] if every else []
+    if absent:
+        more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+        yield Problem("missing", f"{name}: no evaluation at {absent[0]:,} steps{more}")
+
+
+def _evaluation_every(row: EvaluationRow) -> int:
+    return int(json.loads(row.config_json).get("evaluation_every", 0))
+
+
+def _missing_seeds(runs: Mapping[tuple[Any, ...], list[EvaluationRow]]) -> Iterator[Problem]:
+    """Seeds that a sweep has somewhere, and a cell has not."""
+    seeds: dict[str, set[int]] = defaultdict(set)
+    of_cell: dict[tuple[Any, ...], set[int]] = defaultdict(set)
+    for *cell, seed in runs:
+        seeds[cell[0]].add(seed)
+        of_cell[tuple(cell)].add(seed)
+    for cell_key, own in of_cell.items():
+        if absent := sorted(seeds[cell_key[0]] - own):
+            yield Problem("missing", f"{_named(cell_key)}: no rows of seed {', '.join(map(str, absent))}")
+
+
+def _mixed(runs: Mapping[tuple[Any, ...], list[EvaluationRow]]) -> Iterator[Problem]:
+    """Environments, commits or configurations that are not the same where a mean is taken over them."""
+    for (sweep, task), rows in _grouped(runs, 2).items():
+        ids = sorted({row.env_id for row in rows})
+        if len(ids) > 1:
+            yield Problem("mixed", f"{sweep}: task {task} stands for the environments {', '.join(ids)}")
+    for (sweep,), rows in _grouped(runs, 1).items():
+        commits = sorted({row.git_commit[:12] or "unknown" for row in rows})
+        if len(commits) > 1:
+            yield Problem("mixed", f"{sweep}: rows of the commits {', '.join(commits)}")
+    for cell, rows in runs.items():
+        if len({row.config_hash for row in rows}) > 1:
+            yield Problem("mixed", f"{_named(cell)}: rows of several configurations")
+
+
+def _grouped(
+    runs: Mapping[tuple[Any, ...], list[EvaluationRow]], num_keys: int
+) -> dict[tuple[Any, ...], list[EvaluationRow]]:
+    groups: dict[tuple[Any, ...], list[EvaluationRow]] = defaultdict(list)
+    for cell, rows in runs.items():
+        groups[cell[:num_keys]].extend(rows)
+    return groups

@@ -1,0 +1,130 @@
+"""Merging, joining and checking datasets of rows."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from rllib_hpo.errors import StorageError
+from rllib_hpo.results import SCHEMA, add, check, compact, read_rows, rows_from_arrow, write_row
+from rllib_hpo.results.reader import COMPACTED
+from tests.results.rows import make_row
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONFIG = {"algorithm": "sac", "evaluation_every": 10_000}
+
+
+def write_grid(root: Path, seeds: range = range(2), steps: int = 30_000) -> None:
+    for task in ("hopper", "ant"):
+        for seed in seeds:
+            for step in range(0, steps + 1, 10_000):
+                write_row(root, make_row(task=task, seed=seed, env_steps=step, config=CONFIG))
+
+
+def test_compacting_keeps_every_row_in_one_file_of_each_folder(tmp_path: Path) -> None:
+    write_grid(tmp_path)
+    before = read_rows(tmp_path)
+    assert compact(tmp_path) == (16, 2)
+    assert read_rows(tmp_path).equals(before)
+    assert [path.name for path in tmp_path.rglob("*.parquet")] == [COMPACTED] * 2
+    newer = make_row(task="ant", env_steps=0, returns=(1.0,), config=CONFIG)
+    write_row(tmp_path, newer)  # as of a trial that was resumed
+    assert newer in rows_from_arrow(read_rows(tmp_path))
+    assert read_rows(tmp_path).num_rows == before.num_rows
+    assert compact(tmp_path) == (3, 2)
+    assert newer in rows_from_arrow(read_rows(tmp_path))
+    assert compact(tmp_path) == (2, 2)
+
+
+COMPACTING = """
+    import sys
+    from pathlib import Path
+    from rllib_hpo.results import compact, write_row
+    from tests.results.rows import make_row
+
+    root = Path(sys.argv[1])
+    print("ready", flush=True)
+    for step in range(1_000_000):
+        write_row(root, make_row(env_steps=step))
+        compact(root)
+        print(step, flush=True)
+"""
+
+
+def test_readers_see_every_row_once_while_files_are_merged_and_after_a_kill(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(COMPACTING), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    seen = []
+    for _ in range(4):
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "ready\n"
+            acknowledged = -1
+            while acknowledged < 40:
+                steps = read_rows(tmp_path)["env_steps"].to_pylist()
+                assert steps == list(range(len(steps)))
+                assert len(steps) > acknowledged
+                acknowledged = int(writer.stdout.readline())
+                seen.append(len(steps))
+            writer.send_signal(signal.SIGKILL)
+        steps = read_rows(tmp_path)["env_steps"].to_pylist()
+        assert steps == list(range(len(steps)))
+    assert len(set(seen)) > 10
+
+
+def test_sweeps_of_several_machines_are_joined(tmp_path: Path) -> None:
+    write_grid(tmp_path / "one", range(2))
+    write_grid(tmp_path / "two", range(1, 4))
+    assert add(tmp_path / "one", tmp_path / "two") == 16
+    assert add(tmp_path / "one", tmp_path / "two") == 0
+    table = read_rows(tmp_path / "one")
+    assert sorted(set(table["seed"].to_pylist())) == [0, 1, 2, 3]
+    assert table.num_rows == 32
+    assert check(table) == []
+    with pytest.raises(StorageError, match="There are no evaluation rows"):
+        add(tmp_path / "one", tmp_path / "nowhere")
+
+
+def test_a_whole_grid_has_no_problems(tmp_path: Path) -> None:
+    write_grid(tmp_path)
+    assert check(read_rows(tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "says"),
+    [
+        ({"seed": 7, "env_steps": 0}, "missing", "ant, seed 7: no evaluation at 10,000 steps and 2 more"),
+        ({"seed": 7, "env_steps": 0}, "missing", "on hopper: no rows of seed 7"),
+        ({"seed": 0, "env_steps": 0, "trial_id": "else"}, "duplicate", "0123456789, else"),
+        ({"seed": 0, "env_steps": 0, "returns": (float("nan"), 1.0)}, "not finite", "seed 0 at 0 steps"),
+        ({"seed": 0, "env_steps": 0, "env_id": "Ant-v5"}, "mixed", "environments Ant-v5, Hopper-v4"),
+        ({"seed": 0, "env_steps": 0, "git_commit": "b" * 40}, "mixed", "aaaaaaaaaaaa, bbbbbbbbbbbb"),
+        ({"seed": 0, "env_steps": 0, "config": {**CONFIG, "tau": 1}}, "mixed", "several configurations"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, row: dict[str, object], kind: str, says: str) -> None:
+    write_grid(tmp_path)
+    write_row(tmp_path, make_row(**{"task": "ant", "config": CONFIG, **row}))
+    assert any(p.kind == kind and says in p.what for p in check(read_rows(tmp_path))), check(
+        read_rows(tmp_path)
+    )
+
+
+def test_rows_of_the_first_schema_are_read_with_no_diagnostics(tmp_path: Path) -> None:
+    old = make_row(schema_version=1).to_arrow().drop_columns(["diagnostics"])
+    new = make_row(seed=1, diagnostics={"drift": 0.25})
+    path = write_row(tmp_path, new).parent / "old-0000000000.parquet"
+    pq.write_table(old, path)
+    table = read_rows(tmp_path)
+    assert table.schema.equals(SCHEMA)
+    assert [row.diagnostics for row in rows_from_arrow(table)] == [{}, {"drift": 0.25}]
+    pq.write_table(make_row().to_arrow().drop_columns(["diagnostics"]), path)
+    with pytest.raises(StorageError, match="it lacks diagnostics"):
+        read_rows(tmp_path)
