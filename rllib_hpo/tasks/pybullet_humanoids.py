@@ -1,8 +1,8 @@
-"""The three PyBullet humanoids, as `pybullet-envs-gymnasium` has them but for the simulator's connection.
+"""The three PyBullet humanoids of benelot's pybullet-gym, from their port in `pybullet-envs-gymnasium`.
 
-Dynamics, observations (44), actions (17) and rewards are those of that package, including the jump of the
-reward whenever the flag moves. It clips torques to [-1, 1] but charges electricity for the action as given:
-clip actions before they come here.
+Dynamics, observations (44), actions (17) and rewards are the original's bit for bit, including the jump of the
+reward whenever the flag moves (tests/tasks/golden); only the simulator is connected otherwise. Torques are
+clipped to [-1, 1] but electricity is charged for the action as given: clip actions before they come here.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ try:
     with _silence():
         import pybullet
         from pybullet_envs_gymnasium import gym_locomotion_envs as bullet_envs
+        from pybullet_envs_gymnasium import robot_bases, robot_locomotors
         from pybullet_utils.bullet_client import BulletClient
 except ImportError as error:
     raise UserError(
@@ -57,10 +58,53 @@ except ImportError as error:
     ) from error
 
 
+class _Joint(robot_bases.Joint):
+    """A joint whose position is rounded as in the original."""
+
+    def current_relative_position(self) -> tuple[float, float]:
+        """Position in [-1, 1] between the limits, and a tenth of the speed."""
+        position, velocity = self.get_state()
+        # The port takes 2 (position - lower) / range - 1, which near the middle is now and then another float32.
+        middle = 0.5 * (self.lowerLimit + self.upperLimit)
+        return 2 * (position - middle) / (self.upperLimit - self.lowerLimit), 0.1 * velocity
+
+
+class _OriginalJoints(robot_bases.MJCFBasedRobot):
+    """A robot with such joints."""
+
+    def addToScene(self, bullet_client: BulletClient, bodies: Any) -> tuple[Any, ...]:
+        """Find the parts and joints of bodies that were loaded."""
+        found: tuple[Any, ...] = super().addToScene(bullet_client, bodies)
+        for joint in found[2]:
+            joint.__class__ = _Joint
+        return found
+
+
+class _Humanoid(_OriginalJoints, robot_locomotors.Humanoid):
+    pass
+
+
+class _HumanoidFlagrun(_OriginalJoints, robot_locomotors.HumanoidFlagrun):
+    pass
+
+
+class _HumanoidFlagrunHarder(_OriginalJoints, robot_locomotors.HumanoidFlagrunHarder):
+    pass
+
+
 class _OwnSimulator(bullet_envs.WalkerBaseBulletEnv):
     """Each environment has a simulator of its own, and can be reset again after it was closed."""
 
+    robot_class: type[_OriginalJoints]
     robot: Any
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__(render_mode=render_mode)
+        self._new_robot()
+
+    def _new_robot(self) -> None:
+        self.robot = self.robot_class()
+        self.robot.np_random = self.np_random
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -89,17 +133,22 @@ class _OwnSimulator(bullet_envs.WalkerBaseBulletEnv):
         super().close()
         self.scene = None
         self.stateId = -1
-        self.robot = type(self.robot)()
-        self.robot.np_random = self.np_random
+        self._new_robot()
 
 
 class HumanoidPyBulletEnv(_OwnSimulator, bullet_envs.HumanoidBulletEnv):
     """Run straight ahead."""
 
+    robot_class = _Humanoid
+
 
 class HumanoidFlagrunPyBulletEnv(_OwnSimulator, bullet_envs.HumanoidFlagrunBulletEnv):
     """Run to a flag that moves."""
 
+    robot_class = _HumanoidFlagrun
+
 
 class HumanoidFlagrunHarderPyBulletEnv(_OwnSimulator, bullet_envs.HumanoidFlagrunHarderBulletEnv):
     """Run to a flag that moves, while cubes are thrown at the robot."""
+
+    robot_class = _HumanoidFlagrunHarder

@@ -113,10 +113,12 @@ def test_nothing_is_printed_and_no_file_is_left(tmp_path):
     code = textwrap.dedent(f"""
         from rllib_hpo.tasks import make_env
         print("before")
-        env = make_env({PYBULLET_IDS[0]!r})
-        env.reset(seed=0)
-        env.close()
-        env.reset(seed=0)
+        for env_id in {PYBULLET_IDS!r}:
+            env = make_env(env_id)
+            env.reset(seed=0)
+            env.step(env.action_space.sample())
+            env.close()
+            env.reset(seed=0)
         print("after")
     """)
     path = f"import sys; sys.path[:0] = {sys.path!r}\n"
