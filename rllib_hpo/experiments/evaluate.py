@@ -17,7 +17,7 @@ from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.rllib.evaluation import Evaluation, evaluate
 from rllib_hpo.rllib.trained_policy import load_policy
 from rllib_hpo.streams import seed_sequence
-from rllib_hpo.tasks import ActionScaling, make_env
+from rllib_hpo.tasks import ActionScaling, make_env, wrappers
 
 
 def evaluate_checkpoint(path: Path, num_episodes: int, seed: int = 0) -> tuple[Evaluation, dict[str, Any]]:
@@ -33,8 +33,9 @@ def evaluate_checkpoint(path: Path, num_episodes: int, seed: int = 0) -> tuple[E
     states = seed_sequence(seed, "evaluate command").generate_state(num_episodes)
     played = evaluate(
         policy.actor,
-        lambda: make_env(config["env"], **config["env_config"]),
+        lambda: make_env(config["env"], training=False, **config["env_config"]),
         [int(state >> 1) for state in states],
+        manifest.get("wrappers", ()),
     )
     return played, manifest
 
@@ -49,7 +50,8 @@ def film(path: Path, video: Path, seed: int = 0) -> float:
     config = policy.manifest["config"]
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")
-    env = make_env(config["env"], **{**config["env_config"], "render_mode": "rgb_array"})
+    env = make_env(config["env"], training=False, **{**config["env_config"], "render_mode": "rgb_array"})
+    wrappers.set_state(env, policy.manifest.get("wrappers", ()), frozen=True)
     try:
         frames, episode_return = _play_frames(policy.actor, env, seed)
     finally:

@@ -22,6 +22,7 @@ from rllib_hpo.errors import SettingsError, UserError, nearest
 from rllib_hpo.results import write_atomically
 from rllib_hpo.settings import ActorCriticSettings, find_settings, parse_settings
 from rllib_hpo.tasks import Task, find_task
+from rllib_hpo.tasks.wrappers import parse_wrappers
 
 Origin = Literal["default", "task", "file", "flag"]
 
@@ -99,6 +100,7 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None) -> RunConfig:
         _refuse_unknown(values, model, source)
     merged = {**from_task, **named}
     run = _parse_run({name: value for name, value in merged.items() if name in RunSettings.model_fields})
+    _check_wrappers(run.env_config)
     settings = parse_settings(model, {name: v for name, v in merged.items() if name in model.model_fields})
     layers: tuple[tuple[Origin, Mapping[str, Any]], ...] = (
         ("flag", given),
@@ -179,6 +181,13 @@ def _refuse_unknown(values: Mapping[str, Any], model: type[ActorCriticSettings],
             raise SettingsError(
                 f"{where}'{name}' is not a setting of {model.__name__.removesuffix('Settings')}.{hint}"
             )
+
+
+def _check_wrappers(env_config: Mapping[str, Any]) -> None:
+    try:
+        parse_wrappers(env_config.get("wrappers", ()))
+    except SettingsError as error:
+        raise SettingsError(f"env_config: {error}") from None
 
 
 def _parse_run(values: Mapping[str, Any]) -> RunSettings:

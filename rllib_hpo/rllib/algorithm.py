@@ -198,7 +198,8 @@ class ActorCriticAlgorithm(Algorithm):
         self.stack.refresh_actor()
         number = self.env_steps // self.settings.evaluation_every
         seeds = episode_seeds(self.config.seed, number, self.settings.evaluation_episodes)
-        played = evaluate(self.actor, environment_maker(self.config), seeds)
+        make = environment_maker(self.config, training=False)
+        played = evaluate(self.actor, make, seeds, self.stack.wrapper_state())
         self._statistics = episode_statistics(played.returns, played.lengths)
         evaluation = {
             ENV_RUNNER_RESULTS: {

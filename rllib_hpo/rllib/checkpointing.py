@@ -47,6 +47,7 @@ def complete(algorithm: ActorCriticAlgorithm, directory: Path) -> None:
         "config": algorithm.run_config(),
         "env_steps": algorithm.env_steps,
         "evaluation": algorithm.latest_evaluation,
+        "wrappers": algorithm.stack.wrapper_state(),
         "versions": versions(),
         "replay": {
             "directory": os.path.relpath(replay_dir, directory),

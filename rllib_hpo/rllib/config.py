@@ -13,6 +13,7 @@ from ray.rllib.utils.annotations import override
 from ray.tune.result import TRIAL_INFO
 
 from rllib_hpo.errors import SettingsError, nearest
+from rllib_hpo.rllib.environment import stateful_wrappers
 from rllib_hpo.settings import ActorCriticSettings, find_settings, parse_settings
 from rllib_hpo.tasks import find_task
 
@@ -268,6 +269,7 @@ class ActorCriticConfig(AlgorithmConfig):
             if self.seed is None:
                 self.seed = secrets.randbelow(2**31)
             self._refuse_impossible_numbers()
+            self._refuse_scattered_statistics()
         super().validate()
 
     def _choose_env_runner(self) -> None:
@@ -295,6 +297,16 @@ class ActorCriticConfig(AlgorithmConfig):
         if not 0 <= self.num_gpus <= 1:
             raise SettingsError(
                 f"num_gpus={self.num_gpus!r} must be from 0 to 1: one GPU, or a share of one."
+            )
+
+    def _refuse_scattered_statistics(self) -> None:
+        """A wrapper's statistics must be of all the experience, so of one environment, whose state is saved."""
+        stateful = stateful_wrappers(self)
+        one_env = self.num_env_runners == 0 and self.num_envs_per_env_runner == 1
+        if stateful and (self.is_old_stack or not one_env):
+            raise SettingsError(
+                f"The wrapper '{stateful[0]}' gathers statistics, so it needs num_env_runners=0, "
+                "num_envs_per_env_runner=1 and RLlib's new API stack: several environments would each have their own."
             )
 
     def _refuse_options_without_effect(self) -> None:

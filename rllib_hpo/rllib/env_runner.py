@@ -26,7 +26,7 @@ from rllib_hpo.learning.replay import RowLayout
 from rllib_hpo.rllib.environment import environment_maker
 from rllib_hpo.rllib.rl_module import ActorCriticModule
 from rllib_hpo.streams import TorchStreams, numpy_generator, seed_sequence
-from rllib_hpo.tasks import ActionScaling, check_spaces
+from rllib_hpo.tasks import ActionScaling, check_spaces, wrappers
 from rllib_hpo.tasks.simulator_state import capture, restore
 
 
@@ -97,6 +97,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self._obs = np.zeros((num_envs, self.layout.obs_dim), np.float32)
         self._returns, self._lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
         self._turn, self._num_builds, self._stepped = 0, [0] * num_envs, [False] * num_envs
+        self._built_with = [wrappers.get_state(env) for env in self.envs]
         self._reset_all()
         self._capturable = [capture(env) is not None for env in self.envs]
         make_callback(
@@ -188,6 +189,10 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
                 f"episode of environment {i} of runner {self.worker_index}"
             )
 
+    def wrapper_state(self) -> list[tuple[str, Any]]:
+        """What the wrappers of the first environment have gathered: an evaluation needs it."""
+        return wrappers.get_state(self.envs[0]) if self.envs else []
+
     def is_savable(self) -> bool:
         """Whether every environment's simulator can be saved exactly, now."""
         return all(self._capturable[i] or not self._stepped[i] for i in range(len(self.envs)))
@@ -199,11 +204,14 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         """
         for i in range(len(self.envs)):
             if not self._capturable[i]:
-                self._rebuild(i, self._num_builds[i] + 1)
+                self._rebuild(i, self._num_builds[i] + 1, wrappers.get_state(self.envs[i]))
 
-    def _rebuild(self, i: int, num_builds: int) -> None:
+    def _rebuild(self, i: int, num_builds: int, gathered: list[tuple[str, Any]]) -> None:
+        """Another environment, whose wrappers begin with what they have `gathered`."""
         self.envs[i].close()
         self.envs[i], self._num_builds[i], self._stepped[i] = self._make(), num_builds, False
+        self._built_with[i] = gathered
+        wrappers.set_state(self.envs[i], gathered)
         self._begin_episode(i, seed=self._environment_seed(i))
 
     def join(self, env_steps: int) -> None:
@@ -272,6 +280,8 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         return {
             "simulator": simulator,
             "num_builds": self._num_builds[i] + int(lost),
+            # The first reset adds to it, and will again where the environment is built anew.
+            "wrappers": wrappers.get_state(self.envs[i]) if self._stepped[i] else self._built_with[i],
             "obs": self._obs[i].copy(),
             "return": float(self._returns[i]),
             "length": int(self._lengths[i]),
@@ -296,7 +306,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
 
     def _set_environment(self, i: int, saved: dict[str, Any]) -> None:
         if saved["simulator"] is None:
-            self._rebuild(i, saved["num_builds"])
+            self._rebuild(i, saved["num_builds"], saved.get("wrappers", []))
             return
         self._num_builds[i] = saved["num_builds"]
         restore(self.envs[i], saved["simulator"])

@@ -11,13 +11,16 @@ from ray.tune.registry import ENV_CREATOR, _global_registry
 
 from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.tasks import check_spaces, make_env
+from rllib_hpo.tasks.wrappers import parse_wrappers
 
 
-def environment_maker(config: Any, worker_index: int = 0) -> Callable[[], gym.Env[Any, Any]]:
+def environment_maker(
+    config: Any, worker_index: int = 0, *, training: bool = True
+) -> Callable[[], gym.Env[Any, Any]]:
     """A function that makes the environment of `config` anew each time.
 
     As in RLlib, a class or a registered creator is called with the `EnvContext` of `env_config`, and a
-    gymnasium id gets `env_config` as keyword arguments.
+    gymnasium id gets `env_config` as keyword arguments of `rllib_hpo.tasks.make_env`.
     """
     context = EnvContext(config.env_config, worker_index=worker_index, num_workers=config.num_env_runners)
     if callable(config.env):
@@ -26,8 +29,13 @@ def environment_maker(config: Any, worker_index: int = 0) -> Callable[[], gym.En
         creator = _global_registry.get(ENV_CREATOR, config.env)
         return lambda: creator(context)
     # The runner checks spaces and every number itself; gymnasium's checker would cost a tenth of a step.
-    arguments = {"disable_env_checker": True, **config.env_config}
+    arguments = {"disable_env_checker": True, "training": training, **config.env_config}
     return lambda: make_env(config.env, **arguments)
+
+
+def stateful_wrappers(config: Any) -> list[str]:
+    """Names of the wrappers that gather statistics."""
+    return [spec.name for spec in parse_wrappers(config.env_config.get("wrappers", ())) if spec.has_state]
 
 
 def try_out(config: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -14,7 +14,7 @@ import torch
 from rllib_hpo.errors import NonFiniteError
 from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.streams import seed_sequence
-from rllib_hpo.tasks import ActionScaling
+from rllib_hpo.tasks import ActionScaling, wrappers
 
 
 class Evaluation(NamedTuple):
@@ -30,16 +30,29 @@ def episode_seeds(seed: int, evaluation: int, num_episodes: int) -> list[int]:
     return [int(state >> 1) for state in states]
 
 
-def evaluate(actor: Actor, make: Callable[[], gym.Env[Any, Any]], seeds: list[int]) -> Evaluation:
+def evaluate(
+    actor: Actor,
+    make: Callable[[], gym.Env[Any, Any]],
+    seeds: list[int],
+    wrapper_state: Sequence[Sequence[Any]] = (),
+) -> Evaluation:
     """Plays one noise-free episode per seed, in step, so that one forward pass serves all of them.
 
     Environments are made afresh and closed: nothing of one evaluation can reach the next.
+
+    Args:
+        actor: What acts.
+        make: Makes an environment.
+        seeds: Of the episodes.
+        wrapper_state: What the wrappers have gathered in training (`rllib_hpo.tasks.wrappers`); they gather no more.
 
     Raises:
         NonFiniteError: If an observation or reward is not finite.
     """
     envs = [make() for _ in seeds]
     try:
+        for env in envs:
+            wrappers.set_state(env, wrapper_state, frozen=True)
         scaling = ActionScaling.of(envs[0].action_space)
         obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)]).astype(
             np.float32

@@ -152,6 +152,11 @@ class ModuleStack(stack.Stack):
             self.algorithm.env_runner.module.set_state(self._acting_state())
 
     @override(stack.Stack)
+    def wrapper_state(self) -> list[tuple[str, Any]]:
+        state: list[tuple[str, Any]] = self.algorithm.env_runner.wrapper_state()
+        return state
+
+    @override(stack.Stack)
     def rebuild_unsavable_envs(self) -> None:
         self.algorithm.env_runner_group.foreach_env_runner(Call("rebuild_unsavable_envs"))
 

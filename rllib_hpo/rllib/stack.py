@@ -51,6 +51,10 @@ class Stack(ABC):
     def refresh_actor(self) -> None:
         """Brings the newest weights to `actor`, where it is not the learner's own."""
 
+    def wrapper_state(self) -> list[tuple[str, Any]]:
+        """What the environment's wrappers have gathered; only a runner in this process may have any that do."""
+        return []
+
     @abstractmethod
     def rebuild_unsavable_envs(self) -> None:
         """Makes anew the environments whose simulator a checkpoint cannot hold."""

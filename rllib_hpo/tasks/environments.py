@@ -13,6 +13,7 @@ from gymnasium.envs.registration import EnvSpec
 from numpy.typing import ArrayLike, NDArray
 
 from rllib_hpo.errors import UnknownNameError, UserError, nearest
+from rllib_hpo.tasks.wrappers import parse_wrappers, wrap
 
 PYBULLET_IDS = (
     "HumanoidPyBulletEnv-v0",
@@ -53,18 +54,20 @@ def find_spec(env_id: str) -> EnvSpec | None:
     return gym.registry.get(name)
 
 
-def make_env(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
+def make_env(env_id: str, *, wrappers: Any = (), training: bool = True, **kwargs: Any) -> gym.Env[Any, Any]:
     """`gymnasium.make` without a deprecation warning for -v4, a log file of MuJoCo's, or output on stdout.
 
     Args:
         env_id: A gymnasium id, or "module:Id-v0" for one that `module` registers.
+        wrappers: What to put around it, by name: see `rllib_hpo.tasks.wrappers`.
+        training: Whether to train in it; evaluations leave out wrappers that change rewards only.
         **kwargs: As of `gymnasium.make`, e.g. `render_mode` and `max_episode_steps`.
 
     Raises:
         UnknownNameError: No such id.
         UserError: It exists but cannot be made here, for instance because its simulator is not installed.
     """
-    spec = find_spec(env_id)
+    layers, spec = parse_wrappers(wrappers), find_spec(env_id)
     if spec is None:
         close = nearest(env_id, gym.registry)
         hint = f" Did you mean '{close}'?" if close else " Is the package that registers it imported?"
@@ -74,10 +77,11 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
             importlib.import_module(spec.entry_point.partition(":")[0])
         _send_mujoco_warnings_to_logging()
         # A spec instead of an id: gymnasium warns of newer versions only where it looks up an id.
-        return gym.make(spec, **kwargs)
+        env = gym.make(spec, **kwargs)
     except (gym.error.Error, ImportError, TypeError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(f"Environment '{env_id}' could not be made: {reason}.") from error
+    return wrap(env, layers, training=training)
 
 
 def _send_mujoco_warnings_to_logging() -> None:

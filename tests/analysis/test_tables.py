@@ -33,7 +33,9 @@ from tests.results.rows import make_row
 HOPPER, ANT = TaskId("hopper", "Hopper-v4"), TaskId("ant", "Ant-v4")
 
 
-def grid(changes: dict[str, float] | None = None, *, ends: dict[tuple[str, int], int] | None = None) -> pa.Table:
+def grid(
+    changes: dict[str, float] | None = None, *, ends: dict[tuple[str, int], int] | None = None
+) -> pa.Table:
     """SAC and SAC-HPO on two tasks, three seeds, returns 100 * step number * (1 + seed), SAC-HPO 50 more."""
     rows = []
     for algorithm, bonus in {"sac": 0.0, "sac-hpo": 50.0, **(changes or {})}.items():
@@ -100,7 +102,9 @@ def test_scores_by_hand() -> None:
     assert scaled is not None
     zero = random_return("Hopper-v4")
     assert zero is not None
-    np.testing.assert_allclose(scaled.of(HOPPER, "SAC-HPO"), (np.array([250, 450, 650]) - zero) / (400 - zero))
+    np.testing.assert_allclose(
+        scaled.of(HOPPER, "SAC-HPO"), (np.array([250, 450, 650]) - zero) / (400 - zero)
+    )
 
 
 def test_what_cannot_be_normalised_is_not() -> None:

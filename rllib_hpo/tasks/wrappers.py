@@ -1,0 +1,211 @@
+"""Gymnasium wrappers by name, as a sweep file or `env_config` lists them, innermost first.
+
+```yaml
+env_config:
+  wrappers:
+    - action-repeat: {num_repeats: 2}
+    - normalize-observation
+    - mypackage.wrappers:MyWrapper
+```
+
+A wrapper that changes rewards only (a `gymnasium.RewardWrapper`, or one with `training_only = True`) is left out of
+evaluations: they measure the environment's own return. Statistics that a wrapper gathers are part of checkpoints, and
+evaluations use those of training, frozen. A wrapper of one's own takes part in that with `get_state()`, which returns
+plain values, and `set_state(state)`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.wrappers import NormalizeObservation, NormalizeReward
+from gymnasium.wrappers.utils import RunningMeanStd
+
+from rllib_hpo.errors import SettingsError, nearest
+
+Env = gym.Env[Any, Any]
+
+
+class ActionRepeat(gym.Wrapper[Any, Any, Any, Any]):
+    """Repeats every action and adds up the rewards; what the algorithm counts are its own decisions.
+
+    Args:
+        env: The environment.
+        num_repeats: At least 1; fewer where an episode ends.
+    """
+
+    def __init__(self, env: Env, num_repeats: int = 2) -> None:
+        super().__init__(env)
+        if num_repeats < 1:
+            raise ValueError(f"num_repeats={num_repeats} must be at least 1")
+        self.num_repeats = num_repeats
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """The last observation and the sum of the rewards."""
+        total = 0.0
+        for _ in range(self.num_repeats):
+            obs, reward, terminated, truncated, info = self.env.step(action)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return obs, total, terminated, truncated, info
+
+
+WRAPPERS: dict[str, type[gym.Wrapper[Any, Any, Any, Any]]] = {
+    "action-repeat": ActionRepeat,
+    "normalize-observation": NormalizeObservation,
+    "normalize-reward": NormalizeReward,
+}
+"""Names for the commonest; others are "gymnasium.wrappers:TimeAwareObservation" or "module:Class"."""
+
+
+class WrapperSpec(NamedTuple):
+    """One entry of a list of wrappers."""
+
+    name: str
+    wrapper: type[gym.Wrapper[Any, Any, Any, Any]]
+    kwargs: dict[str, Any]
+
+    @property
+    def training_only(self) -> bool:
+        """Whether evaluations leave it out, since it changes nothing but rewards."""
+        rewards = issubclass(self.wrapper, (gym.RewardWrapper, NormalizeReward))
+        return bool(getattr(self.wrapper, "training_only", rewards))
+
+    @property
+    def has_state(self) -> bool:
+        """Whether it gathers what outlives an episode."""
+        return issubclass(self.wrapper, (NormalizeObservation, NormalizeReward)) or _saves_itself(
+            self.wrapper
+        )
+
+
+def parse_wrappers(listed: Any) -> list[WrapperSpec]:
+    """The wrappers of a list of names, or of one-entry mappings from a name to its arguments.
+
+    Raises:
+        SettingsError: Naming the entry, and the nearest valid name.
+    """
+    if not isinstance(listed, Sequence) or isinstance(listed, str):
+        raise SettingsError(f"wrappers={listed!r} must be a list of names.")
+    return [_parse(entry) for entry in listed]
+
+
+def _parse(entry: Any) -> WrapperSpec:
+    name: Any = entry
+    kwargs: Any = {}
+    if isinstance(entry, Mapping) and len(entry) == 1:
+        ((name, kwargs),) = entry.items()
+    if not isinstance(name, str) or not isinstance(kwargs, Mapping):
+        raise SettingsError(f"wrappers: {entry!r} must be a name, or a name with its arguments.")
+    wrapper = WRAPPERS.get(name) or _imported(name)
+    return WrapperSpec(name, wrapper, dict(kwargs))
+
+
+def _imported(name: str) -> type[gym.Wrapper[Any, Any, Any, Any]]:
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        close = nearest(name, WRAPPERS)
+        hint = f" Did you mean '{close}'?" if close else ""
+        raise SettingsError(
+            f"wrappers: there is no '{name}'.{hint} Valid: {', '.join(WRAPPERS)}, or 'module:Class'."
+        )
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise SettingsError(f"wrappers: '{name}' cannot be imported: {error}.") from error
+    if not (isinstance(found, type) and issubclass(found, gym.Wrapper)):
+        raise SettingsError(f"wrappers: '{name}' is not a gymnasium.Wrapper.")
+    return found
+
+
+def wrap(env: Env, specs: Sequence[WrapperSpec], *, training: bool = True) -> Env:
+    """The environment in its wrappers; for evaluations without those of training only.
+
+    Raises:
+        SettingsError: If a wrapper does not take its arguments or this environment.
+    """
+    for spec in specs:
+        if spec.training_only and not training:
+            continue
+        try:
+            env = spec.wrapper(env, **spec.kwargs)
+        except (TypeError, ValueError, AssertionError) as error:
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise SettingsError(f"wrappers: '{spec.name}' does not fit the environment: {reason}.") from error
+    return env
+
+
+def get_state(env: Env) -> list[tuple[str, Any]]:
+    """What the wrappers of an environment have gathered, outermost first: class names and plain values."""
+    return [(_name(layer), _state_of(layer)) for layer in _layers(env) if _keeps_state(layer)]
+
+
+def set_state(env: Env, state: Sequence[Sequence[Any]], *, frozen: bool = False) -> None:
+    """Puts the states that `get_state` returned into the wrappers of the same classes.
+
+    Args:
+        env: Wrapped alike, except that wrappers of training only may be missing.
+        state: Of another environment, or read back from JSON.
+        frozen: Whether statistics gather no more.
+    """
+    waiting = [list(entry) for entry in state]
+    for layer in _layers(env):
+        if not _keeps_state(layer):
+            continue
+        place = next((i for i, (name, _) in enumerate(waiting) if name == _name(layer)), None)
+        if place is not None:
+            _set_state_of(layer, waiting.pop(place)[1])
+        if frozen and hasattr(layer, "update_running_mean"):
+            layer.update_running_mean = False
+
+
+def _layers(env: Env) -> list[Any]:
+    layers: list[Any] = []
+    while isinstance(env, gym.Wrapper):
+        layers.append(env)
+        env = env.env
+    return layers
+
+
+def _name(layer: Any) -> str:
+    return f"{type(layer).__module__}.{type(layer).__qualname__}"
+
+
+def _saves_itself(wrapper: Any) -> bool:
+    # Not by hasattr on an instance: a gymnasium wrapper may hand attributes on from the environment.
+    kind = wrapper if isinstance(wrapper, type) else type(wrapper)
+    return callable(getattr(kind, "get_state", None)) and callable(getattr(kind, "set_state", None))
+
+
+def _keeps_state(layer: Any) -> bool:
+    return isinstance(layer, (NormalizeObservation, NormalizeReward)) or _saves_itself(layer)
+
+
+def _state_of(layer: Any) -> Any:
+    if _saves_itself(layer):
+        return layer.get_state()
+    statistics = _statistics(layer)
+    return {
+        "mean": np.asarray(statistics.mean).tolist(),
+        "var": np.asarray(statistics.var).tolist(),
+        "count": float(statistics.count),
+    }
+
+
+def _set_state_of(layer: Any, state: Any) -> None:
+    if _saves_itself(layer):
+        layer.set_state(state)
+        return
+    statistics = _statistics(layer)
+    statistics.mean = np.asarray(state["mean"], np.float64)
+    statistics.var = np.asarray(state["var"], np.float64)
+    statistics.count = state["count"]
+
+
+def _statistics(layer: Any) -> RunningMeanStd:
+    return layer.obs_rms if isinstance(layer, NormalizeObservation) else layer.return_rms
