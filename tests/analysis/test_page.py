@@ -18,7 +18,7 @@ from rllib_hpo.analysis.curves import Curve, ema, mean_over_seeds
 from rllib_hpo.analysis.page import write_page
 from rllib_hpo.errors import StorageError
 
-HOSTILE = "</script><img src=x onerror=alert(1)>"
+HOSTILE = "</script><img src=x onerror=alert(1)><b>&lt;</b>%{x}"
 SVG = (
     '<svg xmlns="http://www.w3.org/2000/svg" width="300" height="200"><rect width="300" height="200"/></svg>'
 )
