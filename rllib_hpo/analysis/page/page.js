@@ -15,7 +15,8 @@ const RETURN = "return";
 const QUANTITIES = [RETURN, ...new Set(DATA.runs.flatMap((run) => Object.keys(run.diagnostics ?? {})))];
 const MAX_SPAN = 100;
 const dark = matchMedia("(prefers-color-scheme: dark)");
-const coarse = matchMedia("(pointer: coarse)"); // a finger: it scrolls, it does not hover
+const finger = matchMedia("(pointer: coarse)"); // it scrolls where a mouse draws a zoom
+const hovers = matchMedia("(hover: hover)");
 const wide = matchMedia("(min-width: 60.01rem)");
 const element = (id) => document.getElementById(id);
 
@@ -145,12 +146,12 @@ function luminance(rgb) {
   return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 }
 
-/** A series' colour; on a dark page mixed with white until it stands out from the page, 3 to 1. */
+/** A series' colour; on a dark page mixed with white until it stands out from the page, 5 to 1. */
 function colorOf(series) {
   const color = DATA.series[series].color;
   if (!dark.matches || !/^#[0-9a-f]{6}$/i.test(color)) return color;
   let rgb = [1, 3, 5].map((start) => parseInt(color.slice(start, start + 2), 16));
-  while (luminance(rgb) < 0.13) rgb = rgb.map((part) => part + 0.1 * (255 - part));
+  while (luminance(rgb) < 0.25) rgb = rgb.map((part) => part + 0.1 * (255 - part));
   return `rgb(${rgb.map(Math.round).join(", ")})`;
 }
 
@@ -280,7 +281,7 @@ function layoutOf(plot) {
     showlegend: false,
     hovermode: "closest",
     hoverlabel: { bgcolor: paper, font: { color: ink, size: rem() * 0.8, family: "system-ui, sans-serif" }, align: "left" },
-    dragmode: coarse.matches ? false : "zoom",
+    dragmode: finger.matches ? false : "zoom",
     modebar: { bgcolor: "rgba(0,0,0,0)", color: muted, activecolor: ink },
     uirevision: `${state.x} ${state.y}`, // a zoom outlasts smoothing, not another axis
     xaxis: { ...axis, title: { text: X_AXES[state.x].title, standoff: 6 }, tickformat: X_AXES[state.x].tickformat, rangemode: "tozero", nticks: 7 },
@@ -291,7 +292,7 @@ function layoutOf(plot) {
 function configOf(task) {
   return {
     displaylogo: false,
-    displayModeBar: coarse.matches ? false : "hover",
+    displayModeBar: hovers.matches && "hover", // else Plotly would show it always
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
     showTips: false,
     toImageButtonOptions: { format: "svg", filename: `${DATA.title} ${DATA.tasks[task].name}` },
@@ -354,6 +355,7 @@ function panelOf(task) {
     const article = make("article", "panel");
     article.dataset.task = task;
     const { name, env_id: environment } = DATA.tasks[task];
+    article.setAttribute("aria-label", `Learning curves of ${name}`);
     const title = make("h3", "", name);
     if (environment && environment !== name) title.append(" ", make("small", "", environment));
     const [key, plot] = [make("ul", "key"), make("div", "plot")];
