@@ -4,8 +4,8 @@
 
 runs benchmarks/results/hopper-halfcheetah-30k/sweep.yaml in runs/hopper-halfcheetah-30k (about an hour on four
 cores). When half of the evaluations are there it kills the driver, resumes, and in the end demands every evaluation
-exactly once. It writes beside the sweep file: rows.parquet, curves.png, tables.md and sweep.json, which says when it was
-killed and on what machine.
+exactly once. It writes beside the sweep file: rows.parquet, curves.png, tables.md and sweep.json, which says when it
+was killed and on what machine.
 """
 
 from __future__ import annotations
