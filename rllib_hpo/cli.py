@@ -40,7 +40,10 @@ _Wandb = Annotated[
     typer.Option(help="Weights & Biases; offline needs no account."),
 ]
 _WandbArtifacts = Annotated[
-    bool, typer.Option("--wandb-artifacts", help="Give W&B each checkpoint too, without its replay.")
+    bool,
+    typer.Option(
+        "--wandb-artifacts", help="Give W&B each checkpoint too, some megabytes without its replay."
+    ),
 ]
 _WandbVideo = Annotated[
     bool, typer.Option("--wandb-video", help="Film a noise-free episode for W&B when all steps are made.")

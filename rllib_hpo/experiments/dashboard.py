@@ -78,7 +78,7 @@ def workspace(files: SweepFiles, entity: str | None = None, project: str = PROJE
         sections=sections,
         settings=ws.WorkspaceSettings(x_axis=STEP_METRIC, max_runs=MOST_LINES),
         runset_settings=ws.RunsetSettings(
-            filters=[ws.Metric("Group").isin([group_of(plan["sweep"], task) for task in tasks])],
+            filters=ws.And(ws.Metric("Group").isin([group_of(plan["sweep"], task) for task in tasks])),
             # The task comes first: means of returns or losses over tasks would say nothing.
             groupby=[ws.Metric("Group"), ws.Metric("JobType"), ws.Config("variant")],
         ),
@@ -105,10 +105,11 @@ def save_workspace(built: Any) -> str:
 
     try:
         wandb.setup(wandb.Settings(silent=True))
-        api = wandb.Api()
-        built.entity = built.entity or api.default_entity
+        if not wandb.login(prompt=False):
+            raise ValueError("there is no account, or WANDB_MODE is offline")
+        built.entity = built.entity or wandb.Api().default_entity
         return str(built.save().url)
-    except Exception as error:
+    except Exception as error:  # W&B raises many kinds, some of them bare
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
             f"The workspace could not be saved online ({reason[0].rstrip('.')}); run `wandb login`, "

@@ -222,9 +222,10 @@ class TrainingRun:
         if scheduled or self.algorithm.is_savable():
             path = self.store.save(self.algorithm)
             if self._options.artifacts and self._wandb.is_on:
-                manifest, best = read_manifest(path), (self.store.directory / "best").resolve()
+                manifest = read_manifest(path)
                 about = {key: manifest[key] for key in ("algorithm", "task", "env", "env_steps", "versions")}
-                self._wandb.log_model(path, [*manifest["files"], MANIFEST], about, is_best=path == best)
+                is_best = path.samefile(self.store.directory / "best")
+                self._wandb.log_model(path, [*manifest["files"], MANIFEST], about, is_best=is_best)
 
 
 def train(
