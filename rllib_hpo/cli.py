@@ -39,6 +39,20 @@ _Import = Annotated[
     ),
 ]
 
+_Wandb = Annotated[
+    Literal["offline", "online", "disabled"],
+    typer.Option(help="Weights & Biases; offline needs no account."),
+]
+_WandbArtifacts = Annotated[
+    bool,
+    typer.Option(
+        "--wandb-artifacts", help="Give W&B each checkpoint too, some megabytes without its replay."
+    ),
+]
+_WandbVideo = Annotated[
+    bool, typer.Option("--wandb-video", help="Film a noise-free episode for W&B when all steps are made.")
+]
+
 
 @app.command()
 def train(
@@ -72,10 +86,9 @@ def train(
     keep_checkpoints: Annotated[
         int, typer.Option(min=1, help="Newest checkpoints to keep; the best is kept besides.")
     ] = 2,
-    wandb: Annotated[
-        Literal["offline", "online", "disabled"],
-        typer.Option(help="Weights & Biases; offline needs no account."),
-    ] = "offline",
+    wandb: _Wandb = "offline",
+    wandb_artifacts: _WandbArtifacts = False,
+    wandb_video: _WandbVideo = False,
     imports: _Import = None,
 ) -> None:
     """Train one run: rows of evaluations in Parquet, checkpoints, a learning curve, all under --out."""
@@ -85,6 +98,7 @@ def train(
     from rllib_hpo.experiments.run_config import resolve
     from rllib_hpo.experiments.train import open_run, quiet_ray, start_run
     from rllib_hpo.experiments.train import train as run_training
+    from rllib_hpo.experiments.wandb_logger import WandbOptions
     from rllib_hpo.results import read_rows
 
     quiet_ray()
@@ -101,8 +115,9 @@ def train(
         resolved = resolve({**flags, "steps": steps}, config)
         files = start_run(resolved, out)
     _print_config(resolved)
+    options = WandbOptions(wandb, wandb_artifacts, wandb_video)
     stopped_by = run_training(
-        resolved, files, Progress(console), keep_checkpoints=keep_checkpoints, wandb_mode=wandb
+        resolved, files, Progress(console), keep_checkpoints=keep_checkpoints, wandb=options
     )
     learning_curve(read_rows(files.results), files.curve)
     _print_files(files)
@@ -133,10 +148,9 @@ def sweep(
     gpus_per_learner: Annotated[
         float | None, typer.Option(min=0, max=1, help="GPU, or a share of one, for every trial.")
     ] = None,
-    wandb: Annotated[
-        Literal["offline", "online", "disabled"],
-        typer.Option(help="Weights & Biases; offline needs no account."),
-    ] = "offline",
+    wandb: _Wandb = "offline",
+    wandb_artifacts: _WandbArtifacts = False,
+    wandb_video: _WandbVideo = False,
     imports: _Import = None,
 ) -> None:
     """Run a grid of trials on this machine or a Ray cluster (RAY_ADDRESS); it can be killed and resumed.
@@ -148,6 +162,7 @@ def sweep(
     from rllib_hpo.experiments.sweep_config import read_sweep
     from rllib_hpo.experiments.sweep_progress import SweepProgress
     from rllib_hpo.experiments.train import quiet_ray
+    from rllib_hpo.experiments.wandb_logger import WandbOptions
 
     quiet_ray()
     changes = {
@@ -175,10 +190,40 @@ def sweep(
     elif given or seeds is not None:
         sweeps.plan_trials(grid, files, imports or ())
     names = [trial.name for trial in grid.trials] if only is not None else None
+    options = WandbOptions(wandb, wandb_artifacts, wandb_video)
     outcome = sweeps.run_sweep(
-        files, SweepProgress(console), only=names, max_concurrent=max_concurrent, wandb_mode=wandb
+        files, SweepProgress(console), only=names, max_concurrent=max_concurrent, wandb=options
     )
     _print_outcome(files, outcome)
+
+
+@app.command()
+def dashboard(
+    directory: Annotated[Path, typer.Argument(metavar="SWEEP_DIR", help="Directory of a sweep.")],
+    entity: Annotated[
+        str | None, typer.Option(help="W&B user or team. Default: the account's, with --save.")
+    ] = None,
+    project: Annotated[str, typer.Option(help="W&B project.")] = "rllib-hpo",
+    out: Annotated[
+        Path | None, typer.Option(help="File of the workspace. Default: SWEEP_DIR/dashboard.json.")
+    ] = None,
+    save: Annotated[
+        bool, typer.Option("--save", help="Save the workspace online too, and print its address.")
+    ] = False,
+) -> None:
+    """Make the W&B workspace that compares a sweep's algorithms and variants, task by task.
+
+    It needs `pip install 'rllib-hpo[dashboard]'`, and an account only with --save.
+    """
+    from rllib_hpo.experiments.dashboard import save_workspace, workspace, write_workspace
+    from rllib_hpo.experiments.sweep import SweepFiles
+
+    built = workspace(SweepFiles(directory), entity, project)
+    path = out or directory / "dashboard.json"
+    write_workspace(built, path)
+    console.print(f"workspace:      {path}", highlight=False, soft_wrap=True)
+    if save:
+        console.print(f"online:         {save_workspace(built)}", highlight=False, soft_wrap=True)
 
 
 @app.command()

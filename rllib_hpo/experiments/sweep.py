@@ -28,7 +28,7 @@ from rllib_hpo.experiments.run_config import RunConfig, resolve_saved
 from rllib_hpo.experiments.sweep_config import Sweep, Trial
 from rllib_hpo.experiments.sweep_progress import SweepProgress
 from rllib_hpo.experiments.train import RunFiles, TrainingRun, flat_metrics, quiet_ray
-from rllib_hpo.experiments.wandb_logger import Mode
+from rllib_hpo.experiments.wandb_logger import WandbOptions
 from rllib_hpo.results import write_atomically
 from rllib_hpo.rllib.checkpointing import read_manifest
 from rllib_hpo.tasks import import_modules
@@ -158,7 +158,7 @@ def run_sweep(
     *,
     only: Sequence[str] | None = None,
     max_concurrent: int | None = None,
-    wandb_mode: Mode = "offline",
+    wandb: WandbOptions = WandbOptions(),  # noqa: B008  (frozen)
     keep_checkpoints: int = 1,
 ) -> Outcome:
     """Runs the trials of a sweep that are not complete yet.
@@ -179,7 +179,7 @@ def run_sweep(
         with cluster():
             check_placeable({name: resources(configs[name]) for name in waiting})
             with progress.running({name: configs[name].run.steps for name in names}, done_before):
-                _tune(files, plan, waiting, configs, progress, max_concurrent, wandb_mode, keep_checkpoints)
+                _tune(files, plan, waiting, configs, progress, max_concurrent, wandb, keep_checkpoints)
     return _outcome(files, names, configs)
 
 
@@ -190,7 +190,7 @@ def _tune(
     configs: Mapping[str, RunConfig],
     progress: SweepProgress,
     max_concurrent: int | None,
-    wandb_mode: Mode,
+    wandb: WandbOptions,
     keep_checkpoints: int,
 ) -> None:
     requests = {name: resources(configs[name]) for name in names}
@@ -203,7 +203,7 @@ def _tune(
             "sweep": plan["sweep"],
             "imports": plan["imports"],
             "variants": plan["trials"],
-            "wandb_mode": wandb_mode,
+            "wandb": wandb,
             "keep_checkpoints": keep_checkpoints,
         },
         tune_config=tune.TuneConfig(
@@ -251,7 +251,7 @@ class SweepTrial(tune.Trainable):
                 sweep=config["sweep"],
                 variant=config["variants"][name],
                 keep_checkpoints=config["keep_checkpoints"],
-                wandb_mode=config["wandb_mode"],
+                wandb=config["wandb"],
             )
 
     def step(self) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from rllib_hpo.experiments.checkpoints import CheckpointStore
 from rllib_hpo.experiments.lock import locked
 from rllib_hpo.experiments.progress import Progress
 from rllib_hpo.experiments.run_config import RunConfig, resolve_saved
-from rllib_hpo.experiments.wandb_logger import Mode, WandbRun
+from rllib_hpo.experiments.wandb_logger import WandbOptions, WandbRun, describe_run, group_of, return_metric
 from rllib_hpo.results import trial_id
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
+from rllib_hpo.rllib.checkpointing import MANIFEST, read_manifest
 from rllib_hpo.rllib.config import ActorCriticConfig, make_config
 
 CONFIG_FILE = "config.yaml"
@@ -139,7 +140,7 @@ class TrainingRun:
         sweep: What its rows say in that column.
         variant: And in that.
         keep_checkpoints: The newest to keep; the best is kept besides.
-        wandb_mode: Of Weights & Biases.
+        wandb: What Weights & Biases gets.
 
     Raises:
         UserError: A failure the user can mend, another process in the same directory among them.
@@ -153,10 +154,12 @@ class TrainingRun:
         sweep: str = SINGLE_RUNS,
         variant: str = "",
         keep_checkpoints: int = 2,
-        wandb_mode: Mode = "offline",
+        wandb: WandbOptions = WandbOptions(),  # noqa: B008  (frozen)
     ) -> None:
-        self.config, self._open = config, ExitStack()
+        self.config, self._open, self._options = config, ExitStack(), wandb
+        self._evaluated: int | None = None
         identity = trial_id(files.directory)
+        group = files.directory.name if sweep == SINGLE_RUNS else group_of(sweep, config.run.task)
         self.store = CheckpointStore(files.directory, keep_checkpoints)
         with ExitStack() as opened:  # what was opened is closed again if the next cannot be
             opened.enter_context(locked(files.directory))
@@ -167,11 +170,10 @@ class TrainingRun:
             self._wandb = opened.enter_context(
                 WandbRun(
                     files.directory,
-                    wandb_mode,
-                    name=f"{config.run.algorithm}-{config.run.task}-{config.run.seed}",
-                    group=files.directory.name if sweep == SINGLE_RUNS else f"{sweep}/{config.run.task}",
-                    config=config.values(),
+                    wandb.mode,
+                    group=group,
                     run_id=identity,
+                    **describe_run(config, sweep, variant),
                 )
             )
             self.store.restore_newest(self.algorithm)
@@ -194,16 +196,36 @@ class TrainingRun:
     def iterate(self, stopping: Callable[[], bool] = lambda: False) -> dict[str, Any]:
         """Trains for an iteration, and saves a checkpoint if one is due or `stopping` says that this was the last."""
         result: dict[str, Any] = self.algorithm.train()
-        self._wandb.log(flat_metrics(result), env_steps=self.algorithm.env_steps)
+        self._log(result)
         scheduled = self.algorithm.schedule.checkpoint_due(self.algorithm.env_steps)
         if scheduled or self.is_complete or stopping():
             self.save(scheduled=scheduled)
+        if self.is_complete and self._options.video and self._wandb.is_on:
+            self._wandb.log_video(self._film, self.algorithm.env_steps)
         return result
+
+    def _log(self, result: Mapping[str, Any]) -> None:
+        metrics, evaluated = flat_metrics(result), int(result["evaluation"]["env_steps"])
+        self._wandb.log(metrics, env_steps=self.algorithm.env_steps)
+        if evaluated != self._evaluated:  # once, where it belongs on the axis: the points of the rows
+            self._evaluated = evaluated
+            by_task = {return_metric(self.config.run.task): metrics["evaluation/return_mean"]}
+            self._wandb.log(by_task, env_steps=evaluated)
+
+    def _film(self, path: Path) -> None:
+        from rllib_hpo.experiments.evaluate import film
+
+        film(self.store.directory / "last", path, self.config.run.seed)
 
     def save(self, *, scheduled: bool = False) -> None:
         """Writes a checkpoint; off schedule only what can be saved exactly (see `checkpoint_every`)."""
         if scheduled or self.algorithm.is_savable():
-            self.store.save(self.algorithm)
+            path = self.store.save(self.algorithm)
+            if self._options.artifacts and self._wandb.is_on:
+                manifest = read_manifest(path)
+                about = {key: manifest[key] for key in ("algorithm", "task", "env", "env_steps", "versions")}
+                is_best = path.samefile(self.store.directory / "best")
+                self._wandb.log_model(path, [*manifest["files"], MANIFEST], about, is_best=is_best)
 
 
 def train(
@@ -212,7 +234,7 @@ def train(
     progress: Progress,
     *,
     keep_checkpoints: int = 2,
-    wandb_mode: Mode = "offline",
+    wandb: WandbOptions = WandbOptions(),  # noqa: B008  (frozen)
 ) -> int | None:
     """Trains until `steps`, from the newest intact checkpoint if there is one.
 
@@ -223,7 +245,7 @@ def train(
         UserError: A failure the user can mend; the last checkpoint and all rows are on disk.
     """
     with (
-        TrainingRun(config, files, keep_checkpoints=keep_checkpoints, wandb_mode=wandb_mode) as run,
+        TrainingRun(config, files, keep_checkpoints=keep_checkpoints, wandb=wandb) as run,
         _stop_request() as stop,
         progress.running(run.algorithm, config.run.steps),
     ):

@@ -5,16 +5,62 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from rllib_hpo.errors import StorageError, UserError
 
+if TYPE_CHECKING:
+    from rllib_hpo.experiments.run_config import RunConfig
+
 Mode = Literal["offline", "online", "disabled"]
 
+STEP_METRIC = "env_steps"
+"""The x axis of everything."""
+
+PROJECT = "rllib-hpo"
+_TAG_LENGTH = 64
+"""The longest tag that W&B takes."""
+
 _LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WandbOptions:
+    """What Weights & Biases gets of a run."""
+
+    mode: Mode = "offline"
+    artifacts: bool = False
+    """Each checkpoint, without its replay, as a model."""
+    video: bool = False
+    """One noise-free episode of the policy that the run ends with."""
+
+
+def group_of(sweep: str, task: str) -> str:
+    """What W&B groups the runs of a sweep by: a task's seeds, algorithms and variants stand together."""
+    return f"{sweep}/{task}"
+
+
+def return_metric(task: str) -> str:
+    """The evaluation return under a name of its own for each task: a W&B panel shows all runs that have a metric."""
+    return f"tasks/{task}/return_mean"
+
+
+def describe_run(config: RunConfig, sweep: str, variant: str) -> dict[str, Any]:
+    """Name, job type, tags and configuration of a run, as keyword arguments of `WandbRun`."""
+    run, env_id = config.run, config.task.env_id
+    variants = [] if variant in {"", "default"} else [variant]
+    tags = dict.fromkeys([sweep, run.task, run.algorithm, *variants, env_id])
+    return {
+        "name": "-".join([run.algorithm, *variants, run.task, str(run.seed)]),
+        "job_type": run.algorithm,
+        "tags": [tag[:_TAG_LENGTH] for tag in tags],
+        "config": {**config.values(), "sweep": sweep, "variant": variant or "default", "env_id": env_id},
+    }
 
 
 class WandbRun:
@@ -33,9 +79,11 @@ class WandbRun:
         directory: Path,
         mode: Mode = "offline",
         *,
-        project: str = "rllib-hpo",
+        project: str = PROJECT,
         name: str | None = None,
         group: str | None = None,
+        job_type: str | None = None,
+        tags: Sequence[str] = (),
         config: Mapping[str, Any] | None = None,
         run_id: str | None = None,
     ) -> None:
@@ -47,6 +95,8 @@ class WandbRun:
             project: W&B project.
             name: what W&B shows for the run.
             group: what W&B groups runs by, for instance a sweep.
+            job_type: what W&B calls kinds of runs; the algorithm.
+            tags: words to find the run by, of 64 characters at most.
             config: resolved configuration of the run, plain values.
             run_id: identity within the project; a resumed run passes the same again.
 
@@ -56,6 +106,7 @@ class WandbRun:
         """
         self._run: Any = None
         self._last_step = -1
+        self._folder = directory / "wandb"
         if mode != "disabled":
             self._run = _start(
                 directory,
@@ -63,18 +114,57 @@ class WandbRun:
                 project=project,
                 name=name,
                 group=group,
+                job_type=job_type,
+                tags=list(tags),
                 config=dict(config or {}),
                 id=run_id,
             )
 
-    def log(self, metrics: Mapping[str, float], env_steps: int) -> None:
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is recorded."""
+        return self._run is not None
+
+    def log(self, metrics: Mapping[str, Any], env_steps: int) -> None:
         """Record `metrics` (a flat mapping) at `env_steps`; late records, as of an evaluation, may come any time."""
         # W&B drops a record whose own step does not increase. Following env_steps, that step goes on where a
         # resumed run goes on, and never collides within one life of the run.
         self._last_step = max(self._last_step + 1, env_steps)
         with self._reported("record metrics"):
             if self._run is not None:
-                self._run.log({**metrics, "env_steps": env_steps}, step=self._last_step)
+                self._run.log({**metrics, STEP_METRIC: env_steps}, step=self._last_step)
+
+    def log_model(
+        self, directory: Path, files: Iterable[str], metadata: Mapping[str, Any], *, is_best: bool
+    ) -> None:
+        """Record `files` in a checkpoint's `directory` as the "latest" version of the run's model, or "best" too."""
+        if self._run is None:
+            return
+        # A copy, for the checkpoint may be removed before it is uploaded; beside the run, not in the home folder.
+        staging = {"WANDB_DATA_DIR": str(self._folder.resolve() / "data")}
+        with self._reported("record a checkpoint"), _environment(staging):
+            import wandb
+
+            artifact = wandb.Artifact(f"model-{self._run.id}", type="model", metadata=dict(metadata))
+            for name in files:
+                artifact.add_file(str(directory / name), name=name, skip_cache=True)
+            self._run.log_artifact(artifact, aliases=["latest", *(["best"] if is_best else [])])
+
+    def log_video(self, film: Callable[[Path], Any], env_steps: int) -> None:
+        """Record what `film` writes to the file it is given; one warning where it cannot."""
+        if self._run is None:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "episode.mp4"
+            try:
+                film(path)
+            except Exception as error:  # noqa: BLE001  (a machine that cannot render trains all the same)
+                _LOGGER.warning("No video for Weights & Biases: %s", error)
+                return
+            with self._reported("record a video"):
+                import wandb
+
+                self.log({"video": wandb.Video(str(path), format="mp4")}, env_steps)
 
     def finish(self, exit_code: int = 0) -> None:
         """Flush and close the run, at most a minute when online; further calls do nothing."""
@@ -132,7 +222,7 @@ def _start(directory: Path, mode: Mode, **identity: Any) -> Any:
                 f"Weights & Biases could not start in mode '{mode}' ({str(error).splitlines()[0].rstrip('.')}); "
                 "run `wandb login`, or choose the mode 'offline', which needs no account."
             ) from error
-    run.define_metric("*", step_metric="env_steps")
+    run.define_metric("*", step_metric=STEP_METRIC)
     return run
 
 

@@ -87,8 +87,12 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def verify(directory: Path) -> dict[str, Any]:
+def verify(directory: Path, *, with_replay: bool = True) -> dict[str, Any]:
     """The manifest of a checkpoint whose files are all as they were written.
+
+    Args:
+        directory: The checkpoint.
+        with_replay: Whether the replay must be there too, as for going on with the run.
 
     Raises:
         CheckpointError: Naming the file that is missing or damaged.
@@ -103,7 +107,7 @@ def verify(directory: Path) -> dict[str, Any]:
             or _crc32(path) != recorded["crc32"]
         ):
             raise CheckpointError(f"The checkpoint {directory} is damaged: {name} is missing or differs.")
-    for segment in manifest["replay"]["segments"]:
+    for segment in manifest["replay"]["segments"] if with_replay else ():
         if not (replay_dir / segment["file"]).is_file():
             raise CheckpointError(f"The checkpoint {directory} lacks the replay segment {segment['file']}.")
     return manifest

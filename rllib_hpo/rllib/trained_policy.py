@@ -38,7 +38,7 @@ def load_policy(checkpoint: Path) -> TrainedPolicy:
     Raises:
         CheckpointError: If the checkpoint is incomplete, damaged or of something else.
     """
-    manifest = verify(checkpoint)
+    manifest = verify(checkpoint, with_replay=False)  # models that went through W&B have none
     if api_stack(manifest) == "old":
         return _of_old_stack(checkpoint, manifest)
     module = RLModule.from_checkpoint(str(checkpoint.absolute() / MODULE_PATH))

@@ -9,6 +9,7 @@ import pytest
 
 from rllib_hpo.experiments.sweep_config import read_sweep
 from rllib_hpo.experiments.train import RunFiles, TrainingRun
+from rllib_hpo.experiments.wandb_logger import WandbOptions
 from rllib_hpo.results import read_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -32,7 +33,7 @@ def test_each_kind_of_trial_trains(path: Path, tmp_path: Path) -> None:
         assert {name: trial.config.values()[name] for name in SHORT} == SHORT
         files = RunFiles(tmp_path / trial.name, tmp_path / "results")
         with TrainingRun(
-            trial.config, files, sweep=sweep.name, variant=trial.variant, wandb_mode="disabled"
+            trial.config, files, sweep=sweep.name, variant=trial.variant, wandb=WandbOptions("disabled")
         ) as run:
             while not run.is_complete:
                 run.iterate()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from rllib_hpo.errors import StorageError
+from rllib_hpo.experiments.run_config import resolve
 from rllib_hpo.experiments.wandb_logger import WandbRun
 from tests.experiments.wandb_file import WandbFile, read_wandb_file
 
@@ -74,6 +75,95 @@ def test_offline_file_holds_everything(child: Child) -> None:
     assert [row["env_steps"] for row in life.history if row.get("return_mean") == 12.5] == [2_000]
     assert life.step_metrics["*"] == "env_steps"
     assert life.exit_code == 0
+
+
+def test_job_type_tags_and_configuration_of_a_training_run(child: Child) -> None:
+    script = """
+        import sys
+        from pathlib import Path
+        from rllib_hpo.experiments.run_config import resolve
+        from rllib_hpo.experiments.wandb_logger import WandbRun, describe_run
+
+        config = resolve({"algorithm": "sac-hpo", "task": "hopper", "seed": 3})
+        about = describe_run(config, "ablation", "k-1")
+        with WandbRun(Path(sys.argv[1]), group="ablation/hopper", run_id="abc", **about) as run:
+            run.log({"return_mean": 1.0}, env_steps=10)
+    """
+    child.start(script)
+    (life,) = child.lives()
+    assert (life.name, life.group, life.job_type) == ("sac-hpo-k-1-hopper-3", "ablation/hopper", "sac-hpo")
+    assert life.tags == ["ablation", "hopper", "sac-hpo", "k-1", "Hopper-v4"]
+    resolved = resolve({"algorithm": "sac-hpo", "task": "hopper", "seed": 3}).values()
+    expected = {**resolved, "sweep": "ablation", "variant": "k-1", "env_id": "Hopper-v4"}
+    assert {key: life.config.get(key) for key in expected} == expected
+
+
+def test_a_model_is_copied_beside_the_run(child: Child, tmp_path: Path) -> None:
+    script = """
+        import sys
+        from pathlib import Path
+        from rllib_hpo.experiments.wandb_logger import WandbRun
+
+        checkpoint = Path("checkpoint")
+        for step in (100, 200):
+            (checkpoint / "learner").mkdir(parents=True, exist_ok=True)
+            (checkpoint / "learner" / "state.pkl").write_text(f"weights {step}")
+            (checkpoint / "replay.npy").write_text("gigabytes")
+            with WandbRun(Path(sys.argv[1]), run_id="abc") as run:
+                run.log_model(checkpoint, ["learner/state.pkl"], {"env_steps": step}, is_best=step == 100)
+            (checkpoint / "learner" / "state.pkl").unlink()  # as where checkpoints are pruned
+    """
+    result = child.start(script)
+    assert (result.stdout, result.stderr) == ("", "")
+    assert not list(child.home.rglob("*"))
+    models = [model for life in child.lives() for model in life.models]
+    assert [(model.name, model.type) for model in models] == [("model-abc", "model")] * 2
+    assert [sorted(model.aliases) for model in models] == [["best", "latest"], ["latest"]]
+    assert [model.metadata for model in models] == [{"env_steps": 100}, {"env_steps": 200}]
+    for model, step in zip(models, (100, 200), strict=True):
+        ((name, copy),) = model.files.items()
+        assert (name, copy.read_text()) == ("learner/state.pkl", f"weights {step}")
+        assert copy.is_relative_to(child.run / "wandb")
+
+
+FILM = """
+    import sys
+    from pathlib import Path
+    from rllib_hpo.experiments.wandb_logger import WandbRun
+
+    def film(path):
+        path.write_bytes(b"a film")
+
+    with WandbRun(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "offline", run_id="abc") as run:
+        run.log_video(film, env_steps=5_000)
+        run.log({"return_mean": 12.5}, env_steps=6_000)
+"""
+
+
+def test_a_film_is_kept_in_the_run(child: Child) -> None:
+    child.start(FILM)
+    (life,) = child.lives()
+    (row,) = (row for row in life.history if "video/path" in row)
+    assert (row["env_steps"], row["video/_type"]) == (5_000, "video-file")
+    (kept,) = child.run.glob(f"wandb/offline-run-*/files/{row['video/path']}")
+    assert kept.read_bytes() == b"a film"
+
+
+def test_a_film_that_fails_is_one_warning_and_the_run_goes_on(child: Child) -> None:
+    result = child.start(FILM.replace('path.write_bytes(b"a film")', "raise OSError('no EGL here')"))
+    assert result.stderr == "No video for Weights & Biases: no EGL here\n"
+    (life,) = child.lives()
+    assert [row["return_mean"] for row in life.history] == [12.5]
+    assert life.exit_code == 0
+
+
+def test_disabled_films_and_copies_nothing(child: Child) -> None:
+    script = FILM.replace('sys.argv[2] if len(sys.argv) > 2 else "offline"', '"disabled"')
+    copied = "        run.log_model(Path('nothing'), ['nothing'], {}, is_best=True)\n"
+    told = "        print('wandb' in sys.modules)\n"
+    result = child.start(script.replace('b"a film"', "no_such_name") + copied + told)
+    assert (result.stdout, result.stderr) == ("False\n", "")
+    assert not child.run.exists()
 
 
 def test_an_exception_ends_the_run_as_failed(child: Child) -> None:

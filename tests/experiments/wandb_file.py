@@ -23,6 +23,18 @@ _WHOLE, _LAST = 1, 4
 
 
 @dataclasses.dataclass
+class WandbModel:
+    """A version of an artifact."""
+
+    name: str
+    type: str
+    aliases: list[str]
+    metadata: dict[str, Any]
+    files: dict[str, Path]
+    """Where the copies are, by their names in the artifact."""
+
+
+@dataclasses.dataclass
 class WandbFile:
     """What one life of a run left in its file."""
 
@@ -30,9 +42,12 @@ class WandbFile:
     project: str
     name: str
     group: str
+    job_type: str = ""
+    tags: list[str] = dataclasses.field(default_factory=list)
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     step_metrics: dict[str, str] = dataclasses.field(default_factory=dict)
+    models: list[WandbModel] = dataclasses.field(default_factory=list)
     exit_code: int | None = None
 
 
@@ -44,7 +59,13 @@ def read_wandb_file(path: Path) -> WandbFile:
         if kind == "run":
             run = record.run
             found = WandbFile(
-                run.run_id, run.project, run.display_name, run.run_group, _items(run.config.update)
+                run_id=run.run_id,
+                project=run.project,
+                name=run.display_name,
+                group=run.run_group,
+                job_type=run.job_type,
+                tags=list(run.tags),
+                config=_items(run.config.update),
             )
         elif found is None:
             continue
@@ -54,6 +75,10 @@ def read_wandb_file(path: Path) -> WandbFile:
             found.history.append(_items(record.history.item))
         elif kind == "metric":
             found.step_metrics[record.metric.name or record.metric.glob_name] = record.metric.step_metric
+        elif kind == "request" and record.request.WhichOneof("request_type") == "log_artifact":
+            found.models.append(_model(record.request.log_artifact.artifact))
+        elif kind == "artifact":
+            found.models.append(_model(record.artifact))
         elif kind == "exit":
             found.exit_code = record.exit.exit_code
     if found is None:
@@ -87,6 +112,12 @@ def _payloads(data: bytes) -> Iterator[bytes]:
         if kind in (_WHOLE, _LAST):
             yield parts
             parts = b""
+
+
+def _model(artifact: Any) -> WandbModel:
+    files = {entry.path: Path(entry.local_path) for entry in artifact.manifest.contents}
+    metadata = json.loads(artifact.metadata or "{}")
+    return WandbModel(artifact.name, artifact.type, list(artifact.aliases), metadata, files)
 
 
 def _items(updates: Iterable[Any]) -> dict[str, Any]:
