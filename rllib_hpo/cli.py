@@ -381,14 +381,11 @@ def show(
     runs = runs_of(_rows(directories))
     for table in [progress_table(runs), *(all_tables(runs, np.random.default_rng(SEED)) if full else [])]:
         shown = Table(
-            *(Column(name, justify="left" if i == 0 else "right") for i, name in enumerate(table.columns)),
-            title=table.title,
-            title_justify="left",
-            caption=table.note,
-            caption_justify="left",
+            *(Column(name, justify="left" if i == 0 else "right") for i, name in enumerate(table.columns))
         )
         for row in table.rows:
             shown.add_row(*row)
+        console.print(f"\n{table.title}. {table.note}", highlight=False, soft_wrap=True)
         console.print(shown)
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -19,6 +19,7 @@ from rllib_hpo.experiments.checkpoints import CheckpointStore
 from rllib_hpo.experiments.lock import locked
 from rllib_hpo.experiments.progress import Progress
 from rllib_hpo.experiments.run_config import RunConfig, resolve_saved
+from rllib_hpo.experiments.tensorboard import TensorBoard
 from rllib_hpo.experiments.wandb_logger import WandbOptions, WandbRun, describe_run, group_of, return_metric
 from rllib_hpo.results import trial_id
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
@@ -177,6 +178,7 @@ class TrainingRun:
                 )
             )
             self.store.restore_newest(self.algorithm)
+            self._board = opened.enter_context(TensorBoard(files.directory, self.algorithm.env_steps))
             self.algorithm.max_env_steps = config.run.steps
             self._open = opened.pop_all()
 
@@ -207,6 +209,7 @@ class TrainingRun:
     def _log(self, result: Mapping[str, Any]) -> None:
         metrics, evaluated = flat_metrics(result), int(result["evaluation"]["env_steps"])
         self._wandb.log(metrics, env_steps=self.algorithm.env_steps)
+        self._board.log(metrics, self.algorithm.env_steps)
         if evaluated != self._evaluated:  # once, where it belongs on the axis: the points of the rows
             self._evaluated = evaluated
             by_task = {return_metric(self.config.run.task): metrics["evaluation/return_mean"]}
@@ -291,6 +294,8 @@ def quiet_ray() -> None:
 @contextmanager
 def _built(config: ActorCriticConfig) -> Iterator[ActorCriticAlgorithm]:
     algorithm: ActorCriticAlgorithm = config.build_algo()
+    with suppress(OSError):  # RLlib makes a folder in ~/ray_results and leaves it empty
+        os.rmdir(algorithm.logdir)
     try:
         yield algorithm
     finally:

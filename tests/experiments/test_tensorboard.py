@@ -1,0 +1,47 @@
+"""TensorBoard's files, read back."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+from tensorboardX.proto.event_pb2 import Event
+
+from rllib_hpo.experiments.tensorboard import TensorBoard
+from tests.experiments.lives import new_run, run
+
+
+def scalars(directory: Path) -> dict[str, dict[int, float]]:
+    """Values by name and step, as TensorBoard shows them: a later life of the run replaces what it repeats."""
+    found: dict[str, dict[int, float]] = {}
+    for file in sorted(
+        (directory / "tensorboard").glob("events.*"), key=lambda path: path.stat().st_mtime_ns
+    ):
+        data, place = file.read_bytes(), 0
+        while place < len(data):
+            (length,) = struct.unpack_from("<Q", data, place)
+            event = Event.FromString(data[place + 12 : place + 12 + length])
+            place += 12 + length + 4
+            if event.session_log.status == event.session_log.START:
+                for steps in found.values():
+                    for step in [step for step in steps if step >= event.step]:
+                        del steps[step]
+            for value in event.summary.value:
+                found.setdefault(value.tag, {})[event.step] = value.simple_value
+    return found
+
+
+def test_a_resumed_run_drops_what_it_repeats(tmp_path: Path) -> None:
+    with TensorBoard(tmp_path, 0) as board:
+        for step in (100, 200, 300):
+            board.log({"train/return_mean": float(step)}, step)
+    with TensorBoard(tmp_path, 200) as board:
+        board.log({"train/return_mean": -1.0}, 250)
+    assert scalars(tmp_path) == {"train/return_mean": {100: 100.0, 200: 200.0, 250: -1.0}}
+
+
+def test_a_run_leaves_its_metrics(tmp_path: Path) -> None:
+    run(new_run(tmp_path / "run", "sac-hpo", "Pendulum-v1", steps=200), tmp_path)
+    found = scalars(tmp_path / "run")
+    assert max(found["evaluation/return_mean"]) == 200
+    assert {"learner/critic_loss", "learner/displacement_drift", "train/num_episodes"} <= found.keys()
