@@ -54,9 +54,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 .PHONY: demo
-demo: setup  ## Train SAC-HPO on Hopper-v4 for 10,000 steps: rows, checkpoint and learning curve in runs/demo
-	$(BIN)/rllib-hpo train --algorithm sac-hpo --task hopper --seed 0 --steps 10000 \
-		--set warmup_steps=1000 --set evaluation_every=1000 --set checkpoint_every=1000 --out $(DEMO_OUT)
+demo: setup  ## Run a small sweep (three algorithms on Hopper-v4, two seeds) and its report, in runs/demo
+	$(BIN)/rllib-hpo sweep tune_configs/smoke.yaml --out $(DEMO_OUT)
+	$(BIN)/rllib-hpo report $(DEMO_OUT) --out $(DEMO_OUT)/report
 
 .PHONY: lint
 lint: setup  ## Check style, formatting, types and the boundaries between the layers

@@ -74,7 +74,7 @@ def test_second_demo_does_not_touch_the_first(tmp_path: Path) -> None:
         shutil.copy(ROOT / name, tmp_path)
 
     def folder() -> str:
-        return re.findall(r"--out (\S+)", make("--dry-run", "demo", folder=tmp_path))[-1]
+        return re.findall(r"--out (\S+)", make("--dry-run", "demo", folder=tmp_path))[0]
 
     assert folder() == "runs/demo"
     (tmp_path / "runs/demo").mkdir(parents=True)
