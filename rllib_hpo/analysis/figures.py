@@ -10,9 +10,11 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from rllib_hpo.analysis import statistics
-from rllib_hpo.analysis.runs import Series
+from rllib_hpo.analysis.curves import Curve, mean_over_seeds
+from rllib_hpo.analysis.runs import Run, Series, cells_of, series_of, tasks_of
 from rllib_hpo.analysis.statistics import Interval
 from rllib_hpo.analysis.tables import Scores, baseline_of
 
@@ -85,6 +87,43 @@ def improvement_figure(scores: Scores, series: Sequence[Series], rng: np.random.
     return figure
 
 
+DRIFT, NOISE = "displacement_drift", "displacement_noise"
+
+
+def displacement_figure(runs: Sequence[Run]) -> Figure | None:
+    """How far the leapfrog moves actions in training: by the gradient (drift) against by the momentum (noise).
+
+    A panel per task, mean over seeds where all have a number; None without such diagnostics.
+    """
+    chains = [run for run in runs if DRIFT in run.diagnostics and np.isfinite(run.diagnostics[DRIFT]).any()]
+    if not chains:
+        return None
+    tasks, cells, series = tasks_of(chains), cells_of(chains), series_of(runs)
+    figure, axes = _figure(len(tasks), 3.4)
+    for axis, task in zip(axes, tasks, strict=True):
+        for one in series:
+            for name, style in ((DRIFT, "solid"), (NOISE, "dotted")):
+                own = [Curve(run.steps, run.diagnostics[name]) for run in cells.get((task, one.label), [])]
+                if own:
+                    mean = mean_over_seeds(own)
+                    label = f"{one.label}, {name.removeprefix('displacement_')}"
+                    axis.plot(
+                        mean.steps, mean.mean, color=one.color, linestyle=style, linewidth=1.6, label=label
+                    )
+        axis.set_title(task.name, loc="left", fontsize=11, fontweight="bold", color=_INK)
+        axis.set_xlabel("environment steps", fontsize=9, color=_INK)
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.set_ylim(bottom=0)
+        _style(axis)
+    axes[0].set_ylabel("mean |a_K - a_0|", fontsize=9, color=_INK)
+    axes[-1].legend(frameon=False, fontsize=8)
+    seeds = ", ".join(
+        f"{task.env_id}: {len({run.seed for run in chains if run.task == task})}" for task in tasks
+    )
+    figure.supxlabel(f"diagnostics of training batches; seeds: {seeds}", fontsize=7.5, color=_MUTED)
+    return figure
+
+
 def to_bytes(figure: Figure, kind: str) -> bytes:
     """The figure as "png", "pdf" or "svg"; equal figures give equal bytes."""
     buffer = io.BytesIO()
@@ -101,9 +140,15 @@ def _mean(values: statistics.Floats) -> statistics.Floats:
 
 
 def _figure(num_panels: int, height: float) -> tuple[Figure, list[Any]]:
-    figure = Figure(figsize=(4.2 * num_panels + 1.4, height), layout="constrained", facecolor="white")
+    """Panels of a height in inches, at most four in a row."""
+    columns = min(num_panels, 4)
+    rows = -(-num_panels // columns)
+    figure = Figure(figsize=(4.2 * columns + 1.4, height * rows), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)  # draws without a display, whatever backend the user has set
-    return figure, figure.subplots(1, num_panels, squeeze=False).ravel().tolist()
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for unused in axes[num_panels:]:
+        unused.remove()
+    return figure, axes[:num_panels]
 
 
 def _draw_interval(axis: Any, place: int, interval: Interval, color: str) -> None:

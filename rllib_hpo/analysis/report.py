@@ -13,7 +13,13 @@ import pyarrow.csv
 from matplotlib.figure import Figure
 
 from rllib_hpo.analysis.curves import learning_curve_figure
-from rllib_hpo.analysis.figures import improvement_figure, interval_figure, profile_figure, to_bytes
+from rllib_hpo.analysis.figures import (
+    displacement_figure,
+    improvement_figure,
+    interval_figure,
+    profile_figure,
+    to_bytes,
+)
 from rllib_hpo.analysis.page import write_page
 from rllib_hpo.analysis.runs import Run, runs_of, series_of, tasks_of
 from rllib_hpo.analysis.tables import Table, all_tables, differences_table, final, normalised, scores_of
@@ -123,6 +129,9 @@ def _subtitle(table: pa.Table, runs: Sequence[Run]) -> str:
 def _figures(table: pa.Table, runs: Sequence[Run]) -> dict[str, tuple[Figure, str]]:
     """Each figure with its caption; those over all tasks where scores can be normalised."""
     figures = {"curves": (learning_curve_figure(table), "Learning curves")}
+    displacement = displacement_figure(runs)
+    if displacement is not None:
+        figures["displacement"] = displacement, "How far the leapfrog moves actions: drift and noise"
     finals, series = scores_of(runs, final), series_of(runs)
     scaled = normalised(finals, finals)
     if scaled is None:

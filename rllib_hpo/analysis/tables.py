@@ -162,8 +162,9 @@ def all_tables(runs: Sequence[Run], rng: np.random.Generator) -> list[Table]:
 
 
 def baseline_of(labels: Sequence[str]) -> str:
-    """What the others are compared with: SAC, or else the first."""
-    return BASELINE if BASELINE in labels else labels[0]
+    """What the others are compared with: SAC, or else what is proposed, or else the first."""
+    proposed = (label for label in labels if label.endswith("(proposed)"))
+    return BASELINE if BASELINE in labels else next(proposed, labels[0])
 
 
 def coverage(runs: Sequence[Run]) -> str:

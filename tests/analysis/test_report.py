@@ -53,7 +53,7 @@ def made(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_everything_is_there(made: Path, rows: Path) -> None:
     figures = {path.name for path in (made / "figures").iterdir()}
-    names = ("curves", "intervals", "profiles", "improvement")
+    names = ("curves", "displacement", "intervals", "profiles", "improvement")
     assert figures == {f"{name}.{kind}" for name in names for kind in ("png", "pdf")}
     for name in names:
         assert imread(made / "figures" / f"{name}.png").std() > 0.01
@@ -79,7 +79,7 @@ def test_the_page_holds_the_rows(made: Path, rows: Path) -> None:
         (row.trial_id, row.env_steps): row.return_mean for row in rows_from_arrow(read_rows(rows))
     }
     assert data["configs"].keys() == {row.config_hash for row in rows_from_arrow(read_rows(rows))}
-    assert data["figures"][0]["title"] == "Final returns over all tasks"
+    assert data["figures"][0]["title"] == "How far the leapfrog moves actions: drift and noise"
 
 
 def test_the_same_rows_give_the_same_report(rows: Path, tmp_path: Path) -> None:
@@ -97,7 +97,9 @@ def test_rows_of_an_unknown_environment_are_reported_without_normalising(tmp_pat
         SCHEMA.get_field_index("env_id"), SCHEMA.field("env_id"), pa.array(["Mine-v0"] * table.num_rows)
     )
     write_report(unknown, tmp_path)
-    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"curves.png", "curves.pdf"}
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
+        f"{name}.{kind}" for name in ("curves", "displacement") for kind in ("png", "pdf")
+    }
 
 
 def test_no_rows_are_one_sentence(tmp_path: Path) -> None:

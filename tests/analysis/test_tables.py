@@ -32,6 +32,8 @@ from tests.results.rows import make_row
 
 HOPPER, ANT = TaskId("hopper", "Hopper-v4"), TaskId("ant", "Ant-v4")
 
+DIAGNOSTICS = {"gate_mean": 0.5, "displacement_drift": 0.1, "displacement_noise": 0.3}
+
 
 def grid(
     changes: dict[str, float] | None = None, *, ends: dict[tuple[str, int], int] | None = None
@@ -52,7 +54,7 @@ def grid(
                         updates=900 * number,
                         returns=(100.0 * number * (1 + seed) + bonus,),
                         trial_id=f"{algorithm}-{task.name}-{seed}",
-                        diagnostics={"gate_mean": 0.5} if algorithm == "sac-hpo" and number > 1 else {},
+                        diagnostics=DIAGNOSTICS if algorithm == "sac-hpo" and number > 1 else {},
                         config={"algorithm": algorithm, "seed": seed, "alpha": 0.2}
                         | ({"leapfrog_steps": 2} if algorithm == "sac-hpo" else {}),
                     ).to_arrow()
