@@ -274,7 +274,9 @@ class SweepTrial(tune.Trainable):
         """Saves what can be saved exactly, where the sweep is stopped in the middle."""
         if self._run is not None:
             with self._reported(), self._run:
-                if not (self._error.exists() or self._run.is_complete):
+                if self._run.is_complete:
+                    self._run.merge_rows()
+                elif not self._error.exists():
                     self._run.save()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

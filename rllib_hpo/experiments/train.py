@@ -21,7 +21,7 @@ from rllib_hpo.experiments.progress import Progress
 from rllib_hpo.experiments.run_config import RunConfig, resolve_saved
 from rllib_hpo.experiments.tensorboard import TensorBoard
 from rllib_hpo.experiments.wandb_logger import WandbOptions, WandbRun, describe_run, group_of, return_metric
-from rllib_hpo.results import trial_id
+from rllib_hpo.results import merge_trial, trial_id
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.checkpointing import MANIFEST, read_manifest
 from rllib_hpo.rllib.config import ActorCriticConfig, make_config
@@ -219,6 +219,13 @@ class TrainingRun:
         from rllib_hpo.experiments.evaluate import film
 
         film(self.store.directory / "last", path, self.config.run.seed)
+
+    def merge_rows(self) -> None:
+        """Puts the rows of a run that is complete into one file."""
+        config = self.algorithm.config
+        merge_trial(
+            Path(config.results_dir), config.sweep, config.algorithm, self.config.task.name, config.trial_id
+        )
 
     def save(self, *, scheduled: bool = False) -> None:
         """Writes a checkpoint; off schedule only what can be saved exactly (see `checkpoint_every`)."""

@@ -1,7 +1,7 @@
 """Evaluation rows: their schema, and Parquet files of them written atomically and read back."""
 
 from rllib_hpo.results.atomic import write_atomically
-from rllib_hpo.results.maintenance import Problem, add, check, compact
+from rllib_hpo.results.maintenance import Problem, add, check, compact, merge_trial
 from rllib_hpo.results.provenance import provenance
 from rllib_hpo.results.reader import read_rows, row_config
 from rllib_hpo.results.schema import (
@@ -29,6 +29,7 @@ __all__ = [
     "compact",
     "config_hash",
     "episode_statistics",
+    "merge_trial",
     "provenance",
     "read_rows",
     "row_config",

@@ -17,7 +17,7 @@ from rllib_hpo.errors import StorageError
 from rllib_hpo.results.atomic import write_atomically
 from rllib_hpo.results.reader import COMPACTED, read_files, row_files
 from rllib_hpo.results.schema import EvaluationRow, rows_from_arrow
-from rllib_hpo.results.writer import FILE_SCHEMA, row_path, write_row
+from rllib_hpo.results.writer import FILE_SCHEMA, row_path, trial_path, write_row
 
 
 def compact(root: Path) -> tuple[int, int]:
@@ -37,18 +37,33 @@ def compact(root: Path) -> tuple[int, int]:
         folders[file.parent].append(file)
     for folder, files in folders.items():
         if len(files) > 1:
-            _merge(folder, files)
+            _merge(files, folder / COMPACTED)
     return sum(map(len, folders.values())), len(folders)
 
 
-def _merge(folder: Path, files: list[Path]) -> None:
+def merge_trial(root: Path, sweep: str, algorithm: str, task: str, trial_id: str) -> None:
+    """Merges the rows of one trial into one file: a grid of complete trials is then read in no time.
+
+    Only the trial's own process may do so.
+
+    Raises:
+        StorageError: a file is damaged or could not be written; no row is lost.
+    """
+    path = trial_path(root, sweep, algorithm, task, trial_id)
+    files = [*path.parent.glob(f"{path.stem}-*.parquet"), *([path] if path.exists() else [])]
+    if len(files) > 1:
+        _merge([Path(file) for file in row_files(files)], path)
+
+
+def _merge(files: list[Path], target: Path) -> None:
+    """`files` in the order of `row_files` become the one `target`."""
     written = {file: file.stat().st_mtime_ns for file in files}
     buffer = io.BytesIO()
     pq.write_table(read_files([str(file) for file in files]).cast(FILE_SCHEMA), buffer, compression="zstd")
-    merged = write_atomically(folder / COMPACTED, buffer.getvalue())
+    write_atomically(target, buffer.getvalue())
     for file, changed in written.items():
         # A row that was replaced since it was read is the newer one.
-        if file != merged and file.stat().st_mtime_ns == changed:
+        if file != target and file.stat().st_mtime_ns == changed:
             file.unlink()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ KEY = ("sweep", "algorithm", "task", "trial_id", "env_steps")
 """Columns that tell rows apart, as the path of a row's file does."""
 COMPACTED = "compacted.parquet"
 """The file of a task folder that `compact` merges the others into."""
+_SINGLE_ROW = re.compile(r"-\d{10}\.parquet$")
 _ATTEMPTS = 5
 
 
@@ -68,7 +70,9 @@ def read_files(files: list[str]) -> pa.Table:
 def row_files(roots: Iterable[Path]) -> list[str]:
     """Files of rows at or below `roots`; merged ones first, since what stands beside them is newer."""
     files = {str(path.resolve()) for root in roots for path in _row_files(root)}
-    return sorted(files, key=lambda file: (not file.endswith(f"/{COMPACTED}"), file))
+    return sorted(
+        files, key=lambda file: (_SINGLE_ROW.search(file) is not None, not file.endswith(COMPACTED), file)
+    )
 
 
 def row_config(row: EvaluationRow | Mapping[str, Any]) -> dict[str, Any]:

@@ -31,8 +31,15 @@ FILE_SCHEMA = pa.schema(
 
 def row_path(root: Path, row: EvaluationRow) -> Path:
     """root/sweep=S/algorithm=A/task=T/TRIAL-STEPS.parquet, with reserved characters percent-encoded."""
-    folder = root.joinpath(*(f"{name}={_encoded(getattr(row, name))}" for name in PARTITIONS))
-    return folder / f"{_encoded(row.trial_id)}-{row.env_steps:010d}.parquet"
+    trial = trial_path(root, row.sweep, row.algorithm, row.task, row.trial_id)
+    return trial.with_name(f"{trial.stem}-{row.env_steps:010d}.parquet")
+
+
+def trial_path(root: Path, sweep: str, algorithm: str, task: str, trial_id: str) -> Path:
+    """root/sweep=S/algorithm=A/task=T/TRIAL.parquet: where the rows of a trial that is complete are merged."""
+    values = zip(PARTITIONS, (sweep, algorithm, task), strict=True)
+    folder = root.joinpath(*(f"{name}={_encoded(value)}" for name, value in values))
+    return folder / f"{_encoded(trial_id)}.parquet"
 
 
 def write_row(root: Path, row: EvaluationRow) -> Path:

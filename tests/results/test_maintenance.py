@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rllib_hpo.errors import StorageError
-from rllib_hpo.results import SCHEMA, add, check, compact, read_rows, rows_from_arrow, write_row
+from rllib_hpo.results import SCHEMA, add, check, compact, merge_trial, read_rows, rows_from_arrow, write_row
 from rllib_hpo.results.reader import COMPACTED
 from tests.results.rows import make_row
 
@@ -41,6 +41,28 @@ def test_compacting_keeps_every_row_in_one_file_of_each_folder(tmp_path: Path) -
     assert compact(tmp_path) == (3, 2)
     assert newer in rows_from_arrow(read_rows(tmp_path))
     assert compact(tmp_path) == (2, 2)
+
+
+def test_a_trials_rows_become_one_file_and_newer_ones_win(tmp_path: Path) -> None:
+    write_grid(tmp_path, steps=20_000)
+    before = read_rows(tmp_path)
+    for _ in range(2):  # twice is as good
+        merge_trial(tmp_path, "demo", "sac-hpo", "ant", "0123456789")
+    assert read_rows(tmp_path).equals(before)
+    names = sorted(path.name for path in tmp_path.rglob("task=ant/*.parquet"))
+    assert names == [
+        "0123456789.parquet",
+        *(f"0123456790-{step:010d}.parquet" for step in (0, 10_000, 20_000)),
+    ]
+    again = make_row(task="ant", env_steps=20_000, returns=(7.0,), config=CONFIG)
+    more = make_row(task="ant", env_steps=30_000, returns=(8.0,), config=CONFIG)
+    for row in (again, more):  # of a trial that was extended
+        write_row(tmp_path, row)
+    assert all(row in rows_from_arrow(read_rows(tmp_path)) for row in (again, more))
+    merge_trial(tmp_path, "demo", "sac-hpo", "ant", "0123456789")
+    assert read_rows(tmp_path).num_rows == before.num_rows + 1
+    assert all(row in rows_from_arrow(read_rows(tmp_path)) for row in (again, more))
+    merge_trial(tmp_path, "demo", "sac-hpo", "ant", "nobody")
 
 
 COMPACTING = """
