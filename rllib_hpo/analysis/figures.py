@@ -116,7 +116,8 @@ def displacement_figure(runs: Sequence[Run]) -> Figure | None:
         axis.set_ylim(bottom=0)
         _style(axis)
     axes[0].set_ylabel("mean |a_K - a_0|", fontsize=9, color=_INK)
-    axes[-1].legend(frameon=False, fontsize=8)
+    lines = {line.get_label(): line for axis in axes for line in axis.get_lines()}
+    figure.legend(lines.values(), lines.keys(), loc="outside right upper", frameon=False, fontsize=8)
     seeds = ", ".join(
         f"{task.env_id}: {len({run.seed for run in chains if run.task == task})}" for task in tasks
     )

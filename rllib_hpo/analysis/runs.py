@@ -167,7 +167,8 @@ def _task_place(task: TaskId) -> tuple[int, TaskId]:
     return (known.index(task.name) if task.name in known else len(known), task)
 
 
-def _place(label: str) -> tuple[int, str]:
+def _place(label: str) -> tuple[int, bool, str]:
+    """Known algorithms in their order; of an algorithm's variants first the one that is proposed."""
     known = list(NAMES.values())
     name = label.split(" (")[0]
-    return (known.index(name) if name in known else len(known), label)
+    return (known.index(name) if name in known else len(known), not label.endswith("(proposed)"), label)
