@@ -164,6 +164,9 @@ def sweep(
 ) -> None:
     """Run a grid of trials on this machine or a Ray cluster (RAY_ADDRESS); it can be killed and resumed.
 
+    With --storage s3://bucket/prefix everything durable is mirrored to s3://bucket/prefix/NAME while it runs, and
+    `rllib-hpo sweep --resume s3://bucket/prefix/NAME` goes on with it on any machine.
+
     Exit code 2 if a trial failed, 130 if the sweep was interrupted.
     """
     _import_all(imports)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
 import shutil
 import tempfile
@@ -499,8 +500,11 @@ class Mirror:
             self._prune()
 
     def _send_checkpoint(self, path: Path) -> None:
-        manifest = verify(path)
-        data, folder = (path / MANIFEST).read_bytes(), f"checkpoints/{path.name}"
+        folder = f"checkpoints/{path.name}"
+        try:
+            manifest, data = verify(path), (path / MANIFEST).read_bytes()
+        except FileNotFoundError as error:  # removed while it was read
+            raise CheckpointError(f"{path} is gone, and cannot be put on storage.") from error
         if self._manifests.get(path.name) == data:
             return
         if any(name.startswith(f"{folder}/") for name in self._sizes):
@@ -519,21 +523,18 @@ class Mirror:
         except FileNotFoundError as error:
             raise CheckpointError(f"{path} is gone, and cannot be put on storage.") from error
         with file:
-            if self._sizes.get(name) != path.stat().st_size:
+            if self._sizes.get(name) != os.fstat(file.fileno()).st_size:
                 self._sizes[name] = self._trial.write(name, file)
 
     def _prune(self) -> None:
-        """Removes checkpoints that neither are among the newest nor kept here, and segments that none lists."""
+        """Removes checkpoints but the newest, the best and those kept here, and segments that none of them lists."""
         here = {path.name for path in (self._directory / "checkpoints").glob("step-*")}
-        kept = {*sorted(self._manifests)[-KEPT:], *(here & self._manifests.keys())}
+        best = max(sorted(self._manifests), key=lambda name: _evaluation_return(self._manifests[name]))
+        kept = {*sorted(self._manifests)[-KEPT:], best, *(here & self._manifests.keys())}
         there = {PurePosixPath(name).parts[1] for name in self._sizes if name.startswith("checkpoints/")}
         for name in sorted(there - kept):
             self._remove_checkpoint(name)
-        listed = {
-            segment["file"]
-            for data in self._manifests.values()
-            for segment in json.loads(data)["replay"]["segments"]
-        }
+        listed = {file for data in self._manifests.values() for file in _segments(data)}
         for name in [name for name in self._sizes if name.startswith("replay/")]:
             if name.removeprefix("replay/") not in listed:
                 self._trial.remove(name)
@@ -618,6 +619,20 @@ class Mirror:
     def _raise_error(self) -> None:
         if self._error is not None:
             raise self._error
+
+
+def _evaluation_return(manifest: bytes) -> float:
+    try:
+        return float(json.loads(manifest)["evaluation"]["env_runners"]["episode_return_mean"])
+    except (ValueError, KeyError, TypeError):  # never evaluated, or damaged
+        return float("-inf")
+
+
+def _segments(manifest: bytes) -> list[str]:
+    try:
+        return [segment["file"] for segment in json.loads(manifest)["replay"]["segments"]]
+    except (ValueError, KeyError, TypeError):  # damaged
+        return []
 
 
 def _has_rows(path: Path, segment: dict[str, Any]) -> bool:

@@ -26,6 +26,7 @@ from pyarrow import fs
 from rllib_hpo.errors import CheckpointError, StorageError
 from rllib_hpo.experiments import storage as storage_module
 from rllib_hpo.experiments.checkpoints import CheckpointStore
+from rllib_hpo.experiments.lock import locked
 from rllib_hpo.experiments.storage import Mirror, Storage, refuse_secrets, rows_from, steps_on
 from rllib_hpo.results import read_rows, trial_id, without_volatile, write_row
 from rllib_hpo.rllib.checkpointing import FORMAT
@@ -112,7 +113,7 @@ class Node:
         row = make_row(env_steps=step, trial_id=trial_id(self.run))
         return write_row(self.results, row)
 
-    def saves(self, step: int, segments: int) -> Path:
+    def saves(self, step: int, segments: int, returned: float | None = None) -> Path:
         """A checkpoint of that step, with the replay in so many segments of 10 rows."""
         listed = []
         for number in range(segments):
@@ -131,7 +132,7 @@ class Node:
             "algorithm": "sac",
             "env": "Pendulum-v1",
             "env_steps": step,
-            "evaluation": None,
+            "evaluation": returned and {"env_runners": {"episode_return_mean": returned}},
             "replay": {"directory": "../../replay", "total_rows": step, "segments": listed},
             "files": {"learner/state.pkl": {"bytes": len(state), "crc32": zlib.crc32(state)}},
         }
@@ -195,7 +196,7 @@ def test_only_new_segments_go_and_old_things_leave(node: Node, handler: FailingH
     for number in (1, 2, 3, 4):
         if number > 1:
             node.forgets(number * 100 - 100)
-        path = node.saves(number * 100, segments=number)
+        path = node.saves(number * 100, segments=number, returned=float(number))
         if number == 4:  # the ring went round: the first segment is no longer listed
             manifest = json.loads((path / "manifest.json").read_text())
             del manifest["replay"]["segments"][0]
@@ -208,13 +209,29 @@ def test_only_new_segments_go_and_old_things_leave(node: Node, handler: FailingH
     assert there[:2] == ["checkpoints/step-0000000300", "checkpoints/step-0000000400"]
     assert len(there) == 2 + 4  # the one before the last still lists the first segment
     node.forgets(400)
-    path = node.saves(500, segments=5)
+    path = node.saves(500, segments=5, returned=5.0)
     manifest = json.loads((path / "manifest.json").read_text())
     del manifest["replay"]["segments"][0]
     (path / "manifest.json").write_text(json.dumps(manifest))
     mirror.checkpoint(path)
     mirror.finish()
     assert not any("rows-0000000000-" in name for name in on_storage(shared))
+
+
+def test_the_best_stays_also_where_another_node_goes_on(node: Node, other: Node, shared: Path) -> None:
+    mirror = node.starts()
+    mirror.checkpoint(node.saves(100, segments=1, returned=5.0))
+    mirror.checkpoint(node.saves(200, segments=1, returned=1.0))
+    mirror.finish()
+    mirror.close()
+    other.starts(200)
+    for step in (300, 400, 500):
+        other.mirror.checkpoint(other.saves(step, segments=1, returned=2.0))
+        other.mirror.finish()
+        other.forgets(step - 100)
+    steps = [int(name[-3:]) for name in on_storage(shared) if name.startswith("checkpoints/")]
+    assert (steps[0], steps[-1]) == (100, 500)
+    assert 200 not in steps
 
 
 def test_training_goes_on_while_storage_is_away(
@@ -543,7 +560,11 @@ def test_killed_and_its_disk_lost_it_goes_on_elsewhere(
     wait_until(ended_of(uri), process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    time.sleep(5)  # a killed driver's workers live on for a moment
+    for trial in (
+        first / "runs" / "little" / "trials"
+    ).iterdir():  # a killed driver's workers live on for a moment
+        with locked(trial):
+            pass
     shutil.rmtree(first)
     assert 0 < len(downloaded(uri, tmp_path / "before")) < len(reference)
     printed = run("--resume", uri, cwd=second)
