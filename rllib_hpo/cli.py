@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -134,7 +135,15 @@ def sweep(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Directory of the new sweep. Default: runs/NAME.")] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Directory of a sweep to go on with, or to extend.")
+        str | None, typer.Option(help="Directory, or URI on storage, of a sweep to go on with, or to extend.")
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI",
+            help="Mirror rows, checkpoints and replay to URI/NAME (s3://, gs://, file:// or a path), so that nodes "
+            "need share no disk. Credentials come from the environment.",
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")] = False,
     only: Annotated[
@@ -155,10 +164,14 @@ def sweep(
 ) -> None:
     """Run a grid of trials on this machine or a Ray cluster (RAY_ADDRESS); it can be killed and resumed.
 
+    With --storage s3://bucket/prefix everything durable is mirrored to s3://bucket/prefix/NAME while it runs, and
+    `rllib-hpo sweep --resume s3://bucket/prefix/NAME` goes on with it on any machine.
+
     Exit code 2 if a trial failed, 130 if the sweep was interrupted.
     """
     _import_all(imports)
     from rllib_hpo.experiments import sweep as sweeps
+    from rllib_hpo.experiments.storage import Storage
     from rllib_hpo.experiments.sweep_config import read_sweep
     from rllib_hpo.experiments.sweep_progress import SweepProgress
     from rllib_hpo.experiments.train import quiet_ray
@@ -173,7 +186,7 @@ def sweep(
     given = {name: value for name, value in changes.items() if value is not None}
     if (file is None) == (resume is None):
         raise SettingsError("Name either a sweep file or, with --resume, the directory of a sweep.")
-    files = sweeps.SweepFiles(resume) if resume is not None else None
+    files, remote = _resumed(resume, storage, out)
     if files is not None:
         _import_all(sweeps.read_plan(files)["imports"])
     source = file if files is None else files.sweep_file
@@ -186,15 +199,43 @@ def sweep(
         return
     if files is None:
         files = sweeps.SweepFiles(out or Path("runs") / grid.name)
+        if storage is not None:
+            remote = Storage.open(storage).child(grid.name)
+            sweeps.refuse_taken(remote)
         sweeps.start_sweep(grid, source, files, imports or ())
     elif given or seeds is not None:
         sweeps.plan_trials(grid, files, imports or ())
+    if remote is not None:
+        sweeps.publish_sweep(files, remote)
     names = [trial.name for trial in grid.trials] if only is not None else None
     options = WandbOptions(wandb, wandb_artifacts, wandb_video)
     outcome = sweeps.run_sweep(
-        files, SweepProgress(console), only=names, max_concurrent=max_concurrent, wandb=options
+        files,
+        SweepProgress(console),
+        only=names,
+        max_concurrent=max_concurrent,
+        wandb=options,
+        storage=remote,
     )
-    _print_outcome(files, outcome)
+    _print_outcome(files, outcome, remote)
+
+
+def _resumed(resume: str | None, storage: str | None, out: Path | None) -> tuple[Any, Any]:
+    """Directory and storage of the sweep to go on with, fetched from storage where `resume` is a URI."""
+    from rllib_hpo.experiments import sweep as sweeps
+    from rllib_hpo.experiments.storage import Storage, is_uri
+
+    if resume is None:
+        return None, None
+    if storage is not None:
+        raise SettingsError("--resume does not go with --storage: a sweep keeps its storage.")
+    if not is_uri(resume):
+        files = sweeps.SweepFiles(Path(resume))
+        return files, sweeps.storage_of(files)
+    remote = Storage.open(resume)
+    files = sweeps.SweepFiles(out or Path("runs") / remote.name)
+    sweeps.fetch_sweep(files, remote)
+    return files, remote
 
 
 @app.command()
@@ -346,7 +387,8 @@ def policy_shape(
 
 
 _Directories = Annotated[
-    list[Path], typer.Argument(help="Directories of runs or sweeps, or any that hold rows.")
+    list[str],
+    typer.Argument(help="Directories of runs or sweeps, or any that hold rows; or URIs of storage."),
 ]
 
 
@@ -428,13 +470,22 @@ def check(directories: _Directories) -> None:
     console.print(f"{rows.num_rows:,} rows, nothing missing, doubled or not finite.", highlight=False)
 
 
-def _rows(directories: list[Path]) -> Any:
+def _rows(directories: list[str]) -> Any:
     from rllib_hpo.results import read_rows
 
-    for directory in directories:
-        if not directory.exists():
-            raise UserError(f"{directory} does not exist.")
-    rows = read_rows(directories)
+    with tempfile.TemporaryDirectory() as downloaded:
+        roots = []
+        for number, directory in enumerate(directories):
+            if Path(directory).exists():
+                roots.append(Path(directory))
+            elif "://" in directory:
+                from rllib_hpo.experiments.storage import Storage, rows_from
+
+                roots.append(Path(downloaded) / str(number))
+                rows_from(Storage.open(directory), roots[-1])
+            else:
+                raise UserError(f"{directory} does not exist.")
+        rows = read_rows(roots)
     if not rows.num_rows:
         raise UserError(f"There are no evaluation rows in {', '.join(map(str, directories))}.")
     return rows
@@ -564,10 +615,12 @@ def _print_sweep(grid: Any) -> None:
     )
 
 
-def _print_outcome(files: Any, outcome: Any) -> None:
+def _print_outcome(files: Any, outcome: Any, storage: Any) -> None:
     console.print(f"result rows:    {files.results}", highlight=False, soft_wrap=True)
     counts = f"{len(outcome.done)} done, {len(outcome.failed)} failed, {len(outcome.unfinished)} unfinished"
     console.print(f"trials:         {counts}", highlight=False)
+    if storage is not None:
+        console.print(f"storage:        {storage.uri}", highlight=False, markup=False, soft_wrap=True)
     if outcome.failed:
         logs = "; ".join(f"{name} ({path})" for name, path in outcome.failed.items())
         raise UserError(f"Trials failed: {logs}.")

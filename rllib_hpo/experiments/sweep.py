@@ -22,12 +22,13 @@ import torch
 from ray import tune
 from ray.tune import PlacementGroupFactory
 
-from rllib_hpo.errors import CheckpointError, SettingsError, UserError
+from rllib_hpo.errors import CheckpointError, SettingsError, StorageError, UserError
 from rllib_hpo.experiments.checkpoints import CheckpointStore
 from rllib_hpo.experiments.run_config import RunConfig, resolve_saved
+from rllib_hpo.experiments.storage import Mirror, Storage, fetch, publish, steps_on
 from rllib_hpo.experiments.sweep_config import Sweep, Trial
 from rllib_hpo.experiments.sweep_progress import SweepProgress
-from rllib_hpo.experiments.train import RunFiles, TrainingRun, flat_metrics, quiet_ray
+from rllib_hpo.experiments.train import CONFIG_FILE, RunFiles, TrainingRun, flat_metrics, quiet_ray
 from rllib_hpo.experiments.wandb_logger import WandbOptions
 from rllib_hpo.results import write_atomically
 from rllib_hpo.rllib.checkpointing import read_manifest
@@ -109,6 +110,7 @@ def plan_trials(sweep: Sweep, files: SweepFiles, imports: Sequence[str] = ()) ->
         _plan_trial(trial, files)
     before = read_plan(files) if files.plan.exists() else {"trials": {}, "imports": []}
     plan = {
+        **before,
         "sweep": sweep.name,
         "description": sweep.description,
         "imports": sorted({*before["imports"], *imports}),
@@ -131,6 +133,59 @@ def _plan_trial(trial: Trial, files: SweepFiles) -> None:
     trial.config.save(config_file)
 
 
+def refuse_taken(storage: Storage) -> None:
+    """Refuses the place of a new sweep on storage if there is one already, or storage cannot be used.
+
+    Raises:
+        UserError: If it is taken.
+        StorageError: If storage cannot be reached or written.
+    """
+    with storage.reached():
+        if storage.read_if_there(PLAN_FILE) is not None:
+            raise UserError(f"{storage.uri} already exists; go on with `--resume {storage.uri}`.")
+        storage.write(".writable", b"")  # told now, and not when the first trial is under way
+        storage.remove(".writable")
+
+
+def publish_sweep(files: SweepFiles, storage: Storage) -> None:
+    """Puts the plan and the trials' configurations on storage, and its URI into the plan.
+
+    Raises:
+        StorageError: If storage cannot be reached or written.
+    """
+    plan = {**read_plan(files), "storage": storage.uri}
+    write_atomically(files.plan, json.dumps(plan, indent=1).encode())
+    publish(storage, files.directory, [SWEEP_FILE, *_config_files(plan), PLAN_FILE])
+
+
+def fetch_sweep(files: SweepFiles, storage: Storage) -> None:
+    """Puts a sweep's plan and configurations on storage into a directory here.
+
+    Raises:
+        StorageError: If storage cannot be reached, or has no sweep there.
+        UserError: If the directory is that of another sweep.
+    """
+    if files.plan.exists() and read_plan(files).get("storage") != storage.uri:
+        raise UserError(f"{files.directory} is another sweep; choose another --out.")
+    fetch(storage, files.directory, [SWEEP_FILE, PLAN_FILE])
+    fetch(storage, files.directory, _config_files(read_plan(files)))
+
+
+def storage_of(files: SweepFiles) -> Storage | None:
+    """Where a sweep is mirrored to, or None; a directory that itself is that place needs no mirror.
+
+    Raises:
+        StorageError: If storage cannot be used.
+    """
+    uri = read_plan(files).get("storage")
+    storage = None if uri is None else Storage.open(uri)
+    return None if storage is None or storage.local == files.directory.absolute() else storage
+
+
+def _config_files(plan: Mapping[str, Any]) -> list[str]:
+    return [f"trials/{name}/{CONFIG_FILE}" for name in plan["trials"]]
+
+
 def read_plan(files: SweepFiles) -> dict[str, Any]:
     """What `plan_trials` wrote.
 
@@ -146,8 +201,14 @@ def read_plan(files: SweepFiles) -> dict[str, Any]:
     return plan
 
 
-def steps_done(files: RunFiles) -> int:
-    """Environment steps that the newest intact checkpoint of a trial holds."""
+def steps_done(files: RunFiles, storage: Storage | None = None) -> int:
+    """Environment steps that the newest intact checkpoint of a trial holds: on storage, if the sweep has one.
+
+    Raises:
+        StorageError: If storage cannot be reached.
+    """
+    if storage is not None:
+        return steps_on(storage.child("trials").child(files.directory.name))
     newest = CheckpointStore(files.directory).newest_valid()
     return 0 if newest is None else int(read_manifest(newest)["env_steps"])
 
@@ -160,27 +221,34 @@ def run_sweep(
     max_concurrent: int | None = None,
     wandb: WandbOptions = WandbOptions(),  # noqa: B008  (frozen)
     keep_checkpoints: int = 1,
+    storage: Storage | None = None,
 ) -> Outcome:
     """Runs the trials of a sweep that are not complete yet.
 
     Raises:
         UserError: If a trial can never be placed.
+        StorageError: If the storage cannot be reached.
     """
     # Tune's newer output engine prints a banner whatever its verbosity.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     plan = read_plan(files)
     names = [name for name in plan["trials"] if only is None or name in only]
     configs = {name: resolve_saved(files.trial(name).config, {}) for name in names}
-    done_before = {name: steps_done(files.trial(name)) for name in names}
+    done_before = {name: steps_done(files.trial(name), storage) for name in names}
     waiting = [name for name in names if done_before[name] < configs[name].run.steps]
     for name in waiting:
         files.error(name).unlink(missing_ok=True)
+        if storage is not None:
+            with storage.reached():
+                storage.remove(f"trials/{name}/{ERROR_FILE}")
     if waiting:
         with cluster():
             check_placeable({name: resources(configs[name]) for name in waiting})
             with progress.running({name: configs[name].run.steps for name in names}, done_before):
-                _tune(files, plan, waiting, configs, progress, max_concurrent, wandb, keep_checkpoints)
-    return _outcome(files, names, configs)
+                _tune(
+                    files, plan, waiting, configs, progress, max_concurrent, wandb, keep_checkpoints, storage
+                )
+    return _outcome(files, names, configs, storage)
 
 
 def _tune(
@@ -192,6 +260,7 @@ def _tune(
     max_concurrent: int | None,
     wandb: WandbOptions,
     keep_checkpoints: int,
+    storage: Storage | None,
 ) -> None:
     requests = {name: resources(configs[name]) for name in names}
     trainable = tune.with_resources(SweepTrial, lambda config: requests[config["trial"]])
@@ -205,6 +274,7 @@ def _tune(
             "variants": plan["trials"],
             "wandb": wandb,
             "keep_checkpoints": keep_checkpoints,
+            "storage": None if storage is None else storage.uri,
         },
         tune_config=tune.TuneConfig(
             max_concurrent_trials=max_concurrent,
@@ -219,19 +289,33 @@ def _tune(
             verbose=0,
         ),
     )
-    tuner.fit()
+    for result in tuner.fit():
+        error, name = (result.metrics or {}).get("error"), (result.config or {}).get("trial")
+        if error and name and not files.error(name).exists():  # on another node's disk
+            write_atomically(files.error(name), error.encode())
 
 
-def _outcome(files: SweepFiles, names: Sequence[str], configs: Mapping[str, RunConfig]) -> Outcome:
+def _outcome(
+    files: SweepFiles, names: Sequence[str], configs: Mapping[str, RunConfig], storage: Storage | None
+) -> Outcome:
     done, unfinished, failed = [], [], {}
     for name in names:
-        if steps_done(files.trial(name)) >= configs[name].run.steps:
+        if _ended(files.trial(name), storage) >= configs[name].run.steps:
             done.append(name)
         elif files.error(name).exists():
             failed[name] = files.error(name)
         else:
             unfinished.append(name)
     return Outcome(tuple(done), tuple(unfinished), failed)
+
+
+def _ended(files: RunFiles, storage: Storage | None) -> int:
+    """`steps_done`, or 0 where storage stays away: what is there is then for a later life to find."""
+    try:
+        return steps_done(files, storage)
+    except StorageError as error:
+        logging.getLogger(__name__).warning("%s", error)
+        return 0
 
 
 class SweepTrial(tune.Trainable):
@@ -242,9 +326,14 @@ class SweepTrial(tune.Trainable):
         quiet_ray()
         files = SweepFiles(Path(config["directory"]))
         name = config["trial"]
-        self._error, self._run = files.error(name), None
+        self._error, self._run, self._mirror = files.error(name), None, None
         with self._reported():
             import_modules(config["imports"])
+            if config["storage"] is not None:
+                run_dir = files.trial(name).directory
+                self._error.unlink(missing_ok=True)  # of an earlier life on this node
+                self._mirror = Mirror(Storage.open(config["storage"]), run_dir, files.results)
+                self._mirror.identify()
             self._run = TrainingRun(
                 resolve_saved(files.trial(name).config, {}),
                 files.trial(name),
@@ -252,6 +341,7 @@ class SweepTrial(tune.Trainable):
                 variant=config["variants"][name],
                 keep_checkpoints=config["keep_checkpoints"],
                 wandb=config["wandb"],
+                mirror=self._mirror,
             )
 
     def step(self) -> dict[str, Any]:
@@ -261,12 +351,15 @@ class SweepTrial(tune.Trainable):
         with self._reported():
             if run is not None and not run.is_complete:
                 metrics = flat_metrics(run.iterate())
+            if run is not None and run.is_complete and self._mirror is not None:
+                self._mirror.finish()
         failed = self._error.exists()
         env_steps = 0 if run is None else run.algorithm.env_steps
         return {
             **metrics,
             "env_steps": env_steps,
             "failed": failed,
+            "error": self._error.read_text() if failed else "",
             "done": failed or bool(run and run.is_complete),
         }
 
@@ -291,10 +384,15 @@ class SweepTrial(tune.Trainable):
         try:
             yield
         except UserError as error:
-            write_atomically(self._error, f"{error}\n".encode())
+            self._write_error(f"{error}\n")
         except Exception:
-            write_atomically(self._error, traceback.format_exc().encode())
+            self._write_error(traceback.format_exc())
             raise
+
+    def _write_error(self, text: str) -> None:
+        write_atomically(self._error, text.encode())
+        if self._mirror is not None:
+            self._mirror.failed(ERROR_FILE, text.encode())
 
 
 def resources(config: RunConfig) -> PlacementGroupFactory:

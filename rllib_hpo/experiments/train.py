@@ -19,6 +19,7 @@ from rllib_hpo.experiments.checkpoints import CheckpointStore
 from rllib_hpo.experiments.lock import locked
 from rllib_hpo.experiments.progress import Progress
 from rllib_hpo.experiments.run_config import RunConfig, resolve_saved
+from rllib_hpo.experiments.storage import Mirror
 from rllib_hpo.experiments.tensorboard import TensorBoard
 from rllib_hpo.experiments.wandb_logger import WandbOptions, WandbRun, describe_run, group_of, return_metric
 from rllib_hpo.results import merge_trial, trial_id
@@ -142,6 +143,7 @@ class TrainingRun:
         variant: And in that.
         keep_checkpoints: The newest to keep; the best is kept besides.
         wandb: What Weights & Biases gets.
+        mirror: What keeps the run's rows and checkpoints on storage too, if anything does.
 
     Raises:
         UserError: A failure the user can mend, another process in the same directory among them.
@@ -156,14 +158,18 @@ class TrainingRun:
         variant: str = "",
         keep_checkpoints: int = 2,
         wandb: WandbOptions = WandbOptions(),  # noqa: B008  (frozen)
+        mirror: Mirror | None = None,
     ) -> None:
-        self.config, self._open, self._options = config, ExitStack(), wandb
+        self.config, self._open, self._options, self._mirror = config, ExitStack(), wandb, mirror
         self._evaluated: int | None = None
         identity = trial_id(files.directory)
         group = files.directory.name if sweep == SINGLE_RUNS else group_of(sweep, config.run.task)
         self.store = CheckpointStore(files.directory, keep_checkpoints)
         with ExitStack() as opened:  # what was opened is closed again if the next cannot be
             opened.enter_context(locked(files.directory))
+            if mirror is not None:
+                mirror.restore()
+                opened.callback(mirror.close)
             opened.enter_context(_local_ray(config))
             self.algorithm = opened.enter_context(
                 _built(to_rllib(config, files, sweep, variant).results(trial_id=identity))
@@ -180,6 +186,9 @@ class TrainingRun:
             self.store.restore_newest(self.algorithm)
             self._board = opened.enter_context(TensorBoard(files.directory, self.algorithm.env_steps))
             self.algorithm.max_env_steps = config.run.steps
+            if mirror is not None:
+                mirror.start(self.algorithm.env_steps)
+                self.algorithm.on_row = mirror.row
             self._open = opened.pop_all()
 
     def __enter__(self) -> Self:
@@ -231,6 +240,8 @@ class TrainingRun:
         """Writes a checkpoint; off schedule only what can be saved exactly (see `checkpoint_every`)."""
         if scheduled or self.algorithm.is_savable():
             path = self.store.save(self.algorithm)
+            if self._mirror is not None:
+                self._mirror.checkpoint(path)
             if self._options.artifacts and self._wandb.is_on:
                 manifest = read_manifest(path)
                 about = {key: manifest[key] for key in ("algorithm", "task", "env", "env_steps", "versions")}

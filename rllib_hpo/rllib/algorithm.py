@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Self
 
@@ -82,6 +82,8 @@ class ActorCriticAlgorithm(Algorithm):
         self.max_env_steps: int | None = None
         """Steps after which an iteration ends early; None for no limit."""
         self.latest_evaluation: dict[str, Any] | None = None
+        self.on_row: Callable[[Path], None] | None = None
+        """Is told of the file of every row."""
         if config.num_env_runners > 0:
             try_out(config)
         with without_object_store(self._is_local(config)):
@@ -238,7 +240,9 @@ class ActorCriticAlgorithm(Algorithm):
             trial_id=self.config.trial_id or config_hash(config),
             **columns,
         )
-        write_row(results_dir, row)
+        path = write_row(results_dir, row)
+        if self.on_row is not None:
+            self.on_row(path)
 
     def run_config(self) -> dict[str, Any]:
         """What decides this run's numbers, as plain values; `rllib-hpo train --config` accepts it."""
