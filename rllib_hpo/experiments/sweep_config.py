@@ -317,4 +317,3 @@ def _siblings(place: tuple[Any, ...]) -> list[str]:
     models: dict[Any, type[BaseModel]] = {"variants": Variant, "overrides": Override}
     model = models.get(place[0], SweepFile) if len(place) > 1 else SweepFile
     return list(model.model_fields)
-

@@ -66,16 +66,15 @@ def read_documents(path: Path, kind: str, many: bool = True) -> list[YamlLines]:
     """
     try:
         text = path.read_text()
-        if many:
-            roots, values = list(yaml.compose_all(text, yaml.SafeLoader)), list(yaml.safe_load_all(text))
-        else:
-            roots, values = [yaml.compose(text, yaml.SafeLoader)], [yaml.safe_load(text)]
+        values = list(yaml.safe_load_all(text)) if many else [yaml.safe_load(text)]
+        roots = list(yaml.compose_all(text, yaml.SafeLoader))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The {kind} {path} cannot be read: {error}.") from error
     except yaml.YAMLError as error:
         raise UserError(f"The {kind} {path} is not YAML: {' '.join(str(error).split())}.") from error
     documents = []
-    for root, value in zip(roots, values, strict=True):
+    # An empty file has no root; an empty document among several has one that holds null.
+    for root, value in zip([*roots, None][: len(values)], values, strict=True):
         if value is None and many:
             continue
         if not (isinstance(value, dict) and isinstance(root, MappingNode)):
