@@ -64,6 +64,7 @@ lint: setup  ## Check style, formatting, types and the boundaries between the la
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	for file in cluster/*.sbatch cluster/*.sh; do bash -n $$file; done
 
 .PHONY: format
 format: setup  ## Format the code and mend what ruff can

@@ -29,6 +29,15 @@ results_app = typer.Typer(
     no_args_is_help=True, help="Look at evaluation rows, and keep their files in order."
 )
 app.add_typer(results_app, name="results")
+cluster_app = typer.Typer(no_args_is_help=True)
+app.add_typer(cluster_app, name="cluster")
+
+
+@cluster_app.callback()
+def _cluster() -> None:
+    """Clusters for sweeps; the files are in `cluster`."""
+
+
 # A pipe or a file has no width; Rich would fold the tables to 80 columns.
 console = Console(width=None if sys.stdout.isatty() else 160)
 errors = Console(stderr=True)
@@ -468,6 +477,62 @@ def check(directories: _Directories) -> None:
     if problems:
         raise UserError(f"{len(problems)} problems in {rows.num_rows:,} rows.")
     console.print(f"{rows.num_rows:,} rows, nothing missing, doubled or not finite.", highlight=False)
+
+
+@cluster_app.command("check")
+def check_cluster(
+    files: Annotated[list[Path], typer.Argument(help="Files of `ray up`, KubeRay or Slurm.")],
+    crds: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory of KubeRay's own definitions, ray.io_rayclusters.yaml and ray.io_rayjobs.yaml."
+        ),
+    ] = None,
+    sweep_file: Annotated[
+        Path | None, typer.Option("--sweep", help="Plan this sweep's trials onto each cluster, too.")
+    ] = None,
+    num_env_runners: Annotated[int, typer.Option(min=0, help="Remote runners of every trial.")] = 0,
+    gpus_per_learner: Annotated[
+        float, typer.Option(min=0, max=1, help="GPU, or a share of one, for every trial.")
+    ] = 0.0,
+) -> None:
+    """Say what is wrong with files of clusters, with line and remedy, without a network. Exit code 2 if anything."""
+    from rllib_hpo.experiments.cluster_check import check_file
+
+    changes = {"num_env_runners": num_env_runners, "num_gpus_per_learner": gpus_per_learner}
+    found = 0
+    for file in files:
+        problems = check_file(file, crds)
+        planned = "ok"
+        if sweep_file is not None and not problems:
+            planned = _plan_sweep(sweep_file, changes, file)
+        for problem in problems or [f"{file}: {planned}"]:
+            console.print(problem, highlight=False, markup=False, soft_wrap=True)
+        found += len(problems)
+    if found:
+        raise UserError(f"{found} problem{'s' if found > 1 else ''} in cluster files.")
+
+
+def _plan_sweep(sweep_file: Path, changes: dict[str, Any], cluster: Path) -> str:
+    """How many trials of a sweep a cluster runs at a time.
+
+    Raises:
+        SettingsError: If one of them never could.
+    """
+    from rllib_hpo.experiments.cluster_check.placement import read_machines, trials_at_a_time
+    from rllib_hpo.experiments.sweep import describe, resources
+    from rllib_hpo.experiments.sweep_config import read_sweep
+
+    machines = read_machines(cluster)
+    counts = []
+    for trial in read_sweep(sweep_file, changes=changes).trials:
+        request = resources(trial.config)
+        counts.append(trials_at_a_time(request.bundles, machines))
+        if not counts[-1]:
+            raise SettingsError(
+                f"{cluster}: {trial.name} asks for {describe(request)}, which never fit; ask for less."
+            )
+    return f"ok; {min(counts)} trials of {sweep_file} at a time, once it has grown"
 
 
 def _rows(directories: list[str]) -> Any:

@@ -27,12 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from rllib_hpo.errors import SettingsError, UserError, nearest
 from rllib_hpo.experiments.run_config import RunConfig, RunSettings, numeric, resolve
+from rllib_hpo.experiments.yaml_lines import YamlLines, read_documents
 from rllib_hpo.settings import find_settings
 from rllib_hpo.tasks import find_task
 
@@ -268,22 +267,12 @@ def _seeds_of_file(given: SweepFile, lines: _Lines) -> list[int]:
         raise lines.error(("seeds",), str(error)) from None
 
 
-class _Lines:
-    """A YAML file that remembers the line of everything in it."""
+class _Lines(YamlLines):
+    """A sweep file that remembers the line of everything in it."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            text = path.read_text()
-            self._root = yaml.compose(text, Loader=yaml.SafeLoader)
-            self._values = yaml.safe_load(text)
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"The sweep file {path} cannot be read: {error}.") from error
-        except yaml.YAMLError as error:
-            raise UserError(f"The sweep file {path} is not YAML: {' '.join(str(error).split())}.") from error
-        if not isinstance(self._values, dict):
-            raise UserError(f"The sweep file {path} must hold 'name: value' lines.")
-        self._refuse_repeated_keys(self._root, ())
+        (document,) = read_documents(path, "sweep file", many=False)
+        super().__init__(path, document.root, document.values)
 
     def parsed(self) -> SweepFile:
         """The file as a model.
@@ -292,7 +281,7 @@ class _Lines:
             SettingsError: Naming the line of what does not fit.
         """
         try:
-            return SweepFile(**self._values)
+            return SweepFile(**self.values)
         except ValidationError as error:
             # A key misspelt says more than that the right one is missing.
             first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
@@ -322,48 +311,9 @@ class _Lines:
             hint = f"Did you mean '{close}'?" if close else f"It has {', '.join(allowed)}."
             raise self.error(place, f"the sweep has no {kind} '{value}'. {hint}")
 
-    def error(self, place: tuple[Any, ...], message: str) -> SettingsError:
-        """An error that begins with the file and the line of `place`."""
-        message = message if message.endswith((".", "?")) else f"{message}."
-        return SettingsError(f"{self._path}, line {self._line(place)}: {message}")
-
-    def _line(self, place: tuple[Any, ...]) -> int:
-        node, line = self._root, 1
-        for part in place:
-            found = _child(node, part)
-            if found is None:
-                break
-            node, line = found
-        return line
-
-    def _refuse_repeated_keys(self, node: Node | None, place: tuple[Any, ...]) -> None:
-        if isinstance(node, MappingNode):
-            seen: set[str] = set()
-            for key, value in node.value:
-                if key.value in seen:
-                    raise SettingsError(
-                        f"{self._path}, line {key.start_mark.line + 1}: '{key.value}' stands here twice."
-                    )
-                seen.add(key.value)
-                self._refuse_repeated_keys(value, (*place, key.value))
-        elif isinstance(node, SequenceNode):
-            for i, value in enumerate(node.value):
-                self._refuse_repeated_keys(value, (*place, i))
-
 
 def _siblings(place: tuple[Any, ...]) -> list[str]:
     """Keys that may stand where an unknown one stands."""
     models: dict[Any, type[BaseModel]] = {"variants": Variant, "overrides": Override}
     model = models.get(place[0], SweepFile) if len(place) > 1 else SweepFile
     return list(model.model_fields)
-
-
-def _child(node: Node | None, part: Any) -> tuple[Node, int] | None:
-    """The node under a key or an index, and its line (from 1)."""
-    if isinstance(node, MappingNode):
-        for key, value in node.value:
-            if isinstance(key, ScalarNode) and key.value == str(part):
-                return value, key.start_mark.line + 1
-    if isinstance(node, SequenceNode) and isinstance(part, int) and part < len(node.value):
-        return node.value[part], node.value[part].start_mark.line + 1
-    return None

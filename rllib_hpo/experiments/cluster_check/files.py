@@ -1,0 +1,44 @@
+"""Which kind of file it is, and everything that is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rllib_hpo.errors import SettingsError, UserError
+from rllib_hpo.experiments.cluster_check import kuberay, ray_up, slurm
+from rllib_hpo.experiments.cluster_check.findings import Findings, check_text
+from rllib_hpo.experiments.yaml_lines import read_documents
+
+
+def check_file(path: Path, crds: Path | None = None) -> list[str]:
+    """What is wrong with a file of a cluster, each in a sentence with line and remedy; nothing where it is right.
+
+    Args:
+        path: A file of `ray up`, of KubeRay, or of Slurm.
+        crds: Directory of KubeRay's own definitions, instead of the schema of this package.
+
+    Raises:
+        UserError: If it cannot be read, or is none of these.
+    """
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The cluster file {path} cannot be read: {error}.") from error
+    findings = Findings(path)
+    if text.startswith("#!") or path.suffix in {".sbatch", ".slurm", ".sh"}:
+        slurm.check(path, text, findings)
+    else:
+        try:
+            documents = read_documents(path, "cluster file")
+        except SettingsError as error:  # it has a line already
+            return [str(error)]
+        if any("apiVersion" in document.values for document in documents):
+            kuberay.check(documents, findings, crds)
+        elif len(documents) == 1:
+            ray_up.check(documents[0], findings)
+        else:
+            raise UserError(
+                f"{path} is neither a `ray up` file, nor one of KubeRay, nor a batch file of Slurm."
+            )
+    check_text(text, findings)
+    return findings.sentences()

@@ -1,0 +1,243 @@
+"""Files of the KubeRay operator: a schema of its API, who could get in, what would be spent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rllib_hpo.errors import UserError
+from rllib_hpo.experiments.cluster_check.findings import LOCALHOST, Findings, check_schema
+from rllib_hpo.experiments.yaml_lines import Place, YamlLines
+
+KINDS = ("RayCluster", "RayJob")
+CRD_FILES = {"RayCluster": "ray.io_rayclusters.yaml", "RayJob": "ray.io_rayjobs.yaml"}
+_OPEN_SERVICES = ("LoadBalancer", "NodePort")
+
+
+def check(documents: Sequence[YamlLines], findings: Findings, crds: Path | None = None) -> None:
+    """Everything that is wrong with a file of Kubernetes resources.
+
+    Args:
+        documents: All resources of the file.
+        findings: Where it is noted.
+        crds: Directory of the operator's own CustomResourceDefinitions, to check against those.
+    """
+    kinds = [document.values.get("kind") for document in documents]
+    if not set(kinds) & set(KINDS):
+        findings.add(1, "there is neither a RayCluster nor a RayJob", "check the `kind`")
+    for document, kind in zip(documents, kinds, strict=True):
+        if kind in KINDS:
+            check_schema(document, document.values, _schema(str(kind), crds), str(kind), findings)
+            _check_cluster(document, "NetworkPolicy" in kinds, findings)
+            if kind == "RayJob":
+                _check_job(document, findings)
+        else:
+            _check_other(document, findings)
+        _check_env(document, findings)
+
+
+def cluster_place(document: YamlLines) -> Place:
+    """Where the specification of the cluster stands."""
+    return ("spec",) if document.values.get("kind") == "RayCluster" else ("spec", "rayClusterSpec")
+
+
+def find(values: Any, place: Place) -> Any:
+    """What stands at a place; None where nothing does."""
+    for part in place:
+        if isinstance(values, Mapping):
+            values = values.get(part)
+        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
+            values = values[part]
+        else:
+            return None
+    return values
+
+
+def groups(document: YamlLines) -> Iterator[Place]:
+    """Places of the head's group and of every group of workers."""
+    spec = cluster_place(document)
+    if find(document.values, (*spec, "headGroupSpec")) is not None:
+        yield (*spec, "headGroupSpec")
+    workers = find(document.values, (*spec, "workerGroupSpecs"))
+    for i in range(len(workers) if isinstance(workers, list) else 0):
+        yield (*spec, "workerGroupSpecs", i)
+
+
+def _schema(kind: str, crds: Path | None) -> dict[str, Any]:
+    if crds is None:
+        text = (resources.files(__package__) / "kuberay_schema.yaml").read_text()
+        schemas: dict[str, Any] = yaml.safe_load(text)
+        return {"$defs": schemas["$defs"], **schemas[kind]}
+    path = crds / CRD_FILES[kind]
+    try:
+        definition = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        versions = {version["name"]: version["schema"] for version in definition["spec"]["versions"]}
+        schema: dict[str, Any] = versions["v1"]["openAPIV3Schema"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise UserError(
+            f"--crds {crds}: {path.name} is not there or defines no version v1 ({error})."
+        ) from None
+    _make_strict(schema)
+    schema["properties"]["metadata"] = {"type": "object"}
+    return schema
+
+
+def _make_strict(node: Any) -> None:
+    """Kubernetes drops unknown keys without a word; here they are mistakes."""
+    if isinstance(node, dict):
+        if node.get("x-kubernetes-int-or-string"):
+            node.pop("type", None)
+        if (
+            node.get("type") == "object"
+            and isinstance(node.get("properties"), dict)
+            and not node.get("x-kubernetes-preserve-unknown-fields")
+        ):
+            node.setdefault("additionalProperties", False)
+        for value in node.values():
+            _make_strict(value)
+    elif isinstance(node, list):
+        for value in node:
+            _make_strict(value)
+
+
+def _check_cluster(document: YamlLines, has_policy: bool, findings: Findings) -> None:
+    values, spec = document.values, cluster_place(document)
+    if find(values, (*spec, "authOptions", "mode")) in (None, "disabled"):
+        findings.add(
+            document.line((*spec, "authOptions", "mode")),
+            "the cluster takes commands without a token: whoever reaches it runs code there",
+            "write `authOptions: {mode: token}` under the cluster's spec",
+        )
+    if find(values, (*spec, "rayVersion")) is None:
+        findings.add(document.line(spec), "there is no rayVersion", "add the version of the image")
+    head = (*spec, "headGroupSpec")
+    host = find(values, (*head, "rayStartParams", "dashboard-host")) or "0.0.0.0 (KubeRay's default)"
+    if host not in LOCALHOST and not has_policy:
+        findings.add(
+            document.line((*head, "rayStartParams", "dashboard-host")),
+            f"the dashboard listens on {host}",
+            "write `dashboard-host: 127.0.0.1`, or add a NetworkPolicy to this file",
+        )
+    for place in ((*head, "serviceType"), (*head, "headService", "spec", "type")):
+        if find(values, place) in _OPEN_SERVICES:
+            findings.add(
+                document.line(place),
+                f"a {find(values, place)} opens the dashboard beyond the cluster",
+                "write ClusterIP, and reach it by `kubectl port-forward`",
+            )
+    if find(values, (*head, "enableIngress")):
+        findings.add(
+            document.line((*head, "enableIngress")),
+            "enableIngress opens the dashboard beyond the cluster",
+            "leave it out, and reach it by `kubectl port-forward`",
+        )
+    _check_spending(document, findings)
+    for place in groups(document):
+        _check_pod(document, (*place, "template", "spec"), findings)
+
+
+def _check_spending(document: YamlLines, findings: Findings) -> None:
+    values, spec = document.values, cluster_place(document)
+    if (
+        find(values, (*spec, "enableInTreeAutoscaling"))
+        and find(values, (*spec, "autoscalerOptions", "idleTimeoutSeconds")) is None
+    ):
+        findings.add(
+            document.line((*spec, "autoscalerOptions")),
+            "there is no idleTimeoutSeconds",
+            "write under autoscalerOptions after how long an idle worker ends, as 600",
+        )
+    for place in list(groups(document))[1:]:
+        group = find(values, place) or {}
+        least, most = group.get("minReplicas"), group.get("maxReplicas")
+        for key in ("minReplicas", "replicas"):
+            if isinstance(most, int) and isinstance(group.get(key), int) and group[key] > most:
+                findings.add(
+                    document.line((*place, key)),
+                    f"{key} {group[key]} of {group.get('groupName')} is above its maxReplicas {most}",
+                    "raise the one or lower the other",
+                )
+        if isinstance(least, int) and isinstance(group.get("replicas"), int) and group["replicas"] < least:
+            findings.add(
+                document.line((*place, "replicas")),
+                f"replicas {group['replicas']} of {group.get('groupName')} is below its minReplicas {least}",
+                f"write at least {least}",
+            )
+
+
+def _check_pod(document: YamlLines, pod: Place, findings: Findings) -> None:
+    if find(document.values, (*pod, "hostNetwork")):
+        findings.add(
+            document.line((*pod, "hostNetwork")),
+            "hostNetwork puts Ray's ports on the machine's own network, past every NetworkPolicy",
+            "leave it out",
+        )
+    containers = find(document.values, (*pod, "containers"))
+    for i in range(len(containers) if isinstance(containers, list) else 0):
+        place = (*pod, "containers", i, "securityContext", "privileged")
+        if find(document.values, place):
+            findings.add(
+                document.line(place),
+                "a privileged container is root on the machine",
+                "leave `privileged` out",
+            )
+
+
+def _check_job(document: YamlLines, findings: Findings) -> None:
+    if not find(document.values, ("spec", "shutdownAfterJobFinishes")):
+        findings.add(
+            document.line(("spec", "shutdownAfterJobFinishes")),
+            "the cluster stays, and costs, after the job has ended",
+            "write `shutdownAfterJobFinishes: true`",
+        )
+    if not find(document.values, ("spec", "entrypoint")):
+        findings.add(document.line(("spec",)), "there is no entrypoint", "add the command of the sweep")
+
+
+def _check_other(document: YamlLines, findings: Findings) -> None:
+    kind = document.values.get("kind")
+    if kind == "Secret" and (document.values.get("data") or document.values.get("stringData")):
+        findings.add(
+            document.line(("stringData",) if "stringData" in document.values else ("data",)),
+            "a Secret stands here for all to read",
+            "make it by `kubectl create secret generic NAME --from-file=...`",
+        )
+    if kind == "Ingress":
+        findings.add(
+            document.line(("kind",)),
+            "an Ingress opens the dashboard beyond the cluster",
+            "leave it out, and reach it by `kubectl port-forward`",
+        )
+    if kind == "Service" and find(document.values, ("spec", "type")) in _OPEN_SERVICES:
+        findings.add(
+            document.line(("spec", "type")),
+            f"a {find(document.values, ('spec', 'type'))} opens the dashboard beyond the cluster",
+            "write ClusterIP, and reach it by `kubectl port-forward`",
+        )
+
+
+def _check_env(document: YamlLines, findings: Findings) -> None:
+    """Secrets as values of environment variables: `name` and `value` stand on different lines."""
+    for place, entry in _walk(document.values, ()):
+        name = str(entry.get("name", ""))
+        literal = entry.get("value")
+        if literal and any(word in name.upper() for word in ("KEY", "TOKEN", "SECRET", "PASSWORD")):
+            findings.add(
+                document.line((*place, "value")),
+                f"the value of {name} is a secret",
+                "take it from a Secret by `valueFrom: {secretKeyRef: ...}`",
+            )
+
+
+def _walk(values: Any, place: Place) -> Iterator[tuple[Place, Mapping[Any, Any]]]:
+    if isinstance(values, Mapping):
+        yield place, values
+        for key, value in values.items():
+            yield from _walk(value, (*place, key))
+    elif isinstance(values, list):
+        for i, value in enumerate(values):
+            yield from _walk(value, (*place, i))
