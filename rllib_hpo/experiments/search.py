@@ -14,7 +14,7 @@ from ray import tune
 from rich.console import Console
 from rich.table import Table
 
-from rllib_hpo.errors import SettingsError
+from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.run_config import numeric
 from rllib_hpo.experiments.train import quiet_ray
 from rllib_hpo.rllib.config import SACHPOConfig
@@ -28,8 +28,13 @@ TIME = "num_env_steps_sampled_lifetime"
 _console = Console(width=120)
 
 
-def options(description: str, *, steps: int, num_samples: int) -> argparse.Namespace:
-    """The command line of a search script, with its defaults."""
+def options(
+    description: str, space: Mapping[str, Any], *, steps: int, num_samples: int
+) -> argparse.Namespace:
+    """The command line of a search script, with its defaults.
+
+    Its `space` is the part of the given one that `--set` leaves open. Mistakes end in one sentence, exit code 2.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -49,8 +54,15 @@ def options(description: str, *, steps: int, num_samples: int) -> argparse.Names
     given = parser.parse_args()
     quiet_ray()
     given.settings = dict(given.settings)
+    given.space = {name: domain for name, domain in space.items() if name not in given.settings}
     if given.out.exists():
         parser.error(f"{given.out} already exists; choose another --out.")
+    if not given.space:
+        parser.error(f"nothing is left to search: --set fixes {', '.join(space)}.")
+    try:
+        configure(given)
+    except UserError as error:
+        parser.error(str(error))
     return given
 
 
@@ -59,18 +71,6 @@ def _assignment(text: str) -> tuple[str, Any]:
     if not (name and equals):
         raise argparse.ArgumentTypeError(f"{text} must be NAME=VALUE.")
     return name, numeric(yaml.safe_load(value))
-
-
-def searched(space: Mapping[str, Any], given: argparse.Namespace) -> dict[str, Any]:
-    """The part of the space that the command line leaves open.
-
-    Raises:
-        SettingsError: If it leaves nothing.
-    """
-    left = {name: domain for name, domain in space.items() if name not in given.settings}
-    if not left:
-        raise SettingsError(f"Nothing is left to search: --set fixes {', '.join(space)}.")
-    return left
 
 
 def configure(given: argparse.Namespace) -> SACHPOConfig:
@@ -111,21 +111,23 @@ class Evaluations(tune.Callback):
             _console.print(line, highlight=False)
 
 
-def report(grid: tune.ResultGrid, given: argparse.Namespace, space: Mapping[str, Any], top: int = 10) -> None:
+def report(grid: tune.ResultGrid, given: argparse.Namespace, top: int = 10) -> None:
     """Prints the best trials, and the command that trains with the settings of the best.
 
     Raises:
         SystemExit: If a trial failed; its traceback is in Tune's directory.
     """
     done = [result for result in grid if result.error is None and "evaluation" in (result.metrics or {})]
-    table = Table("return", "steps", *space, title=f"The best of {len(grid)} trials", title_justify="left")
+    table = Table(
+        "return", "steps", *given.space, title=f"The best of {len(grid)} trials", title_justify="left"
+    )
     for result in sorted(done, key=_episode_return, reverse=True)[:top]:
-        values = [_short(result.config[name]) for name in space]
+        values = [_short(result.config[name]) for name in given.space]
         table.add_row(f"{_episode_return(result):.1f}", f"{result.metrics[TIME]:.0f}", *values)
     _console.print(table)
     if done:
         best = max(done, key=_episode_return)
-        settings = {**given.settings, **{name: best.config[name] for name in space}}
+        settings = {**given.settings, **{name: best.config[name] for name in given.space}}
         command = ["rllib-hpo", "train", "--algorithm", "sac-hpo", "--task", given.task]
         for name, value in settings.items():
             command += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]

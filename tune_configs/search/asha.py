@@ -18,9 +18,8 @@ SPACE = {
 
 def main() -> None:
     """Searches, and prints the best settings."""
-    options = search.options(__doc__, steps=90_000, num_samples=18)
-    space = search.searched(SPACE, options)
-    config = search.configure(options).training(**space)
+    options = search.options(__doc__, SPACE, steps=90_000, num_samples=18)
+    config = search.configure(options).training(**options.space)
     scheduler = ASHAScheduler(
         time_attr=search.TIME,
         max_t=options.steps,
@@ -36,7 +35,7 @@ def main() -> None:
             ),
             run_config=search.run_config(options),
         )
-        search.report(tuner.fit(), options, space)
+        search.report(tuner.fit(), options)
 
 
 if __name__ == "__main__":

@@ -24,12 +24,11 @@ SPACE = {
 
 def main() -> None:
     """Searches, and prints the best settings."""
-    options = search.options(__doc__, steps=100_000, num_samples=40)
-    space = search.searched(SPACE, options)
+    options = search.options(__doc__, SPACE, steps=100_000, num_samples=40)
     with cluster():
         tuner = tune.Tuner(
             SACHPO,
-            param_space=search.configure(options).training(**space),
+            param_space=search.configure(options).training(**options.space),
             tune_config=tune.TuneConfig(
                 metric=search.METRIC,
                 mode="max",
@@ -38,7 +37,7 @@ def main() -> None:
             ),
             run_config=search.run_config(options),
         )
-        search.report(tuner.fit(), options, space)
+        search.report(tuner.fit(), options)
 
 
 if __name__ == "__main__":

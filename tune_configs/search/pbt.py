@@ -18,25 +18,26 @@ SPACE = {
 
 def main() -> None:
     """Trains the population, and prints the settings that its best trials ended with."""
-    options = search.options(__doc__, steps=100_000, num_samples=4)
-    space = search.searched(SPACE, options)
+    options = search.options(__doc__, SPACE, steps=100_000, num_samples=4)
     config = search.configure(options)
     scheduler = PopulationBasedTraining(
         time_attr=search.TIME,
         perturbation_interval=config.evaluation_every,  # whenever there is something new to judge by
-        hyperparam_mutations=space,
+        hyperparam_mutations=options.space,
         synch=True,  # trials are compared at equal steps, on machines with few cores too
     )
     with cluster():
         tuner = tune.Tuner(
             SACHPO,
-            param_space=config.training(**space),  # where the trials begin; without it all would begin alike
+            param_space=config.training(
+                **options.space
+            ),  # where the trials begin; without it all would begin alike
             tune_config=tune.TuneConfig(
                 metric=search.METRIC, mode="max", scheduler=scheduler, num_samples=options.num_samples
             ),
             run_config=search.run_config(options),
         )
-        search.report(tuner.fit(), options, space)
+        search.report(tuner.fit(), options)
 
 
 if __name__ == "__main__":
