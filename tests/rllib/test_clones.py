@@ -64,8 +64,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def assert_acts_by(settings: Any, actor: Actor) -> None:
     """The actor explores as one that was made with these settings and has its weights."""
     fresh = Actor(actor.obs_dim, actor.action_dim, settings, seed=0)
-    # The temperature is what a checkpoint might bring along.
-    weights = {name: value for name, value in actor.state_dict().items() if name != "log_alpha"}
+    settled = {"log_alpha", "sampler.fixed_step_size"}  # tensors that are settings
+    weights = {name: value for name, value in actor.state_dict().items() if name not in settled}
     fresh.load_state_dict({name: weights.get(name, value) for name, value in fresh.state_dict().items()})
     obs = torch.from_numpy(np.random.default_rng(0).normal(size=(32, 3)).astype(np.float32))
     assert torch.equal(fresh.log_alpha, actor.log_alpha)
@@ -293,6 +293,13 @@ def test_the_old_stack_reseeds(checkpoints: dict[str, Path]) -> None:
             policy = algorithm.get_policy()
             owner = policy._seed, policy._owner[-1]
             assert owner == ((3, 0) if seed == 3 else (4, 80))
+            trainer = algorithm.local_learner.trainer
+            assert (trainer._seed, trainer._joined_at) == owner
+            if seed == 4:
+                assert trainer.streams.get_state() == {}  # none is drawn from yet
+                fresh = numpy_generator(4, "worker", 0, 80, "environment", 0)
+                (state,) = algorithm.env_runner.foreach_env(lambda env: env.unwrapped.np_random)
+                assert state.bit_generator.state == fresh.bit_generator.state
             train_to(algorithm, 120)
             replay = algorithm.local_learner.replay
             seen.append(np.concatenate(replay.read(80, 120)))
