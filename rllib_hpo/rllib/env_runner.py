@@ -219,12 +219,13 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self._reset_all()
         self._has_joined = True
 
-    def join(self, env_steps: int, seed: int) -> None:
-        """Takes part in the run `seed`, which has come to `env_steps`; only the first call of a process does anything.
+    def join(self, env_steps: int, seed: int | None = None) -> None:
+        """Takes part in a run that has come to `env_steps`; only the first call of a process does anything.
 
-        Ray may restart a runner that died without anyone noticing. Whoever joins later than at step 0 takes
+        The run's seed is the config's unless given. Ray may restart a runner that died without anyone noticing. Whoever joins later than at step 0 takes
         other streams than those before it, and starts new episodes.
         """
+        seed = self._seed if seed is None else seed
         if not self._has_joined and (env_steps > 0 or seed != self._seed):
             self.reseed(seed, env_steps)
         self._has_joined = True
