@@ -222,8 +222,9 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
     def join(self, env_steps: int, seed: int | None = None) -> None:
         """Takes part in a run that has come to `env_steps`; only the first call of a process does anything.
 
-        The run's seed is the config's unless given. Ray may restart a runner that died without anyone noticing. Whoever joins later than at step 0 takes
-        other streams than those before it, and starts new episodes.
+        The run's seed is the config's unless given. Ray may restart a runner that died without anyone
+        noticing. Whoever joins later than at step 0 takes other streams than those before it, and starts
+        new episodes.
         """
         seed = self._seed if seed is None else seed
         if not self._has_joined and (env_steps > 0 or seed != self._seed):
