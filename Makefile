@@ -50,7 +50,7 @@ $(STAMP): pyproject.toml constraints.txt
 	fi
 	@echo "Installing rllib_hpo and what it needs into $(VENV) (some minutes the first time)"
 	@$(PIP) install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --constraint constraints.txt torch
-	@$(PIP) install --constraint constraints.txt --editable '.[dev,dashboard,export,notebooks,video]'
+	@$(PIP) install --constraint constraints.txt --editable '.[dev,dashboard,export,notebooks,search,video]'
 	@touch $@
 
 .PHONY: demo
@@ -89,7 +89,7 @@ constraints:  ## Write constraints.txt anew: the newest versions that pyproject.
 	rm -rf build/constraints
 	$(PYTHON) -m venv build/constraints
 	build/constraints/bin/python -m pip -qq install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) 'torch<2.14'
-	build/constraints/bin/python -m pip -qq install --editable '.[dev,bench,dashboard,export,notebooks,video]'
+	build/constraints/bin/python -m pip -qq install --editable '.[dev,bench,dashboard,export,notebooks,search,video]'
 	{ sed -n '/^#/p' constraints.txt; \
 		build/constraints/bin/python -m pip freeze --exclude-editable \
 		| sed 's/+[a-z0-9.]*$$//; s/_/-/g' | tr '[:upper:]' '[:lower:]' | LC_ALL=C sort; } > build/constraints.txt

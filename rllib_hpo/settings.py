@@ -28,6 +28,20 @@ class ActorCriticSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     sampler: ClassVar[str]
     """Registered name of the sampler that draws this algorithm's actions."""
+    changeable: ClassVar[frozenset[str]] = frozenset(
+        """
+        gamma lr tau train_batch_size_per_learner alpha target_entropy objective_critic
+        evaluation_every evaluation_episodes checkpoint_every steps_per_iteration
+        diagnostics_interval num_torch_threads
+        """.split()
+    )
+    """Settings that may differ where a checkpoint is loaded into another configuration, and hold from there on.
+
+    All others are refused: shapes of what the checkpoint holds (`hidden_units`, the numbers of layers,
+    `replay_capacity`, ...), beginnings that are past (`initial_alpha`) and counts that reach back to step 0
+    (`warmup_steps`, `update_to_data`). A subclass adds those of its own that no network, optimizer or
+    buffer in the checkpoint is made of. `may_change` knows the exceptions.
+    """
 
     gamma: Annotated[float, Field(ge=0, le=1, description="Discount factor.")] = 0.99
     lr: Annotated[
@@ -95,6 +109,12 @@ class ActorCriticSettings(BaseModel):
         Field(description="Torch threads per process; results are bitwise equal only for equal numbers."),
     ] = 1
 
+    def may_change(self, name: str, saved: Any) -> bool:
+        """Whether the setting `name` may be `saved` in a checkpoint that is loaded into this configuration."""
+        # A temperature that is learned has an optimizer, a fixed one has none.
+        is_other_kind = name == "alpha" and "auto" in (self.alpha, saved)
+        return name in self.changeable and not is_other_kind
+
     def evaluation_sampler(self) -> str:
         """Name of what acts in evaluations: the sampler that is trained, without noise."""
         return self.sampler
@@ -119,6 +139,12 @@ class SACHPOSettings(ActorCriticSettings):
     """SAC with a Hamiltonian policy (arXiv 2103.12020): actions evolved by leapfrog steps along grad Q."""
 
     sampler: ClassVar[str] = "hamiltonian"
+    changeable: ClassVar[frozenset[str]] = ActorCriticSettings.changeable | frozenset(
+        """
+        leapfrog_steps step_size momentum_std_explore momentum_std_train momentum_noise momentum_penalty
+        tempering tempering_allow_heating force_scale mass_matrix clip_gradient explore_sampler train_sampler
+        """.split()
+    )
 
     policy_layers: Annotated[
         int, Field(ge=1, le=4, description="Hidden layers of the base policy network.")
@@ -187,6 +213,10 @@ class SACHPOSettings(ActorCriticSettings):
                 "raise it to 1 or more, or set tempering_allow_heating=true"
             )
         return self
+
+    def may_change(self, name: str, saved: Any) -> bool:
+        """As `ActorCriticSettings.may_change`; a step size that is learned is in the checkpoint."""
+        return super().may_change(name, saved) and not (name == "step_size" and self.learn_step_size)
 
     def evaluation_sampler(self) -> str:
         """The sampler of the losses, which for the baselines of Table II may not be the one that explores."""

@@ -18,6 +18,11 @@ def seed_sequence(seed: int, *names: str | int) -> np.random.SeedSequence:
     return np.random.SeedSequence(entropy=seed, spawn_key=key)
 
 
+def derived_seed(seed: int, *names: str | int) -> int:
+    """A seed, from 0 to 2**31 - 1, for what takes no seed sequence."""
+    return int(seed_sequence(seed, *names).generate_state(1)[0] >> 1)
+
+
 def torch_generator(seed: int, *names: str | int, device: str | torch.device = "cpu") -> torch.Generator:
     """A torch generator for the stream called `names` of the run `seed`."""
     generator = torch.Generator(device=device)

@@ -34,9 +34,16 @@ class Actor(nn.Module):
         self.target_critics = TwinCritic(
             obs_dim, action_dim, settings.hidden_units, settings.critic_layers, critic_stream
         ).requires_grad_(False)
-        initial_alpha = settings.initial_alpha if settings.alpha == "auto" else settings.alpha
-        log_alpha = torch.tensor(float(initial_alpha)).log()
-        self.log_alpha = nn.Parameter(log_alpha, requires_grad=settings.alpha == "auto")
+        self.log_alpha = nn.Parameter(self._initial_log_alpha(), requires_grad=settings.alpha == "auto")
+
+    def _initial_log_alpha(self) -> Tensor:
+        alpha = self.settings.alpha
+        return torch.tensor(float(self.settings.initial_alpha if alpha == "auto" else alpha)).log()
+
+    def fix_alpha(self) -> None:
+        """Makes the temperature that of the settings again, if it is fixed, whatever weights were loaded."""
+        if self.settings.alpha != "auto":
+            self.log_alpha.data.copy_(self._initial_log_alpha())
 
     @property
     def alpha(self) -> Tensor:

@@ -71,6 +71,14 @@ class ReplayLearner:
         device = self.trainer.device
         return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else str(device)
 
+    def apply_settings(self) -> None:
+        """As `Trainer.apply_settings`."""
+        self.trainer.apply_settings()
+
+    def reseed(self, seed: int, joined_at: int) -> None:
+        """As `Trainer.reseed`."""
+        self.trainer.reseed(seed, joined_at)
+
     def take_over(self, other: ReplayLearner) -> None:
         """Becomes equal to `other`: networks, optimizers, replay, counters and random streams."""
         mine, theirs = self.trainer, other.trainer

@@ -32,12 +32,25 @@ class Trainer:
     ) -> None:
         self.model, self.optimizers, self.settings = model, optimizers, settings
         self.device = model.log_alpha.device
-        self.streams = TorchStreams(seed, "learner", device=self.device)
+        self.reseed(seed)
         self.num_updates = 0
         self._sums: dict[str, Tensor] = {}
         self._num_summed = 0
         self._diagnostics: dict[str, Tensor] = {}
         self._latest_diagnostics: dict[str, Tensor] = {}
+
+    def reseed(self, seed: int, joined_at: int = 0) -> None:
+        """Draws from streams of `seed` from here on; those of one that joins later repeat none of its beginning."""
+        self._seed, self._joined_at = seed, joined_at
+        owner = ("learner", joined_at) if joined_at else ("learner",)
+        self.streams = TorchStreams(seed, *owner, device=self.device)
+
+    def apply_settings(self) -> None:
+        """Makes the settings hold again where a checkpoint brought those it was saved with."""
+        self.model.fix_alpha()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups if optimizer is not None else ():
+                group["lr"] = self.settings.lr
 
     def learn(self, batch: Batch) -> dict[str, Tensor]:
         """Makes one update; what it reports, as scalar tensors.
@@ -103,12 +116,15 @@ class Trainer:
         """Streams and counters; parameters and optimizers are saved by those who hold them."""
         return {
             "streams": self.streams.get_state(),
+            "seed": self._seed,
+            "joined_at": self._joined_at,
             "num_updates": self.num_updates,
             "diagnostics": self.latest_diagnostics(),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on where `get_state` was called."""
+        self.reseed(state.get("seed", self._seed), state.get("joined_at", 0))
         self.streams.set_state(state["streams"])
         self.num_updates = state["num_updates"]
         diagnostics = state.get("diagnostics", {})

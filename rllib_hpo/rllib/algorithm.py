@@ -77,6 +77,8 @@ class ActorCriticAlgorithm(Algorithm):
         self.settings = config.settings()
         self.schedule = Schedule(self.settings)
         self.env_steps, self._num_updates = 0, 0
+        self.run_seed: int = config.seed
+        """Where this run's random streams come from; that of the config, unless a clone of its donor's (`_go_on`)."""
         self._began = time.perf_counter()
         self.episodes_done: list[Episode] = []
         self.max_env_steps: int | None = None
@@ -199,7 +201,7 @@ class ActorCriticAlgorithm(Algorithm):
         )
         self.stack.refresh_actor()
         number = self.env_steps // self.settings.evaluation_every
-        seeds = episode_seeds(self.config.seed, number, self.settings.evaluation_episodes)
+        seeds = episode_seeds(self.run_seed, number, self.settings.evaluation_episodes)
         make = environment_maker(self.config, training=False)
         played = evaluate(self.actor, make, seeds, self.stack.wrapper_state())
         self._statistics = episode_statistics(played.returns, played.lengths)
@@ -228,7 +230,7 @@ class ActorCriticAlgorithm(Algorithm):
             variant=self.config.variant or "default",
             task=config["task"],
             env_id=str(config["env"]),
-            seed=self.config.seed,
+            seed=self.run_seed,
             env_steps=self.env_steps,
             weights_env_steps=self.env_steps,
             updates=self._num_updates,
@@ -257,7 +259,7 @@ class ActorCriticAlgorithm(Algorithm):
             "env": env,
             "api_stack": "old" if self.config.is_old_stack else "new",
             "env_config": json.loads(json.dumps(dict(self.config.env_config), default=str)),
-            "seed": self.config.seed,
+            "seed": self.run_seed,
             "num_env_runners": self.config.num_env_runners,
             "num_envs_per_env_runner": self.config.num_envs_per_env_runner,
             "rollout_fragment_length": self.config.rollout_fragment_length,
@@ -366,14 +368,19 @@ class ActorCriticAlgorithm(Algorithm):
             algorithm: Self = super().from_checkpoint(directory, *args, **kwargs)
         if algorithm.config.is_old_stack:  # where RLlib goes another way than restore_from_path
             checkpointing.restore_replay(algorithm, manifest, Path(directory))
+            algorithm._go_on(manifest)
         return algorithm
 
     @override(Algorithm)
     def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
         """Verifies the manifest, then restores RLlib's components and the replay.
 
+        The checkpoint may have been saved with other settings and another seed, as when PBT clones a trial:
+        see `rllib_hpo.rllib.checkpointing`.
+
         Raises:
-            CheckpointError: If the checkpoint is incomplete, damaged, or of another algorithm or task.
+            CheckpointError: If the checkpoint is incomplete, damaged, of another algorithm or task, or made
+                with a setting that cannot change.
         """
         manifest = checkpointing.verify(Path(path))
         checkpointing.check_fits(manifest, self)
@@ -384,6 +391,14 @@ class ActorCriticAlgorithm(Algorithm):
                 self.__setstate__(Algorithm._checkpoint_info_to_algorithm_state(get_checkpoint_info(path)))
             else:
                 super().restore_from_path(path, *args, **kwargs)
+        self._go_on(manifest)
+
+    def _go_on(self, manifest: dict[str, Any]) -> None:
+        """After a restore: this configuration's settings hold, and a clone draws from streams of its own."""
+        self.stack.apply_settings()
+        self.run_seed = checkpointing.seed_to_go_on_with(manifest, self.config)
+        if self.run_seed != manifest["config"]["seed"]:
+            self.stack.reseed(self.run_seed, self.env_steps)
 
 
 class SACGaussian(ActorCriticAlgorithm):

@@ -3,6 +3,20 @@
 A checkpoint directory is RLlib's own (so `Algorithm.from_checkpoint` and Tune read it) and, beside it,
 `manifest.json`: the files with their checksums, the replay's segments, and what the checkpoint belongs to.
 RLlib stores its components as pickles: load checkpoints of people you trust only.
+
+A checkpoint may be loaded into a configuration other than its own, as when PBT clones a trial:
+
+| key | in the configuration that loads |
+| --- | --- |
+| settings in `changeable` of their class: `momentum_std_explore`, `step_size`, `alpha`, `lr`, ... | may differ |
+| `alpha` between a number and 'auto'; `step_size` with `learn_step_size` | refused |
+| every other setting: shapes of networks and replay, `warmup_steps`, `update_to_data`, ... | refused |
+| algorithm, environment, `env_config`, API stack | refused |
+| `seed` | may differ: the run goes on with new episodes and with streams of that seed |
+| numbers of runners, environments and learners, `rollout_fragment_length` | may differ |
+| `results_dir`, `replay_dir`, `sweep`, `variant`, `task`, `trial_id` | may differ |
+
+What differs holds from there on, in learning, acting, evaluations and rows.
 """
 
 from __future__ import annotations
@@ -16,9 +30,11 @@ from typing import TYPE_CHECKING, Any
 from rllib_hpo.errors import CheckpointError
 from rllib_hpo.results.atomic import write_atomically
 from rllib_hpo.results.provenance import versions
+from rllib_hpo.streams import derived_seed
 
 if TYPE_CHECKING:
     from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
+    from rllib_hpo.rllib.config import ActorCriticConfig
 
 FORMAT = 1
 """Raised when older checkpoints can no longer be read."""
@@ -45,6 +61,7 @@ def complete(algorithm: ActorCriticAlgorithm, directory: Path) -> None:
         "env": algorithm.run_config()["env"],
         "task": algorithm.run_config()["task"],
         "config": algorithm.run_config(),
+        "trial": {"id": algorithm.config.tune_trial, "seed": algorithm.config.seed},
         "env_steps": algorithm.env_steps,
         "evaluation": algorithm.latest_evaluation,
         "wrappers": algorithm.stack.wrapper_state(),
@@ -114,10 +131,10 @@ def verify(directory: Path, *, with_replay: bool = True) -> dict[str, Any]:
 
 
 def check_fits(manifest: dict[str, Any], algorithm: ActorCriticAlgorithm) -> None:
-    """Refuses a checkpoint of another algorithm or environment.
+    """Refuses a checkpoint of another algorithm or environment, or with settings that cannot change.
 
     Raises:
-        CheckpointError: Naming both.
+        CheckpointError: Naming what differs, there and here.
     """
     for key, mine in (("algorithm", algorithm.config.algorithm), ("env", algorithm.run_config()["env"])):
         if manifest[key] != mine:
@@ -129,6 +146,36 @@ def check_fits(manifest: dict[str, Any], algorithm: ActorCriticAlgorithm) -> Non
             f"The checkpoint is for RLlib's {api_stack(manifest)} API stack, this run is on the other one: "
             "`rllib-hpo convert` turns it into one that fits."
         )
+    _check_settings(manifest["config"], algorithm)
+
+
+def _check_settings(saved: dict[str, Any], algorithm: ActorCriticAlgorithm) -> None:
+    """Refuses a setting that differs and is not among those that may."""
+    mine, settings = algorithm.run_config(), algorithm.settings
+    for name in ("env_config", *type(settings).model_fields):
+        before, now = saved.get(name, mine[name]), mine[name]
+        if before != now and not settings.may_change(name, before):
+            raise CheckpointError(
+                f"The checkpoint was made with {name}={before!r}, but this run has {now!r}, and {name} cannot "
+                "change when a checkpoint is loaded."
+            )
+
+
+def seed_to_go_on_with(manifest: dict[str, Any], config: ActorCriticConfig) -> int:
+    """The seed of a run that a checkpoint was loaded into. Streams begin anew if the checkpoint has another.
+
+    It is the configuration's, with one exception. PBT copies configurations whole, so that a clone may have
+    its donor's seed there: it gets one of its own, and keeps it when it is resumed.
+    """
+    seed, donor = int(config.seed), manifest.get("trial") or {"id": None}
+    if config.tune_trial is None or donor["id"] is None:
+        return seed
+    run_seed = int(manifest["config"]["seed"])
+    if donor["id"] == config.tune_trial:
+        return run_seed if donor["seed"] == seed else seed
+    if seed in (run_seed, donor["seed"]):
+        return derived_seed(seed, "clone", config.tune_trial)
+    return seed
 
 
 def api_stack(manifest: dict[str, Any]) -> str:

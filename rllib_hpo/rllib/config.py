@@ -15,6 +15,7 @@ from ray.tune.result import TRIAL_INFO
 from rllib_hpo.errors import SettingsError, nearest
 from rllib_hpo.rllib.environment import stateful_wrappers
 from rllib_hpo.settings import ActorCriticSettings, find_settings, parse_settings
+from rllib_hpo.streams import derived_seed
 from rllib_hpo.tasks import find_task
 
 EFFECTIVE_OPTIONS = frozenset(
@@ -42,7 +43,7 @@ NEW_STACK_OPTIONS = frozenset(
 OLD_STACK_OPTIONS = frozenset(["num_gpus"])
 """Options that do something on RLlib's old API stack only."""
 
-RUN_OPTIONS = frozenset("results_dir replay_dir sweep variant task trial_id".split())
+RUN_OPTIONS = frozenset("results_dir replay_dir sweep variant task trial_id tune_trial".split())
 """Our own options that describe the run rather than the algorithm."""
 
 _INTERNAL = frozenset(
@@ -89,6 +90,8 @@ class ActorCriticConfig(AlgorithmConfig):
         self.sweep, self.variant = "", ""
         self.task: str | None = None
         self.trial_id: str | None = None
+        self.tune_trial: str | None = None
+        """Tune's id of the trial that this is the config of; Tune sets it."""
         # Weights travel with every request for samples, and there are no connectors to synchronise.
         self.merge_env_runner_states = False
         self.broadcast_env_runner_states = False
@@ -173,13 +176,14 @@ class ActorCriticConfig(AlgorithmConfig):
         ours = set(self.settings_class.model_fields) | RUN_OPTIONS | {"algorithm"}
         others = {}
         for name, value in config_dict.items():
-            if name == TRIAL_INFO:  # which RLlib would drop, and with it the trial's identity
-                self.trial_id = self.trial_id or value.trial_id
-            elif name in ours:
+            if name in ours:
                 setattr(self, name, value)
-            elif not (hasattr(self, name) and _same(value, getattr(self, name))):
+            elif name != TRIAL_INFO and not (hasattr(self, name) and _same(value, getattr(self, name))):
                 others[name] = value
         super().update_from_dict(others)
+        if TRIAL_INFO in config_dict:  # which RLlib would drop, and with it the trial's identity
+            self.tune_trial = config_dict[TRIAL_INFO].trial_id
+            self.trial_id = self.trial_id or self.tune_trial
         return self
 
     @override(AlgorithmConfig)
@@ -267,10 +271,16 @@ class ActorCriticConfig(AlgorithmConfig):
             self._refuse_callbacks()
             self.settings()
             if self.seed is None:
-                self.seed = secrets.randbelow(2**31)
+                self.seed = self._own_seed()
             self._refuse_impossible_numbers()
             self._refuse_scattered_statistics()
         super().validate()
+
+    def _own_seed(self) -> int:
+        """A seed for a run that was given none; a trial of Tune finds its own again when it is resumed."""
+        if self.tune_trial is None:
+            return secrets.randbelow(2**31)
+        return derived_seed(0, "trial", self.tune_trial)
 
     def _choose_env_runner(self) -> None:
         """The class of the API stack that is asked for; None is RLlib's RolloutWorker there."""

@@ -25,7 +25,7 @@ from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.learning.replay import RowLayout
 from rllib_hpo.rllib.environment import environment_maker
 from rllib_hpo.rllib.rl_module import ActorCriticModule
-from rllib_hpo.streams import TorchStreams, numpy_generator, seed_sequence
+from rllib_hpo.streams import TorchStreams, derived_seed, numpy_generator
 from rllib_hpo.tasks import ActionScaling, check_spaces, wrappers
 from rllib_hpo.tasks.simulator_state import capture, restore
 
@@ -69,17 +69,17 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self.envs: list[gym.Env[Any, Any]] = []
         self._capturable: list[bool] = []
         self._weights_seq_no = 0
-        self._set_streams(joined_at=0)
+        self._set_streams(self.config.seed, joined_at=0)
         self._has_joined = False
         if self.worker_index > 0 or self.config.num_env_runners == 0:
             self.make_env()
         self.make_module()
 
-    def _set_streams(self, joined_at: int) -> None:
+    def _set_streams(self, seed: int, joined_at: int) -> None:
         """Every runner has streams of its own; a replacement of a dead one does not repeat its draws."""
-        self._owner = ("runner", self.worker_index, joined_at)
-        self.streams = TorchStreams(self.config.seed, *self._owner, "explore")
-        self._warmup = numpy_generator(self.config.seed, *self._owner, "warmup")
+        self._seed, self._owner = seed, ("runner", self.worker_index, joined_at)
+        self.streams = TorchStreams(seed, *self._owner, "explore")
+        self._warmup = numpy_generator(seed, *self._owner, "warmup")
 
     @override(EnvRunner)
     def make_env(self) -> None:
@@ -117,8 +117,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             self._begin_episode(i, seed=self._environment_seed(i))
 
     def _environment_seed(self, i: int) -> int:
-        sequence = seed_sequence(self.config.seed, *self._owner, "environment", i, self._num_builds[i])
-        return int(sequence.generate_state(1)[0] >> 1)
+        return derived_seed(self._seed, *self._owner, "environment", i, self._num_builds[i])
 
     def _begin_episode(self, i: int, seed: int | None = None) -> None:
         self._obs[i], self._returns[i], self._lengths[i] = self.envs[i].reset(seed=seed)[0], 0.0, 0
@@ -214,15 +213,22 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         wrappers.set_state(self.envs[i], gathered)
         self._begin_episode(i, seed=self._environment_seed(i))
 
-    def join(self, env_steps: int) -> None:
+    def reseed(self, seed: int, joined_at: int) -> None:
+        """Goes on with new episodes and with streams of `seed`, other than those of its beginning."""
+        self._set_streams(seed, joined_at)
+        self._reset_all()
+        self._has_joined = True
+
+    def join(self, env_steps: int, seed: int | None = None) -> None:
         """Takes part in a run that has come to `env_steps`; only the first call of a process does anything.
 
-        Ray may restart a runner that died without anyone noticing. Whoever joins later than at step 0 takes
-        other streams than those before it, and starts new episodes.
+        The run's seed is the config's unless given. Ray may restart a runner that died without anyone
+        noticing. Whoever joins later than at step 0 takes other streams than those before it, and starts
+        new episodes.
         """
-        if not self._has_joined and env_steps > 0:
-            self._set_streams(env_steps)
-            self._reset_all()
+        seed = self._seed if seed is None else seed
+        if not self._has_joined and (env_steps > 0 or seed != self._seed):
+            self.reseed(seed, env_steps)
         self._has_joined = True
 
     @override(EnvRunner)
@@ -262,6 +268,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         state: dict[str, Any] = {
             "streams": self.streams.get_state(),
             "owner": self._owner,
+            "seed": self._seed,
             "has_joined": self._has_joined,
         }
         if self._check_component(COMPONENT_RL_MODULE, components, not_components):
@@ -295,7 +302,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             self.module.set_state(weights.get(DEFAULT_MODULE_ID, weights))
             self._weights_seq_no = state.get(WEIGHTS_SEQ_NO, self._weights_seq_no)
         if "streams" in state:
-            self._set_streams(state["owner"][-1])
+            self._set_streams(state.get("seed", self._seed), state["owner"][-1])
             self._has_joined = state["has_joined"]
             self.streams.set_state(state["streams"])
         if "environments" in state and len(state["environments"]) == len(self.envs):

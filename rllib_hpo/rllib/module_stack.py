@@ -117,7 +117,10 @@ class ModuleStack(stack.Stack):
         random_actions = algorithm.schedule.is_warmup(algorithm.env_steps)
         # Asks the actors without EnvRunnerGroup's wrapper, which would swallow a runner's error.
         results = algorithm.env_runner_group._worker_manager.foreach_actor(
-            [SampleRequest(state, quota, random_actions, algorithm.env_steps) for _, quota in asked],
+            [
+                SampleRequest(state, quota, random_actions, algorithm.env_steps, algorithm.run_seed)
+                for _, quota in asked
+            ],
             remote_actor_ids=[runner for runner, _ in asked],
             timeout_seconds=self.config.sample_timeout_s,
         )
@@ -144,7 +147,12 @@ class ModuleStack(stack.Stack):
 
     @override(stack.Stack)
     def join(self, env_steps: int) -> None:
-        self.algorithm.env_runner.join(env_steps)
+        self.algorithm.env_runner.join(env_steps, self.algorithm.run_seed)
+
+    @override(stack.Stack)
+    def reseed(self, seed: int, env_steps: int) -> None:
+        self.call_core("reseed", seed, env_steps)
+        self.algorithm.env_runner_group.foreach_env_runner(Call("reseed", seed, env_steps))
 
     @override(stack.Stack)
     def refresh_actor(self) -> None:

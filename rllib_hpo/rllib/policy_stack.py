@@ -27,6 +27,7 @@ from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.rllib import stack
 from rllib_hpo.rllib.remote import rollouts_of
 from rllib_hpo.rllib.torch_policy import ActorCriticTorchPolicy, as_sample_batch
+from rllib_hpo.streams import numpy_generator
 
 
 class PolicyStack(stack.Stack):
@@ -131,6 +132,17 @@ class PolicyStack(stack.Stack):
         self.policy.join(env_steps)
 
     @override(stack.Stack)
+    def reseed(self, seed: int, env_steps: int) -> None:
+        self.call_core("reseed", seed, env_steps)
+        self.algorithm.env_runner_group.foreach_env_runner(Reseeding(seed, env_steps))
+
+    @override(stack.Stack)
+    def apply_settings(self) -> None:
+        super().apply_settings()
+        if self.config.num_env_runners > 0:  # they have the checkpoint's weights already
+            self.algorithm.env_runner_group.sync_weights()
+
+    @override(stack.Stack)
     def refresh_actor(self) -> None:
         """Nothing: it is the one that learns."""
 
@@ -185,6 +197,21 @@ class SampleRequest:
         worker.get_policy().random_actions = self.random_actions
         batch: SampleBatch | MultiAgentBatch = worker.sample()
         return batch
+
+
+class Reseeding:
+    """Streams of another seed, and an order to take them that travels to a RolloutWorker."""
+
+    def __init__(self, seed: int, env_steps: int) -> None:
+        self.seed, self.env_steps = seed, env_steps
+
+    def __call__(self, worker: Any) -> None:
+        """Runs where the worker is."""
+        worker.get_policy().reseed(self.seed, self.env_steps)
+        for i, env in enumerate(worker.foreach_env(lambda env: env)):
+            owner = ("worker", worker.worker_index, self.env_steps, "environment", i)
+            # A reset would leave RLlib's sampler in the middle of an episode that is over.
+            env.unwrapped.np_random = numpy_generator(self.seed, *owner)
 
 
 def _single(batch: SampleBatch | MultiAgentBatch) -> SampleBatch:

@@ -53,13 +53,15 @@ class CoreCall(Call):
 class SampleRequest:
     """A request for samples that travels to a runner, with the weights to act with."""
 
-    def __init__(self, state: dict[str, Any], num_steps: int, random_actions: bool, env_steps: int) -> None:
+    def __init__(
+        self, state: dict[str, Any], num_steps: int, random_actions: bool, env_steps: int, seed: int
+    ) -> None:
         self.state, self.num_steps, self.random_actions = state, num_steps, random_actions
-        self.env_steps = env_steps
+        self.env_steps, self.seed = env_steps, seed
 
     def __call__(self, runner: ColumnarEnvRunner) -> Rollout:
         """Runs where the runner is."""
-        runner.join(self.env_steps)
+        runner.join(self.env_steps, self.seed)
         runner.set_state(self.state)
         return runner.sample(num_steps=self.num_steps, random_actions=self.random_actions)
 

@@ -48,6 +48,14 @@ class Stack(ABC):
         """Explores from here on as one that joins a run at `env_steps`, repeating no draws of its beginning."""
 
     @abstractmethod
+    def reseed(self, seed: int, env_steps: int) -> None:
+        """Acts and learns from step `env_steps` on with streams of `seed`, and begins new episodes where it can."""
+
+    def apply_settings(self) -> None:
+        """Makes the settings hold again where a checkpoint brought those it was saved with."""
+        self.call_core("apply_settings")
+
+    @abstractmethod
     def refresh_actor(self) -> None:
         """Brings the newest weights to `actor`, where it is not the learner's own."""
 

@@ -85,7 +85,7 @@ class ActorCriticTorchPolicy(TorchPolicyV2):
         super().__init__(observation_space, action_space, config)
         self.trainer = Trainer(self.model.model, self._adam, self.settings, config.seed)
         self._worker_index = int(getattr(config, "worker_index", 0))
-        self._set_streams(joined_at=0)
+        self._set_streams(config.seed, joined_at=0)
         self.random_actions = False
         """Whether exploring is acting uniformly at random, as in the warm-up."""
 
@@ -99,16 +99,20 @@ class ActorCriticTorchPolicy(TorchPolicyV2):
             complete.seed = secrets.randbelow(2**31)
         return complete
 
-    def _set_streams(self, joined_at: int) -> None:
+    def _set_streams(self, seed: int, joined_at: int) -> None:
         """Every worker has streams of its own; one that joins later does not repeat the first one's draws."""
-        self._owner = ("policy", self._worker_index, joined_at)
-        self.streams = TorchStreams(self.config["seed"], *self._owner, device=self.device)
+        self._seed, self._owner = seed, ("policy", self._worker_index, joined_at)
+        self.streams = TorchStreams(seed, *self._owner, device=self.device)
+
+    def reseed(self, seed: int, joined_at: int) -> None:
+        """Explores with streams of `seed` from here on."""
+        self._set_streams(seed, joined_at)
 
     def join(self, env_steps: int) -> None:
         """Explores as one that joins a run at `env_steps`."""
         self.global_timestep = env_steps
         self.num_grad_updates = self.trainer.num_updates
-        self._set_streams(env_steps)
+        self._set_streams(self._seed, env_steps)
 
     @override(Policy)
     def init_view_requirements(self) -> None:
@@ -218,7 +222,11 @@ class ActorCriticTorchPolicy(TorchPolicyV2):
         """Adds counters and random streams to RLlib's weights and optimizers."""
         state: dict[str, Any] = super().get_state()
         state[_TRAINER] = self.trainer.get_state()
-        state[_EXPLORATION] = {"owner": self._owner, "streams": self.streams.get_state()}
+        state[_EXPLORATION] = {
+            "owner": self._owner,
+            "seed": self._seed,
+            "streams": self.streams.get_state(),
+        }
         return state
 
     @override(TorchPolicyV2)
@@ -231,11 +239,12 @@ class ActorCriticTorchPolicy(TorchPolicyV2):
             self.trainer.set_state(state[_TRAINER])
             self.num_grad_updates = self.trainer.num_updates
             saved = state[_EXPLORATION]
+            seed = saved.get("seed", self._seed)
             if saved["owner"][:2] == ("policy", self._worker_index):
-                self._set_streams(saved["owner"][2])
+                self._set_streams(seed, saved["owner"][2])
                 self.streams.set_state(saved["streams"])
             else:
-                self._set_streams(state["global_timestep"])
+                self._set_streams(seed, state["global_timestep"])
 
 
 class SACGaussianTorchPolicy(ActorCriticTorchPolicy):

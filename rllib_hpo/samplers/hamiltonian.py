@@ -96,7 +96,8 @@ class HamiltonianSampler(Sampler):
         if self.settings.learn_step_size:
             self.raw_step_size = nn.Parameter(steps + torch.log(-torch.expm1(-steps)))  # inverse softplus
         elif isinstance(step_size, list):
-            self.register_buffer("fixed_step_size", steps)
+            # Not in checkpoints: it is a setting, which may be another one when they are loaded.
+            self.register_buffer("fixed_step_size", steps, persistent=False)
 
     @property
     def step_size(self) -> float | Tensor:
