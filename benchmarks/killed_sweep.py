@@ -4,8 +4,8 @@
 
 runs benchmarks/results/hopper-halfcheetah-30k/sweep.yaml in runs/hopper-halfcheetah-30k (about an hour on four
 cores). When half of the evaluations are there it kills the driver, resumes, and in the end demands every evaluation
-exactly once. It writes beside the sweep file: rows.parquet, curves.png, tables.md and sweep.json, which says when it
-was killed and on what machine.
+exactly once. It writes beside the sweep file: rows.parquet, tables.md, the figures, and sweep.json,
+which says when it was killed and on what machine.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks import machine
@@ -27,6 +28,7 @@ from rllib_hpo.results import check, read_rows
 
 FOLDER = machine.RESULTS / "hopper-halfcheetah-30k"
 SWEEP = FOLDER / "sweep.yaml"
+FIGURES = ("curves", "intervals", "displacement")
 
 
 def rllib_hpo(*words: str) -> subprocess.Popen[bytes]:
@@ -44,6 +46,15 @@ def kill_halfway(driver: subprocess.Popen[bytes], results: Path, num_rows: int) 
             return there
         time.sleep(5)
     raise SystemExit("the sweep ended before half of its rows were there")
+
+
+def publish(rows: pa.Table, report: Path, folder: Path) -> None:
+    """Makes the report and puts the small files of it, and the rows, into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(rows, folder / "rows.parquet", compression="zstd")
+    written = write_report(rows, report)
+    for path in (written["tables"], *(written["figures"] / f"{name}.png" for name in FIGURES)):
+        (folder / path.name).write_bytes(path.read_bytes())
 
 
 def main() -> None:
@@ -66,11 +77,7 @@ def main() -> None:
     rows = read_rows(results)
     if rows.num_rows != due or (problems := check(rows)):
         raise SystemExit(f"{rows.num_rows} rows instead of {due}: {problems}")
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(rows, arguments.folder / "rows.parquet", compression="zstd")
-    written = write_report(rows, arguments.out / "report")
-    (arguments.folder / "tables.md").write_bytes(written["tables"].read_bytes())
-    (arguments.folder / "curves.png").write_bytes((written["figures"] / "curves.png").read_bytes())
+    publish(rows, arguments.out / "report", arguments.folder)
     facts = {
         **machine.facts(),
         "trials": len(trials),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -288,7 +289,10 @@ def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:
         "evaluation/env_steps": result["evaluation"]["env_steps"],
         **{f"learner/{name}": value for name, value in result["learners"]["default_policy"].items()},
     }
-    return {name: float(value) for name, value in metrics.items() if value is not None}
+    # RLlib's mean over no episodes is NaN.
+    return {
+        name: float(value) for name, value in metrics.items() if value is not None and not math.isnan(value)
+    }
 
 
 @contextmanager
