@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -33,8 +34,8 @@ _LOGGER = logging.getLogger(__name__)
 class EventLog:
     """Appends to the events of a run; lines of its earlier lives stay.
 
-    A log that cannot be written is reported, once, and never stops the training: a full disk is told of by
-    whoever writes rows and checkpoints.
+    A log that cannot be written is reported once and never stops the training; a full disk is not even
+    reported, because the next row or checkpoint says so and ends the run.
 
     Args:
         directory: Of the run.
@@ -70,7 +71,7 @@ class EventLog:
         try:
             _append(self.path, line.encode())
         except OSError as error:
-            if not self._is_broken:
+            if not self._is_broken and error.errno not in {errno.ENOSPC, errno.EDQUOT}:
                 _LOGGER.warning("Cannot write %s: %s.", self.path, error.strerror or error)
             self._is_broken = True
 

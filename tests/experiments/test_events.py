@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -159,3 +160,14 @@ def test_a_log_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureF
     log.write("finished", 0)
     (record,) = caplog.records
     assert record.getMessage() == f"Cannot write {log.path}: No such file or directory."
+
+
+def test_a_full_disk_is_left_to_the_rows_to_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    EventLog(tmp_path).write("started", 0)
+    assert not caplog.records
