@@ -30,6 +30,8 @@ class CheckpointStore:
         run_dir = run_dir.absolute()  # RLlib takes a relative path for a malformed URI
         self.directory, self.replay_dir, self.keep = run_dir / "checkpoints", run_dir / "replay", keep
         self._unusable: set[Path] = set()
+        self.on_passed_over: Callable[[Path, CheckpointError], None] | None = None
+        """Is told of every checkpoint that could not be used, and why."""
 
     def save(self, algorithm: ActorCriticAlgorithm) -> Path:
         """Writes a checkpoint under a temporary name, renames it, and removes those no longer wanted.
@@ -95,8 +97,10 @@ class CheckpointStore:
 
     def _report(self, refused: Mapping[Path, CheckpointError], consequence: str) -> None:
         self._unusable.update(refused)
-        for error in refused.values():
+        for path, error in refused.items():
             _logger.warning("%s %s", error, consequence)
+            if self.on_passed_over is not None:
+                self.on_passed_over(path, error)
 
     def _intact(self) -> list[Path]:
         """Checkpoints that can be used, oldest first."""

@@ -384,12 +384,14 @@ class SweepTrial(tune.Trainable):
         try:
             yield
         except UserError as error:
-            self._write_error(f"{error}\n")
-        except Exception:
-            self._write_error(traceback.format_exc())
+            self._write_error(f"{error}\n", error)
+        except Exception as error:
+            self._write_error(traceback.format_exc(), error)
             raise
 
-    def _write_error(self, text: str) -> None:
+    def _write_error(self, text: str, error: Exception) -> None:
+        if self._run is not None:
+            self._run.ended(error)
         write_atomically(self._error, text.encode())
         if self._mirror is not None:
             self._mirror.failed(ERROR_FILE, text.encode())

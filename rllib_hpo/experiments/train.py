@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ import ray
 
 from rllib_hpo.errors import CheckpointError, SettingsError, UserError
 from rllib_hpo.experiments.checkpoints import CheckpointStore
+from rllib_hpo.experiments.events import EventLog
 from rllib_hpo.experiments.lock import locked
+from rllib_hpo.experiments.operator_metrics import OperatorMetrics
 from rllib_hpo.experiments.progress import Progress
 from rllib_hpo.experiments.run_config import RunConfig, resolve_saved
 from rllib_hpo.experiments.storage import Mirror
@@ -166,8 +169,12 @@ class TrainingRun:
         identity = trial_id(files.directory)
         group = files.directory.name if sweep == SINGLE_RUNS else group_of(sweep, config.run.task)
         self.store = CheckpointStore(files.directory, keep_checkpoints)
+        self.store.on_passed_over = self._passed_over
+        self._events = EventLog(files.directory)
+        about = _identity(config, files, sweep)
         with ExitStack() as opened:  # what was opened is closed again if the next cannot be
             opened.enter_context(locked(files.directory))
+            opened.push(lambda kind, error, trace: self.ended(error))
             if mirror is not None:
                 mirror.restore()
                 opened.callback(mirror.close)
@@ -184,12 +191,14 @@ class TrainingRun:
                     **describe_run(config, sweep, variant),
                 )
             )
-            self.store.restore_newest(self.algorithm)
+            checkpoint = self.store.restore_newest(self.algorithm)
             self._board = opened.enter_context(TensorBoard(files.directory, self.algorithm.env_steps))
             self.algorithm.max_env_steps = config.run.steps
             if mirror is not None:
                 mirror.start(self.algorithm.env_steps)
-                self.algorithm.on_row = mirror.row
+            self.algorithm.on_row = self._evaluated_to
+            self._operators = OperatorMetrics(about, self.algorithm)
+            self._events.begin(self.algorithm.env_steps, checkpoint, {**about, "steps": config.run.steps})
             self._open = opened.pop_all()
 
     def __enter__(self) -> Self:
@@ -207,7 +216,9 @@ class TrainingRun:
 
     def iterate(self, stopping: Callable[[], bool] = lambda: False) -> dict[str, Any]:
         """Trains for an iteration, and saves a checkpoint if one is due or `stopping` says that this was the last."""
+        began = time.perf_counter()
         result: dict[str, Any] = self.algorithm.train()
+        self._operators.iteration(flat_metrics(result), time.perf_counter() - began)
         self._log(result)
         scheduled = self.algorithm.schedule.checkpoint_due(self.algorithm.env_steps)
         if scheduled or self.is_complete or stopping():
@@ -225,6 +236,24 @@ class TrainingRun:
             by_task = {return_metric(self.config.run.task): metrics["evaluation/return_mean"]}
             self._wandb.log(by_task, env_steps=evaluated)
 
+    def _evaluated_to(self, row: Path) -> None:
+        algorithm = self.algorithm
+        if algorithm.latest_evaluation is not None:
+            return_mean = algorithm.latest_evaluation["env_runners"]["episode_return_mean"]
+            self._events.write("evaluated", algorithm.env_steps, return_mean=return_mean, path=str(row))
+        if self._mirror is not None:
+            self._mirror.row(row)
+
+    def _passed_over(self, path: Path, error: CheckpointError) -> None:
+        env_steps = int(path.name.removeprefix("step-"))
+        self._events.write("checkpoint_passed_over", env_steps, path=str(path), error=str(error))
+
+    def ended(self, error: BaseException | None = None) -> None:
+        """Writes down how this life of the run ended; what comes after the first call is not written."""
+        is_built = hasattr(self, "algorithm")
+        env_steps = self.algorithm.env_steps if is_built else 0
+        self._events.end(env_steps, complete=is_built and self.is_complete, error=error)
+
     def _film(self, path: Path) -> None:
         from rllib_hpo.experiments.evaluate import film
 
@@ -241,6 +270,7 @@ class TrainingRun:
         """Writes a checkpoint; off schedule only what can be saved exactly (see `checkpoint_every`)."""
         if scheduled or self.algorithm.is_savable():
             path = self.store.save(self.algorithm)
+            self._events.write("checkpoint", self.algorithm.env_steps, path=str(path))
             if self._mirror is not None:
                 self._mirror.checkpoint(path)
             if self._options.artifacts and self._wandb.is_on:
@@ -274,6 +304,18 @@ def train(
         while not run.is_complete and stop.signal is None:
             progress.report(run.algorithm, run.iterate(lambda: stop.signal is not None))
     return stop.signal
+
+
+def _identity(config: RunConfig, files: RunFiles, sweep: str) -> dict[str, str]:
+    """What tells a run from others, in the words of an operator."""
+    run, trial = config.run, files.directory.absolute().name
+    return {
+        "sweep": sweep,
+        "trial": trial,
+        "algorithm": run.algorithm,
+        "task": run.task,
+        "seed": str(run.seed),
+    }
 
 
 def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:

@@ -71,6 +71,11 @@ class ReplayLearner:
         device = self.trainer.device
         return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else str(device)
 
+    def gpu_memory(self) -> int | None:
+        """The most bytes that torch has held at a time on the device that trains; None if that is no GPU."""
+        device = self.trainer.device
+        return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
     def apply_settings(self) -> None:
         """As `Trainer.apply_settings`."""
         self.trainer.apply_settings()

@@ -108,6 +108,11 @@ class ActorCriticAlgorithm(Algorithm):
         return self.stack.core
 
     @property
+    def num_updates(self) -> int:
+        """Updates that the steps made so far call for; all are made at the end of an iteration."""
+        return self._num_updates
+
+    @property
     def actor(self) -> Actor:
         """What acts in evaluations; it holds the newest weights after an `evaluate()`."""
         return self.stack.actor

@@ -32,6 +32,8 @@ class ModuleStack(stack.Stack):
     def __init__(self, algorithm: Any) -> None:
         super().__init__(algorithm)
         self.weights_seq_no = 0
+        self._updates_after: dict[int, int] = {}
+        """Updates that followed weights of a number, since those that the last rollouts acted with."""
         self._is_local = self.config.num_env_runners == 0 and self.config.num_learners == 0
         if self._is_local:  # the runner acts with the learner's own module: no copies, no policy lag
             algorithm.env_runner.module = self._learner.module[DEFAULT_MODULE_ID].unwrapped()
@@ -74,6 +76,10 @@ class ModuleStack(stack.Stack):
         rollouts = self.sample_remotely(stop)
         updates = [self._count(rollout) for rollout in rollouts]
         self.call_core("train_on", [rollout.rows for rollout in rollouts], updates)
+        self._updates_after[self.weights_seq_no] = sum(updates)
+        acted_with = min(rollout.weights_seq_no for rollout in rollouts)
+        self._updates_after = {n: made for n, made in self._updates_after.items() if n >= acted_with}
+        self.policy_lag = sum(self._updates_after.values())
         if sum(updates):
             self.weights_seq_no += 1
 

@@ -73,6 +73,8 @@ class PolicyStack(stack.Stack):
         self._core.update_from_replay(due)
         if due:
             algorithm.env_runner_group.sync_weights(global_vars={"timestep": algorithm.env_steps})
+        if self.config.num_env_runners > 0:
+            self.policy_lag += due
 
     def _learn_on_batch(self, batch: Batch) -> None:
         """Through the policy, so that RLlib's callbacks and a subclass's own `learn_on_batch` see it."""
@@ -91,6 +93,7 @@ class PolicyStack(stack.Stack):
         return rows
 
     def _sample_batches(self) -> list[Any]:
+        self.policy_lag = 0
         request = SampleRequest(self.algorithm.schedule.is_warmup(self.algorithm.env_steps))
         group = self.algorithm.env_runner_group
         if self.config.num_env_runners == 0:

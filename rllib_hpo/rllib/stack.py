@@ -24,6 +24,8 @@ class Stack(ABC):
 
     def __init__(self, algorithm: ActorCriticAlgorithm) -> None:
         self.algorithm, self.config = algorithm, algorithm.config
+        self.policy_lag = 0
+        """Updates made since the weights that the last rollouts acted with; 0 where they act with the learner's own."""
 
     @property
     @abstractmethod

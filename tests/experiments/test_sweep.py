@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from rllib_hpo.experiments.events import EVENTS_FILE, read_events
 from rllib_hpo.results import read_rows, without_volatile
 from tests.experiments.lives import CLI, REPOSITORY
 
@@ -172,6 +173,8 @@ def test_failures_are_named_and_others_go_on(tmp_path: Path) -> None:
         log = directory / "trials" / f"{algorithm}-NaNReward-v0-seed0" / "error.txt"
         assert f"{algorithm}-NaNReward-v0-seed0 ({log})" in line
         assert "reward" in log.read_text()
+        failed = read_events(log.with_name(EVENTS_FILE))[-1]  # and no "stopped" after it
+        assert (failed["event"], f"{failed['error']}\n") == ("failed", log.read_text())
     assert len(keys(directory)) > len(EVALUATIONS) * 2
 
 

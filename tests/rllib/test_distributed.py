@@ -111,6 +111,26 @@ def test_runners_act_with_the_learners_newest_weights(algorithm: str) -> None:
         assert_equal(state, acting_parameters(built.env_runner))
 
 
+def test_policy_lag_counts_updates_since_the_weights_that_acted(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(remote_config(steps_per_iteration=8)) as algorithm:
+        lags = []
+        for _ in range(4):
+            algorithm.train()
+            lags.append(algorithm.stack.policy_lag)
+        assert lags == [0, 0, 4, 8]  # a round of eight steps each, and a warm-up of twenty
+        sample = algorithm.stack.sample_remotely
+        monkeypatch.setattr(
+            algorithm.stack,
+            "sample_remotely",
+            lambda stop: [
+                rollout._replace(weights_seq_no=rollout.weights_seq_no - index)
+                for index, rollout in enumerate(sample(stop))
+            ],
+        )
+        algorithm.train()
+        assert algorithm.stack.policy_lag == 16  # of the second runner, which acted with older weights
+
+
 def test_a_remote_learner_alone_equals_a_local_one() -> None:
     """With a fragment of one step the learner sees the same rows in the same order: the same parameters."""
     found = []

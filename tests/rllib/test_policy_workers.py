@@ -39,6 +39,19 @@ def test_workers_hold_the_learners_weights_and_targets(algorithm: str) -> None:
         assert_all_differ(rows_of(built))
 
 
+def test_policy_lag_counts_updates_since_the_weights_that_acted() -> None:
+    config = old_config("sac", steps_per_iteration=4).env_runners(
+        num_env_runners=2, rollout_fragment_length=4
+    )
+    with running(config) as built:
+        lags = []
+        for _ in range(8):
+            built.train()
+            lags.append(built.stack.policy_lag)
+    # Each sampling yields eight steps, learned from in two iterations, after a warm-up of twenty.
+    assert lags == [0, 0, 0, 0, 0, 4, 4, 8]
+
+
 def test_a_worker_that_dies_is_replaced() -> None:
     config = old_config("sac-hpo", NoisyEnv).env_runners(num_env_runners=2, rollout_fragment_length=4)
     with running(config) as built:
