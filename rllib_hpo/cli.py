@@ -6,6 +6,7 @@ import logging
 import shlex
 import sys
 import tempfile
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -554,6 +555,188 @@ def _rows(directories: list[str]) -> Any:
     if not rows.num_rows:
         raise UserError(f"There are no evaluation rows in {', '.join(map(str, directories))}.")
     return rows
+
+
+_Address = Annotated[
+    str,
+    typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, by a tunnel to its head."),
+]
+_JobId = Annotated[str, typer.Argument(metavar="ID", help="What `rllib-hpo submit` printed.")]
+_DASHBOARD = "http://127.0.0.1:8265"
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    options_metavar="SWEEP.yaml [OPTIONS] [OPTIONS OF rllib-hpo sweep]",
+)
+def submit(
+    context: typer.Context,
+    address: _Address = _DASHBOARD,
+    attach: Annotated[
+        str | None, typer.Option(metavar="ID", help="Follow a job that is on the cluster already.")
+    ] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Send it, print its id, and stop.")] = False,
+    pip: Annotated[
+        bool,
+        typer.Option(
+            "--pip",
+            help="Send this package too, and have what it needs installed for the job, in the versions of this "
+            "machine. Without it the cluster's nodes have the package, as those of our images do.",
+        ),
+    ] = False,
+) -> None:
+    """Send a sweep to a Ray cluster as a job, and follow its log to the end; Ctrl-C leaves it running.
+
+    Takes all options of `rllib-hpo sweep`, --storage, --out, --resume, --only, --seeds, --steps among them; --out and
+    --storage are places of the cluster, and modules of --import that lie beside the sweep file go along. The token
+    is read by Ray: RAY_AUTH_MODE=token and ~/.ray/auth_token or RAY_AUTH_TOKEN.
+
+    Exit code 0 if all trials are done, 2 if one failed, 130 if it was stopped, or left by Ctrl-C.
+    """
+    from rllib_hpo.experiments import jobs
+
+    if attach is None:
+        request = _request(context.args, pip)
+        client = jobs.connect(address)
+        attach = jobs.submit(client, request)
+        console.print(f"job:            {attach}", highlight=False, soft_wrap=True)
+        if no_wait:
+            return
+    elif context.args:
+        raise SettingsError(f"--attach takes no sweep: {' '.join(context.args)} has no meaning with it.")
+    else:
+        client = jobs.connect(address)
+    try:
+        job = jobs.follow(client, attach, lambda text: print(text, end="", flush=True))  # noqa: T201
+    except KeyboardInterrupt:
+        again = f"rllib-hpo submit --attach {attach} --address {address}"
+        console.print(
+            f"\nLeft; the job goes on. Follow it again with: {again}", highlight=False, soft_wrap=True
+        )
+        raise typer.Exit(130) from None
+    raise typer.Exit(jobs.exit_code(job))
+
+
+def _request(words: list[str], pip: bool) -> Any:
+    """A sweep to send, validated here first."""
+    from rllib_hpo.experiments import jobs
+    from rllib_hpo.experiments.sweep_config import read_sweep
+
+    command = typer.main.get_command(app).commands["sweep"]  # type: ignore[attr-defined]
+    parsed = command.make_context("rllib-hpo submit", list(words))
+    given = {
+        option.name: parsed.params[option.name]
+        for option in command.params
+        if getattr(parsed.get_parameter_source(option.name), "name", "") == "COMMANDLINE"
+    }
+    file, resume, imports = given.pop("file", None), given.get("resume"), given.get("imports") or ()
+    storage, out = given.get("storage"), given.pop("out", None)
+    if (file is None) == (resume is None):
+        raise SettingsError("Name either a sweep file or, with --resume, where on the cluster a sweep is.")
+    if "dry_run" in given:
+        raise SettingsError("--dry-run starts nothing; `rllib-hpo sweep --dry-run` says what would run.")
+    jobs.refuse_paths(storage, out and str(out))
+    jobs.refuse_paths(resume, None)
+    source, name = None, (resume or "").partition("?")[0].rstrip("/").rpartition("/")[2]
+    if file is not None:
+        source = Path(file)
+        sys.path.insert(0, str(source.parent.absolute()))
+        _import_all(list(imports))
+        names = {
+            "steps": "steps",
+            "num_env_runners": "num_env_runners",
+            "gpus_per_learner": "num_gpus_per_learner",
+        }
+        changes = {name: given[option] for option, name in names.items() if option in given}
+        grid = read_sweep(source, given.get("seeds"), changes)
+        if "only" in given:
+            grid = grid.only(**_pairs(given["only"]))
+        name = grid.name
+    options = [] if source is None else [source.name]
+    for option in command.params:
+        value = given.get(option.name)
+        for one in [] if value is None else value if isinstance(value, list | tuple) else [value]:
+            options += [option.opts[0]] if option.is_flag else [option.opts[0], str(one)]
+    place = resume if resume and "://" in resume else ""
+    if storage is not None:
+        place = jobs.below(storage, name)
+    elif resume and not place:
+        out = resume
+    return jobs.Request(
+        name, tuple(options), jobs.shipped(source, imports), place, str(out or ""), resume is not None, pip
+    )
+
+
+@app.command()
+def status(
+    job_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Of one job. Default: all.")] = None,
+    address: _Address = _DASHBOARD,
+) -> None:
+    """Print the sweeps on a cluster, or how one of them stands, with the table so far."""
+    from rllib_hpo.experiments import jobs
+
+    client = jobs.connect(address)
+    found = jobs.jobs(client) if job_id is None else [jobs.get_job(client, job_id)]
+    table = Table("job", "state", "began", "results")
+    for job in found:
+        began = "" if job.started is None else f"{datetime.fromtimestamp(job.started):%Y-%m-%d %H:%M}"  # noqa: DTZ006
+        table.add_row(job.job_id, job.state, began, job.storage or job.out)
+    console.print(table)
+    if job_id is None:
+        return
+    place = jobs.reachable_rows(found[0])
+    if place is None:
+        console.print(jobs.elsewhere(found[0]), highlight=False, markup=False, soft_wrap=True)
+    else:
+        show([place])
+
+
+@app.command()
+def fetch(
+    job_id: _JobId,
+    out: Annotated[Path, typer.Option(help="Directory for what is brought; may hold an earlier fetch.")],
+    address: _Address = _DASHBOARD,
+    checkpoints: Annotated[
+        bool, typer.Option("--checkpoints", help="Also the newest intact checkpoint of every trial.")
+    ] = False,
+) -> None:
+    """Bring a sweep's rows here from its storage, also while it runs; `results` and `report` take the directory."""
+    from rllib_hpo.experiments import jobs
+    from rllib_hpo.results import read_rows
+
+    count = jobs.fetch(jobs.get_job(jobs.connect(address), job_id), out, checkpoints)
+    rows = read_rows([out / "results"]).num_rows if (out / "results").exists() else 0
+    more = f", {count} checkpoints" if checkpoints else ""
+    console.print(f"{rows:,} rows{more}: {out}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def stop(job_id: _JobId, address: _Address = _DASHBOARD) -> None:
+    """Stop a sweep on a cluster, after the checkpoints of its running trials; `submit --resume` goes on with it."""
+    from rllib_hpo.experiments import jobs
+
+    jobs.stop(jobs.connect(address), job_id)
+
+
+@app.command()
+def doctor(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Sweep files, or files of clusters, to look at too.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="The dashboard of a cluster to look at too.")] = None,
+    shared: Annotated[
+        str, typer.Option(metavar="DIR", help="With --address: a directory that all its nodes should share.")
+    ] = "~/runs",
+) -> None:
+    """Say what is wrong with this installation, or with a cluster. Exit code 2 if anything is."""
+    from rllib_hpo.experiments import doctor as checks
+
+    found = 0
+    for check in checks.all_checks(files or [], address, shared):
+        found += check.state == "problem"
+        console.print(checks.line(check), highlight=False, markup=False, soft_wrap=True)
+    if found:
+        raise UserError(f"{found} problem{'s' if found > 1 else ''}.")
 
 
 @app.command()

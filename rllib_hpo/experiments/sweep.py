@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 import shutil
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from ray.tune import PlacementGroupFactory
 
 from rllib_hpo.errors import CheckpointError, SettingsError, StorageError, UserError
 from rllib_hpo.experiments.checkpoints import CheckpointStore
+from rllib_hpo.experiments.nodes import refuse_unshared
 from rllib_hpo.experiments.run_config import RunConfig, resolve_saved
 from rllib_hpo.experiments.storage import Mirror, Storage, fetch, publish, steps_on
 from rllib_hpo.experiments.sweep_config import Sweep, Trial
@@ -226,7 +228,8 @@ def run_sweep(
     """Runs the trials of a sweep that are not complete yet.
 
     Raises:
-        UserError: If a trial can never be placed.
+        UserError: If a trial can never be placed, or a node of the cluster does not see the sweep's directory and
+            there is no storage.
         StorageError: If the storage cannot be reached.
     """
     # Tune's newer output engine prints a banner whatever its verbosity.
@@ -244,6 +247,8 @@ def run_sweep(
     if waiting:
         with cluster():
             check_placeable({name: resources(configs[name]) for name in waiting})
+            if storage is None:
+                refuse_unshared(files.directory)
             with progress.running({name: configs[name].run.steps for name in names}, done_before):
                 _tune(
                     files, plan, waiting, configs, progress, max_concurrent, wandb, keep_checkpoints, storage
@@ -334,6 +339,11 @@ class SweepTrial(tune.Trainable):
                 self._error.unlink(missing_ok=True)  # of an earlier life on this node
                 self._mirror = Mirror(Storage.open(config["storage"]), run_dir, files.results)
                 self._mirror.identify()
+            elif not files.plan.exists():  # on a node that joined after the sweep had begun
+                raise UserError(
+                    f"The node {platform.node()} does not see {files.directory}: give an --out that all nodes share, "
+                    "or --storage."
+                )
             self._run = TrainingRun(
                 resolve_saved(files.trial(name).config, {}),
                 files.trial(name),

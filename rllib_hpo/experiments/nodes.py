@@ -1,0 +1,154 @@
+"""The nodes of the running cluster, asked one by one: what they see of a directory, what is installed, their clocks.
+
+`python -m rllib_hpo.experiments.nodes DIRECTORY` prints it as one line of JSON; `rllib-hpo doctor` sends that as a job.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rllib_hpo.errors import StorageError, UserError
+
+PATIENCE_S = 60.0
+"""How long a node may take to answer; one that does not is busy or has just died, which says nothing of its disk."""
+REPORT = "rllib-hpo nodes: "
+"""What the line of a report begins with, among whatever else a job prints."""
+
+
+def alive() -> dict[str, str]:
+    """Nodes of the cluster that this process is connected to, by id, in words a person knows them by."""
+    return {
+        node["NodeID"]: f"{node['NodeName']} ({node['NodeID'][:8]})" for node in ray.nodes() if node["Alive"]
+    }
+
+
+def ask(question: Callable[[], Any], patience_s: float = PATIENCE_S) -> dict[str, Any]:
+    """The answer of every node by its id, None for those that give none; it takes no CPU from a trial."""
+    remote = ray.remote(num_cpus=0, max_retries=0)(question)
+    asked = {
+        remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(): node
+        for node in alive()
+    }
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=patience_s)
+    answers: dict[str, Any] = dict.fromkeys(asked.values())
+    for reference in answered:
+        try:
+            answers[asked[reference]] = ray.get(reference)
+        except RayError:  # it died meanwhile, or cannot unpickle the question
+            continue
+    return answers
+
+
+def seeing(directory: Path) -> dict[str, bool | None]:
+    """Whether each node sees, and may write, a directory of this process; None where it gives no answer.
+
+    Raises:
+        StorageError: If the directory cannot be written here.
+    """
+    secret, probe = uuid.uuid4().hex, directory.absolute() / f".shared-{uuid.uuid4().hex[:8]}"
+
+    def sees() -> bool:  # nested, so that it travels by value: a node may lack this package
+        import time
+
+        for _ in range(20):  # network file systems may show a new file a little late
+            if probe.exists():
+                return probe.read_text() == secret and os.access(probe.parent, os.W_OK)
+            time.sleep(0.1)
+        return False
+
+    try:
+        probe.write_text(secret)
+    except OSError as error:
+        raise StorageError(f"Cannot write {directory}: {error.strerror or error}.") from error
+    try:
+        return ask(sees)
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def refuse_unshared(directory: Path) -> None:
+    """Refuses a sweep's directory that some node of the cluster does not see.
+
+    Raises:
+        UserError: Naming the nodes, and the remedy.
+    """
+    names = alive()
+    if len(names) < 2:
+        return
+    blind = [names[node] for node, sees in seeing(directory).items() if sees is False]
+    if blind:
+        raise UserError(
+            f"The directory {directory} is not shared: {', '.join(blind)} of this cluster's {len(names)} nodes cannot "
+            "see or write it, and trials there would fail. Give an --out that all nodes share, or --storage "
+            "s3://bucket/prefix, gs:// or another place that all of them reach."
+        )
+
+
+def report(directory: Path) -> list[dict[str, Any]]:
+    """What each node has and sees, and by how many seconds its clock is ahead of this one's."""
+
+    def has() -> dict[str, Any]:
+        import platform
+
+        found: dict[str, Any] = {"python": platform.python_version()}
+        try:
+            from rllib_hpo import __version__
+            from rllib_hpo.results.provenance import git_commit
+
+            found |= {"version": __version__, "commit": git_commit()}
+        except Exception as error:  # noqa: BLE001  (whatever keeps it from being imported is the finding)
+            found |= {"version": None, "error": f"{type(error).__name__}: {error}"}
+        return found
+
+    names, answers, sees, clocks = alive(), ask(has), seeing(directory), _clocks()
+    resources = {node["NodeID"]: node["Resources"] for node in ray.nodes()}
+    return [
+        {
+            "name": name,
+            "resources": {kind: resources[node].get(kind, 0) for kind in ("CPU", "GPU")},
+            "sees": sees.get(node),
+            "ahead_s": clocks.get(node),
+            **(answers.get(node) or {"version": None, "error": "it gives no answer"}),
+        }
+        for node, name in names.items()
+    ]
+
+
+def _clocks() -> dict[str, float | None]:
+    """Seconds by which each node's clock is ahead, to within the time an answer takes."""
+    import time
+
+    def now() -> float:
+        import time
+
+        return time.time()
+
+    ask(now)  # starts a worker on every node: the second answer comes in milliseconds
+    before = time.time()
+    answers = ask(now)
+    middle = (before + time.time()) / 2
+    return {node: None if there is None else there - middle for node, there in answers.items()}
+
+
+def main() -> None:
+    """Prints the report of the cluster that RAY_ADDRESS names."""
+    ray.init(log_to_driver=False)
+    directory = Path(sys.argv[1]).expanduser()
+    while not directory.is_dir():
+        directory = directory.parent
+    line = json.dumps({"directory": str(directory), "nodes": report(directory)})
+    sys.stdout.write(f"{REPORT}{line}\n")
+
+
+if __name__ == "__main__":
+    main()
