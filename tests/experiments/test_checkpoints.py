@@ -290,7 +290,7 @@ FULL_DISK = """
     def run(arguments):
         done = subprocess.run([*cli, *arguments], capture_output=True, text=True, cwd=mount)
         steps = read_rows(mount / "run" / "results")["env_steps"].to_pylist()
-        hidden = sorted(path.name for path in mount.rglob(".*"))
+        hidden = sorted(path.name for path in mount.rglob(".*") if path.name != ".lock")
         newest = find_checkpoint(mount / "run").name
         print(json.dumps([done.returncode, done.stderr, steps, newest, hidden]), flush=True)
 
