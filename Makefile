@@ -77,7 +77,7 @@ test: setup  ## Run the default tests (10 minutes at most on 2 cores)
 
 .PHONY: test-slow
 test-slow: setup  ## Run the tests marked slow or cluster: learning, kill and resume, several nodes
-	$(PYTEST) -m "slow or cluster" --timeout 1500
+	$(PYTEST) -m "slow or cluster" --timeout 1500 -rs
 
 .PHONY: bench
 bench: setup  ## Compare training speed with a hand-written loop, stable-baselines3 and RLlib's SAC

@@ -23,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="Train and evaluate SAC, SAC-NF and SAC-HPO (actions evolved by Hamiltonian dynamics) on Ray RLlib.",
+    help="Train, sweep and compare SAC, SAC-NF and SAC-HPO (actions evolved by Hamiltonian dynamics) on Ray RLlib.",
     epilog="Start with: `rllib-hpo train --algorithm sac-hpo --task hopper --steps 10000 --out runs/first`",
 )
 results_app = typer.Typer(
@@ -181,7 +181,6 @@ def sweep(
     """
     _import_all(imports)
     from rllib_hpo.experiments import sweep as sweeps
-    from rllib_hpo.experiments.storage import Storage
     from rllib_hpo.experiments.sweep_config import read_sweep
     from rllib_hpo.experiments.sweep_progress import SweepProgress
     from rllib_hpo.experiments.train import quiet_ray
@@ -208,11 +207,7 @@ def sweep(
         _print_sweep(grid)
         return
     if files is None:
-        files = sweeps.SweepFiles(out or Path("runs") / grid.name)
-        if storage is not None:
-            remote = Storage.open(storage).child(grid.name)
-            sweeps.refuse_taken(remote)
-        sweeps.start_sweep(grid, source, files, imports or ())
+        files, remote = _started(grid, source, out, storage, imports)
     elif given or seeds is not None:
         sweeps.plan_trials(grid, files, imports or ())
     if remote is not None:
@@ -228,6 +223,21 @@ def sweep(
         storage=remote,
     )
     _print_outcome(files, outcome, remote)
+
+
+def _started(
+    grid: Any, source: Path, out: Path | None, storage: str | None, imports: list[str] | None
+) -> tuple[Any, Any]:
+    """Directory and storage of a new sweep, both made; no storage where there is to be none."""
+    from rllib_hpo.experiments import sweep as sweeps
+    from rllib_hpo.experiments.storage import Storage
+
+    files, remote = sweeps.SweepFiles(out or Path("runs") / grid.name), None
+    if storage is not None:
+        remote = Storage.open(storage).child(grid.name)
+        sweeps.refuse_taken(remote)
+    sweeps.start_sweep(grid, source, files, imports or ())
+    return files, remote
 
 
 def _resumed(resume: str | None, storage: str | None, out: Path | None) -> tuple[Any, Any]:

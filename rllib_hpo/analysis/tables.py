@@ -131,16 +131,14 @@ def final(returns: Floats) -> float:
 
 def normalised(scores: Scores, reference: Scores) -> Scores | None:
     """On a scale where a random policy is 0 and the same rows' final SAC mean is 1; None without either."""
-    if BASELINE not in reference.labels:
-        return None
     scaled: dict[tuple[TaskId, str], dict[int, float]] = {}
     for (task, label), by_seed in scores.values.items():
-        one, zero = reference.of(task, BASELINE), random_return(task.env_id)
-        if not len(one) or zero is None or one.mean() == zero:
+        base, zero = reference.of(task, BASELINE), random_return(task.env_id)
+        if not len(base) or zero is None or base.mean() == zero:
             return None
-        scaled[task, label] = {
-            seed: float((value - zero) / (one.mean() - zero)) for seed, value in by_seed.items()
-        }
+        column = np.array([*by_seed.values()])[:, None]
+        values = statistics.normalise(column, [zero], [base.mean()])[:, 0]
+        scaled[task, label] = dict(zip(by_seed, values.tolist(), strict=True))
     return Scores(scaled, scores.tasks, scores.labels)
 
 

@@ -6,7 +6,7 @@ import io
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from rllib_hpo.errors import StorageError
 from rllib_hpo.results.atomic import write_atomically
-from rllib_hpo.results.reader import COMPACTED, read_files, row_files
+from rllib_hpo.results.reader import COMPACTED, is_single_row, read_files, row_files
 from rllib_hpo.results.schema import EvaluationRow, rows_from_arrow
 from rllib_hpo.results.writer import FILE_SCHEMA, row_path, trial_path, write_row
 
@@ -50,21 +50,36 @@ def merge_trial(root: Path, sweep: str, algorithm: str, task: str, trial_id: str
         StorageError: a file is damaged or could not be written; no row is lost.
     """
     path = trial_path(root, sweep, algorithm, task, trial_id)
-    files = [*path.parent.glob(f"{path.stem}-*.parquet"), *([path] if path.exists() else [])]
+    singles = [file for file in path.parent.glob(f"{path.stem}-*.parquet") if is_single_row(file, path.stem)]
+    files = [*singles, *([path] if path.exists() else [])]
     if len(files) > 1:
         _merge([Path(file) for file in row_files(files)], path)
 
 
 def _merge(files: list[Path], target: Path) -> None:
-    """`files` in the order of `row_files` become the one `target`."""
-    written = {file: file.stat().st_mtime_ns for file in files}
+    """`files` in the order of `row_files` become the one `target`; nothing, if another process merges them too."""
+    written = {file: _modified(file) for file in files}
+    try:
+        rows = read_files([str(file) for file in files])
+    except StorageError:
+        if all(file.exists() for file in files):
+            raise
+        return
     buffer = io.BytesIO()
-    pq.write_table(read_files([str(file) for file in files]).cast(FILE_SCHEMA), buffer, compression="zstd")
+    pq.write_table(rows.cast(FILE_SCHEMA), buffer, compression="zstd")
     write_atomically(target, buffer.getvalue())
-    for file, changed in written.items():
+    for file, modified in written.items():
         # A row that was replaced since it was read is the newer one.
-        if file != target and file.stat().st_mtime_ns == changed:
-            file.unlink()
+        if file != target and _modified(file) == modified:
+            file.unlink(missing_ok=True)
+
+
+def _modified(file: Path) -> int | None:
+    """When a file last changed, in nanoseconds; None where it is gone."""
+    try:
+        return file.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
 
 
 def add(root: Path, source: Path) -> int:
@@ -167,6 +182,17 @@ def _mixed(runs: Mapping[tuple[Any, ...], list[EvaluationRow]]) -> Iterator[Prob
     for cell, rows in runs.items():
         if len({row.config_hash for row in rows}) > 1:
             yield Problem("mixed", f"{_named(cell)}: rows of several configurations")
+    for cell, rows in _grouped(runs, 4).items():
+        differing = _differing({row.config_hash: row.config_json for row in rows}.values())
+        if differing:  # as of a search, whose trials are not seeds of one another
+            yield Problem("mixed", f"{_named(cell)}: seeds that differ in {', '.join(differing)}")
+
+
+def _differing(configs: Iterable[str]) -> list[str]:
+    """Settings other than the seed in which configurations (JSON) differ."""
+    parsed = [json.loads(config) for config in configs]
+    names = sorted({name for config in parsed for name in config} - {"seed"})
+    return [name for name in names if any(config.get(name) != parsed[0].get(name) for config in parsed)]
 
 
 def _grouped(

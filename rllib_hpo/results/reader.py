@@ -75,6 +75,11 @@ def row_files(roots: Iterable[Path]) -> list[str]:
     )
 
 
+def is_single_row(file: Path, trial: str) -> bool:
+    """Whether a file is that of one row of a trial, whose encoded id is given."""
+    return _SINGLE_ROW.sub("", file.name) == trial
+
+
 def row_config(row: EvaluationRow | Mapping[str, Any]) -> dict[str, Any]:
     """The resolved configuration a row was measured with, checked against its hash.
 

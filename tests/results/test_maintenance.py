@@ -65,6 +65,42 @@ def test_a_trials_rows_become_one_file_and_newer_ones_win(tmp_path: Path) -> Non
     merge_trial(tmp_path, "demo", "sac-hpo", "ant", "nobody")
 
 
+def test_a_trial_merges_no_other_whose_name_begins_like_its_own(tmp_path: Path) -> None:
+    for trial in ("abc", "abc-1"):
+        for step in (0, 10_000):
+            write_row(tmp_path, make_row(trial_id=trial, env_steps=step))
+    merge_trial(tmp_path, "demo", "sac-hpo", "hopper", "abc")
+    names = sorted(path.name for path in tmp_path.rglob("*.parquet"))
+    assert names == ["abc-1-0000000000.parquet", "abc-1-0000010000.parquet", "abc.parquet"]
+
+
+MERGING = """
+    import sys
+    from pathlib import Path
+    from rllib_hpo.results import merge_trial, write_row
+    from tests.results.rows import make_row
+
+    for number in range(60):
+        trial = f"t{number}"
+        for step in range(5):
+            write_row(Path(sys.argv[1]), make_row(trial_id=trial, seed=number, env_steps=step))
+        merge_trial(Path(sys.argv[1]), "demo", "sac-hpo", "hopper", trial)
+"""
+
+
+def test_compacting_while_trials_merge_their_rows_loses_none(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(MERGING), str(tmp_path)]
+    merging = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+    compacted = 0
+    while merging.poll() is None:
+        before, after = compact(tmp_path)
+        compacted += before > after
+    assert merging.returncode == 0
+    assert compacted > 3
+    compact(tmp_path)
+    assert sorted(row.env_steps for row in rows_from_arrow(read_rows(tmp_path))) == sorted([*range(5)] * 60)
+
+
 COMPACTING = """
     import sys
     from pathlib import Path
@@ -129,6 +165,7 @@ def test_a_whole_grid_has_no_problems(tmp_path: Path) -> None:
         ({"seed": 0, "env_steps": 0, "env_id": "Ant-v5"}, "mixed", "environments Ant-v5, Hopper-v4"),
         ({"seed": 0, "env_steps": 0, "git_commit": "b" * 40}, "mixed", "aaaaaaaaaaaa, bbbbbbbbbbbb"),
         ({"seed": 0, "env_steps": 0, "config": {**CONFIG, "tau": 1}}, "mixed", "several configurations"),
+        ({"seed": 7, "env_steps": 0, "config": {**CONFIG, "tau": 1}}, "mixed", "seeds that differ in tau"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, row: dict[str, object], kind: str, says: str) -> None:
