@@ -530,14 +530,15 @@ def _plan_sweep(sweep_file: Path, changes: dict[str, Any], cluster: Path) -> str
     Raises:
         SettingsError: If one of them never could.
     """
-    from rllib_hpo.experiments.cluster_check.placement import read_machines, trials_at_a_time
-    from rllib_hpo.experiments.sweep import describe, resources
+    from rllib_hpo.experiments.cluster_check.placement import read_machines
+    from rllib_hpo.experiments.machines import trials_at_a_time
     from rllib_hpo.experiments.sweep_config import read_sweep
+    from rllib_hpo.experiments.trial_resources import describe, resources
 
     machines = read_machines(cluster)
     counts = []
     for trial in read_sweep(sweep_file, changes=changes).trials:
-        request = resources(trial.config)
+        request = resources(trial.config, machines.keep_rollouts_apart)
         counts.append(trials_at_a_time(request.bundles, machines))
         if not counts[-1]:
             raise SettingsError(
@@ -854,12 +855,13 @@ def _print_sweep(grid: Any) -> None:
     """What a sweep would run, on what, and for how long."""
     from rllib_hpo.experiments import estimate
     from rllib_hpo.experiments import sweep as sweeps
+    from rllib_hpo.experiments.trial_resources import describe, resources
 
     with console.status("timing the trials on this machine"):
         seconds = estimate.time_trials(grid)
     table = Table("trial", "steps", "asks for", "hours")
     for trial in grid.trials:
-        request = sweeps.describe(sweeps.resources(trial.config))
+        request = describe(resources(trial.config))
         table.add_row(trial.name, f"{trial.config.run.steps:,}", request, f"{seconds[trial.name] / 3600:.1f}")
     console.print(table)
     there, at_a_time = sweeps.capacity(grid)

@@ -68,6 +68,16 @@ class SweepProgress(Callback):
             self._end(name, "failed" if result.get("failed") else "done")
         self._refresh()
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """It died, and is to run again."""
+        name = trial.config["trial"]
+        self._running.discard(name)
+        why = getattr(trial.get_error(), "cause", None) or "its process died"
+        self._console.print(
+            f"again   {name}   from its last checkpoint: {why}", highlight=False, soft_wrap=True
+        )
+        self._refresh()
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It died more often than is tolerated."""
         self._end(trial.config["trial"], "failed")
