@@ -72,9 +72,10 @@ class SweepProgress(Callback):
         """It died, and is to run again."""
         name = trial.config["trial"]
         self._running.discard(name)
-        why = getattr(trial.get_error(), "cause", None) or "its process died"
         self._console.print(
-            f"again   {name}   from its last checkpoint: {why}", highlight=False, soft_wrap=True
+            f"again   {name}   {self._done[name]:,} steps   from its last checkpoint (its events.jsonl says why)",
+            highlight=False,
+            soft_wrap=True,
         )
         self._refresh()
 
