@@ -26,6 +26,10 @@ class CheckpointError(UserError):
     """A checkpoint is missing, damaged, or belongs to another algorithm, task or version."""
 
 
+class RunnersLostError(UserError):
+    """All environment runners died and did not come back in time: their nodes, most likely, are gone."""
+
+
 class StorageError(UserError, OSError):
     """Results, replay segments or checkpoints could not be written or read."""
 

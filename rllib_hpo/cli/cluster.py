@@ -50,14 +50,15 @@ def _plan_sweep(sweep_file: Path, changes: dict[str, Any], cluster: Path) -> str
     Raises:
         SettingsError: If one of them never could.
     """
-    from rllib_hpo.experiments.cluster_check.placement import read_machines, trials_at_a_time
-    from rllib_hpo.experiments.sweep import describe, resources
+    from rllib_hpo.experiments.cluster_check.placement import read_machines
+    from rllib_hpo.experiments.machines import trials_at_a_time
     from rllib_hpo.experiments.sweep_config import read_sweep
+    from rllib_hpo.experiments.trial_resources import describe, resources
 
     machines = read_machines(cluster)
     counts = []
     for trial in read_sweep(sweep_file, changes=changes).trials:
-        request = resources(trial.config)
+        request = resources(trial.config, machines.keep_rollouts_apart)
         counts.append(trials_at_a_time(request.bundles, machines))
         if not counts[-1]:
             raise SettingsError(

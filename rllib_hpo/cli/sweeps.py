@@ -137,12 +137,13 @@ def _print_sweep(grid: Any) -> None:
     """What a sweep would run, on what, and for how long."""
     from rllib_hpo.experiments import estimate
     from rllib_hpo.experiments import sweep as sweeps
+    from rllib_hpo.experiments.trial_resources import describe, resources
 
     with console.status("timing the trials on this machine"):
         seconds = estimate.time_trials(grid)
     table = Table("trial", "steps", "asks for", "hours")
     for trial in grid.trials:
-        request = sweeps.describe(sweeps.resources(trial.config))
+        request = describe(resources(trial.config))
         table.add_row(trial.name, f"{trial.config.run.steps:,}", request, f"{seconds[trial.name] / 3600:.1f}")
     console.print(table)
     there, at_a_time = sweeps.capacity(grid)

@@ -9,15 +9,20 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rllib_hpo.errors import StorageError, UserError
+from rllib_hpo.rllib.remote import only_success
+
+if TYPE_CHECKING:
+    from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 
 PATIENCE_S = 60.0
 """How long a node may take to answer; one that does not is busy or has just died, which says nothing of its disk."""
@@ -55,6 +60,31 @@ def seeing(directory: Path) -> dict[str, bool | None]:
     Raises:
         StorageError: If the directory cannot be written here.
     """
+    with _probe(directory) as sees:
+        return ask(sees)
+
+
+def refuse_unshared_learner(algorithm: ActorCriticAlgorithm, directory: Path) -> None:
+    """Refuses a remote learner that does not see the directory of a run: it writes the replay there.
+
+    Raises:
+        UserError: Naming the remedy.
+        StorageError: If the directory cannot be written here.
+    """
+    if algorithm.config.num_learners == 0:
+        return
+    with _probe(directory) as sees:
+        answer = algorithm.learner_group.foreach_learner(lambda learner, **_: sees())
+    if not only_success(answer):
+        raise UserError(
+            f"The remote learner is on a node that does not see {directory}, where its replay belongs: keep it in the "
+            "trial's own process (num_learners=0), or give an --out that all nodes share."
+        )
+
+
+@contextmanager
+def _probe(directory: Path) -> Iterator[Callable[[], bool]]:
+    """A question to other processes: whether they see, and may write, a directory of this one."""
     secret, probe = uuid.uuid4().hex, directory.absolute() / f".shared-{uuid.uuid4().hex[:8]}"
 
     def sees() -> bool:  # nested, so that it travels by value: a node may lack this package
@@ -71,7 +101,7 @@ def seeing(directory: Path) -> dict[str, bool | None]:
     except OSError as error:
         raise StorageError(f"Cannot write {directory}: {error.strerror or error}.") from error
     try:
-        return ask(sees)
+        yield sees
     finally:
         probe.unlink(missing_ok=True)
 

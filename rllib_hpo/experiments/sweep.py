@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 from ray import tune
 from ray.tune import PlacementGroupFactory
 
-from rllib_hpo.errors import CheckpointError, SettingsError, StorageError, UserError
+from rllib_hpo.errors import CheckpointError, RunnersLostError, SettingsError, StorageError, UserError
 from rllib_hpo.experiments.checkpoints import CheckpointStore
+from rllib_hpo.experiments.machines import machines_here, trials_at_a_time
 from rllib_hpo.experiments.mirror import Mirror
 from rllib_hpo.experiments.nodes import refuse_unshared
 from rllib_hpo.experiments.run_config import RunConfig, resolve_saved
@@ -33,6 +33,7 @@ from rllib_hpo.experiments.stored_checkpoints import steps_on
 from rllib_hpo.experiments.sweep_config import Sweep, Trial
 from rllib_hpo.experiments.sweep_progress import SweepProgress
 from rllib_hpo.experiments.train import CONFIG_FILE, RunFiles, TrainingRun, flat_metrics, quiet_ray
+from rllib_hpo.experiments.trial_resources import check_placeable, resources
 from rllib_hpo.experiments.wandb_logger import WandbOptions
 from rllib_hpo.results import write_atomically
 from rllib_hpo.rllib.checkpointing import read_manifest
@@ -248,33 +249,31 @@ def run_sweep(
                 storage.remove(f"trials/{name}/{ERROR_FILE}")
     if waiting:
         with cluster():
-            check_placeable({name: resources(configs[name]) for name in waiting})
+            machines = machines_here()
+            requests = {name: resources(configs[name], machines.keep_rollouts_apart) for name in waiting}
+            check_placeable(requests, machines)
             if storage is None:
                 refuse_unshared(files.directory)
             with progress.running({name: configs[name].run.steps for name in names}, done_before):
-                _tune(
-                    files, plan, waiting, configs, progress, max_concurrent, wandb, keep_checkpoints, storage
-                )
+                _tune(files, plan, requests, progress, max_concurrent, wandb, keep_checkpoints, storage)
     return _outcome(files, names, configs, storage)
 
 
 def _tune(
     files: SweepFiles,
     plan: Mapping[str, Any],
-    names: Sequence[str],
-    configs: Mapping[str, RunConfig],
+    requests: Mapping[str, PlacementGroupFactory],
     progress: SweepProgress,
     max_concurrent: int | None,
     wandb: WandbOptions,
     keep_checkpoints: int,
     storage: Storage | None,
 ) -> None:
-    requests = {name: resources(configs[name]) for name in names}
     trainable = tune.with_resources(SweepTrial, lambda config: requests[config["trial"]])
     tuner = tune.Tuner(
         trainable,
         param_space={
-            "trial": tune.grid_search(list(names)),
+            "trial": tune.grid_search(list(requests)),
             "directory": str(files.directory.absolute()),
             "sweep": plan["sweep"],
             "imports": plan["imports"],
@@ -395,6 +394,10 @@ class SweepTrial(tune.Trainable):
         """A failure that starting again would not mend is written down, and ends the trial."""
         try:
             yield
+        except RunnersLostError as error:  # Tune places it anew, from its last checkpoint
+            if self._run is not None:
+                self._run.ended(error)
+            raise
         except UserError as error:
             self._write_error(f"{error}\n", error)
         except Exception as error:
@@ -409,70 +412,18 @@ class SweepTrial(tune.Trainable):
             self._mirror.failed(ERROR_FILE, text.encode())
 
 
-def resources(config: RunConfig) -> PlacementGroupFactory:
-    """What a trial asks Ray for: its own process, with the learner or beside it, and a CPU for each runner."""
-    run = config.run
-    local_gpu = run.num_gpus_per_learner if run.num_learners == 0 else 0
-    learners = [_bundle(run.num_gpus_per_learner)] * run.num_learners
-    return PlacementGroupFactory([_bundle(local_gpu), *learners, *[_bundle(0)] * run.num_env_runners])
-
-
-def _bundle(num_gpus: float) -> dict[str, float]:
-    return {"CPU": 1.0, **({"GPU": num_gpus} if num_gpus else {})}
-
-
-def describe(request: PlacementGroupFactory) -> str:
-    """A request in words, as "3 CPUs, 0.2 GPU"."""
-    total = _total(request)
-    parts = [f"{total['CPU']:g} CPU{'s' if total['CPU'] > 1 else ''}"]
-    if total.get("GPU"):
-        parts.append(f"{total['GPU']:g} GPU")
-    return ", ".join(parts)
-
-
-def _total(request: PlacementGroupFactory) -> dict[str, float]:
-    kinds = {kind for bundle in request.bundles for kind in bundle}
-    return {kind: sum(bundle.get(kind, 0) for bundle in request.bundles) for kind in kinds}
-
-
-def nodes() -> list[dict[str, float]]:
-    """CPUs and GPUs of each machine: of the running cluster, or else of this one."""
-    if ray.is_initialized():
-        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [{"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}]
-
-
 def capacity(sweep: Sweep) -> tuple[str, int]:
     """What there is, in words, and how many of the sweep's largest trials fit on it at a time.
 
     Raises:
         SettingsError: If a trial can never be placed.
     """
-    requests = {trial.name: resources(trial.config) for trial in sweep.trials}
     with cluster() if os.environ.get("RAY_ADDRESS") else nullcontext():
-        check_placeable(requests)
-        there = {kind: sum(node.get(kind, 0) for node in nodes()) for kind in ("CPU", "GPU")}
-    totals = [_total(request) for request in requests.values()]
-    at_a_time = min(int(there[kind] // wanted) for total in totals for kind, wanted in total.items())
-    return f"{there['CPU']:g} CPUs and {there['GPU']:g} GPUs", at_a_time
-
-
-def check_placeable(requests: Mapping[str, PlacementGroupFactory]) -> None:
-    """Refuses trials that these machines could never run.
-
-    Raises:
-        SettingsError: Naming the trial, what it asks for and what there is.
-    """
-    machines = nodes()
-    for name, request in requests.items():
-        for kind, wanted in _total(request).items():
-            there = sum(machine.get(kind, 0) for machine in machines)
-            largest = max(bundle.get(kind, 0) for bundle in request.bundles)
-            if wanted > there or largest > max(machine.get(kind, 0) for machine in machines):
-                raise SettingsError(
-                    f"The trial {name} asks for {wanted:g} {kind}s, but there are {there:g}: it would wait forever. "
-                    "Ask for fewer with --num-env-runners or --gpus-per-learner, or use a larger cluster."
-                )
+        machines = machines_here()
+    requests = {trial.name: resources(trial.config, machines.keep_rollouts_apart) for trial in sweep.trials}
+    check_placeable(requests, machines)
+    at_a_time = min(trials_at_a_time(request.bundles, machines) for request in requests.values())
+    return f"{machines.total('CPU'):g} CPUs and {machines.total('GPU'):g} GPUs", at_a_time
 
 
 @contextmanager

@@ -68,6 +68,17 @@ class SweepProgress(Callback):
             self._end(name, "failed" if result.get("failed") else "done")
         self._refresh()
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """It died, and is to run again."""
+        name = trial.config["trial"]
+        self._running.discard(name)
+        self._console.print(
+            f"again   {name}   {self._done[name]:,} steps   from its last checkpoint (its events.jsonl says why)",
+            highlight=False,
+            soft_wrap=True,
+        )
+        self._refresh()
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It died more often than is tolerated."""
         self._end(trial.config["trial"], "failed")

@@ -21,6 +21,7 @@ from rllib_hpo.experiments.checkpoints import CheckpointStore
 from rllib_hpo.experiments.events import EventLog
 from rllib_hpo.experiments.lock import locked
 from rllib_hpo.experiments.mirror import Mirror
+from rllib_hpo.experiments.nodes import refuse_unshared_learner
 from rllib_hpo.experiments.operator_metrics import OperatorMetrics
 from rllib_hpo.experiments.progress import Progress
 from rllib_hpo.experiments.run_config import RunConfig, resolve_saved
@@ -182,6 +183,7 @@ class TrainingRun:
             self.algorithm = opened.enter_context(
                 _built(to_rllib(config, files, sweep, variant).results(trial_id=identity))
             )
+            refuse_unshared_learner(self.algorithm, files.directory)
             self._wandb = opened.enter_context(
                 WandbRun(
                     files.directory,

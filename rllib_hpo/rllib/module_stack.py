@@ -18,7 +18,7 @@ from ray.rllib.utils.metrics import (
     WEIGHTS_SEQ_NO,
 )
 
-from rllib_hpo.errors import UserError
+from rllib_hpo.errors import RunnersLostError, UserError
 from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.rllib import stack
@@ -95,12 +95,17 @@ class ModuleStack(stack.Stack):
     def sample_remotely(self, stop: int) -> list[Rollout]:
         """One rollout of each healthy runner, all with the newest weights; together they do not cross `stop`.
 
+        Ray starts a runner that died again, on another node where its own is gone and another has room; what it had
+        sampled and not handed on was never counted.
+
         Raises:
-            UserError: If no runner hands on anything for five minutes.
+            RunnersLostError: If no runner is there for five minutes.
+            UserError: If those that are there hand on nothing for as long.
         """
         if self.config.num_env_runners == 0:  # with a remote learner
             return [self._sample_here(stop)]
         group, deadline = self.algorithm.env_runner_group, time.monotonic() + stack.RUNNER_PATIENCE_S
+        healthy: list[int] = []
         while time.monotonic() < deadline:
             self.algorithm.restore_runners()
             healthy = list(group.healthy_env_runner_ids())
@@ -108,7 +113,8 @@ class ModuleStack(stack.Stack):
                 time.sleep(1.0)
             elif rollouts := self._ask_runners(healthy, stop):
                 return rollouts
-        raise UserError(
+        failure = UserError if healthy else RunnersLostError
+        raise failure(
             f"None of {self.config.num_env_runners} environment runners handed on samples for "
             f"{stack.RUNNER_PATIENCE_S:.0f} seconds: they died and did not come back, or they take longer "
             f"than sample_timeout_s={self.config.sample_timeout_s} for a fragment."

@@ -16,15 +16,10 @@ import yaml
 
 from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.cluster_check import check_file
-from rllib_hpo.experiments.cluster_check.placement import (
-    Machines,
-    NodeType,
-    Plan,
-    read_machines,
-    trials_at_a_time,
-)
-from rllib_hpo.experiments.sweep import resources
+from rllib_hpo.experiments.cluster_check.placement import read_machines
+from rllib_hpo.experiments.machines import Machines, NodeType, Plan, trials_at_a_time
 from rllib_hpo.experiments.sweep_config import read_sweep
+from rllib_hpo.experiments.trial_resources import resources
 
 ROOT = Path(__file__).resolve().parents[2]
 AWS, GCP, LOCAL = (f"cluster/{name}.yaml" for name in ("gpu", "gpu_gcp", "local"))
@@ -153,7 +148,7 @@ def test_the_command_prints_and_exits_with_2(tmp_path: Path) -> None:
 def bundles_of_the_eight_tasks(changes: dict[str, Any]) -> list[list[dict[str, float]]]:
     sweep = read_sweep(ROOT / "tune_configs" / "eight-tasks.yaml", changes=changes)
     assert len(sweep.trials) == 120
-    distinct = {json.dumps(resources(trial.config).bundles) for trial in sweep.trials}
+    distinct = {json.dumps(resources(trial.config, apart=True).bundles) for trial in sweep.trials}
     return [json.loads(bundles) for bundles in distinct]
 
 

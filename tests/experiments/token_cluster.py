@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -11,10 +12,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -118,8 +120,14 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
 
 
 @contextmanager
-def token_cluster(root: Path, num_cpus: int = 2, **variables: str) -> Iterator[TokenCluster]:
-    """Starts one, and ends it."""
+def token_cluster(
+    root: Path,
+    num_cpus: int = 2,
+    num_gpus: int = 0,
+    autoscaling: Mapping[str, Any] | None = None,
+    **variables: str,
+) -> Iterator[TokenCluster]:
+    """Starts one, and ends it; GPUs are pretended, and so are machines that its autoscaler starts."""
     ray = Path(tempfile.mkdtemp(prefix="rt", dir="/tmp"))  # sockets want short paths
     gcs, dashboard, agent, client = free_ports(4)
     cluster = TokenCluster(
@@ -129,8 +137,14 @@ def token_cluster(root: Path, num_cpus: int = 2, **variables: str) -> Iterator[T
         *(RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--num-cpus={num_cpus}"),
         *(f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
         *(f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"),
-        *(f"--temp-dir={ray}", "--object-store-memory=200000000", "--num-gpus=0"),
+        *(f"--temp-dir={ray}", "--object-store-memory=200000000", f"--num-gpus={num_gpus}"),
     ]
+    if autoscaling is not None:
+        path = root / "autoscaling.json"
+        path.write_text(
+            json.dumps(autoscaling | {"provider": autoscaling["provider"] | {"gcs_address": cluster.gcs}})
+        )
+        command.append(f"--autoscaling-config={path}")
     try:
         with node(command, cluster, root / "head.log", **variables):
             _wait_for_dashboard(cluster)
@@ -155,13 +169,13 @@ def node(command: Sequence[str], cluster: TokenCluster, log: Path, **variables: 
             yield
 
 
-def joining(cluster: TokenCluster, num_cpus: int = 1) -> list[str]:
-    """The command of a second node on this machine."""
+def joining(cluster: TokenCluster, num_cpus: int = 1, more: Sequence[str] = ()) -> list[str]:
+    """The command of another node on this machine; `more` words go to `ray start`."""
     (agent,) = free_ports(1)
     return [
         *(RAY, "start", "--block", f"--address={cluster.gcs}", "--node-ip-address=127.0.0.1"),
         *(f"--num-cpus={num_cpus}", f"--dashboard-agent-listen-port={agent}", "--num-gpus=0"),
-        "--object-store-memory=100000000",
+        *("--object-store-memory=100000000", *more),
     ]
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rllib_hpo.errors import SettingsError, UserError
 from rllib_hpo.experiments.cluster_check import kuberay, ray_up, slurm
 from rllib_hpo.experiments.cluster_check.findings import Findings, check_text
-from rllib_hpo.experiments.yaml_lines import read_documents
+from rllib_hpo.experiments.cluster_check.placement import misplaced, read_machines
+from rllib_hpo.experiments.yaml_lines import YamlLines, read_documents
 
 
 def check_file(path: Path, crds: Path | None = None) -> list[str]:
@@ -25,6 +27,7 @@ def check_file(path: Path, crds: Path | None = None) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The cluster file {path} cannot be read: {error}.") from error
     findings = Findings(path)
+    documents: list[YamlLines] = []
     if text.startswith("#!") or path.suffix in {".sbatch", ".slurm", ".sh"}:
         slurm.check(path, text, findings)
     else:
@@ -41,4 +44,19 @@ def check_file(path: Path, crds: Path | None = None) -> list[str]:
                 f"{path} is neither a `ray up` file, nor one of KubeRay, nor a batch file of Slurm."
             )
     check_text(text, findings)
+    if not len(findings):
+        for name, what, remedy in misplaced(read_machines(path)):
+            findings.add(_line_of(name, documents), what, remedy)
     return findings.sentences()
+
+
+def _line_of(name: str, documents: Sequence[YamlLines]) -> int:
+    """Where it stands what machines of a kind have."""
+    for document in documents:
+        for place in kuberay.groups(document):
+            if kuberay.find(document.values, (*place, "groupName")) == name:
+                return document.line((*place, "rayStartParams"))
+        for key in ("available_node_types", "metadata"):
+            if name in (document.values.get(key) or {}):
+                return document.line((key, name, "resources"))
+    return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -65,6 +66,19 @@ def groups(document: YamlLines) -> Iterator[Place]:
     workers = find(document.values, (*spec, "workerGroupSpecs"))
     for i in range(len(workers) if isinstance(workers, list) else 0):
         yield (*spec, "workerGroupSpecs", i)
+
+
+def custom_resources(group: Mapping[str, Any]) -> dict[str, float]:
+    """What a group declares beside CPUs and GPUs, read as Ray's autoscaler reads it.
+
+    Raises:
+        ValueError: If Ray could not read it.
+    """
+    quoted = (group.get("rayStartParams") or {}).get("resources", '"{}"')
+    declared = json.loads(quoted[1:-1].replace("\\", ""))
+    if not (isinstance(declared, dict) and all(isinstance(amount, int) for amount in declared.values())):
+        raise ValueError("it must map names to integers")
+    return declared
 
 
 def _schema(kind: str, crds: Path | None) -> dict[str, Any]:
@@ -135,6 +149,15 @@ def _check_cluster(document: YamlLines, has_policy: bool, findings: Findings) ->
             "enableIngress opens the dashboard beyond the cluster",
             "leave it out, and reach it by `kubectl port-forward`",
         )
+    for place in groups(document):
+        try:
+            custom_resources(find(values, place))
+        except ValueError as error:
+            findings.add(
+                document.line((*place, "rayStartParams", "resources")),
+                f"Ray cannot read these resources ({error})",
+                """write `resources: '"{\\"rollouts\\": 1}"'`""",
+            )
     _check_spending(document, findings)
     for place in groups(document):
         _check_pod(document, (*place, "template", "spec"), findings)

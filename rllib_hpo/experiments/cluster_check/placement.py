@@ -1,101 +1,16 @@
-"""Whether the trials of a sweep fit the machines of a cluster file: learners on GPU nodes, runners on CPU nodes."""
+"""What the machines of a cluster file have, and how many of them there can be."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.cluster_check import kuberay, slurm
+from rllib_hpo.experiments.machines import ROLLOUTS, Machines, NodeType, of_autoscaler
 from rllib_hpo.experiments.yaml_lines import YamlLines, read_documents
-
-Bundle = Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class NodeType:
-    """Machines of one kind."""
-
-    name: str
-    resources: Bundle
-    """What Ray may use of one of them."""
-    most: int
-    """How many there can be."""
-
-    @property
-    def has_gpu(self) -> bool:
-        """Whether learners may go there."""
-        return self.resources.get("GPU", 0) > 0
-
-
-@dataclass(frozen=True)
-class Machines:
-    """What a cluster can grow to."""
-
-    types: tuple[NodeType, ...]
-    ceiling: int
-    """How many there can be of all kinds."""
-
-
-@dataclass
-class Plan:
-    """Trials placed so far; each bundle on a node with room, or on a new one."""
-
-    machines: Machines
-    _nodes: list[tuple[NodeType, dict[str, float]]] = field(default_factory=list)
-
-    def place(self, bundles: Sequence[Bundle]) -> list[NodeType] | None:
-        """Where each bundle of a trial goes; None, and nothing is placed, where one has no room."""
-        before = [(kind, dict(free)) for kind, free in self._nodes]
-        where: dict[int, NodeType] = {}
-        # Bundles with a GPU first: they have the smaller choice.
-        for i in sorted(range(len(bundles)), key=lambda i: -bundles[i].get("GPU", 0)):
-            found = self._room(bundles[i])
-            if found is None:
-                self._nodes = before
-                return None
-            where[i] = found
-        return [where[i] for i in range(len(bundles))]
-
-    def _room(self, bundle: Bundle) -> NodeType | None:
-        wants_gpu = bundle.get("GPU", 0) > 0
-        # Ray's autoscaler, too, keeps GPU nodes for what asks for GPUs while there are others.
-        kinds = sorted(self.machines.types, key=lambda kind: kind.has_gpu != wants_gpu)
-        for kind in kinds:
-            for other, free in self._nodes:
-                if other is kind and _fits(bundle, free):
-                    _take(bundle, free)
-                    return kind
-            there = sum(other is kind for other, _ in self._nodes)
-            if (
-                there < kind.most
-                and len(self._nodes) < self.machines.ceiling
-                and _fits(bundle, kind.resources)
-            ):
-                free = dict(kind.resources)
-                _take(bundle, free)
-                self._nodes.append((kind, free))
-                return kind
-        return None
-
-
-def _fits(bundle: Bundle, free: Bundle) -> bool:
-    return all(wanted <= free.get(kind, 0) + 1e-9 for kind, wanted in bundle.items())
-
-
-def _take(bundle: Bundle, free: dict[str, float]) -> None:
-    for kind, wanted in bundle.items():
-        free[kind] -= wanted
-
-
-def trials_at_a_time(bundles: Sequence[Bundle], machines: Machines) -> int:
-    """How many trials of one kind run at a time when the cluster has grown as far as it may."""
-    plan, count = Plan(machines), 0
-    while plan.place(bundles) is not None:
-        count += 1
-    return count
 
 
 def read_machines(path: Path) -> Machines:
@@ -116,25 +31,13 @@ def read_machines(path: Path) -> Machines:
 
 
 def _of_ray_up(document: YamlLines) -> Machines:
-    values = document.values
-    most = int(values["max_workers"])
-    if values["provider"]["type"] == "local":
-        given = values.get("metadata") or {}
-        if not {"head", "workers"} <= set(given):
-            raise document.error(
-                ("metadata",),
-                "`metadata: {head: {CPU: 16, GPU: 1}, workers: {CPU: 16}}` would say what there is",
-            )
-        head = NodeType("head", given["head"], 1)
-        return Machines((head, NodeType("workers", given["workers"], most)), most + 1)
-    types = [
-        NodeType(
-            name, node_type["resources"],
-            1 if name == values["head_node_type"] else min(most, int(node_type.get("max_workers", most))),
+    machines = of_autoscaler(document.values)
+    if machines is None:
+        raise document.error(
+            ("metadata",),
+            f"`metadata: {{head: {{CPU: 16, GPU: 1}}, workers: {{CPU: 16, {ROLLOUTS}: 1}}}}` would say what there is",
         )
-        for name, node_type in values["available_node_types"].items()
-    ]  # fmt: skip
-    return Machines(tuple(types), most + 1)
+    return machines
 
 
 def _of_kuberay(document: YamlLines) -> Machines:
@@ -146,6 +49,7 @@ def _of_kuberay(document: YamlLines) -> Machines:
         has = {
             "CPU": float(parameters.get("num-cpus", _quantity(limits.get("cpu", 0)))),
             "GPU": float(parameters.get("num-gpus", limits.get("nvidia.com/gpu", 0))),
+            **kuberay.custom_resources(group),
         }
         types.append(NodeType(group.get("groupName", "head"), has, int(group.get("maxReplicas", 1))))
     return Machines(tuple(types), sum(kind.most for kind in types))
@@ -164,11 +68,34 @@ def _of_slurm(text: str) -> Machines:
             components.append({})
         else:
             components[-1][name] = value
+    # Only a command line says what Ray is to call a node, and for which component it is.
+    starts = [line for line in text.splitlines() if "ray start" in line and ROLLOUTS in line]
+    for_rollouts = {int(group) for line in starts for group in re.findall(r"--het-group[= ](\d+)", line)}
     types = []
     for i, options in enumerate(components):
         if "nodes" not in options or "cpus-per-task" not in options:
             raise UserError(f"Component {i} of the batch file does not say --nodes and --cpus-per-task.")
         gpus = options.get("gpus-per-node", "0").rpartition(":")[2]
-        has = {"CPU": float(options["cpus-per-task"]), "GPU": float(gpus)}
+        has = {"CPU": float(options["cpus-per-task"]), "GPU": float(gpus), ROLLOUTS: float(i in for_rollouts)}
         types.append(NodeType(f"component {i}", has, int(options["nodes"])))
     return Machines(tuple(types), sum(kind.most for kind in types))
+
+
+def misplaced(machines: Machines) -> Iterator[tuple[str, str, str]]:
+    """Kinds of machines on which rollouts would be where they should not: name, what is wrong, remedy."""
+    if not any(kind.has_gpu for kind in machines.types):
+        return
+    for kind in machines.types:
+        declares, has_cpus = kind.resources.get(ROLLOUTS, 0) > 0, kind.resources.get("CPU", 0) > 0
+        if declares and kind.has_gpu:
+            yield (
+                kind.name,
+                f"{kind.name} has a GPU and declares '{ROLLOUTS}': runners take its CPUs from learners",
+                f"leave '{ROLLOUTS}' to nodes without a GPU",
+            )
+        if has_cpus and not declares and not kind.has_gpu:
+            yield (
+                kind.name,
+                f"{kind.name} does not declare '{ROLLOUTS}': runners go to GPU nodes while those have free CPUs",
+                f"add `{ROLLOUTS}: 1` to its resources, as in the files of cluster/",
+            )

@@ -23,6 +23,7 @@ from rllib_hpo.experiments.cluster_check.findings import (
     Findings,
     check_schema,
 )
+from rllib_hpo.experiments.machines import LOCAL, ROLLOUTS
 from rllib_hpo.experiments.yaml_lines import Place, YamlLines
 
 TOKEN_FILE = "~/.ray/auth_token"
@@ -72,6 +73,8 @@ def check(document: YamlLines, findings: Findings) -> None:
         _check_aws(document, findings)
     elif provider.get("type") == "gcp":
         _check_gcp(document, findings)
+    elif provider.get("type") == LOCAL:
+        _check_local(document, findings)
 
 
 def _check_provider(document: YamlLines, findings: Findings) -> None:
@@ -210,6 +213,18 @@ def _check_starts(document: YamlLines, findings: Findings) -> None:
                     line, f"the dashboard listens on {match[1]}",
                     "write --dashboard-host=127.0.0.1, and reach it by `ssh -L` or `ray dashboard`",
                 )  # fmt: skip
+
+
+def _check_local(document: YamlLines, findings: Findings) -> None:
+    """Machines of one's own declare what their start says, and nothing that `metadata` alone says."""
+    says = ROLLOUTS in _mapping(_mapping(document.values.get("metadata")).get("workers"))
+    starts = [text for (key, _), text in commands(document) if key == "worker_start_ray_commands"]
+    if says and not any(f'"{ROLLOUTS}"' in text for text in starts):
+        findings.add(
+            document.line(("worker_start_ray_commands",)),
+            f"metadata says that workers declare '{ROLLOUTS}', but nothing starts them so",
+            f"""add `--resources='{{"{ROLLOUTS}": 1}}'` to their `ray start`""",
+        )
 
 
 def _check_aws(document: YamlLines, findings: Findings) -> None:

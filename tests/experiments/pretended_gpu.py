@@ -1,0 +1,19 @@
+"""For `--import`: a node's GPU is pretended (Ray counts it, torch has none), so the learner on it uses the CPU."""
+
+from __future__ import annotations
+
+import torch
+from ray.rllib.core.learner.torch import torch_learner
+
+from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
+from rllib_hpo.rllib.config import ActorCriticConfig
+from rllib_hpo.rllib.learner import ActorCriticLearner
+
+
+class LearnerOnCPU(ActorCriticLearner):
+    """The same learner; a remote one's process imports this module on its account."""
+
+
+torch_learner.get_device = lambda *_: torch.device("cpu")
+ActorCriticAlgorithm._refuse_what_this_machine_cannot = staticmethod(lambda config: None)  # type: ignore[method-assign]
+ActorCriticConfig.get_default_learner_class = lambda self: LearnerOnCPU  # type: ignore[method-assign]
