@@ -30,6 +30,10 @@ class StorageError(UserError, OSError):
     """Results, replay segments or checkpoints could not be written or read."""
 
 
+class WorkerDiedError(UserError):
+    """A process that a run cannot do without is gone; the run can go on from its last checkpoint."""
+
+
 def nearest(name: str, options: Iterable[str]) -> str | None:
     """The valid name closest to `name`, or None where nothing is close."""
     matches = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)

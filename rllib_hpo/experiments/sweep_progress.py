@@ -68,6 +68,13 @@ class SweepProgress(Callback):
             self._end(name, "failed" if result.get("failed") else "done")
         self._refresh()
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Its process, learner or machine died."""
+        self._running.discard(trial.config["trial"])
+        again = f"died, and goes on from its last checkpoint   {trial.config['trial']}"
+        self._console.print(again, highlight=False, soft_wrap=True)
+        self._refresh()
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It died more often than is tolerated."""
         self._end(trial.config["trial"], "failed")

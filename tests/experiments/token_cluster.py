@@ -65,11 +65,11 @@ class TokenCluster:
             start_new_session=True,
         )
 
-    def run(self, *words: str, code: int = 0, token: str | None = "") -> tuple[str, str]:
-        """The same to its end; stdout and stderr."""
+    def run(self, *words: str, code: int | None = 0, token: str | None = "") -> tuple[str, str]:
+        """The same to its end, with any exit code if that is None; stdout and stderr."""
         process = self.start(*words, token=token)
         out, err = process.communicate(timeout=240)
-        assert process.returncode == code, (process.returncode, out, err)
+        assert code in (None, process.returncode), (process.returncode, out, err)
         return out, err
 
 
@@ -140,8 +140,10 @@ def token_cluster(root: Path, num_cpus: int = 2, **variables: str) -> Iterator[T
 
 
 @contextmanager
-def node(command: Sequence[str], cluster: TokenCluster, log: Path, **variables: str) -> Iterator[None]:
-    """A node that runs as long as the context lasts."""
+def node(
+    command: Sequence[str], cluster: TokenCluster, log: Path, **variables: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A node that runs as long as the context lasts; the process that all of its others descend from."""
     with log.open("wb") as file:
         process = subprocess.Popen(
             list(command),
@@ -152,7 +154,7 @@ def node(command: Sequence[str], cluster: TokenCluster, log: Path, **variables: 
             start_new_session=True,
         )
         with ended_with_all_it_started(process):
-            yield
+            yield process
 
 
 def joining(cluster: TokenCluster, num_cpus: int = 1) -> list[str]:
