@@ -25,7 +25,7 @@ from rllib_hpo.experiments.storage import Storage, rows_from
 from rllib_hpo.results import read_rows, without_volatile
 from tests.experiments.lives import CLI, REPOSITORY
 from tests.experiments.s3_server import s3_server
-from tests.experiments.steps_log import Iteration, read_iterations, uptime
+from tests.experiments.steps_log import STEPS_FILE, Iteration, read_iterations, uptime
 from tests.experiments.token_cluster import TokenCluster, joining, node, token_cluster
 
 PATIENCE_S = 300.0
@@ -151,7 +151,7 @@ class WatchedSweep:
             **(os.environ if environment is None else environment),
             "PYTHONPATH": str(REPOSITORY),
             "OMP_NUM_THREADS": "1",
-            "STEPS_FILE": str(self._steps),
+            STEPS_FILE: str(self._steps),
         }
         file = work / "faults.yaml"
         names = {"sweep": "faults", "algorithms": ["sac-hpo"], "tasks": ["Pendulum-v1"], "seeds": 0}
@@ -400,7 +400,12 @@ def two_nodes(
     with ExitStack() as stack:
         cluster = stack.enter_context(token_cluster(work, num_cpus=0))
         nodes = [
-            _joined(stack, cluster, work / f"{name}.log", skewed(sign * ahead_s))
+            _joined(
+                stack,
+                cluster,
+                work / f"{name}.log",
+                {**skewed(sign * ahead_s), STEPS_FILE: str(work / "steps")},
+            )
             for name, sign in (("ahead", 1), ("behind", -1))
         ]
         yield cluster, nodes

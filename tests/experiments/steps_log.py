@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 
+STEPS_FILE = "STEPS_FILE"
+"""The variable of whatever starts the process that trains: the driver, or its node."""
+
 
 class Iteration(NamedTuple):
     """One that was completed."""
@@ -52,5 +55,5 @@ def _announce(path: str) -> None:
     ActorCriticAlgorithm.train = announced
 
 
-if "STEPS_FILE" in os.environ:
-    _announce(os.environ["STEPS_FILE"])
+if STEPS_FILE in os.environ:
+    _announce(os.environ[STEPS_FILE])
