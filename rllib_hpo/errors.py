@@ -26,12 +26,12 @@ class CheckpointError(UserError):
     """A checkpoint is missing, damaged, or belongs to another algorithm, task or version."""
 
 
-class RunnersLostError(UserError):
-    """All environment runners died and did not come back in time: their nodes, most likely, are gone."""
-
-
 class StorageError(UserError, OSError):
     """Results, replay segments or checkpoints could not be written or read."""
+
+
+class WorkerDiedError(UserError):
+    """What a run cannot do without, its learner or all its runners, is gone; it can go on from its last checkpoint."""
 
 
 def nearest(name: str, options: Iterable[str]) -> str | None:

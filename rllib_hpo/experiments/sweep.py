@@ -13,7 +13,7 @@ import platform
 import shutil
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import ray
 from ray import tune
 from ray.tune import PlacementGroupFactory
 
-from rllib_hpo.errors import CheckpointError, RunnersLostError, SettingsError, StorageError, UserError
+from rllib_hpo.errors import CheckpointError, SettingsError, StorageError, UserError, WorkerDiedError
 from rllib_hpo.experiments.checkpoints import CheckpointStore
 from rllib_hpo.experiments.machines import machines_here, trials_at_a_time
 from rllib_hpo.experiments.mirror import Mirror
@@ -225,7 +225,7 @@ def run_sweep(
     only: Sequence[str] | None = None,
     max_concurrent: int | None = None,
     wandb: WandbOptions = WandbOptions(),  # noqa: B008  (frozen)
-    keep_checkpoints: int = 1,
+    keep_checkpoints: int = 2,
     storage: Storage | None = None,
 ) -> Outcome:
     """Runs the trials of a sweep that are not complete yet.
@@ -332,12 +332,12 @@ class SweepTrial(tune.Trainable):
         quiet_ray()
         files = SweepFiles(Path(config["directory"]))
         name = config["trial"]
-        self._error, self._run, self._mirror = files.error(name), None, None
+        self._error, self._run, self._mirror, self._failure = files.error(name), None, None, ""
+        self._error.unlink(missing_ok=True)  # of an earlier life on this node
         with self._reported():
             import_modules(config["imports"])
             if config["storage"] is not None:
                 run_dir = files.trial(name).directory
-                self._error.unlink(missing_ok=True)  # of an earlier life on this node
                 self._mirror = Mirror(Storage.open(config["storage"]), run_dir, files.results)
                 self._mirror.identify()
             elif not files.plan.exists():  # on a node that joined after the sweep had begun
@@ -364,14 +364,13 @@ class SweepTrial(tune.Trainable):
                 metrics = flat_metrics(run.iterate())
             if run is not None and run.is_complete and self._mirror is not None:
                 self._mirror.finish()
-        failed = self._error.exists()
         env_steps = 0 if run is None else run.algorithm.env_steps
         return {
             **metrics,
             "env_steps": env_steps,
-            "failed": failed,
-            "error": self._error.read_text() if failed else "",
-            "done": failed or bool(run and run.is_complete),
+            "failed": bool(self._failure),
+            "error": self._failure,
+            "done": bool(self._failure or (run and run.is_complete)),
         }
 
     def cleanup(self) -> None:
@@ -380,7 +379,7 @@ class SweepTrial(tune.Trainable):
             with self._reported(), self._run:
                 if self._run.is_complete:
                     self._run.merge_rows()
-                elif not self._error.exists():
+                elif not self._failure:
                     self._run.save()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -391,15 +390,13 @@ class SweepTrial(tune.Trainable):
 
     @contextmanager
     def _reported(self) -> Iterator[None]:
-        """A failure that starting again would not mend is written down, and ends the trial."""
+        """Writes a failure down. One that starting again would not mend ends the trial; others Tune gets to see."""
         try:
             yield
-        except RunnersLostError as error:  # Tune places it anew, from its last checkpoint
-            if self._run is not None:
-                self._run.ended(error)
-            raise
         except UserError as error:
             self._write_error(f"{error}\n", error)
+            if isinstance(error, WorkerDiedError):
+                raise
         except Exception as error:
             self._write_error(traceback.format_exc(), error)
             raise
@@ -407,7 +404,9 @@ class SweepTrial(tune.Trainable):
     def _write_error(self, text: str, error: Exception) -> None:
         if self._run is not None:
             self._run.ended(error)
-        write_atomically(self._error, text.encode())
+        self._failure = text
+        with suppress(StorageError):  # a full disk, which the driver, who has the text too, will tell of
+            write_atomically(self._error, text.encode())
         if self._mirror is not None:
             self._mirror.failed(ERROR_FILE, text.encode())
 

@@ -69,11 +69,11 @@ class SweepProgress(Callback):
         self._refresh()
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """It died, and is to run again."""
+        """Its process, its learner, all its runners or its machine died, and it is to run again."""
         name = trial.config["trial"]
         self._running.discard(name)
         self._console.print(
-            f"again   {name}   {self._done[name]:,} steps   from its last checkpoint (its events.jsonl says why)",
+            f"again   {name}   {self._done[name]:,} steps   it died, and goes on from its last checkpoint",
             highlight=False,
             soft_wrap=True,
         )

@@ -355,6 +355,8 @@ def quiet_ray() -> None:
     """Silences what Ray and RLlib log about themselves; errors are raised all the same."""
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
+    # A trial that dies is told of in one line, or by the file of its error.
+    logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from ray.rllib.utils.metrics import (
     WEIGHTS_SEQ_NO,
 )
 
-from rllib_hpo.errors import RunnersLostError, UserError
+from rllib_hpo.errors import UserError, WorkerDiedError
 from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.rllib import stack
@@ -99,7 +99,7 @@ class ModuleStack(stack.Stack):
         sampled and not handed on was never counted.
 
         Raises:
-            RunnersLostError: If no runner is there for five minutes.
+            WorkerDiedError: If no runner is there for five minutes.
             UserError: If those that are there hand on nothing for as long.
         """
         if self.config.num_env_runners == 0:  # with a remote learner
@@ -113,7 +113,7 @@ class ModuleStack(stack.Stack):
                 time.sleep(1.0)
             elif rollouts := self._ask_runners(healthy, stop):
                 return rollouts
-        failure = UserError if healthy else RunnersLostError
+        failure = UserError if healthy else WorkerDiedError
         raise failure(
             f"None of {self.config.num_env_runners} environment runners handed on samples for "
             f"{stack.RUNNER_PATIENCE_S:.0f} seconds: they died and did not come back, or they take longer "

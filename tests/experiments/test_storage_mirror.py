@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import threading
 import time
-import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +29,7 @@ from rllib_hpo.experiments.stored_checkpoints import steps_on
 from rllib_hpo.results import read_rows, trial_id, without_volatile, write_row
 from rllib_hpo.rllib.checkpointing import FORMAT
 from tests.experiments.lives import CLI, REPOSITORY
+from tests.experiments.s3_server import Proxy, free_port, s3_server
 from tests.experiments.test_sweep import EVALUATIONS, SWEEP, TRIALS, rows, started, wait_until
 from tests.results.rows import make_row
 
@@ -438,82 +435,12 @@ def test_storage_that_cannot_be_used_is_one_sentence_before_anything_starts(tmp_
 # Against a real S3 server ------------------------------------------------------------------------------
 
 
-class Proxy:
-    """A TCP proxy in front of the server, which can be switched off and on."""
-
-    def __init__(self, target: int) -> None:
-        self.target, self.port = target, free_port()
-        self._open: list[socket.socket] = []
-        self.on()
-
-    def on(self) -> None:
-        self._listening = socket.create_server(("127.0.0.1", self.port))
-        threading.Thread(target=self._accept, args=[self._listening], daemon=True).start()
-
-    def off(self) -> None:
-        for one in [self._listening, *self._open]:
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
-        self._open.clear()
-
-    def _accept(self, listening: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = listening.accept()
-                server = socket.create_connection(("127.0.0.1", self.target))
-                self._open += [client, server]
-                for pair in ((client, server), (server, client)):
-                    threading.Thread(target=self._pump, args=pair, daemon=True).start()
-
-    @staticmethod
-    def _pump(source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(1 << 16):
-                sink.sendall(data)
-        for one in (source, sink):
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    """A server with a bucket, and credentials that work with it, behind a proxy."""
     pytest.importorskip("moto")
     pytest.importorskip("flask_cors")
-    port = free_port()
-    log = tmp_path_factory.mktemp("s3") / "log"
-    with log.open("w") as output:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-            stdout=output,
-            stderr=output,
-        )
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            break
-        except OSError:
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/bucket", method="PUT")
-    urllib.request.urlopen(request, timeout=30).close()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "dummy-id")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "dummy-secret")
-        yield Proxy(port)
-    server.kill()
-    server.wait()
-
-
-def uri_of(s3: Proxy, path: str) -> str:
-    return f"s3://{path}?endpoint_override=http://127.0.0.1:{s3.port}&region=us-east-1&scheme=http"
+    with s3_server(tmp_path_factory.mktemp("s3") / "log") as server:
+        yield server
 
 
 def run(*words: str, cwd: Path, code: int = 0) -> str:
@@ -553,7 +480,7 @@ def ended_of(uri: str) -> Callable[[], bool]:
 def test_killed_and_its_disk_lost_it_goes_on_elsewhere(
     s3: Proxy, reference: pa.Table, tmp_path: Path
 ) -> None:
-    base, uri = uri_of(s3, "bucket/killed"), uri_of(s3, "bucket/killed/little")
+    base, uri = s3.uri("bucket/killed"), s3.uri("bucket/killed/little")
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()
@@ -590,7 +517,7 @@ def test_killed_and_its_disk_lost_it_goes_on_elsewhere(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_nothing_is_lost_while_the_server_is_away(s3: Proxy, reference: pa.Table, tmp_path: Path) -> None:
-    base, uri = uri_of(s3, "bucket/away"), uri_of(s3, "bucket/away/little")
+    base, uri = s3.uri("bucket/away"), s3.uri("bucket/away/little")
     (tmp_path / "little.yaml").write_text(SWEEP)
     process = started("little.yaml", "--storage", base, "--max-concurrent", "1", cwd=tmp_path)
     wait_until(ended_of(uri), process)
@@ -611,7 +538,7 @@ def test_nothing_is_lost_while_the_server_is_away(s3: Proxy, reference: pa.Table
 def test_no_bucket_and_no_server_are_one_sentence(s3: Proxy, tmp_path: Path) -> None:
     (tmp_path / "little.yaml").write_text(SWEEP)
     nowhere = f"s3://bucket/x?endpoint_override=http://127.0.0.1:{free_port()}&region=us-east-1&scheme=http"
-    for uri in (uri_of(s3, "no-such-bucket/x"), nowhere):
+    for uri in (s3.uri("no-such-bucket/x"), nowhere):
         process = started("little.yaml", "--storage", uri, cwd=tmp_path)
         _, err = process.communicate(timeout=200)
         assert process.returncode == 2

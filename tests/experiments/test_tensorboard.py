@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 from tensorboardX.proto.event_pb2 import Event
 
 from rllib_hpo.experiments.tensorboard import TensorBoard
-from tests.experiments.lives import new_run, run
+from tests.experiments.lives import REPOSITORY, new_run, run
 
 
 def scalars(directory: Path) -> dict[str, dict[int, float]]:
@@ -20,6 +24,8 @@ def scalars(directory: Path) -> dict[str, dict[int, float]]:
         data, place = file.read_bytes(), 0
         while place < len(data):
             (length,) = struct.unpack_from("<Q", data, place)
+            if place + 12 + length + 4 > len(data):
+                break  # cut short by a full disk
             event = Event.FromString(data[place + 12 : place + 12 + length])
             place += 12 + length + 4
             if event.session_log.status == event.session_log.START:
@@ -45,3 +51,31 @@ def test_a_run_leaves_its_metrics(tmp_path: Path) -> None:
     found = scalars(tmp_path / "run")
     assert max(found["evaluation/return_mean"]) == 200
     assert {"learner/critic_loss", "learner/displacement_drift", "train/num_episodes"} <= found.keys()
+
+
+LIMITED = """
+    import resource, sys
+    from pathlib import Path
+    from rllib_hpo.experiments.tensorboard import TensorBoard
+
+    with TensorBoard(Path(sys.argv[1]), 0) as board:
+        board.log({"train/return_mean": 1.0}, 1)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+        for step in range(2, 100):
+            board.log({"train/return_mean": 1.0}, step)
+"""
+
+
+def test_a_file_that_cannot_be_written_is_told_once_and_stops_nobody(tmp_path: Path) -> None:
+    """The kernel refuses after 200 bytes; tensorboardX's own writer would wait for ever at the next value but ten."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(LIMITED), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == f"Cannot write {tmp_path / 'tensorboard'}: File too large.\n"
+    assert scalars(tmp_path)["train/return_mean"][1] == 1.0

@@ -67,11 +67,11 @@ class TokenCluster:
             start_new_session=True,
         )
 
-    def run(self, *words: str, code: int = 0, token: str | None = "") -> tuple[str, str]:
-        """The same to its end; stdout and stderr."""
+    def run(self, *words: str, code: int | None = 0, token: str | None = "") -> tuple[str, str]:
+        """The same to its end, with any exit code if that is None; stdout and stderr."""
         process = self.start(*words, token=token)
         out, err = process.communicate(timeout=240)
-        assert process.returncode == code, (process.returncode, out, err)
+        assert code in (None, process.returncode), (process.returncode, out, err)
         return out, err
 
 
@@ -154,8 +154,10 @@ def token_cluster(
 
 
 @contextmanager
-def node(command: Sequence[str], cluster: TokenCluster, log: Path, **variables: str) -> Iterator[None]:
-    """A node that runs as long as the context lasts."""
+def node(
+    command: Sequence[str], cluster: TokenCluster, log: Path, **variables: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A node that runs as long as the context lasts; the process that all of its others descend from."""
     with log.open("wb") as file:
         process = subprocess.Popen(
             list(command),
@@ -166,7 +168,7 @@ def node(command: Sequence[str], cluster: TokenCluster, log: Path, **variables: 
             start_new_session=True,
         )
         with ended_with_all_it_started(process):
-            yield
+            yield process
 
 
 def joining(cluster: TokenCluster, num_cpus: int = 1, more: Sequence[str] = ()) -> list[str]:
