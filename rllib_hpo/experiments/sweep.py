@@ -291,6 +291,8 @@ def _tune(
             name="tune",
             storage_path=str(files.directory.absolute()),
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+            # Else Tune makes one when a trial ends, below a directory that other nodes may not see.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             callbacks=[progress],
             verbose=0,
         ),
