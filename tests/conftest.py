@@ -22,7 +22,9 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
     """Says, as the very last, which tests of several machines were skipped, and why: that is easily overlooked."""
     yield
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is None or hasattr(session.config, "workerinput"):  # a worker of pytest-xdist has nobody to tell
+    if reporter is None or hasattr(
+        session.config, "workerinput"
+    ):  # a worker of pytest-xdist has nobody to tell
         return
     reasons = Counter(
         str(report.longrepr[2]).removeprefix("Skipped: ")

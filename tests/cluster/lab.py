@@ -48,9 +48,7 @@ def missing(*programs: str) -> str:
         return "it needs root, to make network namespaces"
     absent = [program for program in (*PROGRAMS, *programs) if shutil.which(program, path=PATH) is None]
     if absent:
-        return (
-            f"it needs {', '.join(absent)} (Debian: iproute2, openssh-server, rsync, util-linux; awscli for aws)"
-        )
+        return f"it needs {', '.join(absent)} (Debian: iproute2, openssh-server, rsync, util-linux; awscli for aws)"
     command = ["unshare", *NAMESPACES, "sh", "-c", PROBE]
     probe = subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": PATH})
     if probe.returncode:
@@ -119,11 +117,14 @@ class Lab:
         printed = self.ssh(machine, "ps -eo args=").splitlines()
         return [line for line in printed if "ray" in line and not line.startswith("sshd:")]
 
+    def wait_for_port(self, address: str, port: int) -> None:
+        """Until something listens there, as the workstation sees it."""
+        connect = ["bash", "-c", f"</dev/tcp/{address}/{port}"]
+        wait_until(lambda: "/dev/tcp" not in self.run(*connect, code=None))
+
     def make_token(self) -> str:
         """Makes a cluster's token, as cluster/README.md says."""
-        self.run(
-            "bash", "-c", "ray get-auth-token --generate >/dev/null 2>&1 && chmod 600 ~/.ray/auth_token"
-        )
+        self.run("bash", "-c", "ray get-auth-token --generate >/dev/null 2>&1 && chmod 600 ~/.ray/auth_token")
         return (self.home() / ".ray" / "auth_token").read_text()
 
 

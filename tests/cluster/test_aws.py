@@ -1,4 +1,4 @@
-"""cluster/gpu.yaml for real, but for AWS itself: moto's mock takes the calls, and the head is one of the lab's machines.
+"""cluster/gpu.yaml for real, but for AWS itself: moto's mock takes the calls, and a machine of the lab is the head.
 
 The account is prepared by cluster/aws_setup.sh and looked at with the `aws` program, as a user does both.
 """
@@ -40,8 +40,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
             stdout=subprocess.DEVNULL,
             variables={"MOTO_IAM_LOAD_MANAGED_POLICIES": "true"},
         )
-        answers = f"</dev/tcp/{WORKSTATION}/5055"
-        wait_until(lambda: "refused" not in running.run("bash", "-c", answers, code=None))
+        running.wait_for_port(WORKSTATION, 5055)
         image = aws(running, "ec2", "describe-images", "--owners", "amazon")["Images"][0]["ImageId"]
         setup = [str(REPOSITORY / "cluster" / "aws_setup.sh"), RANGE, BUCKET]
         for _ in range(2):  # again it changes nothing
@@ -102,8 +101,7 @@ def test_what_is_recorded_of_it(cluster: Path, lab: Lab) -> None:
 def test_ssh_is_open_to_the_range_alone(cluster: Path, lab: Lab) -> None:
     """Ray makes no group of its own, which would let in everybody."""
     groups = {
-        group["GroupName"]: group
-        for group in aws(lab, "ec2", "describe-security-groups")["SecurityGroups"]
+        group["GroupName"]: group for group in aws(lab, "ec2", "describe-security-groups")["SecurityGroups"]
     }
     assert {*groups} == {"default", "rllib-hpo"}
     ranges = {
@@ -112,14 +110,18 @@ def test_ssh_is_open_to_the_range_alone(cluster: Path, lab: Lab) -> None:
         for each in rule["IpRanges"]
     }
     assert ranges == {(22, RANGE)}
-    among = [pair["GroupId"] for rule in groups["rllib-hpo"]["IpPermissions"] for pair in rule["UserIdGroupPairs"]]
+    among = [
+        pair["GroupId"] for rule in groups["rllib-hpo"]["IpPermissions"] for pair in rule["UserIdGroupPairs"]
+    ]
     assert among == [groups["rllib-hpo"]["GroupId"]]
 
 
 def test_the_roles_have_the_policies_of_this_repository(cluster: Path, lab: Lab) -> None:
     """And no other: Ray attaches full rights over EC2 and S3 to a role that it makes itself."""
     roles = {role["RoleName"] for role in aws(lab, "iam", "list-roles")["Roles"]}
-    assert {"rllib-hpo-head", "rllib-hpo-worker"} == {role for role in roles if "ray" in role or "rllib" in role}
+    assert {"rllib-hpo-head", "rllib-hpo-worker"} == {
+        role for role in roles if "ray" in role or "rllib" in role
+    }
     for role, names in (("head", ["results", "workers"]), ("worker", ["results"])):
         words = ["--role-name", f"rllib-hpo-{role}"]
         assert aws(lab, "iam", "list-attached-role-policies", *words)["AttachedPolicies"] == []

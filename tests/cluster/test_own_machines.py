@@ -70,14 +70,20 @@ def cluster(lab: Lab) -> Path:
     netrc.write_text(f"machine api.wandb.ai\n  login user\n  password {KEY}\n")
     file = brought_up(lab, local_yaml(), INTERNET, RAY_UP_enable_autoscaler_v2="0")
     lab.start("ray", "dashboard", str(file), stdout=subprocess.DEVNULL)
-    wait_until(lambda: "wants a token (401)" in lab.run("rllib-hpo", "status", code=None, RAY_AUTH_MODE="disabled"))
-    wait_until(lambda: nodes(lab) == 2)
+    lab.wait_for_port("127.0.0.1", 8265)
+    wait_for_the_worker(lab)
     return file
 
 
-def nodes(lab: Lab) -> int:
-    """How many the cluster has at the moment."""
-    return lab.run("rllib-hpo", "doctor", "--address", ADDRESS, code=None).count("\nok      node ")
+def wait_for_the_worker(lab: Lab) -> None:
+    """Until the head has started Ray there, and it has joined."""
+    wait_until(lambda: any("raylet/raylet" in line for line in lab.ray_processes("worker")))
+    wait_until(lambda: doctor(lab).count("\nok      node ") == 2)
+
+
+def doctor(lab: Lab) -> str:
+    """What it says of the cluster."""
+    return lab.run("rllib-hpo", "doctor", "--address", ADDRESS, "--shared", str(SHARED), code=None)
 
 
 def hosts(root: Path, trial: str) -> list[str]:
@@ -94,9 +100,7 @@ def newest(root: Path, trial: str) -> int:
 def test_only_who_has_the_token_is_served(cluster: Path, lab: Lab) -> None:
     assert "wants a token (401)" in lab.run("rllib-hpo", "status", code=2, RAY_AUTH_MODE="disabled")
     lab.run("rllib-hpo", "status")
-    assert f"{SHARED.parent} is seen by all 2 nodes" in lab.run(
-        "rllib-hpo", "doctor", "--address", ADDRESS, "--shared", str(SHARED)
-    )
+    assert f"{SHARED.parent} is seen by all 2 nodes" in doctor(lab)
 
 
 def test_a_sweep_outlives_its_node_and_its_driver(cluster: Path, lab: Lab) -> None:
@@ -120,7 +124,7 @@ def test_a_sweep_outlives_its_node_and_its_driver(cluster: Path, lab: Lab) -> No
     out, _ = first.communicate(timeout=60)
     assert first.returncode == 2, out
     assert f"Error: The job {job_of(out)} failed: its process ended with exit code 137." in out
-    wait_until(lambda: nodes(lab) == 2)  # Ray has been started again on the worker, by the head
+    wait_for_the_worker(lab)
 
     out = lab.run("rllib-hpo", "submit", "--resume", str(OUT), "--wandb", "offline", patience_s=300)
     assert "4 done, 0 failed, 0 unfinished" in out
