@@ -15,7 +15,7 @@ from tests.cluster.lab import ADDRESS, HEAD, HOME, SHARED, WORKER, Lab, brought_
 from tests.experiments.lives import REPOSITORY, checkpoints
 from tests.experiments.test_submit import KEY, holding, job_of
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 INTERNET = "astral.sh|uv pip"
 STEPS, EVERY = 4000, 200
@@ -98,8 +98,10 @@ def newest(root: Path, trial: str) -> int:
 
 
 def test_only_who_has_the_token_is_served(cluster: Path, lab: Lab) -> None:
-    assert "wants a token (401)" in lab.run("rllib-hpo", "status", code=2, RAY_AUTH_MODE="disabled")
-    lab.run("rllib-hpo", "status")
+    said = lab.run("rllib-hpo", "status", code=2, RAY_AUTH_MODE="disabled")
+    assert said.startswith("Error: ")
+    assert "wants a token (401)" in said
+    assert len(said.splitlines()) == 1
     assert f"{SHARED.parent} is seen by all 2 nodes" in doctor(lab)
 
 
@@ -121,12 +123,12 @@ def test_a_sweep_outlives_its_node_and_its_driver(cluster: Path, lab: Lab) -> No
     assert all(hosts(root, trial) == ["head"] for trial in stayed)
 
     lab.ssh("head", "pkill -9 -f '^python -m rllib_hpo.cli sweep'")
-    out, _ = first.communicate(timeout=60)
+    out, _ = first.communicate(timeout=400)
     assert first.returncode == 2, out
     assert f"Error: The job {job_of(out)} failed: its process ended with exit code 137." in out
     wait_for_the_worker(lab)
 
-    out = lab.run("rllib-hpo", "submit", "--resume", str(OUT), "--wandb", "offline", patience_s=300)
+    out = lab.run("rllib-hpo", "submit", "--resume", str(OUT), "--wandb", "offline")
     assert "4 done, 0 failed, 0 unfinished" in out
     assert {"head", "worker"} == {hosts(root, trial)[-1] for trial in TRIALS}
     steps = read_rows(root / "results")["env_steps"].to_pylist()
@@ -152,6 +154,6 @@ def test_neither_token_nor_key_is_in_any_file(cluster: Path, lab: Lab) -> None:
 def test_down_leaves_nothing_running(cluster: Path, lab: Lab) -> None:
     assert lab.ray_processes("head")
     assert lab.ray_processes("worker")
-    lab.run("timeout", "120", "ray", "down", "-y", str(cluster), RAY_UP_enable_autoscaler_v2="0")
+    lab.run("timeout", "400", "ray", "down", "-y", str(cluster), RAY_UP_enable_autoscaler_v2="0")
     for machine in ("head", "worker"):
-        wait_until(lambda machine=machine: not lab.ray_processes(machine), 300)
+        wait_until(lambda machine=machine: not lab.ray_processes(machine))
