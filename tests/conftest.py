@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Generator
+
+import pytest
 
 DEFAULTS = {
     "OMP_NUM_THREADS": "1",  # equal numbers of threads give equal numbers
@@ -11,3 +15,21 @@ DEFAULTS = {
 }
 for name, value in DEFAULTS.items():
     os.environ.setdefault(name, value)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
+    """Says, as the very last, which tests of several machines were skipped, and why: that is easily overlooked."""
+    yield
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or hasattr(
+        session.config, "workerinput"
+    ):  # a worker of pytest-xdist has nobody to tell
+        return
+    reasons = Counter(
+        str(report.longrepr[2]).removeprefix("Skipped: ")
+        for report in reporter.stats.get("skipped", [])
+        if "cluster" in report.keywords and isinstance(report.longrepr, tuple)
+    )
+    for reason, number in reasons.items():
+        reporter.write_line(f"{number} tests of several machines were skipped: {reason}")

@@ -7,6 +7,7 @@ import copy
 import io
 import json
 import logging
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ def check(document: YamlLines, findings: Findings) -> None:
         _check_with_ray(document, findings)
     _check_limits(document, findings)
     _check_mounts(document, findings)
+    _check_quotes(document, findings)
     _check_starts(document, findings)
     provider = _mapping(document.values.get("provider"))
     if provider.get("type") == "aws":
@@ -183,6 +185,19 @@ def commands(document: YamlLines) -> Iterator[tuple[Place, str]]:
         listed = document.values.get(key)
         for i, text in enumerate(listed if isinstance(listed, list) else []):
             yield (key, i), str(text)
+
+
+def _check_quotes(document: YamlLines, findings: Findings) -> None:
+    """To YAML a comment begins at ` #`, also within the quotes of a command."""
+    for place, text in commands(document):
+        try:
+            shlex.split(text)
+        except ValueError:
+            findings.add(
+                document.line(place),
+                f"{place[0]} has a command that ends within quotes",
+                "close them; if it goes on behind a ` #`, write it on the line after `- >-`",
+            )
 
 
 def _check_starts(document: YamlLines, findings: Findings) -> None:
