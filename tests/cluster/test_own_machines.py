@@ -138,6 +138,21 @@ def test_a_sweep_outlives_its_node_and_its_driver(cluster: Path, lab: Lab, tmp_p
     lab.run("rllib-hpo", "results", "check", str(OUT))
 
 
+def test_with_storage_machines_need_share_no_disk(cluster: Path, lab: Lab) -> None:
+    """Every machine works in its own home; the storage is a path here, as it would be a bucket."""
+    sweep = SWEEP.replace(f"steps: {STEPS}", "steps: 600").replace("sweep: little", "sweep: apart")
+    (lab.home() / "apart.yaml").write_text(sweep)
+    stored, out = f"file://{SHARED}/stored", HOME / "apart"
+    words = ["--storage", stored, "--out", str(out), "--wandb", "disabled"]
+    assert "4 done, 0 failed, 0 unfinished" in lab.run(
+        "rllib-hpo", "submit", str(HOME / "apart.yaml"), *words
+    )
+    ran = {machine: list(lab.home(machine).glob("apart/trials/*/replay")) for machine in ("head", "worker")}
+    assert all(ran.values())
+    assert sum(map(len, ran.values())) == len(TRIALS)
+    lab.run("rllib-hpo", "results", "check", f"{stored}/apart")
+
+
 def test_neither_token_nor_key_is_in_any_file(cluster: Path, lab: Lab) -> None:
     token = (lab.home() / ".ray" / "auth_token").read_text()
     shared = lab.root() / SHARED.relative_to("/")
