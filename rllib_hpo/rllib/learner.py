@@ -29,6 +29,9 @@ class ActorCriticLearner(TorchLearner):
     core: ReplayLearner
     """What learns; it knows nothing of RLlib."""
 
+    idle_since: float | None = None
+    """When the last `TrainCall` was done with, on the clock of `time.perf_counter`."""
+
     @override(TorchLearner)
     def build(self) -> None:
         torch.set_num_threads(self.config.num_torch_threads)
