@@ -408,11 +408,15 @@ class SweepTrial(tune.Trainable):
 
 
 def resources(config: RunConfig) -> PlacementGroupFactory:
-    """What a trial asks Ray for: its own process, with the learner or beside it, and a CPU for each runner."""
+    """What a trial asks Ray for: its own process, with the learner or beside it, and a CPU for each runner.
+
+    Those that evaluate beside training are runners, too.
+    """
     run = config.run
     local_gpu = run.num_gpus_per_learner if run.num_learners == 0 else 0
     learners = [_bundle(run.num_gpus_per_learner)] * run.num_learners
-    return PlacementGroupFactory([_bundle(local_gpu), *learners, *[_bundle(0)] * run.num_env_runners])
+    num_runners = run.num_env_runners + run.evaluation_num_env_runners
+    return PlacementGroupFactory([_bundle(local_gpu), *learners, *[_bundle(0)] * num_runners])
 
 
 def _bundle(num_gpus: float) -> dict[str, float]:

@@ -54,6 +54,7 @@ class Feeding(ABC):
     def weights(self) -> Weights:
         """The newest that are to be had without waiting for updates under way."""
 
+    @abstractmethod
     def look_after(self) -> None:
         """Notes what has been finished.
 
@@ -65,6 +66,7 @@ class Feeding(ABC):
         """What can be waited for with `ray.wait`."""
         return []
 
+    @abstractmethod
     def idled(self, seconds: float) -> None:
         """Is told that this process has waited for samples."""
 
@@ -125,6 +127,10 @@ class FeedingHere(Feeding):
     @override(Feeding)
     def idled(self, seconds: float) -> None:
         self.waited_s += seconds
+
+    @override(Feeding)
+    def look_after(self) -> None:
+        """Nothing: it is finished when it is fed."""
 
 
 @dataclass
@@ -205,3 +211,7 @@ class FeedingRemotely(Feeding):
     def forget(self) -> None:
         super().forget()
         self._calls.clear()
+
+    @override(Feeding)
+    def idled(self, seconds: float) -> None:
+        """Nothing: the learner measures that itself."""

@@ -100,12 +100,15 @@ class Sampling(ABC):
         """What can be waited for with `ray.wait`."""
         return []
 
+    @abstractmethod
     def begin_waiting(self) -> None:
         """Patience with runners begins anew."""
 
+    @abstractmethod
     def check_patience(self) -> None:
         """Raises a UserError if none of the runners has handed on anything for too long."""
 
+    @abstractmethod
     def forget(self) -> None:
         """Gives up all that is in flight: the run goes on from elsewhere."""
 
@@ -138,6 +141,18 @@ class SamplingHere(Sampling):
             rollout.weights_seq_no,
             request.random_actions,
         )
+
+    @override(Sampling)
+    def begin_waiting(self) -> None:
+        """Nothing: it answers at once."""
+
+    @override(Sampling)
+    def check_patience(self) -> None:
+        """Nothing: it needs none."""
+
+    @override(Sampling)
+    def forget(self) -> None:
+        """Nothing: nothing is ever in flight."""
 
 
 @dataclass
