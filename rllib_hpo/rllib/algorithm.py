@@ -135,6 +135,12 @@ class ActorCriticAlgorithm(Algorithm):
         number = cls.get_default_config().update_from_dict(config).evaluation_num_env_runners
         return PlacementGroupFactory([*request.bundles, *[{"CPU": 1.0}] * number], strategy=request.strategy)
 
+    @classmethod
+    @override(Algorithm)
+    def _should_create_evaluation_env_runners(cls, eval_config: Any) -> bool:
+        """RLlib's own never: `EvaluationRunners` are ours."""
+        return False
+
     @override(Algorithm)
     def cleanup(self) -> None:
         """Waits for evaluations that no checkpoint holds, unless an error or Ctrl-C is on its way."""

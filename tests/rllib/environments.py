@@ -29,7 +29,7 @@ class CountingEnv(gym.Env[np.ndarray, np.ndarray]):
     action_space = gym.spaces.Box(-3.0, 5.0, (1,), np.float32)
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self.config = dict(config)
+        self.config, self.runner = dict(config), getattr(config, "worker_index", 0)
         self.length, self.episode, self.step_number, self.life = config.get("length", 4), -1, 0, 0
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
@@ -120,11 +120,12 @@ class GatedEnv(gym.Env[np.ndarray, np.ndarray]):
 
 
 class UnhurriedEnv(CountingEnv):
-    """Takes `step_s` seconds for every step, and `pause_s` for step number `pause_at` of its life."""
+    """Takes `step_s` seconds for every step; in the runner `gated_runner` the first waits until `gate` exists."""
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Sleeps, which takes no processor."""
         time.sleep(self.config.get("step_s", 0.0))
-        if self.life + 1 == self.config.get("pause_at"):
-            time.sleep(self.config["pause_s"])
+        if self.life == 0 and self.runner == self.config.get("gated_runner"):
+            while not Path(self.config["gate"]).exists():
+                time.sleep(0.02)
         return super().step(action)
