@@ -122,11 +122,11 @@ class EvaluationRunners:
             UserError: If an evaluation ended its process again and again.
         """
         while self._pending and (at_least > 0 or self._is_ready(self._pending[0])):
-            played = self._played(self._pending[0])
+            ended = self._pending.popleft()  # also one that failed
+            played = self._played(ended)
             at_least -= 1
-            concluded = self._pending.popleft()
             self._assign()
-            yield concluded.due, played
+            yield ended.due, played
 
     def _is_ready(self, pending: _Pending) -> bool:
         # Without runners: what is left to be made up is made up here, now.

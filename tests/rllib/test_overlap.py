@@ -213,7 +213,8 @@ def test_a_late_runner_is_told_of_once_and_not_waited_for(
 ) -> None:
     """Nor is what it was asked for lost. The one that pauses is at work on the warm-up, which the other finishes."""
     env_config = {"length": 1000, "gate": str(tmp_path / "gate"), "gated_runner": 1}
-    config = overlapping(UnhurriedEnv, evaluation_every=10_000).environment(env_config=env_config)
+    config = overlapping(UnhurriedEnv, evaluation_every=10_000, checkpoint_every=10_000)
+    config.environment(env_config=env_config)
     with running(config.env_runners(sample_timeout_s=1.0)) as algorithm:
         algorithm.latest_evaluation = {}  # no evaluation, in the driver, of so long an episode
         with caplog.at_level(logging.WARNING, "rllib_hpo.rllib.sampling"):
