@@ -181,7 +181,7 @@ def test_tune_is_asked_for_a_processor_for_each() -> None:
 
 
 def test_impossible_numbers_are_refused() -> None:
-    with pytest.raises(SettingsError, match="evaluation_num_env_runners=1.5 must be an integer: 0"):
+    with pytest.raises(SettingsError, match=r"evaluation_num_env_runners=1\.5 must be an integer: 0"):
         tiny_config().evaluation(evaluation_num_env_runners=1.5).build_algo()
     config = tiny_config().api_stack(False, False).evaluation(evaluation_num_env_runners=1)
     with pytest.raises(
