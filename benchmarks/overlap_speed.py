@@ -2,7 +2,7 @@
 
     python -m benchmarks.overlap_speed
 
-Both train the same task, with an update a step and one torch thread a process, and take turns round by round; a
+All train the same task, with one torch thread a process, and take turns round by round; a
 round is one iteration without evaluation or checkpoint. Reported are environment steps per second by the clock, for
 which the machine should be quiet; per second of CPU of the busiest process, which is what the clock would show with
 a free core for each; and what the pipeline counted: how long learner and runners had nothing to do.
@@ -30,7 +30,7 @@ WORKERS: dict[str, dict[str, int]] = {
 WAITED = ("learner_waited_s", "runners_waited_s", "policy_lag_mean", "wire_bytes_per_transition")
 
 
-def build(algorithm: str, task: str, steps: int, workers: dict[str, int]) -> Any:
+def build(algorithm: str, task: str, rate: float, steps: int, workers: dict[str, int]) -> Any:
     """The algorithm after its warm-up, with iterations of `steps` and nothing between them."""
     from rllib_hpo.rllib.config import make_config
     from rllib_hpo.tasks import find_task
@@ -38,7 +38,9 @@ def build(algorithm: str, task: str, steps: int, workers: dict[str, int]) -> Any
     found, warmup = find_task(task), 500
     config = make_config(algorithm).environment(found.env_id)
     config.training(**found.defaults.get(algorithm, {}))
-    config.training(warmup_steps=warmup, steps_per_iteration=steps, checkpoint_every=10**9)
+    config.training(
+        update_to_data=rate, warmup_steps=warmup, steps_per_iteration=steps, checkpoint_every=10**9
+    )
     config.evaluation(evaluation_every=10**9, evaluation_episodes=1).debugging(seed=0, log_level="ERROR")
     runners = {name: value for name, value in workers.items() if name != "num_learners"}
     made = config.env_runners(**runners).learners(num_learners=workers["num_learners"]).build_algo()
@@ -64,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--task", default="humanoid-pybullet")
     parser.add_argument("--algorithm", default="sac")
+    parser.add_argument("--update-to-data", type=float, default=1.0, help="updates a step")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=500, help="environment steps of a round")
     parser.add_argument("--out", type=Path, default=machine.RESULTS / "overlap_speed.json")
@@ -75,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     facts = machine.facts()
     built = {
-        name: build(options.algorithm, options.task, options.steps, workers)
+        name: build(options.algorithm, options.task, options.update_to_data, options.steps, workers)
         for name, workers in WORKERS.items()
     }
     speeds: dict[str, list[float]] = {name: [] for name in built}
@@ -93,7 +96,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, values in measured.items():
             ratio = Ratio.of(values, measured["one process"])
             print(f"{name}: {np.median(values):.1f} steps/s {kind}, {ratio} x one process")
-    content = {"benchmark": "overlap_speed", "machine": facts, "task": options.task}
+    content = {
+        "benchmark": "overlap_speed",
+        "machine": facts,
+        "task": options.task,
+        "update_to_data": options.update_to_data,
+    }
     machine.write_json(
         options.out,
         {**content, "algorithm": options.algorithm, "speeds": speeds, "by_cpu": by_cpu, "pipeline": counted},

@@ -197,7 +197,8 @@ class ActorCriticConfig(AlgorithmConfig):
     @override(AlgorithmConfig)
     def get_state(self) -> dict[str, Any]:
         """Keeps settings of -1, which RLlib takes for its mark of a deprecated option and drops."""
-        kept = {name: value for name, value in vars(self).items() if name in self.settings_class.model_fields}
+        ours = {*self.settings_class.model_fields, "max_lead_steps", "evaluation_num_env_runners"}
+        kept = {name: value for name, value in vars(self).items() if name in ours}
         return {**super().get_state(), **kept}
 
     @override(AlgorithmConfig)

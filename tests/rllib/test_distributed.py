@@ -195,6 +195,8 @@ def test_a_runner_that_dies_is_replaced(noticed: bool, tmp_path: Path) -> None:
         if noticed:
             train_to(algorithm, 60)
         wait_for_the_replacement(algorithm)
+        while len(algorithm.env_runner_group.healthy_env_runner_ids()) < 2:  # asked once a second
+            algorithm.stack.pipeline._sampling.arrived()
         earliest, latest = (44, 60) if noticed else (40, 40)
         train_to(algorithm, 80)
         assert seen == ([[1]] if noticed else [])
