@@ -28,6 +28,7 @@ JobId = Annotated[str, typer.Argument(metavar="ID", help="What `rllib-hpo submit
 _SETTINGS = {
     "steps": "steps",
     "num_env_runners": "num_env_runners",
+    "evaluation_num_env_runners": "evaluation_num_env_runners",
     "gpus_per_learner": "num_gpus_per_learner",
 }
 """Options of `rllib-hpo sweep` that change a setting of every trial, and which."""

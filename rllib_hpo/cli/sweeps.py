@@ -39,6 +39,9 @@ def sweep(
     steps: Annotated[int | None, typer.Option(min=1, help="Environment steps of every trial.")] = None,
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time, at most.")] = None,
     num_env_runners: Annotated[int | None, typer.Option(min=0, help="Remote runners of every trial.")] = None,
+    evaluation_num_env_runners: Annotated[
+        int | None, typer.Option(min=0, help="Runners of every trial that evaluate beside training.")
+    ] = None,
     gpus_per_learner: Annotated[
         float | None, typer.Option(min=0, max=1, help="GPU, or a share of one, for every trial.")
     ] = None,
@@ -65,6 +68,7 @@ def sweep(
     changes = {
         "steps": steps,
         "num_env_runners": num_env_runners,
+        "evaluation_num_env_runners": evaluation_num_env_runners,
         "num_gpus_per_learner": gpus_per_learner,
     }
     given = {name: value for name, value in changes.items() if value is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -10,10 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rllib_hpo.errors import CheckpointError, StorageError
+from rllib_hpo.results import write_atomically
 from rllib_hpo.rllib.checkpointing import MANIFEST, read_manifest, verify
 
 if TYPE_CHECKING:
     from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
+
+RETURNS_FILE = "returns.json"
+"""Mean return of each evaluation by its step: where evaluations run beside training, a manifest comes too early."""
 
 _logger = logging.getLogger(__name__)
 
@@ -30,6 +35,7 @@ class CheckpointStore:
         run_dir = run_dir.absolute()  # RLlib takes a relative path for a malformed URI
         self.directory, self.replay_dir, self.keep = run_dir / "checkpoints", run_dir / "replay", keep
         self._unusable: set[Path] = set()
+        self._returns_file = self.directory / RETURNS_FILE
         self.on_passed_over: Callable[[Path, CheckpointError], None] | None = None
         """Is told of every checkpoint that could not be used, and why."""
 
@@ -57,6 +63,20 @@ class CheckpointStore:
             reason = os.strerror(error.errno) if error.errno else error  # pyarrow words its own otherwise
             raise StorageError(f"Could not write the checkpoint {path}: {reason}.") from error
         return path
+
+    def evaluated(self, env_steps: int, return_mean: float) -> None:
+        """Notes the return of the weights of a step, which may be known only after their checkpoint was saved."""
+        write_atomically(
+            self._returns_file, json.dumps({**self._returns(), str(env_steps): return_mean}).encode()
+        )
+
+    def _returns(self) -> dict[str, float]:
+        """Mean returns of evaluations by their steps."""
+        try:
+            returns: dict[str, float] = json.loads(self._returns_file.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return returns
 
     def newest_valid(self) -> Path | None:
         """The newest checkpoint whose files are intact, or None; says so for each that it passes over.
@@ -116,7 +136,8 @@ class CheckpointStore:
     def _prune(self) -> None:
         """Removes old checkpoints, replay segments that none of the rest lists, and what killed writers left."""
         intact = self._intact()
-        best = max(intact, key=_evaluation_return)  # the earliest of equals
+        returns = self._returns()
+        best = max(intact, key=lambda path: _evaluation_return(path, returns))  # the earliest of equals
         self._link("best", best)
         wanted = {*intact[-self.keep :], best}
         for path in [*self.directory.glob("step-*"), *self.directory.glob(".step-*.tmp")]:
@@ -153,6 +174,10 @@ def _is_intact(path: Path) -> bool:
     return True
 
 
-def _evaluation_return(path: Path) -> float:
-    evaluation: dict[str, Any] | None = read_manifest(path)["evaluation"]
+def _evaluation_return(path: Path, returns: Mapping[str, float]) -> float:
+    """That of the checkpoint's own weights, or else of the latest that was known when it was saved."""
+    manifest = read_manifest(path)
+    evaluation: dict[str, Any] | None = manifest["evaluation"]
+    if (own := returns.get(str(manifest["env_steps"]))) is not None:
+        return own
     return float("-inf") if evaluation is None else float(evaluation["env_runners"]["episode_return_mean"])

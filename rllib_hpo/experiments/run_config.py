@@ -41,8 +41,11 @@ class RunSettings(BaseModel):
     num_env_runners: Annotated[int, Field(ge=0)] = 0
     num_envs_per_env_runner: Annotated[int, Field(ge=1)] = 1
     rollout_fragment_length: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    max_lead_steps: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     num_learners: Annotated[int, Field(ge=0, le=1)] = 0
     num_gpus_per_learner: Annotated[float, Field(ge=0, le=1)] = 0.0
+    limit_gpu_memory: bool = True
+    evaluation_num_env_runners: Annotated[int, Field(ge=0)] = 0
 
 
 @dataclass(frozen=True)

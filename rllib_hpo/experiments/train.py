@@ -129,8 +129,10 @@ def to_rllib(
             num_env_runners=run.num_env_runners,
             num_envs_per_env_runner=run.num_envs_per_env_runner,
             rollout_fragment_length=run.rollout_fragment_length,
+            max_lead_steps=run.max_lead_steps,
         )
-        .learners(num_learners=run.num_learners, **gpus)
+        .evaluation(evaluation_num_env_runners=run.evaluation_num_env_runners)
+        .learners(num_learners=run.num_learners, limit_gpu_memory=run.limit_gpu_memory, **gpus)
         .resources(num_gpus=0 if is_new else run.num_gpus_per_learner)
         .debugging(seed=run.seed, log_level="ERROR")
         .results(results_dir=str(files.results), sweep=sweep, variant=variant, task=task.name)
@@ -240,9 +242,11 @@ class TrainingRun:
 
     def _evaluated_to(self, row: Path) -> None:
         algorithm = self.algorithm
-        if algorithm.latest_evaluation is not None:
-            return_mean = algorithm.latest_evaluation["env_runners"]["episode_return_mean"]
-            self._events.write("evaluated", algorithm.env_steps, return_mean=return_mean, path=str(row))
+        if (evaluation := algorithm.latest_evaluation) is not None:
+            return_mean, env_steps = evaluation["env_runners"]["episode_return_mean"], evaluation["env_steps"]
+            self._events.write("evaluated", env_steps, return_mean=return_mean, path=str(row))
+            if env_steps < algorithm.env_steps:  # beside training
+                self.store.evaluated(env_steps, return_mean)
         if self._mirror is not None:
             self._mirror.row(row)
 
@@ -332,6 +336,7 @@ def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:
         "evaluation/episode_length_mean": evaluation["episode_len_mean"],
         "evaluation/env_steps": result["evaluation"]["env_steps"],
         **{f"learner/{name}": value for name, value in result["learners"]["default_policy"].items()},
+        **{f"pipeline/{name}": value for name, value in result.get("pipeline", {}).items()},
     }
     # RLlib's mean over no episodes is NaN.
     return {
@@ -373,7 +378,8 @@ def _built(config: ActorCriticConfig) -> Iterator[ActorCriticAlgorithm]:
 @contextmanager
 def _local_ray(config: RunConfig) -> Iterator[None]:
     """Ray for this run: none without remote workers, else the cluster RAY_ADDRESS names, or one on this machine."""
-    workers = config.run.num_env_runners + config.run.num_learners
+    run = config.run
+    workers = run.num_env_runners + run.num_learners + run.evaluation_num_env_runners
     if workers == 0 or ray.is_initialized():
         yield
         return

@@ -22,6 +22,8 @@ _A_RUNNERS_SHARE = 0.001
 def resources(config: RunConfig, apart: bool = False) -> PlacementGroupFactory:
     """What a trial asks Ray for: its own process with its learner, and a CPU for each runner.
 
+    Those that evaluate beside training are runners, too.
+
     Args:
         config: The trial.
         apart: Whether the cluster has nodes for rollouts; the runners of a trial with a GPU then go there only.
@@ -37,7 +39,7 @@ def resources(config: RunConfig, apart: bool = False) -> PlacementGroupFactory:
         # Tune puts a process that asks for nothing into the first bundle, and RLlib's learner takes the GPU there.
         # The two take turns; half a CPU, so that no runner finds room beside them.
         own = [{}, {"CPU": 0.5, "GPU": share}]
-    return PlacementGroupFactory([*own, *[runner] * run.num_env_runners])
+    return PlacementGroupFactory([*own, *[runner] * (run.num_env_runners + run.evaluation_num_env_runners)])
 
 
 def describe(request: PlacementGroupFactory) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -20,7 +21,7 @@ from ray.rllib.utils.metrics import (
     EPISODE_RETURN_MEAN,
     EVALUATION_RESULTS,
 )
-from ray.tune import Checkpoint
+from ray.tune import Checkpoint, PlacementGroupFactory
 
 from rllib_hpo.errors import NonFiniteError, SettingsError
 from rllib_hpo.learning.actor_critic import Actor
@@ -32,12 +33,11 @@ from rllib_hpo.rllib import checkpointing
 from rllib_hpo.rllib.config import ActorCriticConfig, SACGaussianConfig, SACHPOConfig, SACNFConfig
 from rllib_hpo.rllib.env_runner import Episode
 from rllib_hpo.rllib.environment import environment_maker, try_out
-from rllib_hpo.rllib.evaluation import episode_seeds, evaluate
-from rllib_hpo.rllib.module_stack import ModuleStack
+from rllib_hpo.rllib.evaluation import Evaluation, episode_seeds, evaluate
+from rllib_hpo.rllib.evaluation_runners import DueEvaluation, EvaluationRunners
+from rllib_hpo.rllib.module_stack import PIPELINE_RESULTS, ModuleStack
 from rllib_hpo.rllib.policy_stack import PolicyStack
-from rllib_hpo.rllib.remote import (
-    without_object_store,
-)
+from rllib_hpo.rllib.remote import without_object_store
 from rllib_hpo.rllib.schedule import Schedule
 from rllib_hpo.rllib.stack import Stack
 from rllib_hpo.rllib.torch_policy import POLICIES, ActorCriticTorchPolicy
@@ -86,11 +86,12 @@ class ActorCriticAlgorithm(Algorithm):
         self.latest_evaluation: dict[str, Any] | None = None
         self.on_row: Callable[[Path], None] | None = None
         """Is told of the file of every row."""
-        if config.num_env_runners > 0:
+        if config.num_env_runners + config.evaluation_num_env_runners > 0:
             try_out(config)
         with without_object_store(self._is_local(config)):
             super().setup(config)
         self.stack: Stack = PolicyStack(self) if config.is_old_stack else ModuleStack(self)
+        self.evaluation_runners = EvaluationRunners(config)
 
     @staticmethod
     def _refuse_what_this_machine_cannot(config: ActorCriticConfig) -> None:
@@ -119,7 +120,39 @@ class ActorCriticAlgorithm(Algorithm):
 
     @staticmethod
     def _is_local(config: ActorCriticConfig) -> bool:
-        return bool(config.num_env_runners == 0 and config.num_learners == 0)
+        return not (config.num_env_runners or config.num_learners or config.evaluation_num_env_runners)
+
+    @staticmethod
+    def _overlaps(config: ActorCriticConfig) -> bool:
+        """Whether `max_lead_steps` has a say in the run's numbers."""
+        return not config.is_old_stack and config.num_env_runners + config.num_learners > 0
+
+    @classmethod
+    @override(Algorithm)
+    def default_resource_request(cls, config: Any) -> PlacementGroupFactory:
+        """RLlib's, and a CPU for each evaluation runner."""
+        request = super().default_resource_request(config)
+        number = cls.get_default_config().update_from_dict(config).evaluation_num_env_runners
+        return PlacementGroupFactory([*request.bundles, *[{"CPU": 1.0}] * number], strategy=request.strategy)
+
+    @classmethod
+    @override(Algorithm)
+    def _should_create_evaluation_env_runners(cls, eval_config: Any) -> bool:
+        """RLlib's own never: `EvaluationRunners` are ours."""
+        return False
+
+    @override(Algorithm)
+    def cleanup(self) -> None:
+        """Waits for evaluations that no checkpoint holds, unless an error or Ctrl-C is on its way."""
+        if not hasattr(self, "evaluation_runners"):  # setup has failed
+            super().cleanup()
+            return
+        try:
+            if self.evaluation_runners.has_unsaved and sys.exc_info()[0] is None:
+                self._conclude_evaluations(at_least=self.evaluation_runners.num_pending)
+        finally:
+            self.evaluation_runners.stop()
+            super().cleanup()
 
     @override(Algorithm)
     def step(self) -> dict[str, Any]:
@@ -143,16 +176,24 @@ class ActorCriticAlgorithm(Algorithm):
         end = self.schedule.iteration_end(self.env_steps)
         if self.max_env_steps is not None:
             end = min(end, self.max_env_steps)
-        if self.env_steps == 0 and self.latest_evaluation is None:
+        if self.env_steps == 0 and self.latest_evaluation is None and not self.evaluation_runners.num_pending:
             self._evaluate_on_schedule()
         while self.env_steps < end:
             stop = self.schedule.next_stop(self.env_steps, end)
             self.stack.collect_and_learn(stop)
             if self.env_steps == stop and self.schedule.evaluation_due(self.env_steps):
                 self._evaluate_on_schedule()
+            self._conclude_evaluations()
+        is_first, is_last = self.latest_evaluation is None, self.env_steps == self.max_env_steps
+        self._conclude_evaluations(at_least=self.evaluation_runners.num_pending if is_last else int(is_first))
         if self.schedule.checkpoint_due(self.env_steps):
             self.stack.rebuild_unsavable_envs()
         report = self.stack.report(self.stack.call_core("flush_metrics"))
+        if len(self.evaluation_runners):
+            self.metrics.log_value(
+                (PIPELINE_RESULTS, "evaluations_waited_s"), self.evaluation_runners.waited_s, window=1
+            )
+            self.evaluation_runners.waited_s = 0.0
         self.episodes_done.clear()
         return report
 
@@ -167,66 +208,97 @@ class ActorCriticAlgorithm(Algorithm):
     def restore_runners(self) -> None:
         """Takes replacements of dead runners into service."""
         if restored := self.restore_env_runners(self.env_runner_group):
-            self._make_on_env_runners_recreated_callbacks(
-                config=self.config,
-                env_runner_group=self.env_runner_group,
-                restored_env_runner_indices=restored,
-            )
+            self.runners_are_back(restored)
+
+    def runners_are_back(self, restored: list[int]) -> None:
+        """Tells callbacks of runners that were replaced."""
+        self._make_on_env_runners_recreated_callbacks(
+            config=self.config,
+            env_runner_group=self.env_runner_group,
+            restored_env_runner_indices=restored,
+        )
 
     @override(Algorithm)
     def restore_env_runners(self, env_runner_group: Any) -> list[int]:
         """Takes replacements of dead runners into service.
 
-        On the new stack weights and streams come with the next request; on the old one RLlib sends them now.
+        On the old stack RLlib does, and waits for them; on the new one `RemoteSampling` does, without waiting.
         """
         if self.config.is_old_stack:
-            restored = super().restore_env_runners(env_runner_group)
-        else:
-            restored = env_runner_group.probe_unhealthy_env_runners()
-        return list(restored)
+            return list(super().restore_env_runners(env_runner_group))
+        return []
 
     def _evaluate_on_schedule(self) -> None:
-        """An evaluation that counts: schedulers see its return, and its row is written before training goes on."""
-        self.latest_evaluation = self.evaluate()
+        """An evaluation that counts: here and now, or beside training where there are evaluation runners."""
+        due = self._due_evaluation()
+        if not len(self.evaluation_runners):
+            self._conclude(due, self._play(due))
+            return
+        if not self.evaluation_runners.has_room:
+            self._conclude_evaluations(at_least=1)
+        self._call_back("on_evaluate_start")
+        self.evaluation_runners.begin(due, self.stack.frozen_weights().state)
+
+    def _conclude_evaluations(self, *, at_least: int = 0) -> None:
+        for due, played in self.evaluation_runners.concluded(at_least=at_least):
+            self._conclude(due, played)
+
+    def _conclude(self, due: DueEvaluation, played: Evaluation) -> None:
+        """Schedulers see the return, and the row is written before training goes on."""
+        self.latest_evaluation = self._result(due, played)
         if self.config.results_dir is not None:
-            self._write_row(self._statistics, Path(self.config.results_dir))
+            self._write_row(due, played, Path(self.config.results_dir))
 
     @override(Algorithm)
     def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
-        """Plays the noise-free episodes of an evaluation now, with the newest weights; writes no row.
+        """Plays the noise-free episodes of an evaluation now, here, with the newest weights; writes no row.
 
         Replaces RLlib's, whose deterministic actions skip the tanh and whose seeds repeat.
         """
-        kwargs: dict[str, Any] = {"algorithm": self, "metrics_logger": self.metrics}
-        make_callback(
-            "on_evaluate_start",
-            callbacks_objects=self.callbacks,
-            callbacks_functions=self.config.callbacks_on_evaluate_start,
-            kwargs=kwargs,
-        )
-        self.stack.refresh_actor()
+        due = self._due_evaluation()
+        return self._result(due, self._play(due))
+
+    def _due_evaluation(self) -> DueEvaluation:
+        """The evaluation of the weights of now."""
         number = self.env_steps // self.settings.evaluation_every
-        seeds = episode_seeds(self.run_seed, number, self.settings.evaluation_episodes)
+        return DueEvaluation(
+            env_steps=self.env_steps,
+            updates=self._num_updates,
+            seeds=episode_seeds(self.run_seed, number, self.settings.evaluation_episodes),
+            wrapper_state=self.stack.wrapper_state(),
+            diagnostics=self.stack.call_core("latest_diagnostics"),
+        )
+
+    def _play(self, due: DueEvaluation) -> Evaluation:
+        self._call_back("on_evaluate_start")
+        self.stack.refresh_actor()
         make = environment_maker(self.config, training=False)
-        played = evaluate(self.actor, make, seeds, self.stack.wrapper_state())
-        self._statistics = episode_statistics(played.returns, played.lengths)
+        return evaluate(self.actor, make, due.seeds, due.wrapper_state)
+
+    def _result(self, due: DueEvaluation, played: Evaluation) -> dict[str, Any]:
+        """What RLlib's results say of an evaluation."""
+        statistics = episode_statistics(played.returns, played.lengths)
         evaluation = {
             ENV_RUNNER_RESULTS: {
-                EPISODE_RETURN_MEAN: self._statistics["return_mean"],
-                EPISODE_LEN_MEAN: self._statistics["episode_length_mean"],
-                "episode_return_std": self._statistics["return_std"],
+                EPISODE_RETURN_MEAN: statistics["return_mean"],
+                EPISODE_LEN_MEAN: statistics["episode_length_mean"],
+                "episode_return_std": statistics["return_std"],
             },
-            "env_steps": self.env_steps,
+            "env_steps": due.env_steps,
         }
-        make_callback(
-            "on_evaluate_end",
-            callbacks_objects=self.callbacks,
-            callbacks_functions=self.config.callbacks_on_evaluate_end,
-            kwargs={**kwargs, "evaluation_metrics": evaluation},
-        )
+        self._call_back("on_evaluate_end", evaluation_metrics=evaluation)
         return evaluation
 
-    def _write_row(self, statistics: dict[str, Any], results_dir: Path) -> None:
+    def _call_back(self, name: str, **kwargs: Any) -> None:
+        make_callback(
+            name,
+            callbacks_objects=self.callbacks,
+            callbacks_functions=getattr(self.config, f"callbacks_{name}"),
+            kwargs={"algorithm": self, "metrics_logger": self.metrics, **kwargs},
+        )
+
+    def _write_row(self, due: DueEvaluation, played: Evaluation, results_dir: Path) -> None:
+        statistics = episode_statistics(played.returns, played.lengths)
         config = self.run_config()
         columns: dict[str, Any] = {**statistics, **provenance(self._device_name())}
         row = EvaluationRow(
@@ -236,10 +308,10 @@ class ActorCriticAlgorithm(Algorithm):
             task=config["task"],
             env_id=str(config["env"]),
             seed=self.run_seed,
-            env_steps=self.env_steps,
-            weights_env_steps=self.env_steps,
-            updates=self._num_updates,
-            diagnostics=self.stack.call_core("latest_diagnostics"),
+            env_steps=due.env_steps,
+            weights_env_steps=due.env_steps,
+            updates=due.updates,
+            diagnostics=due.diagnostics,
             eval_sampler=self.settings.evaluation_sampler(),
             config_json=canonical_json(config),
             config_hash=config_hash(config),
@@ -269,6 +341,7 @@ class ActorCriticAlgorithm(Algorithm):
             "num_envs_per_env_runner": self.config.num_envs_per_env_runner,
             "rollout_fragment_length": self.config.rollout_fragment_length,
             "num_learners": self.config.num_learners,
+            **({"max_lead_steps": self.config.max_lead_steps} if self._overlaps(self.config) else {}),
             **self.settings.model_dump(),
         }
 
@@ -299,6 +372,7 @@ class ActorCriticAlgorithm(Algorithm):
             "env_steps": self.env_steps,
             "num_updates": self._num_updates,
             "latest_evaluation": self.latest_evaluation,
+            "evaluations": self.evaluation_runners.get_state(),
             "wall_time_s": time.perf_counter() - self._began,
             **self.stack.get_state(),
         }
@@ -312,6 +386,7 @@ class ActorCriticAlgorithm(Algorithm):
     def _set_progress(self, progress: dict[str, Any]) -> None:
         self.env_steps, self._num_updates = progress["env_steps"], progress["num_updates"]
         self.latest_evaluation = progress["latest_evaluation"]
+        self.evaluation_runners.set_state(progress.get("evaluations", []))
         self._began = time.perf_counter() - progress["wall_time_s"]
         self.stack.set_state(progress)
 
@@ -404,6 +479,7 @@ class ActorCriticAlgorithm(Algorithm):
         self.run_seed = checkpointing.seed_to_go_on_with(manifest, self.config)
         if self.run_seed != manifest["config"]["seed"]:
             self.stack.reseed(self.run_seed, self.env_steps)
+            self.evaluation_runners.set_state([])  # the donor's own
 
 
 class SACGaussian(ActorCriticAlgorithm):

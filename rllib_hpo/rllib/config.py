@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from numbers import Integral
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.callbacks.callbacks import RLlibCallback
@@ -36,7 +36,10 @@ EFFECTIVE_OPTIONS = frozenset(
 """Options of AlgorithmConfig that do something here. Changing any other one is an error."""
 
 NEW_STACK_OPTIONS = frozenset(
-    "num_learners num_gpus_per_learner num_cpus_per_learner custom_resources_per_learner local_gpu_idx".split()
+    """
+    num_learners num_gpus_per_learner num_cpus_per_learner custom_resources_per_learner local_gpu_idx
+    evaluation_num_env_runners max_lead_steps limit_gpu_memory
+    """.split()
 )
 """Options that do something on RLlib's new API stack only."""
 
@@ -45,6 +48,9 @@ OLD_STACK_OPTIONS = frozenset(["num_gpus"])
 
 RUN_OPTIONS = frozenset("results_dir replay_dir sweep variant task trial_id tune_trial".split())
 """Our own options that describe the run rather than the algorithm."""
+
+FRAGMENTS_OF_LEAD = 4
+"""Fragments of every runner by which sampling may lead learning unless `max_lead_steps` says otherwise."""
 
 _INTERNAL = frozenset(
     "algorithm _settings_class class policies simple_optimizer worker_index gamma lr _train_batch_size_per_learner"
@@ -85,6 +91,8 @@ class ActorCriticConfig(AlgorithmConfig):
         super().__init__(algo_class=algo_class)
         self._choose(algorithm)
         self.rollout_fragment_length = "auto"
+        self.max_lead_steps: int | Literal["auto"] = "auto"
+        self.limit_gpu_memory = True
         self.results_dir: str | None = None
         self.replay_dir: str | None = None
         self.sweep, self.variant = "", ""
@@ -189,15 +197,49 @@ class ActorCriticConfig(AlgorithmConfig):
     @override(AlgorithmConfig)
     def get_state(self) -> dict[str, Any]:
         """Keeps settings of -1, which RLlib takes for its mark of a deprecated option and drops."""
-        kept = {name: value for name, value in vars(self).items() if name in self.settings_class.model_fields}
+        ours = {*self.settings_class.model_fields, "max_lead_steps", "evaluation_num_env_runners"}
+        kept = {name: value for name, value in vars(self).items() if name in ours}
         return {**super().get_state(), **kept}
 
     @override(AlgorithmConfig)
     def evaluation(self, **options: Any) -> Self:
-        """Sets `evaluation_every` (environment steps) and `evaluation_episodes`; RLlib's options go to RLlib."""
+        """Sets `evaluation_every` (environment steps) and `evaluation_episodes`; RLlib's options go to RLlib.
+
+        With `evaluation_num_env_runners` of 1 or more, evaluations run beside training on so many CPU actors, one
+        on each at a time, with weights frozen at their step; with 0, the default, training waits for each.
+        """
         ours = {name: options.pop(name) for name in list(options) if name in self.settings_class.model_fields}
         super().evaluation(**options)
         return self.training(**ours)
+
+    @override(AlgorithmConfig)
+    def env_runners(self, *, max_lead_steps: int | Literal["auto"] = NotProvided, **options: Any) -> Self:
+        """Sets `max_lead_steps` and RLlib's options.
+
+        Args:
+            max_lead_steps: The most that sampling may lead learning by, where one of them is remote: steps asked
+                for or arrived whose updates are not all made. "auto" is four fragments of every runner; 0 lets
+                them take turns, so that the run repeats itself exactly.
+            options: RLlib's own.
+        """
+        if max_lead_steps is not NotProvided:
+            self.max_lead_steps = max_lead_steps
+        super().env_runners(**options)
+        return self
+
+    @override(AlgorithmConfig)
+    def learners(self, *, limit_gpu_memory: bool = NotProvided, **options: Any) -> Self:
+        """Sets `limit_gpu_memory` and RLlib's options.
+
+        Args:
+            limit_gpu_memory: Whether a learner with a fraction of a GPU (`num_gpus_per_learner`) may hold no more
+                than that share of its memory, so that trials that share a GPU cannot starve each other.
+            options: RLlib's own.
+        """
+        if limit_gpu_memory is not NotProvided:
+            self.limit_gpu_memory = limit_gpu_memory
+        super().learners(**options)
+        return self
 
     def results(
         self,
@@ -258,6 +300,17 @@ class ActorCriticConfig(AlgorithmConfig):
             return 16 if self.num_env_runners > 0 or self.num_learners > 0 else 1
         return int(self.rollout_fragment_length)
 
+    def fragment_of_all(self) -> int:
+        """Steps of one fragment of every runner."""
+        steps = self.get_rollout_fragment_length() * self.num_envs_per_env_runner
+        return steps * max(1, self.num_env_runners)
+
+    def get_max_lead_steps(self) -> int:
+        """The most that sampling may lead learning by; 0 for turns."""
+        if self.max_lead_steps == "auto":
+            return FRAGMENTS_OF_LEAD * self.fragment_of_all()
+        return int(self.max_lead_steps)
+
     @override(AlgorithmConfig)
     def validate(self) -> None:
         """Validates everything before any actor starts.
@@ -274,7 +327,10 @@ class ActorCriticConfig(AlgorithmConfig):
                 self.seed = self._own_seed()
             self._refuse_impossible_numbers()
             self._refuse_scattered_statistics()
+        # RLlib would warn that nothing is evaluated without its own evaluation_interval.
+        num_evaluation_runners, self.evaluation_num_env_runners = self.evaluation_num_env_runners, 0
         super().validate()
+        self.evaluation_num_env_runners = num_evaluation_runners
 
     def _own_seed(self) -> int:
         """A seed for a run that was given none; a trial of Tune finds its own again when it is resumed."""
@@ -298,16 +354,27 @@ class ActorCriticConfig(AlgorithmConfig):
         possible = {
             "num_learners": (range(2), "0 (in the driver) or 1 (remote)"),
             "num_env_runners": (range(2**31), "0 (in the driver) or more"),
+            "evaluation_num_env_runners": (range(2**31), "0 (in the driver) or more"),
             "seed": (range(2**31), "from 0 to 2**31 - 1, or None"),
         }
         for name, (numbers, allowed) in possible.items():
             value = getattr(self, name)
             if not (isinstance(value, Integral) and value in numbers):
                 raise SettingsError(f"{name}={value!r} must be an integer: {allowed}.")
+        self._refuse_impossible_lead()
         if not 0 <= self.num_gpus <= 1:
             raise SettingsError(
                 f"num_gpus={self.num_gpus!r} must be from 0 to 1: one GPU, or a share of one."
             )
+
+    def _refuse_impossible_lead(self) -> None:
+        lead, fragment = self.max_lead_steps, self.fragment_of_all() // max(1, self.num_env_runners)
+        if lead == "auto" or (isinstance(lead, Integral) and (lead == 0 or lead >= fragment)):
+            return
+        raise SettingsError(
+            f"max_lead_steps={lead!r} must be 'auto', 0 (sampling and learning take turns) or an integer from "
+            f"{fragment} on, the steps that a runner hands on at a time."
+        )
 
     def _refuse_scattered_statistics(self) -> None:
         """A wrapper's statistics must be of all the experience, so of one environment, whose state is saved."""

@@ -69,6 +69,10 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self.envs: list[gym.Env[Any, Any]] = []
         self._capturable: list[bool] = []
         self._weights_seq_no = 0
+        self.weights_id = ""
+        """Of the object whose weights a request for samples brought last."""
+        self.idle_since: float | None = None
+        """When the last request was done with, on the clock of `time.perf_counter`."""
         self._set_streams(self.config.seed, joined_at=0)
         self._has_joined = False
         if self.worker_index > 0 or self.config.num_env_runners == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy.typing as npt
@@ -11,6 +12,7 @@ from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.utils.annotations import override
 
+from rllib_hpo.errors import UserError
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.learning.trainer import Trainer
 from rllib_hpo.learning.update import Optimizers, make_optimizers
@@ -29,12 +31,24 @@ class ActorCriticLearner(TorchLearner):
     core: ReplayLearner
     """What learns; it knows nothing of RLlib."""
 
+    idle_since: float | None = None
+    """When the last `TrainCall` was done with, on the clock of `time.perf_counter`."""
+
     @override(TorchLearner)
     def build(self) -> None:
         torch.set_num_threads(self.config.num_torch_threads)
         super().build()
         model = self.module[DEFAULT_MODULE_ID].unwrapped().model
-        self.core = ReplayLearner(Trainer(model, self._adam, self.config.settings(), self.config.seed))
+        share, device = self.config.num_gpus_per_learner, model.log_alpha.device
+        if self.config.limit_gpu_memory:
+            limit_gpu_memory(share, device)
+        try:
+            self.core = ReplayLearner(Trainer(model, self._adam, self.config.settings(), self.config.seed))
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"A replay of {self.config.replay_capacity} transitions does not fit into the memory of {share:g} "
+                "GPU: lower replay_capacity, raise num_gpus_per_learner, or set limit_gpu_memory=false."
+            ) from error
 
     @override(TorchLearner)
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
@@ -73,3 +87,21 @@ class ActorCriticLearner(TorchLearner):
         super().set_state(state)
         if _PROGRESS in state:
             self.core.trainer.set_state(state[_PROGRESS])
+
+
+def limit_gpu_memory(
+    share: float,
+    device: torch.device,
+    limit: Callable[[float, torch.device], None] = torch.cuda.set_per_process_memory_fraction,
+) -> None:
+    """Bounds what torch allocates in this process on a GPU that others share, so that none can starve them.
+
+    CUDA's own context, some hundred megabytes for each process, comes on top of it.
+
+    Args:
+        share: Of the GPU, in [0, 1]; a whole one is not bounded.
+        device: Nothing happens where it is a CPU.
+        limit: What bounds.
+    """
+    if device.type == "cuda" and 0 < share < 1:
+        limit(share, device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -15,15 +15,19 @@ from ray.rllib.utils.metrics import (
     LEARNER_RESULTS,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
     NUM_EPISODES_LIFETIME,
-    WEIGHTS_SEQ_NO,
 )
 
-from rllib_hpo.errors import UserError, WorkerDiedError
 from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.rllib import stack
-from rllib_hpo.rllib.env_runner import Rollout
-from rllib_hpo.rllib.remote import Call, CoreCall, SampleRequest, only_success, rollouts_of, share_out
+from rllib_hpo.rllib.environment import stateful_wrappers
+from rllib_hpo.rllib.feeding import Feeding, FeedingHere, FeedingRemotely
+from rllib_hpo.rllib.pipeline import Pipeline
+from rllib_hpo.rllib.remote import Call, CoreCall, Weights, only_success
+from rllib_hpo.rllib.sampling import RemoteSampling, SamplingHere
+
+PIPELINE_RESULTS = "pipeline"
+"""Where results hold what `Pipeline.flush_metrics` measured."""
 
 
 class ModuleStack(stack.Stack):
@@ -31,12 +35,35 @@ class ModuleStack(stack.Stack):
 
     def __init__(self, algorithm: Any) -> None:
         super().__init__(algorithm)
-        self.weights_seq_no = 0
-        self._updates_after: dict[int, int] = {}
-        """Updates that followed weights of a number, since those that the last rollouts acted with."""
         self._is_local = self.config.num_env_runners == 0 and self.config.num_learners == 0
         if self._is_local:  # the runner acts with the learner's own module: no copies, no policy lag
             algorithm.env_runner.module = self._learner.module[DEFAULT_MODULE_ID].unwrapped()
+        self.pipeline = self._make_pipeline()
+
+    def _make_pipeline(self) -> Pipeline:
+        config, algorithm = self.config, self.algorithm
+        is_remote = config.num_learners > 0
+        # Statistics that wrappers gather must be of the counted steps at every stop.
+        takes_turns = bool(stateful_wrappers(config))
+        sampling = (
+            RemoteSampling(algorithm, rows_here=not is_remote)
+            if config.num_env_runners > 0
+            else SamplingHere(algorithm.env_runner)
+        )
+        return Pipeline(
+            algorithm,
+            sampling,
+            self._feed_remotely if is_remote else self._feed_here,
+            fragment=self._fragment,
+            max_lead_steps=0 if takes_turns else config.get_max_lead_steps(),
+        )
+
+    def _feed_here(self, meanwhile: Callable[[], None]) -> Feeding:
+        return FeedingHere(self.core, self._acting_state, meanwhile)
+
+    def _feed_remotely(self, meanwhile: Callable[[], None]) -> Feeding:
+        learners = list(self.algorithm.learner_group._worker_manager.actors().values())
+        return FeedingRemotely(learners, self._acting_state, lambda: self.algorithm.num_updates)
 
     @property
     def _learner(self) -> Any:
@@ -57,9 +84,10 @@ class ModuleStack(stack.Stack):
     @override(stack.Stack)
     def collect_and_learn(self, stop: int) -> None:
         if self._is_local:
+            self.pipeline.learn_from_the_queue(stop)
             self._learn_locally(stop)
         else:
-            self._learn_in_rounds(stop)
+            self.pipeline.advance(stop)
 
     def _learn_locally(self, stop: int) -> None:
         """Everything in this process: a fragment, its updates, the next fragment."""
@@ -69,83 +97,12 @@ class ModuleStack(stack.Stack):
             num_steps = min(self._fragment, stop - algorithm.env_steps)
             rollout = runner.sample(num_steps=num_steps, random_actions=random_actions)
             core.add_transitions(rollout.rows)
-            core.update_from_replay(self._count(rollout))
-
-    def _learn_in_rounds(self, stop: int) -> None:
-        """Remote runners sample one fragment each, then the learner makes the updates that are due."""
-        rollouts = self.sample_remotely(stop)
-        updates = [self._count(rollout) for rollout in rollouts]
-        self.call_core("train_on", [rollout.rows for rollout in rollouts], updates)
-        self._updates_after[self.weights_seq_no] = sum(updates)
-        acted_with = min(rollout.weights_seq_no for rollout in rollouts)
-        self._updates_after = {n: made for n, made in self._updates_after.items() if n >= acted_with}
-        self.policy_lag = sum(self._updates_after.values())
-        if sum(updates):
-            self.weights_seq_no += 1
-
-    def _count(self, rollout: Rollout) -> int:
-        """Counts a rollout; the updates that it makes due."""
-        return self.algorithm.count(len(rollout.rows), rollout.episodes)
+            core.update_from_replay(algorithm.count(len(rollout.rows), rollout.episodes))
 
     @property
     def _fragment(self) -> int:
         """Steps of one runner between two updates of its weights."""
         return int(self.config.get_rollout_fragment_length() * self.config.num_envs_per_env_runner)
-
-    def sample_remotely(self, stop: int) -> list[Rollout]:
-        """One rollout of each healthy runner, all with the newest weights; together they do not cross `stop`.
-
-        Ray starts a runner that died again, on another node where its own is gone and another has room; what it had
-        sampled and not handed on was never counted.
-
-        Raises:
-            WorkerDiedError: If no runner is there for five minutes.
-            UserError: If those that are there hand on nothing for as long.
-        """
-        if self.config.num_env_runners == 0:  # with a remote learner
-            return [self._sample_here(stop)]
-        group, deadline = self.algorithm.env_runner_group, time.monotonic() + stack.RUNNER_PATIENCE_S
-        healthy: list[int] = []
-        while time.monotonic() < deadline:
-            self.algorithm.restore_runners()
-            healthy = list(group.healthy_env_runner_ids())
-            if not healthy:
-                time.sleep(1.0)
-            elif rollouts := self._ask_runners(healthy, stop):
-                return rollouts
-        failure = UserError if healthy else WorkerDiedError
-        raise failure(
-            f"None of {self.config.num_env_runners} environment runners handed on samples for "
-            f"{stack.RUNNER_PATIENCE_S:.0f} seconds: they died and did not come back, or they take longer "
-            f"than sample_timeout_s={self.config.sample_timeout_s} for a fragment."
-        )
-
-    def _ask_runners(self, runners: list[int], stop: int) -> list[Rollout]:
-        """What those of `runners` hand on that live and answer in time."""
-        algorithm = self.algorithm
-        quotas = share_out(min(stop - algorithm.env_steps, self._fragment * len(runners)), len(runners))
-        asked = [(runner, quota) for runner, quota in zip(runners, quotas, strict=True) if quota]
-        state = {COMPONENT_RL_MODULE: ray.put(self._acting_state()), WEIGHTS_SEQ_NO: self.weights_seq_no}
-        random_actions = algorithm.schedule.is_warmup(algorithm.env_steps)
-        # Asks the actors without EnvRunnerGroup's wrapper, which would swallow a runner's error.
-        results = algorithm.env_runner_group._worker_manager.foreach_actor(
-            [
-                SampleRequest(state, quota, random_actions, algorithm.env_steps, algorithm.run_seed)
-                for _, quota in asked
-            ],
-            remote_actor_ids=[runner for runner, _ in asked],
-            timeout_seconds=self.config.sample_timeout_s,
-        )
-        return rollouts_of(results, self.config)
-
-    def _sample_here(self, stop: int) -> Rollout:
-        algorithm, runner = self.algorithm, self.algorithm.env_runner
-        runner.set_state({COMPONENT_RL_MODULE: self._acting_state(), WEIGHTS_SEQ_NO: self.weights_seq_no})
-        rollout: Rollout = runner.sample(
-            num_steps=min(self._fragment, stop - algorithm.env_steps),
-            random_actions=algorithm.schedule.is_warmup(algorithm.env_steps),
-        )
-        return rollout
 
     @override(stack.Stack)
     def call_core(self, method: str, *args: Any) -> Any:
@@ -156,6 +113,10 @@ class ModuleStack(stack.Stack):
             self.algorithm.learner_group.foreach_learner(Call("acting_state"))
         )
         return state
+
+    @override(stack.Stack)
+    def frozen_weights(self) -> Weights:
+        return self.pipeline.feeding.weights()
 
     @override(stack.Stack)
     def join(self, env_steps: int) -> None:
@@ -200,6 +161,11 @@ class ModuleStack(stack.Stack):
             log((ENV_RUNNER_RESULTS, EPISODE_LEN_MEAN), episode.length, window=window)
         for name, value in learner_metrics.items():
             log((LEARNER_RESULTS, DEFAULT_MODULE_ID, name), value, window=1)
+        if not self._is_local:
+            measured = self.pipeline.flush_metrics()
+            self.policy_lag = int(measured.get("policy_lag_max", 0))
+            for name, value in measured.items():
+                log((PIPELINE_RESULTS, name), value, window=1)
 
     @override(stack.Stack)
     def complete(self, result: dict[str, Any]) -> None:
@@ -207,16 +173,17 @@ class ModuleStack(stack.Stack):
 
     @override(stack.Stack)
     def get_state(self) -> dict[str, Any]:
-        """The number of the weights, and the streams and simulators of remote runners."""
+        """Blocks that wait to be counted, and the streams and simulators of remote runners, which are then idle."""
+        blocks = self.pipeline.get_state()
         runners = self.algorithm.env_runner_group.foreach_env_runner(
             lambda runner: (runner.worker_index, runner.get_state(not_components=COMPONENT_RL_MODULE)),
             local_env_runner=False,
         )
-        return {"weights_seq_no": self.weights_seq_no, "runners": dict(runners)}
+        return {"blocks": blocks, "runners": dict(runners)}
 
     @override(stack.Stack)
     def set_state(self, state: dict[str, Any]) -> None:
-        self.weights_seq_no = state["weights_seq_no"]
+        self.pipeline.set_state(state.get("blocks", []))
         if state["runners"]:
             states = ray.put(state["runners"])
             self.algorithm.env_runner_group.foreach_env_runner(

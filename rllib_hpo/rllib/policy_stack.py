@@ -31,7 +31,10 @@ from rllib_hpo.streams import numpy_generator
 
 
 class PolicyStack(stack.Stack):
-    """Acts with Policies, here or in RolloutWorkers, and learns with the one in this process."""
+    """Acts with Policies, here or in RolloutWorkers, and learns with the one in this process.
+
+    Sampling and learning take turns: that they overlap, and that evaluations run beside them, is the new stack's.
+    """
 
     def __init__(self, algorithm: Any) -> None:
         super().__init__(algorithm)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import pickle
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import ray
 from ray.exceptions import RayTaskError, UnserializableException
+from ray.rllib.core import COMPONENT_RL_MODULE
 from ray.rllib.utils.actor_manager import RemoteCallResults
+from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from rllib_hpo.errors import UserError, WorkerDiedError
-from rllib_hpo.rllib.env_runner import ColumnarEnvRunner, Rollout
+from rllib_hpo.rllib.env_runner import ColumnarEnvRunner, Episode
 
 
 @contextmanager
@@ -50,20 +55,92 @@ class CoreCall(Call):
         return super().__call__(target.core)
 
 
-class SampleRequest:
-    """A request for samples that travels to a runner, with the weights to act with."""
+class Weights(NamedTuple):
+    """What acts, numbered by the updates behind it."""
 
-    def __init__(
-        self, state: dict[str, Any], num_steps: int, random_actions: bool, env_steps: int, seed: int
-    ) -> None:
-        self.state, self.num_steps, self.random_actions = state, num_steps, random_actions
-        self.env_steps, self.seed = env_steps, seed
+    number: int
+    state: ray.ObjectRef
+    """Of `ActorCriticLearner.acting_state`."""
 
-    def __call__(self, runner: ColumnarEnvRunner) -> Rollout:
+    def give_to(self, runner: ColumnarEnvRunner) -> None:
+        """Runs where the runner is, and fetches nothing that it has already."""
+        if runner.weights_id != self.state.hex():
+            runner.set_state({COMPONENT_RL_MODULE: self.state, WEIGHTS_SEQ_NO: self.number})
+            runner.weights_id = self.state.hex()
+
+
+class Sampled(NamedTuple):
+    """What the driver hears of a rollout; its rows travel beside it, and not through the driver's Python."""
+
+    num_rows: int
+    episodes: list[Episode]
+    weights_seq_no: int
+    """Number of the weights that acted."""
+    waited_s: float
+    """How long the runner had nothing to do before."""
+    num_bytes: int
+    """Of the rows and all that travels with them, pickled."""
+
+
+class SampleRequest(NamedTuple):
+    """A request for samples that travels to a runner."""
+
+    weights: Weights
+    num_steps: int
+    random_actions: bool
+    joins_at: int
+    """Where the run is for a runner that takes part for the first time: see `ColumnarEnvRunner.join`."""
+    seed: int
+
+    def __call__(self, runner: ColumnarEnvRunner) -> tuple[Sampled, npt.NDArray[np.float32]]:
         """Runs where the runner is."""
-        runner.join(self.env_steps, self.seed)
-        runner.set_state(self.state)
-        return runner.sample(num_steps=self.num_steps, random_actions=self.random_actions)
+        waited_s = since(runner.idle_since)
+        runner.join(self.joins_at, self.seed)
+        if not self.random_actions:
+            self.weights.give_to(runner)
+        rollout = runner.sample(num_steps=self.num_steps, random_actions=self.random_actions)
+        sampled = Sampled(len(rollout.rows), rollout.episodes, rollout.weights_seq_no, waited_s, 0)
+        num_bytes = pickled_bytes(rollout.rows) + pickled_bytes(sampled)
+        runner.idle_since = time.perf_counter()
+        return sampled._replace(num_bytes=num_bytes), rollout.rows
+
+
+class TrainCall(NamedTuple):
+    """Rows and their updates that travel to a remote learner; the rows come beside it."""
+
+    rows: slice
+    num_updates: int
+
+    def __call__(self, learner: Any, rows: npt.NDArray[np.float32]) -> tuple[float, dict[str, Any] | None]:
+        """Runs where the learner is; the seconds it had nothing to do before, and the weights if they moved."""
+        waited_s = since(learner.idle_since)
+        learner.core.train_on([rows[self.rows]], [self.num_updates])
+        learner.idle_since = time.perf_counter()
+        return waited_s, learner.acting_state() if self.num_updates else None
+
+
+def since(moment: float | None) -> float:
+    """Seconds from `moment` of `time.perf_counter()` to now; none have passed since None."""
+    return 0.0 if moment is None else time.perf_counter() - moment
+
+
+def pickled_bytes(value: Any) -> int:
+    """Bytes of `value` as Ray sends it: the pickle and the buffers beside it."""
+    buffers: list[pickle.PickleBuffer] = []
+    pickled = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    return len(pickled) + sum(buffer.raw().nbytes for buffer in buffers)
+
+
+def fetch(ref: ray.ObjectRef) -> Any:
+    """What a call to an actor that is over returned; an error in our code or the user's is raised as it was.
+
+    Raises:
+        RayActorError: If the actor died instead.
+    """
+    try:
+        return ray.get(ref)
+    except RayTaskError as error:
+        raise error.cause from error  # whose text is the traceback over there
 
 
 def successes(results: RemoteCallResults) -> list[Any]:

@@ -10,6 +10,7 @@ from rllib_hpo.learning.replay_learner import ReplayLearner
 
 if TYPE_CHECKING:
     from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
+    from rllib_hpo.rllib.remote import Weights
 
 RUNNER_PATIENCE_S = 300.0
 """How long training waits for samples when every runner is dead or too slow."""
@@ -25,7 +26,7 @@ class Stack(ABC):
     def __init__(self, algorithm: ActorCriticAlgorithm) -> None:
         self.algorithm, self.config = algorithm, algorithm.config
         self.policy_lag = 0
-        """Updates made since the weights that the last rollouts acted with; 0 where they act with the learner's own."""
+        """Most updates made since the weights that a rollout of the last iteration acted with, its own included."""
 
     @property
     @abstractmethod
@@ -60,6 +61,10 @@ class Stack(ABC):
     @abstractmethod
     def refresh_actor(self) -> None:
         """Brings the newest weights to `actor`, where it is not the learner's own."""
+
+    def frozen_weights(self) -> Weights:
+        """The newest weights, as an object that does not change; only for stacks with evaluation runners."""
+        raise NotImplementedError
 
     def wrapper_state(self) -> list[tuple[str, Any]]:
         """What the environment's wrappers have gathered; only a runner in this process may have any that do."""

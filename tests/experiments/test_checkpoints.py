@@ -223,6 +223,22 @@ def test_best_is_kept_apart_from_last(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path).name == links["last"]
 
 
+def test_best_goes_by_a_checkpoints_own_weights(tmp_path: Path) -> None:
+    """Where evaluations run beside training, its return is known only after it was saved."""
+    returns = [-300.0, -100.0, -200.0, -100.0, -150.0]
+    with a_run(tmp_path) as built:
+        for number in range(1, len(returns) + 1):
+            store = CheckpointStore(tmp_path, keep=1)  # of another process, say
+            train_to(built, number * EVERY)
+            assert built.latest_evaluation is not None
+            if number > 1:
+                store.evaluated((number - 1) * EVERY, returns[number - 2])
+                built.latest_evaluation["env_runners"]["episode_return_mean"] = returns[number - 2]
+            store.save(built)
+    assert os.readlink(tmp_path / "checkpoints" / "best") == "step-0000000080"
+    assert checkpoints(tmp_path) == [80, 200]
+
+
 def test_a_moved_run_goes_on_where_it_is_now(tmp_path: Path) -> None:
     saved = trained(tmp_path / "old", 2)
     (tmp_path / "old").rename(tmp_path / "new")

@@ -97,7 +97,7 @@ def attempt(port: int) -> dict[str, list[tuple[dict[str, str], float]]]:
 
 @pytest.mark.slow
 def test_prometheus_gets_the_gauges(metrics_port: int, tmp_path: Path) -> None:
-    config = resolve({**TINY, "num_env_runners": 1, "rollout_fragment_length": 4})
+    config = resolve({**TINY, "num_env_runners": 1, "rollout_fragment_length": 4, "max_lead_steps": 0})
     absent = set() if torch.cuda.is_available() else {"rllib_hpo_gpu_memory_bytes"}
     files, disabled = RunFiles(tmp_path / "run"), WandbOptions("disabled")
     with TrainingRun(config, files, sweep="my-sweep", wandb=disabled) as run:

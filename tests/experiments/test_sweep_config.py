@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from rllib_hpo.errors import SettingsError, UserError
+from rllib_hpo.experiments.run_config import resolve
+from rllib_hpo.experiments.sweep import resources
 from rllib_hpo.experiments.sweep_config import parse_seeds, read_sweep
+from rllib_hpo.experiments.train import RunFiles, to_rllib
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "tune_configs").glob("*.yaml"))
@@ -187,3 +190,10 @@ def test_the_comparison_is_table_one() -> None:
     assert (cheetah["momentum_std_train"], cheetah["momentum_std_explore"]) == (1.0, 0.5)
     assert (cheetah["step_size"], cheetah["leapfrog_steps"], cheetah["leapfrog_units"]) == (0.2, 3, 32)
     assert by_name["sac-humanoid-pybullet-seed0"]["steps"] == 3_000_000
+
+
+def test_every_runner_of_a_trial_asks_for_a_processor() -> None:
+    """Those that evaluate beside training included."""
+    workers = {"num_env_runners": 2, "num_learners": 1, "evaluation_num_env_runners": 1}
+    assert resources(resolve(workers)).bundles == [{"CPU": 1.0}] * (1 + 2 + 1 + 1)
+    assert to_rllib(resolve(workers), RunFiles(Path("x"))).evaluation_num_env_runners == 1

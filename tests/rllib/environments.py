@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -28,7 +29,7 @@ class CountingEnv(gym.Env[np.ndarray, np.ndarray]):
     action_space = gym.spaces.Box(-3.0, 5.0, (1,), np.float32)
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self.config = dict(config)
+        self.config, self.runner = dict(config), getattr(config, "worker_index", 0)
         self.length, self.episode, self.step_number, self.life = config.get("length", 4), -1, 0, 0
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
@@ -89,3 +90,42 @@ class NoisyEnv(gym.Env[np.ndarray, np.ndarray]):
         terminated = bool(np.abs(self.position).max() > 6)
         truncated = not terminated and self.step_number == self.length
         return self.position.astype(np.float32), float(self.position.sum()), terminated, truncated, {}
+
+
+class GatedEnv(gym.Env[np.ndarray, np.ndarray]):
+    """Pays its actions; outside of the process `driver` an episode begins only once the file `gate` exists."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config, self.position, self.step_number = dict(config), np.zeros(2), 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """Leaves its process's number beside the gate, and waits for it to open."""
+        super().reset(seed=seed)
+        if os.getpid() != self.config["driver"]:
+            gate = Path(self.config["gate"])
+            gate.with_suffix(".waiting").write_text(str(os.getpid()))
+            while not gate.exists():
+                time.sleep(0.02)
+        self.position, self.step_number = self.np_random.normal(size=2), 0
+        return self.position.astype(np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Five steps to an episode."""
+        self.step_number += 1
+        self.position = self.position + action[0]
+        return self.position.astype(np.float32), float(action[0]), False, self.step_number == 5, {}
+
+
+class UnhurriedEnv(CountingEnv):
+    """Takes `step_s` seconds for every step; in the runner `gated_runner` the first waits until `gate` exists."""
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Sleeps, which takes no processor."""
+        time.sleep(self.config.get("step_s", 0.0))
+        if self.life == 0 and self.runner == self.config.get("gated_runner"):
+            while not Path(self.config["gate"]).exists():
+                time.sleep(0.02)
+        return super().step(action)

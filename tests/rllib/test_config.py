@@ -146,7 +146,6 @@ def test_the_chain_of_calls_that_the_readme_shows() -> None:
 REFUSED: dict[str, Callable[[ActorCriticConfig], Any]] = {
     "evaluation_interval": lambda c: c.evaluation(evaluation_interval=1),
     "evaluation_duration": lambda c: c.evaluation(evaluation_duration=20),
-    "evaluation_num_env_runners": lambda c: c.evaluation(evaluation_num_env_runners=2),
     "evaluation_config": lambda c: c.evaluation(evaluation_config={"explore": False}),
     "explore": lambda c: c.env_runners(explore=False),
     "batch_mode": lambda c: c.env_runners(batch_mode="complete_episodes"),

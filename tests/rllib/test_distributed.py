@@ -1,4 +1,7 @@
-"""Remote runners and a remote learner: exact counts, fresh weights, and processes that die."""
+"""Remote runners and a remote learner that take turns: exact counts, fresh weights, and processes that die.
+
+What differs where sampling overlaps learning is tested in `test_overlap.py`.
+"""
 
 from __future__ import annotations
 
@@ -41,10 +44,13 @@ def remote_config(
     num_env_runners: int = 2,
     **settings: Any,
 ) -> ActorCriticConfig:
-    """A tiny config with two runners that hand on four steps of each environment at a time."""
+    """A tiny config with two runners that hand on four steps of each environment at a time, in turns."""
     config = tiny_config(algorithm, env, **settings).learners(num_learners=num_learners)
     return config.env_runners(
-        num_env_runners=num_env_runners, num_envs_per_env_runner=num_envs, rollout_fragment_length=4
+        num_env_runners=num_env_runners,
+        num_envs_per_env_runner=num_envs,
+        rollout_fragment_length=4,
+        max_lead_steps=0,
     )
 
 
@@ -95,10 +101,9 @@ def test_runners_act_with_the_learners_newest_weights(algorithm: str) -> None:
     with running(remote_config(algorithm, alpha="auto", num_learners=int(algorithm == "sac-hpo"))) as built:
         train_to(built, 80)
         newest = on_learner(built, lambda learner: learner.acting_state())
-        # The next request for samples brings the weights.
-        rollouts = built.stack.sample_remotely(built.env_steps + 8)
-        assert {rollout.weights_seq_no for rollout in rollouts} == {built.stack.weights_seq_no}
-        assert built.stack.weights_seq_no > 3
+        built.stack.frozen_weights().give_to(built.env_runner)
+        weights = ray.put(built.stack.frozen_weights())
+        on_runners(built, lambda runner: ray.get(weights).give_to(runner))
         for parameters in on_runners(built, acting_parameters):
             state = {name.removeprefix("model."): np.asarray(value) for name, value in newest.items()}
             assert_equal(state, parameters)
@@ -111,24 +116,13 @@ def test_runners_act_with_the_learners_newest_weights(algorithm: str) -> None:
         assert_equal(state, acting_parameters(built.env_runner))
 
 
-def test_policy_lag_counts_updates_since_the_weights_that_acted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_policy_lag_counts_updates_since_the_weights_that_acted() -> None:
     with running(remote_config(steps_per_iteration=8)) as algorithm:
         lags = []
         for _ in range(4):
             algorithm.train()
             lags.append(algorithm.stack.policy_lag)
         assert lags == [0, 0, 4, 8]  # a round of eight steps each, and a warm-up of twenty
-        sample = algorithm.stack.sample_remotely
-        monkeypatch.setattr(
-            algorithm.stack,
-            "sample_remotely",
-            lambda stop: [
-                rollout._replace(weights_seq_no=rollout.weights_seq_no - index)
-                for index, rollout in enumerate(sample(stop))
-            ],
-        )
-        algorithm.train()
-        assert algorithm.stack.policy_lag == 16  # of the second runner, which acted with older weights
 
 
 def test_a_remote_learner_alone_equals_a_local_one() -> None:
@@ -136,7 +130,7 @@ def test_a_remote_learner_alone_equals_a_local_one() -> None:
     found = []
     for num_learners in (0, 1):
         config = tiny_config("sac-hpo", "Hopper-v4").learners(num_learners=num_learners)
-        with running(config.env_runners(rollout_fragment_length=1)) as algorithm:
+        with running(config.env_runners(rollout_fragment_length=1, max_lead_steps=0)) as algorithm:
             train_to(algorithm, 80)
             found.append(on_learner(algorithm, learner_facts))
     assert_equal(found[0], found[1])
@@ -201,6 +195,8 @@ def test_a_runner_that_dies_is_replaced(noticed: bool, tmp_path: Path) -> None:
         if noticed:
             train_to(algorithm, 60)
         wait_for_the_replacement(algorithm)
+        while len(algorithm.env_runner_group.healthy_env_runner_ids()) < 2:  # asked once a second
+            algorithm.stack.pipeline._sampling.arrived()
         earliest, latest = (44, 60) if noticed else (40, 40)
         train_to(algorithm, 80)
         assert seen == ([[1]] if noticed else [])

@@ -1,0 +1,187 @@
+"""Evaluations that run beside training, on CPU actors of their own, with frozen weights.
+
+One runs on each evaluation runner at a time, whole, so its numbers are bitwise those of an evaluation in the
+driver. None is skipped: when one is due and all runners are at work, training waits for the oldest. They are
+concluded in the order of their steps. A runner that dies is replaced by Ray, and its evaluation repeated.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import ray
+import torch
+from ray.exceptions import RayActorError
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
+
+from rllib_hpo.errors import NonFiniteError, UserError
+from rllib_hpo.rllib.environment import environment_maker
+from rllib_hpo.rllib.evaluation import Evaluation, evaluate
+from rllib_hpo.rllib.remote import fetch
+
+MAX_RETRIES = 3
+"""How often an evaluation whose process died is repeated."""
+
+
+class DueEvaluation(NamedTuple):
+    """An evaluation, and where the run was when it was due."""
+
+    env_steps: int
+    updates: int
+    """Behind the weights."""
+    seeds: list[int]
+    """Of the episodes."""
+    wrapper_state: list[tuple[str, Any]]
+    """See `rllib_hpo.tasks.wrappers`."""
+    diagnostics: dict[str, float]
+    """The sampler's latest."""
+
+
+class EvaluationRunner:
+    """Plays noise-free episodes with the weights that it is given."""
+
+    def __init__(self, config: Any) -> None:
+        torch.set_num_threads(config.num_torch_threads)
+        self._make = environment_maker(config, training=False)
+        env = self._make()
+        spaces = (env.observation_space, env.action_space)
+        spec = config.get_rl_module_spec(
+            spaces={INPUT_ENV_SPACES: spaces, INPUT_ENV_SINGLE_SPACES: spaces, DEFAULT_MODULE_ID: spaces},
+            inference_only=True,
+        )
+        self._module = spec.build()
+        env.close()
+
+    def evaluate(self, weights: dict[str, Any], due: DueEvaluation) -> Evaluation:
+        """As `rllib_hpo.rllib.evaluation.evaluate`."""
+        self._module.set_state(weights)
+        return evaluate(self._module.model, self._make, due.seeds, due.wrapper_state)
+
+
+@dataclass
+class _Pending:
+    due: DueEvaluation
+    weights: ray.ObjectRef | dict[str, Any]
+    runner: Any = None
+    played: ray.ObjectRef | None = None
+    is_saved: bool = False
+    """Whether a checkpoint holds it, from which a resumed run makes it up."""
+
+
+class EvaluationRunners:
+    """The actors, and what they are at work on. Without any, it holds what a checkpoint left to be made up.
+
+    Args:
+        config: Of the algorithm; `evaluation_num_env_runners` is their number.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self._config = config
+        runner = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=MAX_RETRIES)(EvaluationRunner)
+        self._runners = [runner.remote(config) for _ in range(config.evaluation_num_env_runners)]
+        self._pending: deque[_Pending] = deque()
+        self.waited_s = 0.0
+        """How long training has waited for evaluations since this was last set to 0."""
+
+    def __len__(self) -> int:
+        return len(self._runners)
+
+    @property
+    def num_pending(self) -> int:
+        """Evaluations that were begun and are not concluded."""
+        return len(self._pending)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more can be begun."""
+        return len(self._pending) < len(self._runners)
+
+    def begin(self, due: DueEvaluation, weights: ray.ObjectRef) -> None:
+        """Begins an evaluation on a runner that has none; `has_room` says if there is one."""
+        self._pending.append(_Pending(due, weights))
+        self._assign()
+
+    def _assign(self) -> None:
+        """Gives those without a runner to runners without one, oldest first."""
+        free = [runner for runner in self._runners if all(p.runner is not runner for p in self._pending)]
+        waiting = [pending for pending in self._pending if pending.runner is None]
+        for pending, runner in zip(waiting, free, strict=False):
+            pending.runner = runner
+            pending.played = runner.evaluate.remote(pending.weights, pending.due)
+
+    def concluded(self, *, at_least: int = 0) -> Iterator[tuple[DueEvaluation, Evaluation]]:
+        """Those that have ended, in the order of their steps; waits for `at_least` so many.
+
+        Raises:
+            NonFiniteError: If an observation or reward is not finite.
+            UserError: If an evaluation ended its process again and again.
+        """
+        while self._pending and (at_least > 0 or self._is_ready(self._pending[0])):
+            ended = self._pending.popleft()  # also one that failed
+            played = self._played(ended)
+            at_least -= 1
+            self._assign()
+            yield ended.due, played
+
+    def _is_ready(self, pending: _Pending) -> bool:
+        # Without runners: what is left to be made up is made up here, now.
+        return pending.played is None or bool(ray.wait([pending.played], timeout=0)[0])
+
+    def _played(self, pending: _Pending) -> Evaluation:
+        began, steps = time.perf_counter(), pending.due.env_steps
+        try:
+            if pending.played is None:
+                return EvaluationRunner(self._config).evaluate(_at_hand(pending.weights), pending.due)
+            played: Evaluation = fetch(pending.played)
+        except RayActorError as error:
+            raise UserError(
+                f"The evaluation of the weights of step {steps} ended its process {MAX_RETRIES + 1} times: {error}"
+            ) from error
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error} of the weights of step {steps}") from error
+        finally:
+            self.waited_s += time.perf_counter() - began
+        return played
+
+    def forget(self) -> None:
+        """Gives up what is pending."""
+        self._pending.clear()
+
+    @property
+    def has_unsaved(self) -> bool:
+        """Whether something is pending that no checkpoint holds."""
+        return any(not pending.is_saved for pending in self._pending)
+
+    def get_state(self) -> list[dict[str, Any]]:
+        """What is pending, weights and all."""
+        for pending in self._pending:
+            pending.is_saved = True
+        return [{"due": p.due._asdict(), "weights": _at_hand(p.weights)} for p in self._pending]
+
+    def set_state(self, state: list[dict[str, Any]]) -> None:
+        """Begins what was pending again; what is pending here is given up."""
+        old, self._pending = self._pending, deque()
+        for pending in old:
+            if pending.played is not None:
+                ray.cancel(pending.played)
+        for entry in state:
+            due, weights = DueEvaluation(**entry["due"]), entry["weights"]
+            self._pending.append(_Pending(due, ray.put(weights) if self._runners else weights, is_saved=True))
+        self._assign()
+
+    def stop(self) -> None:
+        """Ends the actors."""
+        self.forget()
+        for runner in self._runners:
+            ray.kill(runner)
+        self._runners = []
+
+
+def _at_hand(weights: ray.ObjectRef | dict[str, Any]) -> dict[str, Any]:
+    state: dict[str, Any] = ray.get(weights) if isinstance(weights, ray.ObjectRef) else weights
+    return state
