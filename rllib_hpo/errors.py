@@ -22,6 +22,10 @@ class NonFiniteError(UserError, ArithmeticError):
     """A NaN or an infinity appeared in an observation, a reward, a loss or a parameter."""
 
 
+class LearnerLostError(UserError):
+    """A learner's process is gone: no other can go on without it, but a run resumed from its checkpoint can."""
+
+
 class CheckpointError(UserError):
     """A checkpoint is missing, damaged, or belongs to another algorithm, task or version."""
 

@@ -23,7 +23,7 @@ import torch
 from ray import tune
 from ray.tune import PlacementGroupFactory
 
-from rllib_hpo.errors import CheckpointError, SettingsError, StorageError, UserError
+from rllib_hpo.errors import CheckpointError, LearnerLostError, SettingsError, StorageError, UserError
 from rllib_hpo.experiments.checkpoints import CheckpointStore
 from rllib_hpo.experiments.nodes import refuse_unshared
 from rllib_hpo.experiments.run_config import RunConfig, resolve_saved
@@ -393,6 +393,8 @@ class SweepTrial(tune.Trainable):
         """A failure that starting again would not mend is written down, and ends the trial."""
         try:
             yield
+        except LearnerLostError:  # which starting again does mend
+            raise
         except UserError as error:
             self._write_error(f"{error}\n", error)
         except Exception as error:

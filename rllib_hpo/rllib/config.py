@@ -14,7 +14,7 @@ from ray.tune.result import TRIAL_INFO
 
 from rllib_hpo.errors import SettingsError, nearest
 from rllib_hpo.rllib.environment import stateful_wrappers
-from rllib_hpo.settings import ActorCriticSettings, find_settings, parse_settings
+from rllib_hpo.settings import ActorCriticSettings, check_learners, find_settings, parse_settings
 from rllib_hpo.streams import derived_seed
 from rllib_hpo.tasks import find_task
 
@@ -296,7 +296,7 @@ class ActorCriticConfig(AlgorithmConfig):
 
     def _refuse_impossible_numbers(self) -> None:
         possible = {
-            "num_learners": (range(2), "0 (in the driver) or 1 (remote)"),
+            "num_learners": (range(2**31), "0 (in the driver) or more (remote)"),
             "num_env_runners": (range(2**31), "0 (in the driver) or more"),
             "seed": (range(2**31), "from 0 to 2**31 - 1, or None"),
         }
@@ -304,6 +304,7 @@ class ActorCriticConfig(AlgorithmConfig):
             value = getattr(self, name)
             if not (isinstance(value, Integral) and value in numbers):
                 raise SettingsError(f"{name}={value!r} must be an integer: {allowed}.")
+        check_learners(self.num_learners, self.num_gpus_per_learner, self.settings())
         if not 0 <= self.num_gpus <= 1:
             raise SettingsError(
                 f"num_gpus={self.num_gpus!r} must be from 0 to 1: one GPU, or a share of one."

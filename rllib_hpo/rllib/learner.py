@@ -11,9 +11,13 @@ from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.utils.annotations import override
 
+from rllib_hpo.learning.parallel import ALONE, Replica
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.learning.trainer import Trainer
 from rllib_hpo.learning.update import Optimizers, make_optimizers
+
+COLLECTIVE_PATIENCE_S = 45.0
+"""How long a learner waits for another that is silent, as where its machine is gone; a death shows at once."""
 
 _PROGRESS = "progress"
 
@@ -34,7 +38,14 @@ class ActorCriticLearner(TorchLearner):
         torch.set_num_threads(self.config.num_torch_threads)
         super().build()
         model = self.module[DEFAULT_MODULE_ID].unwrapped().model
-        self.core = ReplayLearner(Trainer(model, self._adam, self.config.settings(), self.config.seed))
+        replica = Replica.of_this_process(COLLECTIVE_PATIENCE_S) if self.config.num_learners > 1 else ALONE
+        replica.equalise(list(model.state_dict().values()))
+        trainer = Trainer(model, self._adam, self.config.settings(), self.config.seed, replica)
+        self.core = ReplayLearner(trainer)
+
+    @override(TorchLearner)
+    def _make_modules_ddp_if_necessary(self) -> None:
+        """Nothing: updates do not go through a module's forward, so they average gradients by themselves."""
 
     @override(TorchLearner)
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:

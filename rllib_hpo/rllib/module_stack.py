@@ -23,7 +23,8 @@ from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.rllib import stack
 from rllib_hpo.rllib.env_runner import Rollout
-from rllib_hpo.rllib.remote import Call, CoreCall, SampleRequest, only_success, rollouts_of, share_out
+from rllib_hpo.rllib.learners import Learners
+from rllib_hpo.rllib.remote import Call, SampleRequest, rollouts_of, share_out
 
 
 class ModuleStack(stack.Stack):
@@ -31,6 +32,7 @@ class ModuleStack(stack.Stack):
 
     def __init__(self, algorithm: Any) -> None:
         super().__init__(algorithm)
+        self.learners = Learners(algorithm.learner_group)
         self.weights_seq_no = 0
         self._updates_after: dict[int, int] = {}
         """Updates that followed weights of a number, since those that the last rollouts acted with."""
@@ -72,7 +74,7 @@ class ModuleStack(stack.Stack):
             core.update_from_replay(self._count(rollout))
 
     def _learn_in_rounds(self, stop: int) -> None:
-        """Remote runners sample one fragment each, then the learner makes the updates that are due."""
+        """Remote runners sample one fragment each, then the learners make the updates that are due."""
         rollouts = self.sample_remotely(stop)
         updates = [self._count(rollout) for rollout in rollouts]
         self.call_core("train_on", [rollout.rows for rollout in rollouts], updates)
@@ -143,13 +145,10 @@ class ModuleStack(stack.Stack):
 
     @override(stack.Stack)
     def call_core(self, method: str, *args: Any) -> Any:
-        return only_success(self.algorithm.learner_group.foreach_learner(CoreCall(method, *args)))
+        return self.learners.call(method, *args)
 
     def _acting_state(self) -> dict[str, Any]:
-        state: dict[str, Any] = only_success(
-            self.algorithm.learner_group.foreach_learner(Call("acting_state"))
-        )
-        return state
+        return self.learners.acting_state()
 
     @override(stack.Stack)
     def join(self, env_steps: int) -> None:
@@ -201,16 +200,21 @@ class ModuleStack(stack.Stack):
 
     @override(stack.Stack)
     def get_state(self) -> dict[str, Any]:
-        """The number of the weights, and the streams and simulators of remote runners."""
+        """The number of the weights, and the streams and simulators of remote runners and of several learners."""
         runners = self.algorithm.env_runner_group.foreach_env_runner(
             lambda runner: (runner.worker_index, runner.get_state(not_components=COMPONENT_RL_MODULE)),
             local_env_runner=False,
         )
-        return {"weights_seq_no": self.weights_seq_no, "runners": dict(runners)}
+        return {
+            "weights_seq_no": self.weights_seq_no,
+            "runners": dict(runners),
+            **self.learners.get_state(),
+        }
 
     @override(stack.Stack)
     def set_state(self, state: dict[str, Any]) -> None:
         self.weights_seq_no = state["weights_seq_no"]
+        self.learners.set_state(state, state["env_steps"])
         if state["runners"]:
             states = ray.put(state["runners"])
             self.algorithm.env_runner_group.foreach_env_runner(

@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayTaskError, UnserializableException
 from ray.rllib.utils.actor_manager import RemoteCallResults
 
-from rllib_hpo.errors import UserError
+from rllib_hpo.errors import LearnerLostError, UserError
 from rllib_hpo.rllib.env_runner import ColumnarEnvRunner, Rollout
 
 
@@ -99,11 +99,11 @@ def only_success(results: RemoteCallResults) -> Any:
     """The one learner's result.
 
     Raises:
-        UserError: If the learner's process is gone.
+        LearnerLostError: If the learner's process is gone.
     """
     arrived = successes(results)
     if not arrived:
-        raise UserError("The remote learner died; resume the run from its last checkpoint.")
+        raise LearnerLostError("The remote learner died; resume the run from its last checkpoint.")
     return arrived[0]
 
 

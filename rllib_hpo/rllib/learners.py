@@ -1,0 +1,126 @@
+"""The learners of one run: what is asked of all of them, what their answers are together, and when one dies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy.typing as npt
+import ray
+from ray.exceptions import RayError, RayTaskError, UnserializableException
+from ray.rllib.core.learner.learner_group import LearnerGroup
+
+from rllib_hpo.errors import LearnerLostError
+from rllib_hpo.learning.parallel import LOST, merge_metrics
+from rllib_hpo.learning.shards import Dealer
+from rllib_hpo.rllib.remote import Call, CoreCall, only_success
+
+GRACE_S = 5.0
+"""How long learners get to end by themselves once one has failed; they may be waiting for that one."""
+
+_MERGED: dict[str, Callable[[list[Any]], Any]] = {
+    "flush_metrics": merge_metrics,
+    "latest_diagnostics": merge_metrics,
+    "save_replay": lambda shards: [segment for shard in shards for segment in shard],
+    "gpu_memory": lambda peaks: None if None in peaks else max(peaks),
+}
+"""What the answers of several learners are together; otherwise all are equal, and the first one's stands for them."""
+
+
+class Learners:
+    """Calls to the learners of an RLlib LearnerGroup: the one in this process, a remote one, or several.
+
+    Several train one model in step (`rllib_hpo.learning.parallel`), each with a shard of the replay, so every
+    call goes to all of them.
+
+    Args:
+        group: The learners.
+    """
+
+    def __init__(self, group: LearnerGroup) -> None:
+        self._group, self._num = group, max(1, len(group))
+        self._dealer = Dealer(self._num)
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Calls a method of every `ReplayLearner`; their answer.
+
+        Raises:
+            LearnerLostError: If a learner's process is gone.
+            NonFiniteError: If a loss is not finite, of whichever learner.
+        """
+        if self._num == 1:
+            return only_success(self._group.foreach_learner(CoreCall(method, *args)))
+        if method == "train_on":
+            return self._train_on(*args)
+        answers = self._ask([CoreCall(method, *args)] * self._num)
+        return _MERGED[method](answers) if method in _MERGED else answers[0]
+
+    def acting_state(self) -> dict[str, Any]:
+        """What runners need, which is the same of all learners."""
+        first = None if self._num == 1 else [0]
+        state: dict[str, Any] = only_success(
+            self._group.foreach_learner(Call("acting_state"), remote_actor_ids=first)
+        )
+        return state
+
+    def _train_on(self, blocks: Sequence[npt.NDArray[Any]], updates: Sequence[int]) -> None:
+        """Each block to one learner and its number of updates to all, as `ReplayLearner.train_on` takes them."""
+        deals = [self._dealer.deal(num_updates) for num_updates in updates]
+        due = [deal.num_updates for deal in deals]
+        calls = []
+        for rank in range(self._num):
+            dealt = zip(blocks, deals, strict=True)
+            mine = [rows if deal.shard == rank else rows[:0] for rows, deal in dealt]
+            calls.append(CoreCall("train_on", mine, due))
+        self._ask(calls)
+
+    def _ask(self, calls: Sequence[Call]) -> list[Any]:
+        """The answer of each remote learner to its call, in order; the first failure ends them all."""
+        actors = list(self._group._worker_manager.actors().values())
+        asked = [actor.apply.remote(call) for actor, call in zip(actors, calls, strict=True)]
+        waiting = asked
+        while waiting:
+            (ready,), waiting = ray.wait(waiting)
+            try:
+                ray.get(ready)
+            except RayError as error:
+                self._give_up(waiting)
+                if isinstance(error, RayTaskError):
+                    raise error.cause from error  # whose text is the traceback over there
+                if isinstance(error, UnserializableException):  # the user's, too, and holds its traceback
+                    raise
+                raise LearnerLostError(LOST) from error
+        answers: list[Any] = ray.get(asked)
+        return answers
+
+    def _give_up(self, waiting: list[Any]) -> None:
+        """Ends learners that would wait for the one that failed."""
+        if waiting and ray.wait(waiting, num_returns=len(waiting), timeout=GRACE_S)[1]:
+            for actor in self._group._worker_manager.actors().values():
+                ray.kill(actor)
+
+    def get_state(self) -> dict[str, Any]:
+        """What a checkpoint needs beside RLlib's, which holds the first learner's state; nothing of one alone."""
+        if self._num == 1:
+            return {}
+        return {"learners": self._get_progress(), "dealer": self._dealer.get_state()}
+
+    def _get_progress(self) -> list[dict[str, Any]]:
+        return self._ask([CoreCall("get_progress")] * self._num)
+
+    def set_state(self, state: dict[str, Any], env_steps: int) -> None:
+        """Goes on where `get_state` was called; RLlib has given the first learner's state to all.
+
+        Args:
+            state: What it returned, of as many learners or of another number.
+            env_steps: Step of the run that the state is of, at which learners that it does not know join.
+        """
+        if self._num == 1:
+            return
+        saved = state.get("learners") or self._get_progress()[:1]
+        progress = (saved + [None] * self._num)[: self._num]
+        self._ask([CoreCall("set_progress", each, env_steps) for each in progress])
+        dealer = state.get("dealer", {"num_waiting": 0})
+        if len(saved) != self._num:  # the rows were dealt anew, one by one
+            dealer = {**dealer, "num_blocks": env_steps}
+        self._dealer = Dealer(self._num, **dealer)
