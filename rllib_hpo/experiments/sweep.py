@@ -332,6 +332,7 @@ class SweepTrial(tune.Trainable):
         files = SweepFiles(Path(config["directory"]))
         name = config["trial"]
         self._error, self._run, self._mirror = files.error(name), None, None
+        self._is_lost = False
         with self._reported():
             import_modules(config["imports"])
             if config["storage"] is not None:
@@ -379,7 +380,7 @@ class SweepTrial(tune.Trainable):
             with self._reported(), self._run:
                 if self._run.is_complete:
                     self._run.merge_rows()
-                elif not self._error.exists():
+                elif not (self._error.exists() or self._is_lost):
                     self._run.save()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -393,7 +394,10 @@ class SweepTrial(tune.Trainable):
         """A failure that starting again would not mend is written down, and ends the trial."""
         try:
             yield
-        except LearnerLostError:  # which starting again does mend
+        except LearnerLostError as error:  # which starting again does mend
+            self._is_lost = True
+            if self._run is not None:
+                self._run.ended(error)
             raise
         except UserError as error:
             self._write_error(f"{error}\n", error)
@@ -410,7 +414,7 @@ class SweepTrial(tune.Trainable):
 
 
 def resources(config: RunConfig) -> PlacementGroupFactory:
-    """What a trial asks Ray for: its own process, with the learner or beside it, and a CPU for each runner."""
+    """What a trial asks Ray for: its own process, with the learner or beside them all, and a CPU for each runner."""
     run = config.run
     local_gpu = run.num_gpus_per_learner if run.num_learners == 0 else 0
     learners = [_bundle(run.num_gpus_per_learner)] * run.num_learners
