@@ -414,7 +414,7 @@ class SweepTrial(tune.Trainable):
 
 
 def resources(config: RunConfig) -> PlacementGroupFactory:
-    """What a trial asks Ray for: its own process, with the learner or beside them all, and a CPU for each runner."""
+    """What a trial asks Ray for: its own process, which may hold the learner, and remote learners and runners."""
     run = config.run
     local_gpu = run.num_gpus_per_learner if run.num_learners == 0 else 0
     learners = [_bundle(run.num_gpus_per_learner)] * run.num_learners

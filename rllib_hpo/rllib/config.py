@@ -6,13 +6,16 @@ import secrets
 from numbers import Integral
 from typing import Any, Self
 
+from ray.exceptions import RayActorError
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.annotations import override
 from ray.tune.result import TRIAL_INFO
 
-from rllib_hpo.errors import SettingsError, nearest
+from rllib_hpo.errors import LearnerLostError, SettingsError, nearest
+from rllib_hpo.learning.parallel import LOST
 from rllib_hpo.rllib.environment import stateful_wrappers
 from rllib_hpo.settings import ActorCriticSettings, check_learners, find_settings, parse_settings
 from rllib_hpo.streams import derived_seed
@@ -250,6 +253,18 @@ class ActorCriticConfig(AlgorithmConfig):
         from rllib_hpo.rllib.learner import ActorCriticLearner
 
         return ActorCriticLearner
+
+    @override(AlgorithmConfig)
+    def build_learner_group(self, **options: Any) -> LearnerGroup:
+        """RLlib's; of a learner that dies while it starts it is told as of one that dies later.
+
+        Raises:
+            LearnerLostError: If a learner's process is gone.
+        """
+        try:
+            return super().build_learner_group(**options)
+        except (RayActorError, LearnerLostError) as error:  # of the dead one, or of one that waited for it
+            raise LearnerLostError(LOST) from error
 
     @override(AlgorithmConfig)
     def get_rollout_fragment_length(self, worker_index: int = 0) -> int:

@@ -58,7 +58,8 @@ def test_a_trial_starts_again_from_its_last_checkpoint(tmp_path: Path) -> None:
     text = sweeps.SWEEP.replace("[sac, sac-hpo]", "[sac]").replace("seeds: 0-1", "seeds: 0")
     text = text.replace("steps: 600", "steps: 2000\n  num_learners: 2")
     directory = tmp_path / "sweep"
-    process = sweeps.started(str(sweeps.written(tmp_path, text)), "--out", str(directory), cwd=tmp_path)
+    where = ["--out", str(directory), "--storage", f"file://{tmp_path}/storage"]
+    process = sweeps.started(str(sweeps.written(tmp_path, text)), *where, cwd=tmp_path)
     try:
         kill_a_learner(process, directory, after=300)
         out, err = process.communicate(timeout=4 * PATIENCE_S)
@@ -72,3 +73,14 @@ def test_a_trial_starts_again_from_its_last_checkpoint(tmp_path: Path) -> None:
     assert [name for name, _ in lives] == ["started", "failed", "resumed", "finished"]
     assert lives[2][1] >= 200
     assert evaluated(directory) == list(range(0, 2_001, 100))
+    # Both shards are on storage, too: another machine goes on from there.
+    again = [
+        "--resume",
+        f"file://{tmp_path}/storage/little",
+        "--out",
+        str(tmp_path / "there"),
+        "--steps",
+        "2200",
+    ]
+    sweeps.run(*again, cwd=tmp_path)
+    assert set(evaluated(tmp_path / "there")) >= {2_100, 2_200}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rllib_hpo.errors import SettingsError, UserError
+from rllib_hpo.experiments.run_config import resolve
+from rllib_hpo.experiments.sweep import resources
 from rllib_hpo.experiments.sweep_config import parse_seeds, read_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -187,3 +190,26 @@ def test_the_comparison_is_table_one() -> None:
     assert (cheetah["momentum_std_train"], cheetah["momentum_std_explore"]) == (1.0, 0.5)
     assert (cheetah["step_size"], cheetah["leapfrog_steps"], cheetah["leapfrog_units"]) == (0.2, 3, 32)
     assert by_name["sac-humanoid-pybullet-seed0"]["steps"] == 3_000_000
+
+
+def test_every_learner_asks_for_a_place_of_its_own() -> None:
+    config = resolve({"num_learners": 3, "num_gpus_per_learner": 1.0, "num_env_runners": 2})
+    alone, learner = {"CPU": 1.0}, {"CPU": 1.0, "GPU": 1.0}
+    assert resources(config).bundles == [alone, *[learner] * 3, *[alone] * 2]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"num_learners": -1}, "num_learners=-1 must be greater than or equal to 0"),
+        ({"num_learners": 1.5}, "num_learners=1.5 must be a valid integer"),
+        (
+            {"num_learners": 2, "num_gpus_per_learner": 0.5},
+            "num_gpus_per_learner=0.5 must be 0 or 1 with num_l",
+        ),
+        ({"num_learners": 8, "replay_capacity": 7}, "num_learners=8 must be at most replay_capacity=7: each"),
+    ],
+)
+def test_numbers_of_learners_that_cannot_be(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        resolve(flags)

@@ -15,8 +15,9 @@ import torch
 from rllib_hpo.errors import LearnerLostError, NonFiniteError
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.checkpointing import read_manifest
-from rllib_hpo.rllib.config import ActorCriticConfig
+from rllib_hpo.rllib.config import ActorCriticConfig, SACGaussianConfig
 from rllib_hpo.rllib.converting import convert
+from rllib_hpo.rllib.learner import ActorCriticLearner
 from rllib_hpo.rllib.trained_policy import load_policy
 from tests.rllib.tiny import (
     EVERY_ALGORITHM,
@@ -211,6 +212,30 @@ def test_a_learner_that_is_killed_ends_the_run_within_a_minute(rank: int) -> Non
         assert time.monotonic() - began < 60
         with pytest.raises(LearnerLostError):
             algorithm.save_to_path()
+
+
+class StillbornLearner(ActorCriticLearner):
+    """The second one dies before it is built, and the first waits for it."""
+
+    def build(self) -> None:
+        """Unless it is the second."""
+        if self._learner_index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().build()
+
+
+class StillbornConfig(SACGaussianConfig):
+    """RLlib's option for another class of learners would have no effect in a config that is not one's own."""
+
+    def get_default_learner_class(self) -> type:
+        """The one that dies."""
+        return StillbornLearner
+
+
+def test_a_learner_that_dies_while_it_starts_is_told_of() -> None:
+    config = StillbornConfig().environment("Pendulum-v1").learners(num_learners=2)
+    with pytest.raises(LearnerLostError, match="A remote learner died"):
+        config.debugging(log_level="ERROR").build_algo()
 
 
 def test_a_learner_that_falls_silent_ends_the_run() -> None:
