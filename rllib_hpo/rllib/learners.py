@@ -57,10 +57,10 @@ class Learners:
 
     def acting_state(self) -> dict[str, Any]:
         """What runners need, which is the same of all learners."""
-        first = None if self._num == 1 else [0]
-        state: dict[str, Any] = only_success(
-            self._group.foreach_learner(Call("acting_state"), remote_actor_ids=first)
-        )
+        if self._num == 1:
+            state: dict[str, Any] = only_success(self._group.foreach_learner(Call("acting_state")))
+        else:
+            (state,) = self._ask([Call("acting_state")])
         return state
 
     def _train_on(self, blocks: Sequence[npt.NDArray[Any]], updates: Sequence[int]) -> None:
@@ -75,9 +75,9 @@ class Learners:
         self._ask(calls)
 
     def _ask(self, calls: Sequence[Call]) -> list[Any]:
-        """The answer of each remote learner to its call, in order; the first failure ends them all."""
-        actors = list(self._group._worker_manager.actors().values())
-        asked = [actor.apply.remote(call) for actor, call in zip(actors, calls, strict=True)]
+        """The answers of the first remote learners to a call each, in order; the first failure ends them all."""
+        actors = self._group._worker_manager.actors().values()
+        asked = [actor.apply.remote(call) for actor, call in zip(actors, calls, strict=False)]
         waiting = asked
         while waiting:
             (ready,), waiting = ray.wait(waiting)
