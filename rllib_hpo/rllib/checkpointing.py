@@ -2,6 +2,7 @@
 
 A checkpoint directory is RLlib's own (so `Algorithm.from_checkpoint` and Tune read it) and, beside it,
 `manifest.json`: the files with their checksums, the replay's segments, and what the checkpoint belongs to.
+With several learners each has its segments in a folder of its own, `shard-0` and so on, and "shards" is their number.
 RLlib stores its components as pickles: load checkpoints of people you trust only.
 
 A checkpoint may be loaded into a configuration other than its own, as when PBT clones a trial:
