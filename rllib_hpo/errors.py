@@ -31,7 +31,7 @@ class StorageError(UserError, OSError):
 
 
 class WorkerDiedError(UserError):
-    """What a run cannot do without, its learner or all its runners, is gone; it can go on from its last checkpoint."""
+    """What a run cannot do without, a learner or all its runners, is gone; it can go on from its last checkpoint."""
 
 
 def nearest(name: str, options: Iterable[str]) -> str | None:

@@ -51,9 +51,14 @@ class ActorCriticSettings(BaseModel):
         0.005
     )
     train_batch_size_per_learner: Annotated[
-        PositiveInt, Field(description="Transitions in the batch of one update.")
+        PositiveInt,
+        Field(
+            description="Transitions in the batch of one update; with N learners an update is of N such batches."
+        ),
     ] = 256
-    replay_capacity: Annotated[PositiveInt, Field(description="Transitions the replay holds.")] = 1_000_000
+    replay_capacity: Annotated[
+        PositiveInt, Field(description="Transitions the replay holds, all learners' shards together.")
+    ] = 1_000_000
     update_to_data: Annotated[
         float, Field(ge=0, allow_inf_nan=False, description="Updates per environment step after the warm-up.")
     ] = 1.0
@@ -277,6 +282,24 @@ def _unknown_key(model: type[BaseModel], key: str) -> str:
     hint = f" (did you mean '{close}'?)" if close else ""
     valid = ", ".join(sorted(model.model_fields))
     return f"'{key}' is not a setting of {model.__name__.removesuffix('Settings')}{hint}; valid are {valid}"
+
+
+def check_learners(num_learners: int, num_gpus_per_learner: float, settings: ActorCriticSettings) -> None:
+    """Refuses several learners that could not work together.
+
+    Raises:
+        SettingsError: Naming key, value and what is allowed.
+    """
+    if num_learners > settings.replay_capacity:
+        raise SettingsError(
+            f"num_learners={num_learners} must be at most replay_capacity={settings.replay_capacity}: "
+            "each learner holds a share of the replay."
+        )
+    if num_learners > 1 and 0 < num_gpus_per_learner < 1:
+        raise SettingsError(
+            f"num_gpus_per_learner={num_gpus_per_learner!r} must be 0 or 1 with num_learners={num_learners}: "
+            "several learners cannot share a GPU (NCCL, with which they average gradients, refuses it)."
+        )
 
 
 def register_algorithm(name: str, model: type[ActorCriticSettings]) -> None:

@@ -144,8 +144,8 @@ class CheckpointStore:
             if path not in wanted:
                 shutil.rmtree(path, ignore_errors=True)
         listed = {segment["file"] for path in wanted for segment in read_manifest(path)["replay"]["segments"]}
-        for file in [*self.replay_dir.glob("*.npy"), *self.replay_dir.glob(".*.tmp")]:
-            if file.name not in listed:
+        for file in [*self.replay_dir.rglob("*.npy"), *self.replay_dir.rglob(".*.tmp")]:
+            if str(file.relative_to(self.replay_dir)) not in listed:
                 file.unlink(missing_ok=True)
 
 

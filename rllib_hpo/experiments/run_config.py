@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rllib_hpo.errors import SettingsError, UserError, nearest
 from rllib_hpo.results import write_atomically
-from rllib_hpo.settings import ActorCriticSettings, find_settings, parse_settings
+from rllib_hpo.settings import ActorCriticSettings, check_learners, find_settings, parse_settings
 from rllib_hpo.tasks import Task, find_task
 from rllib_hpo.tasks.wrappers import parse_wrappers
 
@@ -42,7 +42,7 @@ class RunSettings(BaseModel):
     num_envs_per_env_runner: Annotated[int, Field(ge=1)] = 1
     rollout_fragment_length: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     max_lead_steps: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    num_learners: Annotated[int, Field(ge=0, le=1)] = 0
+    num_learners: Annotated[int, Field(ge=0)] = 0
     num_gpus_per_learner: Annotated[float, Field(ge=0, le=1)] = 0.0
     limit_gpu_memory: bool = True
     evaluation_num_env_runners: Annotated[int, Field(ge=0)] = 0
@@ -105,6 +105,7 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None) -> RunConfig:
     run = _parse_run({name: value for name, value in merged.items() if name in RunSettings.model_fields})
     _check_wrappers(run.env_config)
     settings = parse_settings(model, {name: v for name, v in merged.items() if name in model.model_fields})
+    check_learners(run.num_learners, run.num_gpus_per_learner, settings)
     layers: tuple[tuple[Origin, Mapping[str, Any]], ...] = (
         ("flag", given),
         ("file", from_file),

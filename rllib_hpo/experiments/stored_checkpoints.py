@@ -102,10 +102,10 @@ class StoredCheckpoints:
         path = self._directory / "replay" / segment["file"]
         if _has_rows(path, segment):
             return
-        temporary = path.with_name(f".{path.name}.tmp")
-        self._trial.download(f"replay/{path.name}", temporary)
+        temporary, name = path.with_name(f".{path.name}.tmp"), f"replay/{segment['file']}"
+        self._trial.download(name, temporary)
         if not _has_rows(temporary, segment):
-            self._sizes.pop(f"replay/{path.name}", None)  # a good one made here would replace it
+            self._sizes.pop(name, None)  # a good one made here would replace it
             raise CheckpointError(f"The replay segment {path.name} is damaged.")
         temporary.replace(path)
 

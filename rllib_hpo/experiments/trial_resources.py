@@ -2,7 +2,8 @@
 
 Learners sit on GPU nodes and rollouts on CPU nodes, where a cluster has nodes for rollouts (`machines.ROLLOUTS`): a GPU
 node's few CPUs then go to as many learners as its GPU has shares for. A trial's own process, which evaluates, keeps the
-counts and writes checkpoints, is always on its learner's node, so both see the same disk.
+counts and writes checkpoints, is always on its learner's node, so both see the same disk. Several learners come as near
+to each other as there is room: on other nodes than the first they need a disk that all share.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _A_RUNNERS_SHARE = 0.001
 
 
 def resources(config: RunConfig, apart: bool = False) -> PlacementGroupFactory:
-    """What a trial asks Ray for: its own process with its learner, and a CPU for each runner.
+    """What a trial asks Ray for: its own process with its learner or learners, and a CPU for each runner.
 
     Those that evaluate beside training are runners, too.
 
@@ -37,8 +38,8 @@ def resources(config: RunConfig, apart: bool = False) -> PlacementGroupFactory:
         own = [{"CPU": 1.0, "GPU": share}]
     else:
         # Tune puts a process that asks for nothing into the first bundle, and RLlib's learner takes the GPU there.
-        # The two take turns; half a CPU, so that no runner finds room beside them.
-        own = [{}, {"CPU": 0.5, "GPU": share}]
+        # The two take turns; half a CPU, so that no runner finds room beside them or beside another learner.
+        own = [{}, *[{"CPU": 0.5, "GPU": share}] * run.num_learners]
     return PlacementGroupFactory([*own, *[runner] * (run.num_env_runners + run.evaluation_num_env_runners)])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from rllib_hpo.learning.parallel import Replica
 from rllib_hpo.learning.replay import Batch, Replay, RowLayout
-from rllib_hpo.learning.segments import SegmentList, load_segments, save_new_segment
+from rllib_hpo.learning.segments import SegmentList, save_new_segment
+from rllib_hpo.learning.shards import in_shard, load_dealt_anew, load_shard, shard_folder
 from rllib_hpo.learning.trainer import Trainer
 
 
@@ -20,14 +22,15 @@ class ReplayLearner:
     """A trainer with the replay that its batches come from, on the trainer's device.
 
     Args:
-        trainer: What makes the updates.
+        trainer: What makes the updates. Where it is one of several replicas, the replay is its shard: what falls
+            to it of the capacity, and rows that no other has.
         learn: Called with every batch; the trainer's own method unless something stands between.
     """
 
     def __init__(self, trainer: Trainer, learn: Callable[[Batch], Any] | None = None) -> None:
         self.trainer, self._learn = trainer, learn or trainer.learn
         layout = RowLayout(trainer.model.obs_dim, trainer.model.action_dim)
-        self.replay = Replay(layout, trainer.settings.replay_capacity, trainer.device)
+        self.replay = Replay(layout, trainer.replica.share(trainer.settings.replay_capacity), trainer.device)
         self._segments: SegmentList = []
         self._segments_dir = ""
 
@@ -47,12 +50,6 @@ class ReplayLearner:
         )
         for _ in range(num_updates):
             self._learn(self.replay.gather(self.replay.draw_indices(batch_size, indices)))
-
-    def train_on(self, blocks: Sequence[npt.NDArray[np.float32]], updates: Sequence[int]) -> None:
-        """Adds blocks of rows one by one, each followed by its number of updates."""
-        for rows, num_updates in zip(blocks, updates, strict=True):
-            self.add_transitions(rows)
-            self.update_from_replay(num_updates)
 
     def flush_metrics(self) -> dict[str, float]:
         """As `Trainer.flush_metrics`, and the size of the replay."""
@@ -96,22 +93,50 @@ class ReplayLearner:
         for rows in other.replay.read(self.replay.total_rows, other.replay.total_rows):
             self.replay.add(rows)
 
+    def get_progress(self) -> dict[str, Any]:
+        """As `Trainer.get_state`."""
+        return self.trainer.get_state()
+
+    def set_progress(self, state: dict[str, Any] | None, env_steps: int) -> None:
+        """As `Trainer.set_state`; without a state, as one that joins a run at step `env_steps`."""
+        if state is None:
+            self.trainer.join(env_steps)
+        else:
+            self.trainer.set_state(state)
+
     def save_replay(self, directory: str) -> SegmentList:
         """Writes rows that no segment holds yet to `directory`, and lists the segments of all rows.
+
+        A shard's are in a folder of its own there, which their names include.
 
         Raises:
             StorageError: If a segment could not be written.
         """
         known = self._segments if directory == self._segments_dir else []
-        self._segments = save_new_segment(self.replay, known, Path(directory))
+        folder = shard_folder(self.trainer.replica)
+        self._segments = save_new_segment(self.replay, known, Path(directory) / folder)
         self._segments_dir = directory
-        return self._segments
+        return in_shard(self._segments, folder)
 
-    def load_replay(self, directory: str, segments: SegmentList, total_rows: int) -> None:
-        """Fills the replay from segments in `directory`.
+    def load_replay(
+        self, directory: str, segments: SegmentList, total_rows: int, num_shards: int = 1
+    ) -> None:
+        """Fills the replay from segments in `directory`; rows of another number of shards are dealt anew.
+
+        Args:
+            directory: What the names of the segments are relative to.
+            segments: Those of all shards.
+            total_rows: Rows ever added to all shards.
+            num_shards: Shards that the segments are of.
 
         Raises:
             CheckpointError: If a segment is missing or damaged.
         """
-        load_segments(self.replay, segments, total_rows, Path(directory))
-        self._segments, self._segments_dir = list(segments), directory
+        replica, place = self.trainer.replica, Path(directory)
+        self._segments, self._segments_dir = [], directory
+        if num_shards == replica.world_size:
+            self._segments = load_shard(self.replay, replica, segments, total_rows, place)
+        else:  # the next checkpoint writes all rows again
+            shares = [Replica(rank, num_shards) for rank in range(num_shards)]
+            capacities = [share.share(self.trainer.settings.replay_capacity) for share in shares]
+            load_dealt_anew(self.replay, replica, segments, total_rows, capacities, place)

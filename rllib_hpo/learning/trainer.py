@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rllib_hpo.errors import NonFiniteError
 from rllib_hpo.learning.actor_critic import ActorCritic
+from rllib_hpo.learning.parallel import ALONE, Replica
 from rllib_hpo.learning.replay import Batch
 from rllib_hpo.learning.update import Optimizers, update
 from rllib_hpo.samplers.base import Noise, draw_noise
@@ -25,12 +26,18 @@ class Trainer:
         optimizers: Of its parameters.
         settings: Hyperparameters.
         seed: The run's seed; the noise of updates has streams of its own.
+        replica: Which of the processes that train equal models together; the first draws what one alone would.
     """
 
     def __init__(
-        self, model: ActorCritic, optimizers: Optimizers, settings: ActorCriticSettings, seed: int
+        self,
+        model: ActorCritic,
+        optimizers: Optimizers,
+        settings: ActorCriticSettings,
+        seed: int,
+        replica: Replica = ALONE,
     ) -> None:
-        self.model, self.optimizers, self.settings = model, optimizers, settings
+        self.model, self.optimizers, self.settings, self.replica = model, optimizers, settings, replica
         self.device = model.log_alpha.device
         self.reseed(seed)
         self.num_updates = 0
@@ -42,8 +49,12 @@ class Trainer:
     def reseed(self, seed: int, joined_at: int = 0) -> None:
         """Draws from streams of `seed` from here on; those of one that joins later repeat none of its beginning."""
         self._seed, self._joined_at = seed, joined_at
-        owner = ("learner", joined_at) if joined_at else ("learner",)
-        self.streams = TorchStreams(seed, *owner, device=self.device)
+        joined = (joined_at,) if joined_at else ()
+        self.streams = TorchStreams(seed, "learner", *joined, *self.replica.owner, device=self.device)
+
+    def join(self, joined_at: int) -> None:
+        """Draws from streams of its own from here on, as one that joins the run at step `joined_at`."""
+        self.reseed(self._seed, joined_at)
 
     def apply_settings(self) -> None:
         """Makes the settings hold again where a checkpoint brought those it was saved with."""
@@ -61,7 +72,7 @@ class Trainer:
         batch_size = len(batch.reward)
         noise = draw_noise(self.model.sampler, 2 * batch_size, self.streams, self.device)
         try:
-            metrics = update(self.model, self.optimizers, batch, noise, self.settings)
+            metrics = update(self.model, self.optimizers, batch, noise, self.settings, self.replica)
         except NonFiniteError as error:
             raise NonFiniteError(f"{error} at update {self.num_updates + 1}") from None
         self.num_updates += 1

@@ -16,6 +16,7 @@ from rllib_hpo.critics import ConditionedCritic
 from rllib_hpo.errors import NonFiniteError
 from rllib_hpo.learning.actor_critic import ActorCritic
 from rllib_hpo.learning.losses import bellman_target, critic_loss, policy_loss, temperature_loss
+from rllib_hpo.learning.parallel import ALONE, Replica
 from rllib_hpo.learning.replay import Batch
 from rllib_hpo.samplers.base import Noise, Sample
 from rllib_hpo.settings import ActorCriticSettings
@@ -43,7 +44,12 @@ def make_optimizers(model: ActorCritic, settings: ActorCriticSettings) -> Optimi
 
 
 def update(
-    model: ActorCritic, optimizers: Optimizers, batch: Batch, noise: Noise, settings: ActorCriticSettings
+    model: ActorCritic,
+    optimizers: Optimizers,
+    batch: Batch,
+    noise: Noise,
+    settings: ActorCriticSettings,
+    replica: Replica = ALONE,
 ) -> dict[str, Tensor]:
     """Updates, in this order: critics; policy and leapfrog networks; temperature; target critics.
 
@@ -53,13 +59,16 @@ def update(
         batch: B transitions.
         noise: Standard normals for 2B draws: the first B at the next states, the others at the states.
         settings: Hyperparameters.
+        replica: Which of the processes that make this update together, each with a batch of its own. All take
+            the steps of the mean gradients, which are those of the concatenated batch.
 
     Returns:
-        Scalars without gradient that describe this update.
+        Scalars without gradient that describe this update, of this batch.
 
     Raises:
-        NonFiniteError: If a loss is not finite; the parameters it would have changed are untouched (on a
-            CPU; on a GPU the caller checks the returned scalars).
+        NonFiniteError: If a loss is not finite, of whichever replica; the parameters it would have changed are
+            untouched (on a CPU; on a GPU the caller checks the returned scalars).
+        WorkerDiedError: If another replica is gone.
     """
     num_rows = len(batch.reward)
     alpha = model.alpha
@@ -72,18 +81,18 @@ def update(
         )
     q = model.critics(batch.obs, batch.action)
     loss_critic = critic_loss(q, target)
-    _step(optimizers.critic, loss_critic, "critic loss")
+    _step(optimizers.critic, loss_critic, "critic loss", replica)
 
     if settings.objective_critic == "online":
         objective_q = model.critics.minimum(batch.obs, sample.action)
     else:
         objective_q = target_critics.rows(slice(num_rows, None)).minimum(sample.action)
     loss_policy = policy_loss(objective_q, sample.log_prob, sample.penalty, alpha)
-    _step(optimizers.policy, loss_policy, "policy loss")
+    _step(optimizers.policy, loss_policy, "policy loss", replica)
 
     if optimizers.temperature is not None and sample.log_prob is not None:
         loss_temperature = temperature_loss(model.log_alpha, sample.log_prob, model.target_entropy)
-        _step(optimizers.temperature, loss_temperature, "temperature loss")
+        _step(optimizers.temperature, loss_temperature, "temperature loss", replica)
 
     _move_targets(model, settings.tau)
     return _metrics(loss_critic, loss_policy, q, sample, alpha)
@@ -115,12 +124,13 @@ def _move_targets(model: ActorCritic, tau: float) -> None:
     torch._foreach_lerp_(targets, onlines, tau)
 
 
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor, name: str) -> None:
+def _step(optimizer: torch.optim.Optimizer, loss: Tensor, name: str, replica: Replica) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    loss = replica.average_gradients(optimizer, loss.detach())
     # On a GPU looking at the loss would wait for it; there the learner looks when it flushes its metrics.
     if loss.device.type == "cpu" and not math.isfinite(loss.item()):
         raise NonFiniteError(f"The {name} is {loss.item()}")
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
     optimizer.step()
 
 

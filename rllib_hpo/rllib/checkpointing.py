@@ -2,6 +2,7 @@
 
 A checkpoint directory is RLlib's own (so `Algorithm.from_checkpoint` and Tune read it) and, beside it,
 `manifest.json`: the files with their checksums, the replay's segments, and what the checkpoint belongs to.
+With several learners each has its segments in a folder of its own, `shard-0` and so on, and "shards" is their number.
 RLlib stores its components as pickles: load checkpoints of people you trust only.
 
 A checkpoint may be loaded into a configuration other than its own, as when PBT clones a trial:
@@ -13,7 +14,7 @@ A checkpoint may be loaded into a configuration other than its own, as when PBT 
 | every other setting: shapes of networks and replay, `warmup_steps`, `update_to_data`, ... | refused |
 | algorithm, environment, `env_config`, API stack | refused |
 | `seed` | may differ: the run goes on with new episodes and with streams of that seed |
-| numbers of runners, environments and learners, `rollout_fragment_length` | may differ |
+| numbers of runners, environments and learners, `rollout_fragment_length` | may differ; the replay is dealt anew |
 | `results_dir`, `replay_dir`, `sweep`, `variant`, `task`, `trial_id` | may differ |
 
 What differs holds from there on, in learning, acting, evaluations and rows.
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rllib_hpo.errors import CheckpointError
+from rllib_hpo.learning.shards import count_rows
 from rllib_hpo.results.atomic import write_atomically
 from rllib_hpo.results.provenance import versions
 from rllib_hpo.streams import derived_seed
@@ -53,8 +55,9 @@ def complete(algorithm: ActorCriticAlgorithm, directory: Path) -> None:
     replay_dir = Path(algorithm.config.replay_dir or directory / REPLAY).resolve()
     segments = algorithm.stack.call_core("save_replay", str(replay_dir))
     files = sorted(
-        p for p in directory.rglob("*") if p.is_file() and p.parent != replay_dir and p.name != MANIFEST
+        p for p in directory.rglob("*") if p.is_file() and replay_dir not in p.parents and p.name != MANIFEST
     )
+    num_shards = max(1, algorithm.config.num_learners)
     manifest = {
         "format": FORMAT,
         "algorithm": algorithm.config.algorithm,
@@ -68,8 +71,9 @@ def complete(algorithm: ActorCriticAlgorithm, directory: Path) -> None:
         "versions": versions(),
         "replay": {
             "directory": os.path.relpath(replay_dir, directory),
-            "total_rows": algorithm.env_steps,
+            "total_rows": count_rows(segments),
             "segments": segments,
+            **({"shards": num_shards} if num_shards > 1 else {}),
         },
         "files": {
             str(p.relative_to(directory)): {"bytes": p.stat().st_size, "crc32": _crc32(p)} for p in files
@@ -184,14 +188,15 @@ def api_stack(manifest: dict[str, Any]) -> str:
 
 
 def restore_replay(algorithm: ActorCriticAlgorithm, manifest: dict[str, Any], directory: Path) -> None:
-    """Loads the replay that the manifest lists into the learner.
+    """Loads the replay that the manifest lists into the learners.
 
     Raises:
         CheckpointError: If a segment is missing or damaged.
     """
     replay = manifest["replay"]
     replay_dir = (directory / replay["directory"]).resolve()
-    algorithm.stack.call_core("load_replay", str(replay_dir), replay["segments"], replay["total_rows"])
+    what = replay["segments"], replay["total_rows"], replay.get("shards", 1)
+    algorithm.stack.call_core("load_replay", str(replay_dir), *what)
 
 
 def _crc32(path: Path) -> int:

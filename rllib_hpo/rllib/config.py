@@ -6,15 +6,18 @@ import secrets
 from numbers import Integral
 from typing import Any, Literal, Self
 
+from ray.exceptions import RayActorError
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.annotations import override
 from ray.tune.result import TRIAL_INFO
 
-from rllib_hpo.errors import SettingsError, nearest
+from rllib_hpo.errors import SettingsError, WorkerDiedError, nearest
+from rllib_hpo.learning.parallel import LOST
 from rllib_hpo.rllib.environment import stateful_wrappers
-from rllib_hpo.settings import ActorCriticSettings, find_settings, parse_settings
+from rllib_hpo.settings import ActorCriticSettings, check_learners, find_settings, parse_settings
 from rllib_hpo.streams import derived_seed
 from rllib_hpo.tasks import find_task
 
@@ -294,6 +297,18 @@ class ActorCriticConfig(AlgorithmConfig):
         return ActorCriticLearner
 
     @override(AlgorithmConfig)
+    def build_learner_group(self, **options: Any) -> LearnerGroup:
+        """RLlib's; of a learner that dies while it starts it is told as of one that dies later.
+
+        Raises:
+            WorkerDiedError: If a learner's process is gone.
+        """
+        try:
+            return super().build_learner_group(**options)
+        except (RayActorError, WorkerDiedError) as error:  # of the dead one, or of one that waited for it
+            raise WorkerDiedError(LOST) from error
+
+    @override(AlgorithmConfig)
     def get_rollout_fragment_length(self, worker_index: int = 0) -> int:
         """Steps of each environment between two updates of the runners' weights."""
         if self.rollout_fragment_length == "auto":
@@ -352,7 +367,7 @@ class ActorCriticConfig(AlgorithmConfig):
 
     def _refuse_impossible_numbers(self) -> None:
         possible = {
-            "num_learners": (range(2), "0 (in the driver) or 1 (remote)"),
+            "num_learners": (range(2**31), "0 (in the driver) or more (remote)"),
             "num_env_runners": (range(2**31), "0 (in the driver) or more"),
             "evaluation_num_env_runners": (range(2**31), "0 (in the driver) or more"),
             "seed": (range(2**31), "from 0 to 2**31 - 1, or None"),
@@ -362,6 +377,7 @@ class ActorCriticConfig(AlgorithmConfig):
             if not (isinstance(value, Integral) and value in numbers):
                 raise SettingsError(f"{name}={value!r} must be an integer: {allowed}.")
         self._refuse_impossible_lead()
+        check_learners(self.num_learners, self.num_gpus_per_learner, self.settings())
         if not 0 <= self.num_gpus <= 1:
             raise SettingsError(
                 f"num_gpus={self.num_gpus!r} must be from 0 to 1: one GPU, or a share of one."

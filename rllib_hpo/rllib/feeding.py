@@ -1,8 +1,7 @@
-"""What blocks of transitions are fed to: the learner in this process, or a remote one."""
+"""What blocks of transitions are fed to: the learner in this process, or remote ones."""
 
 from __future__ import annotations
 
-import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -10,15 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
 from ray.rllib.utils.annotations import override
 
-from rllib_hpo.errors import WorkerDiedError
-from rllib_hpo.rllib.remote import TrainCall, Weights, fetch
+from rllib_hpo.rllib.learners import Learners, Trained
+from rllib_hpo.rllib.remote import Weights
 from rllib_hpo.rllib.sampling import Block
 
 MAX_TRAIN_CALLS = 2
-"""Calls at a time to a remote learner: one that it is at work on, and the next."""
+"""Blocks at a time with remote learners: one that they are at work on, and the next."""
 SECONDS_BETWEEN_LOOKS = 0.005
 """How long the learner in this process may make updates before runners are looked after."""
 
@@ -134,72 +132,78 @@ class FeedingHere(Feeding):
 
 
 @dataclass
-class _TrainCall:
-    """A block that the remote learner has not finished yet."""
+class _Fed:
+    """A block that the remote learners have not finished yet."""
 
     num_steps: int
-    num_updates: int
-    """Made in the whole run when it is finished."""
-    waited_s: ray.ObjectRef
-    weights: ray.ObjectRef
+    updates_made: int
+    """In the whole run when it is finished."""
+    trained: Trained
+    waiting: list[ray.ObjectRef]
+    """Of learners that are not done with it."""
+    waited_s: float = 0.0
+    """How long those that are done had nothing to do before, all together."""
 
 
 class FeedingRemotely(Feeding):
-    """A remote learner, which gets references to rows and hands back its weights with every block.
-
-    Several learners, each with a replay of its own, would be dealt blocks in turn: `learners` is the seam.
+    """One remote learner or several, which get references to rows; one hands back weights with every block.
 
     Args:
-        learners: Actors.
-        read_weights: See `Feeding`.
-        updates_made: How many updates the run has made when nothing is fed any more.
+        learners: What learns.
+        updates_due: How many updates the steps that were fed call for.
     """
 
-    def __init__(
-        self,
-        learners: list[Any],
-        read_weights: Callable[[], dict[str, Any]],
-        updates_made: Callable[[], int],
-    ) -> None:
-        super().__init__(read_weights)
-        self._dealt, self._updates_made = itertools.cycle(learners), updates_made
-        self._calls: list[_TrainCall] = []
+    def __init__(self, learners: Learners, updates_due: Callable[[], int]) -> None:
+        super().__init__(learners.acting_state)
+        self._learners, self._updates_due = learners, updates_due
+        self._fed: list[_Fed] = []
 
     @property
     @override(Feeding)
     def has_room(self) -> bool:
-        return len(self._calls) < MAX_TRAIN_CALLS
+        return len(self._fed) < MAX_TRAIN_CALLS
 
     @property
     @override(Feeding)
     def num_steps(self) -> int:
-        return sum(call.num_steps for call in self._calls)
+        return sum(fed.num_steps for fed in self._fed)
+
+    def _updates_made(self) -> int:
+        return self._updates_due() - self._learners.num_waiting
 
     @override(Feeding)
     def feed(self, block: Block, num_updates: int) -> None:
-        call = TrainCall(slice(block.start, block.end), num_updates)
-        # As an argument of its own Ray puts the rows in place over there, and not through this process.
-        waited_s, weights = next(self._dealt).apply.options(num_returns=2).remote(call, block.rows)
-        self._calls.append(
-            _TrainCall(block.num_steps, self._updates_made() if num_updates else 0, waited_s, weights)
-        )
+        trained = self._learners.train(block.rows, slice(block.start, block.end), num_updates)
+        self._fed.append(_Fed(block.num_steps, self._updates_made(), trained, list(trained.waited_s)))
 
     @override(Feeding)
     def look_after(self) -> None:
-        while self._calls and ray.wait([self._calls[0].waited_s], timeout=0)[0]:
-            call = self._calls.pop(0)
-            try:
-                self.waited_s += fetch(call.waited_s)
-            except RayActorError as error:
-                raise WorkerDiedError(
-                    "The remote learner died; resume the run from its last checkpoint."
-                ) from error
-            if call.num_updates:
-                self._weights = Weights(call.num_updates, call.weights)
+        """See `Feeding`.
+
+        Raises:
+            NonFiniteError: If a loss is not finite, of whichever learner.
+        """
+        self._hear_from_learners()
+        while self._fed and not self._fed[0].waiting:
+            fed = self._fed.pop(0)
+            self.waited_s += fed.waited_s / len(fed.trained.waited_s)
+            if fed.trained.num_updates:
+                self._weights = Weights(fed.updates_made, fed.trained.weights)
+
+    def _hear_from_learners(self) -> None:
+        """Takes in all answers that are there: where a learner died, the oldest block's may never be whole."""
+        if not (refs := self.refs()):
+            return
+        ready, waiting = ray.wait(refs, num_returns=len(refs), timeout=0)
+        over = set(ready)
+        for fed in self._fed:
+            for ref in [ref for ref in fed.waiting if ref in over]:
+                fed.waited_s += self._learners.answer(ref, waiting)
+                fed.waiting.remove(ref)
 
     @override(Feeding)
     def refs(self) -> list[ray.ObjectRef]:
-        return [call.waited_s for call in self._calls]
+        return [ref for fed in self._fed for ref in fed.waiting]
 
     @override(Feeding)
     def weights(self) -> Weights:
@@ -210,8 +214,8 @@ class FeedingRemotely(Feeding):
     @override(Feeding)
     def forget(self) -> None:
         super().forget()
-        self._calls.clear()
+        self._fed.clear()
 
     @override(Feeding)
     def idled(self, seconds: float) -> None:
-        """Nothing: the learner measures that itself."""
+        """Nothing: the learners measure that themselves."""

@@ -13,9 +13,13 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.utils.annotations import override
 
 from rllib_hpo.errors import UserError
+from rllib_hpo.learning.parallel import ALONE, Replica
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.learning.trainer import Trainer
 from rllib_hpo.learning.update import Optimizers, make_optimizers
+
+COLLECTIVE_PATIENCE_S = 45.0
+"""How long a learner waits for another that is silent, as where its machine is gone; a death shows at once."""
 
 _PROGRESS = "progress"
 
@@ -42,13 +46,20 @@ class ActorCriticLearner(TorchLearner):
         share, device = self.config.num_gpus_per_learner, model.log_alpha.device
         if self.config.limit_gpu_memory:
             limit_gpu_memory(share, device)
+        replica = Replica.of_this_process(COLLECTIVE_PATIENCE_S) if self.config.num_learners > 1 else ALONE
+        replica.equalise(list(model.state_dict().values()))
         try:
-            self.core = ReplayLearner(Trainer(model, self._adam, self.config.settings(), self.config.seed))
+            trainer = Trainer(model, self._adam, self.config.settings(), self.config.seed, replica)
+            self.core = ReplayLearner(trainer)
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"A replay of {self.config.replay_capacity} transitions does not fit into the memory of {share:g} "
                 "GPU: lower replay_capacity, raise num_gpus_per_learner, or set limit_gpu_memory=false."
             ) from error
+
+    @override(TorchLearner)
+    def _make_modules_ddp_if_necessary(self) -> None:
+        """Nothing: updates do not go through a module's forward, so they average gradients by themselves."""
 
     @override(TorchLearner)
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:

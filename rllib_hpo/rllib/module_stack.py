@@ -22,8 +22,9 @@ from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.rllib import stack
 from rllib_hpo.rllib.environment import stateful_wrappers
 from rllib_hpo.rllib.feeding import Feeding, FeedingHere, FeedingRemotely
+from rllib_hpo.rllib.learners import Learners
 from rllib_hpo.rllib.pipeline import Pipeline
-from rllib_hpo.rllib.remote import Call, CoreCall, Weights, only_success
+from rllib_hpo.rllib.remote import Call, Weights
 from rllib_hpo.rllib.sampling import RemoteSampling, SamplingHere
 
 PIPELINE_RESULTS = "pipeline"
@@ -35,6 +36,7 @@ class ModuleStack(stack.Stack):
 
     def __init__(self, algorithm: Any) -> None:
         super().__init__(algorithm)
+        self.learners = Learners(algorithm.learner_group)
         self._is_local = self.config.num_env_runners == 0 and self.config.num_learners == 0
         if self._is_local:  # the runner acts with the learner's own module: no copies, no policy lag
             algorithm.env_runner.module = self._learner.module[DEFAULT_MODULE_ID].unwrapped()
@@ -62,8 +64,7 @@ class ModuleStack(stack.Stack):
         return FeedingHere(self.core, self._acting_state, meanwhile)
 
     def _feed_remotely(self, meanwhile: Callable[[], None]) -> Feeding:
-        learners = list(self.algorithm.learner_group._worker_manager.actors().values())
-        return FeedingRemotely(learners, self._acting_state, lambda: self.algorithm.num_updates)
+        return FeedingRemotely(self.learners, lambda: self.algorithm.num_updates)
 
     @property
     def _learner(self) -> Any:
@@ -106,13 +107,10 @@ class ModuleStack(stack.Stack):
 
     @override(stack.Stack)
     def call_core(self, method: str, *args: Any) -> Any:
-        return only_success(self.algorithm.learner_group.foreach_learner(CoreCall(method, *args)))
+        return self.learners.call(method, *args)
 
     def _acting_state(self) -> dict[str, Any]:
-        state: dict[str, Any] = only_success(
-            self.algorithm.learner_group.foreach_learner(Call("acting_state"))
-        )
-        return state
+        return self.learners.acting_state()
 
     @override(stack.Stack)
     def frozen_weights(self) -> Weights:
@@ -173,17 +171,18 @@ class ModuleStack(stack.Stack):
 
     @override(stack.Stack)
     def get_state(self) -> dict[str, Any]:
-        """Blocks that wait to be counted, and the streams and simulators of remote runners, which are then idle."""
+        """Blocks that wait to be counted; streams and simulators of remote runners, then idle; several learners'."""
         blocks = self.pipeline.get_state()
         runners = self.algorithm.env_runner_group.foreach_env_runner(
             lambda runner: (runner.worker_index, runner.get_state(not_components=COMPONENT_RL_MODULE)),
             local_env_runner=False,
         )
-        return {"blocks": blocks, "runners": dict(runners)}
+        return {"blocks": blocks, "runners": dict(runners), **self.learners.get_state()}
 
     @override(stack.Stack)
     def set_state(self, state: dict[str, Any]) -> None:
         self.pipeline.set_state(state.get("blocks", []))
+        self.learners.set_state(state, state["env_steps"])
         if state["runners"]:
             states = ray.put(state["runners"])
             self.algorithm.env_runner_group.foreach_env_runner(

@@ -63,7 +63,7 @@ class PolicyStack(stack.Stack):
     @override(stack.Stack)
     def collect_and_learn(self, stop: int) -> None:
         algorithm = self.algorithm
-        if self._core.replay.total_rows != algorithm.env_steps:
+        if self._core.replay.total_rows == 0 < algorithm.env_steps:
             raise CheckpointError(
                 "The replay was not restored: load a checkpoint with restore_from_path() of a built algorithm or "
                 f"with {type(algorithm).__name__}.from_checkpoint(), not Algorithm.from_checkpoint()."

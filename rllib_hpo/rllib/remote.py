@@ -19,6 +19,9 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from rllib_hpo.errors import UserError, WorkerDiedError
 from rllib_hpo.rllib.env_runner import ColumnarEnvRunner, Episode
 
+ONE_LOST = "The remote learner died; resume the run from its last checkpoint."
+"""What is said when the only one is gone."""
+
 
 @contextmanager
 def without_object_store(local: bool) -> Iterator[None]:
@@ -110,13 +113,23 @@ class TrainCall(NamedTuple):
 
     rows: slice
     num_updates: int
+    gives_weights: bool = True
+    """Whether the weights are wanted if they move; of several learners, one's are enough."""
 
-    def __call__(self, learner: Any, rows: npt.NDArray[np.float32]) -> tuple[float, dict[str, Any] | None]:
-        """Runs where the learner is; the seconds it had nothing to do before, and the weights if they moved."""
+    def __call__(
+        self, learner: Any, rows: npt.NDArray[np.float32] | None = None
+    ) -> tuple[float, dict[str, Any] | None]:
+        """Runs where the learner is; rows that another learner has are None here.
+
+        Returns:
+            The seconds it had nothing to do before, and the weights if they are wanted and moved.
+        """
         waited_s = since(learner.idle_since)
-        learner.core.train_on([rows[self.rows]], [self.num_updates])
+        if rows is not None:
+            learner.core.add_transitions(rows[self.rows])
+        learner.core.update_from_replay(self.num_updates)
         learner.idle_since = time.perf_counter()
-        return waited_s, learner.acting_state() if self.num_updates else None
+        return waited_s, learner.acting_state() if self.gives_weights and self.num_updates else None
 
 
 def since(moment: float | None) -> float:
@@ -180,7 +193,7 @@ def only_success(results: RemoteCallResults) -> Any:
     """
     arrived = successes(results)
     if not arrived:
-        raise WorkerDiedError("The remote learner died; resume the run from its last checkpoint.")
+        raise WorkerDiedError(ONE_LOST)
     return arrived[0]
 
 

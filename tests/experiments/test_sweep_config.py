@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -197,3 +198,29 @@ def test_every_runner_of_a_trial_asks_for_a_processor() -> None:
     workers = {"num_env_runners": 2, "num_learners": 1, "evaluation_num_env_runners": 1}
     assert resources(resolve(workers)).bundles == [{"CPU": 1.0}] * (1 + 2 + 1 + 1)
     assert to_rllib(resolve(workers), RunFiles(Path("x"))).evaluation_num_env_runners == 1
+
+
+def test_every_learner_asks_for_a_place_of_its_own() -> None:
+    """With GPUs the first one's is the trial's own, too; no place has room for a runner besides."""
+    learners = {"num_learners": 3, "num_env_runners": 2}
+    assert resources(resolve(learners)).bundles == [{"CPU": 1.0}] * (1 + 3 + 2)
+    with_gpus = resources(resolve(learners | {"num_gpus_per_learner": 1.0}))
+    assert with_gpus.bundles == [*[{"CPU": 0.5, "GPU": 1.0}] * 3, *[{"CPU": 1.0}] * 2]
+    assert with_gpus.head_bundle_is_empty
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"num_learners": -1}, "num_learners=-1 must be greater than or equal to 0"),
+        ({"num_learners": 1.5}, "num_learners=1.5 must be a valid integer"),
+        (
+            {"num_learners": 2, "num_gpus_per_learner": 0.5},
+            "num_gpus_per_learner=0.5 must be 0 or 1 with num_l",
+        ),
+        ({"num_learners": 8, "replay_capacity": 7}, "num_learners=8 must be at most replay_capacity=7: each"),
+    ],
+)
+def test_numbers_of_learners_that_cannot_be(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        resolve(flags)

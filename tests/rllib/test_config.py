@@ -245,7 +245,7 @@ def test_every_setting_reaches_the_algorithm(algorithm: str) -> None:
 
 
 IMPOSSIBLE: list[tuple[str, Callable[[ActorCriticConfig, Any], Any], Any]] = [
-    *(("num_learners", lambda c, n: c.learners(num_learners=n), n) for n in (2, -1, 0.5, "1")),
+    *(("num_learners", lambda c, n: c.learners(num_learners=n), n) for n in (-1, 0.5, "1")),
     *(("num_env_runners", lambda c, n: c.env_runners(num_env_runners=n), n) for n in (-1, 1.5, None)),
     *(("seed", lambda c, n: c.debugging(seed=n), n) for n in (-1, 2**31, 1.0, "0")),
 ]
@@ -253,11 +253,21 @@ IMPOSSIBLE: list[tuple[str, Callable[[ActorCriticConfig, Any], Any], Any]] = [
 
 @pytest.mark.parametrize(("option", "set_option", "number"), IMPOSSIBLE)
 def test_impossible_numbers_are_refused(option: str, set_option: Any, number: Any) -> None:
-    """Several learners, too: the replay belongs to the one there is."""
     config = SACGaussianConfig().environment("Pendulum-v1")
     set_option(config, number)
     with pytest.raises(SettingsError, match=f"^{option}={number!r} must be an integer: "):
         config.validate()
+
+
+def test_learners_that_could_not_work_together_are_refused() -> None:
+    config = SACGaussianConfig().environment("Pendulum-v1").learners(num_learners=3)
+    config.copy().validate()
+    with pytest.raises(SettingsError, match=r"^num_learners=3 must be at most replay_capacity=2: "):
+        config.copy().training(replay_capacity=2).validate()
+    with pytest.raises(
+        SettingsError, match=r"^num_gpus_per_learner=0\.5 must be 0 or 1 with num_learners=3: "
+    ):
+        config.copy().learners(num_gpus_per_learner=0.5).validate()
 
 
 def test_what_is_missing_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
