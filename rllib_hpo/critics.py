@@ -140,7 +140,9 @@ class ConditionedCritic:
         obs_dim = self._critic.obs_dim
         if self._state_parts is None:
             self._state_parts = [
-                products.linear(_for(network, self._obs), network.weights[0][..., :obs_dim], network.biases[0])
+                products.linear(
+                    _for(network, self._obs), network.weights[0][..., :obs_dim], network.biases[0]
+                )
                 for network in self._networks
             ]
         return [
@@ -168,7 +170,8 @@ class ConditionedCritic:
         for k, num in enumerate((num_rows - num_second, num_second)):
             # Rows of the other network fill up the last block; what comes of them is dropped.
             padded = min(-(-num // ROWS_WORTH_SPLITTING) * ROWS_WORTH_SPLITTING, num_rows)
-            rows, own = (order[:padded], slice(0, num)) if k == 0 else (order[num_rows - padded :], slice(padded - num, padded))
+            first, own = (0, slice(0, num)) if k == 0 else (num_rows - padded, slice(padded - num, padded))
+            rows = order[first : first + padded]
             values = [value.index_select(0, rows) for value in hidden[k]]
             gradient = input_gradient(values, self._from_action(self._networks[k]), q.new_ones(padded, 1))
             result.index_copy_(0, rows[own], gradient[own])
@@ -223,5 +226,7 @@ class _TwinQ(torch.autograd.Function):
                 for values, network, part in zip(ctx.values, networks, parts, strict=True)
             )
         ]
-        joined = [_join(list(part)).view_as(p) for part, p in zip(zip(*found, strict=True), parameters, strict=True)]
+        joined = [
+            _join(list(part)).view_as(p) for part, p in zip(zip(*found, strict=True), parameters, strict=True)
+        ]
         return None, *joined

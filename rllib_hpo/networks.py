@@ -90,7 +90,7 @@ class ReluMLP(nn.Sequential):
         """
         layers = [layer for layer in self if isinstance(layer, nn.Linear)]
         weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return layer_values(inputs, weights, biases)[-1]
         result: Tensor = _ReluMLP.apply(inputs, detached_rows, *weights, *biases)  # type: ignore[no-untyped-call]
         return result

@@ -65,11 +65,11 @@ def through_relu(gradient: Tensor, activation: Tensor) -> Tensor:
 
 def _worth_onednn(inputs: Tensor, out_units: int) -> bool:
     return (
-        HAS_ONEDNN
+        not torch.compiler.is_compiling()
+        and HAS_ONEDNN
         and inputs.dtype == torch.float32
         and inputs.device.type == "cpu"
         and inputs.shape[0] * inputs.shape[1] * out_units >= WORTH_ONEDNN
-        and not torch.compiler.is_compiling()
     )
 
 

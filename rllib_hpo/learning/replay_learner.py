@@ -25,7 +25,7 @@ class ReplayLearner:
     """
 
     def __init__(self, trainer: Trainer, learn: Callable[[Batch], Any] | None = None) -> None:
-        self.trainer, self._learn = trainer, learn or trainer.learn
+        self.trainer, self._learn = trainer, learn
         layout = RowLayout(trainer.model.obs_dim, trainer.model.action_dim)
         self.replay = Replay(layout, trainer.settings.replay_capacity, trainer.device)
         self._segments: SegmentList = []
@@ -39,14 +39,18 @@ class ReplayLearner:
         """Makes updates, each with a batch of its own.
 
         Raises:
-            NonFiniteError: If a loss is not finite, naming the update and the loss.
+            NonFiniteError: If a loss is not finite; see `Trainer.learn`.
         """
-        indices, batch_size = (
-            self.trainer.streams["replay"],
+        if self.trainer.bulk is not None and self._learn is None:
+            self.trainer.bulk.from_replay(self.replay, num_updates)
+            return
+        learn, batch_size = (
+            self._learn or self.trainer.learn,
             self.trainer.settings.train_batch_size_per_learner,
         )
         for _ in range(num_updates):
-            self._learn(self.replay.gather(self.replay.draw_indices(batch_size, indices)))
+            indices = self.replay.draw_indices(batch_size, self.trainer.streams["replay"])
+            learn(self.replay.gather(indices))
 
     def train_on(self, blocks: Sequence[npt.NDArray[np.float32]], updates: Sequence[int]) -> None:
         """Adds blocks of rows one by one, each followed by its number of updates."""
