@@ -112,9 +112,13 @@ class Replay:
             self.rows[: len(kept) - head] = kept[head:]
         self.total_rows += len(rows)
 
-    def _first_rows(self, device: torch.device) -> Tensor:
+    @staticmethod
+    def _grows(device: torch.device) -> bool:
         # A CPU's pages are taken as they are written to, a GPU's memory at once.
-        num_rows = self.capacity if device.type == "cpu" else min(FIRST_ROWS, self.capacity)
+        return device.type != "cpu"
+
+    def _first_rows(self, device: torch.device) -> Tensor:
+        num_rows = min(FIRST_ROWS, self.capacity) if self._grows(device) else self.capacity
         return torch.empty((num_rows, self.layout.width), dtype=torch.float32, device=device)
 
     def _make_room(self, places: int) -> None:
