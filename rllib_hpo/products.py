@@ -74,5 +74,11 @@ def _worth_onednn(inputs: Tensor, out_units: int) -> bool:
 
 
 def _onednn(inputs: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    inputs, weight = _dense(inputs), _dense(weight)
     result: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, activation, [], "")
     return result
+
+
+def _dense(matrix: Tensor) -> Tensor:
+    # Columns cut out of a wider matrix would send oneDNN to an implementation a thousand times slower.
+    return matrix if matrix.is_contiguous() or matrix.mT.is_contiguous() else matrix.contiguous()

@@ -85,15 +85,19 @@ class Replay:
 
     def __init__(self, layout: RowLayout, capacity: int, device: str | torch.device = "cpu") -> None:
         self.layout, self.capacity = layout, capacity
-        self.rows = self._first_rows(_with_room(layout, capacity, torch.device(device)))
-        """(N, width); place k of the ring is row k. It is another tensor once the ring has grown."""
+        self._rows = self._first_rows(_with_room(layout, capacity, torch.device(device)))
         self.total_rows = 0
         """Rows ever added; row number n stands at n modulo capacity."""
 
     @property
+    def rows(self) -> Tensor:
+        """(N, width); place k of the ring is row k. It is another tensor once the ring has grown."""
+        return self._rows
+
+    @property
     def device(self) -> torch.device:
         """Where the rows live."""
-        return self.rows.device
+        return self._rows.device
 
     @property
     def num_rows(self) -> int:
@@ -107,9 +111,9 @@ class Replay:
         start = (self.total_rows + len(rows) - len(kept)) % self.capacity
         head = min(len(kept), self.capacity - start)
         self._make_room(start + head)
-        self.rows[start : start + head] = kept[:head]
+        self._rows[start : start + head] = kept[:head]
         if head < len(kept):
-            self.rows[: len(kept) - head] = kept[head:]
+            self._rows[: len(kept) - head] = kept[head:]
         self.total_rows += len(rows)
 
     @staticmethod
@@ -123,18 +127,18 @@ class Replay:
 
     def _make_room(self, places: int) -> None:
         """Grows, by doubling, until there are so many places; on to the host's memory if there are no more here."""
-        num_rows = len(self.rows)
+        num_rows = len(self._rows)
         if places <= num_rows:
             return
         while num_rows < places:
             num_rows = min(2 * num_rows, self.capacity)
         try:
-            grown = self.rows.new_empty((num_rows, self.layout.width))
+            grown = self._rows.new_empty((num_rows, self.layout.width))
         except torch.OutOfMemoryError:
             _logger.warning("The replay moves to the host's memory: %s has none left for it.", self.device)
             grown = self._first_rows(torch.device("cpu"))
-        grown[: len(self.rows)] = self.rows
-        self.rows = grown
+        grown[: len(self._rows)] = self._rows
+        self._rows = grown
 
     def draw_indices(self, num: int, generator: torch.Generator) -> Tensor:
         """`num` places drawn uniformly with replacement, (num,)."""
@@ -142,7 +146,7 @@ class Replay:
 
     def gather(self, indices: Tensor) -> Batch:
         """The transitions at `indices` (B,): one gather of whole rows."""
-        return self.layout.unpack(self.rows.index_select(0, indices.to(self.device)))
+        return self.layout.unpack(self._rows.index_select(0, indices.to(self.device)))
 
     def read(self, start: int, end: int) -> list[npt.NDArray[np.float32]]:
         """Rows number `start` to `end` (exclusive), which must still be there, in one or two pieces."""
@@ -152,7 +156,7 @@ class Replay:
         while start < end:
             place = start % self.capacity
             length = min(end - start, self.capacity - place)
-            pieces.append(self.rows[place : place + length].cpu().numpy())
+            pieces.append(self._rows[place : place + length].cpu().numpy())
             start += length
         return pieces
 

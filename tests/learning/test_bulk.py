@@ -222,7 +222,7 @@ def test_it_is_captured_anew_when_settings_change_or_tensors_move() -> None:
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     learner.update_from_replay(20)
     assert capture.captures == 3
-    learner.replay.rows = learner.replay.rows.clone()
+    learner.replay._rows = learner.replay.rows.clone()
     learner.update_from_replay(20)
     assert capture.captures == 4
 
