@@ -12,10 +12,10 @@ from rllib_hpo import products
 from rllib_hpo.networks import input_gradient, layer_values, parameter_gradients, uniform
 
 ROWS_WORTH_SPLITTING = 64
-"""Rows from which, on a CPU, going back through the smaller critic alone beats masking the larger.
+"""Rows from which, on a CPU, going back through the smaller critic alone beats masking the larger."""
 
-The rows of a critic are filled up to a multiple of this, since every new shape costs oneDNN a millisecond.
-"""
+BLOCK = 32
+"""The rows of a critic are filled up to a multiple of this, since every new shape costs oneDNN a millisecond."""
 
 
 class Layers(NamedTuple):
@@ -169,7 +169,7 @@ class ConditionedCritic:
         result = q.new_empty(num_rows, self._networks[0].weights[0].shape[1] - self._critic.obs_dim)
         for k, num in enumerate((num_rows - num_second, num_second)):
             # Rows of the other network fill up the last block; what comes of them is dropped.
-            padded = min(-(-num // ROWS_WORTH_SPLITTING) * ROWS_WORTH_SPLITTING, num_rows)
+            padded = min(-(-num // BLOCK) * BLOCK, num_rows)
             first, own = (0, slice(0, num)) if k == 0 else (num_rows - padded, slice(padded - num, padded))
             rows = order[first : first + padded]
             values = [value.index_select(0, rows) for value in hidden[k]]

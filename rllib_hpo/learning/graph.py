@@ -61,9 +61,12 @@ class CudaGraphCapture:
             RuntimeError: If the function does what cannot be captured.
         """
         with torch.cuda.device(self._device):
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=self._stream):
-                function()
+            stream, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+            try:
+                with torch.cuda.graph(graph, stream=self._stream):
+                    function()
+            finally:
+                torch.cuda.set_stream(stream)  # which a capture that fails does not do
         return graph.replay
 
 

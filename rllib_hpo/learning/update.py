@@ -115,7 +115,8 @@ def _step(optimizer: torch.optim.Optimizer, loss: Tensor, skip: Tensor | None) -
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
+        # The fused kernel takes parameters and gradients for rows of numbers in the same order.
+        parameter.grad = None if gradient is None else gradient.contiguous()
     adam_step(optimizer, skip)
 
 
