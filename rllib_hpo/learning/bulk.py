@@ -64,15 +64,17 @@ class BulkUpdates:
 
     def _run(self, feed: Feed, num_updates: int) -> None:
         if self._updates is None or feed is not self._feed:
-            self._feed = feed
-            self._updates = Repeated(self._one, self._signature, self._capture)
+            self._feed, self._updates = feed, self._updates_of(feed)
         self._updates.run(num_updates)
         self._trainer.count(num_updates, feed.last)
 
-    def _one(self) -> None:
-        assert self._feed is not None
-        self._metrics = self._trainer.update(*self._feed.next())
+    def _updates_of(self, feed: Feed) -> Repeated:
+        trainer = self._trainer
 
-    def _signature(self) -> object:
-        tensors = [] if self._feed is None else self._feed.tensors()
-        return self._trainer.signature(), [(tensor.data_ptr(), tensor.shape) for tensor in tensors]
+        def one() -> None:
+            self._metrics = trainer.update(*feed.next())
+
+        def signature() -> object:
+            return trainer.signature(), [(tensor.data_ptr(), tensor.shape) for tensor in feed.tensors()]
+
+        return Repeated(one, signature, self._capture)

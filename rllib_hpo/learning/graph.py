@@ -90,11 +90,6 @@ class Repeated:
         self.num_captures = 0
         """Captures made so far."""
 
-    @property
-    def is_captured(self) -> bool:
-        """Whether the next call is a replay, if nothing moves until then."""
-        return self._captured is not None
-
     def run(self, times: int) -> None:
         """Does the function's work `times` times; never waits for the device."""
         if self._captured is not None and self._signature() != self._captured_for:

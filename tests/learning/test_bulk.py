@@ -6,6 +6,7 @@ On a CPU a capture is the function itself; everything else is what runs on a GPU
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from rllib_hpo.errors import NonFiniteError
 from rllib_hpo.learning import replay as replay_module
 from rllib_hpo.learning.actor_critic import ActorCritic
 from rllib_hpo.learning.feed import RowFeed
-from rllib_hpo.learning.graph import WARM_UPS, Capture, CudaGraphCapture
+from rllib_hpo.learning.graph import WARM_UPS, Capture, CudaGraphCapture, make_capture
 from rllib_hpo.learning.replay import Batch, Replay, RowLayout, fits
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.learning.trainer import Trainer
@@ -242,6 +243,29 @@ def test_what_cannot_be_captured_runs_eagerly(caplog: pytest.LogCaptureFixture) 
     ]
     ours, theirs = _tensors(learner), _tensors(other)
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+def test_why_nothing_is_captured_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Not on a CPU, and not where the setting says so."""
+    with caplog.at_level(logging.INFO):
+        assert make_capture(SACSettings(), torch.device("cpu")) is None
+        assert make_capture(SACSettings(cuda_graph=False), torch.device("cuda")) is None
+    assert [message.rsplit(": ", 1)[1] for message in caplog.messages] == ["cpu.", "cuda_graph=False."]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+def test_a_gpu_gets_graphs_without_being_asked() -> None:
+    """By default updates are captured there, 200 of them in one call; with cuda_graph=False none is."""
+    for wanted in (True, False):
+        settings = SACHPOSettings(hidden_units=16, cuda_graph=wanted).model_copy(update=CHANGES)
+        model = ActorCritic(OBS, DIM, settings, seed=0).to("cuda")
+        trainer = Trainer(model, make_optimizers(model, settings), settings, seed=0)
+        learner = ReplayLearner(trainer)
+        learner.add_transitions(_rows(300))
+        learner.update_from_replay(200)
+        assert trainer.bulk is not None
+        assert trainer.bulk.num_captures == int(wanted)
+        assert learner.flush_metrics()["num_updates"] == 200
 
 
 @pytest.mark.parametrize("device", DEVICES)
