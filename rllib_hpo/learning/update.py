@@ -6,6 +6,7 @@ outside, so the same function runs eagerly, is compiled, or is captured.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -113,7 +114,7 @@ def _rows(sample: Sample, rows: slice) -> Sample:
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor, skip: Tensor | None) -> None:
     """Adam along the gradient of the loss in the optimizer's own parameters; with `skip` = 1 it changes nothing."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    gradients: Sequence[Tensor | None] = torch.autograd.grad(loss, parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         # The fused kernel takes parameters and gradients for rows of numbers in the same order.
         parameter.grad = None if gradient is None else gradient.contiguous()
