@@ -37,9 +37,9 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False) 
     """
     if inputs.dim() == 3:
         outputs = torch.baddbmm(bias, inputs, weight.mT)
-    elif _worth_onednn(inputs, len(weight)):
+    elif _worth_onednn(inputs, weight.shape[0]):
         return _onednn(inputs, weight, bias, "relu" if relu else "none")
-    elif len(weight) == 1:  # several times faster than a matrix of one column
+    elif weight.shape[0] == 1:  # several times faster than a matrix of one column
         outputs = torch.addmv(bias, inputs, weight[0]).unsqueeze(-1)
     else:
         outputs = torch.addmm(bias, inputs, weight.mT)
