@@ -17,7 +17,9 @@ import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from rllib_hpo import critics, products
 from rllib_hpo.errors import NonFiniteError
 from rllib_hpo.learning import replay as replay_module
 from rllib_hpo.learning.actor_critic import ActorCritic
@@ -243,6 +245,48 @@ def test_what_cannot_be_captured_runs_eagerly(caplog: pytest.LogCaptureFixture) 
     ]
     ours, theirs = _tensors(learner), _tensors(other)
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+class Operations(TorchDispatchMode):
+    """Collects the names of all operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(str(func.overloadpacket))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_a_captured_update_asks_for_no_value(
+    settings: ActorCriticSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it runs on a GPU: it reads no number back, has no shape that depends on one, and brings none along."""
+    monkeypatch.setattr(critics, "_separate", lambda weights, biases: [critics.Layers(weights, biases)])
+    monkeypatch.setattr(products, "HAS_ONEDNN", False)
+    capture = DirectCapture()
+    learner = _learner(settings, capture)
+    learner.update_from_replay(6)
+    assert capture.captures == 1
+    trainer, found = learner.trainer, Operations()
+    assert trainer.bulk is not None
+    updates = trainer.bulk._updates
+    assert updates is not None
+    with found:
+        updates.run(2)
+    assert "aten._fused_adam_" in found.names
+    forbidden = {
+        "_local_scalar_dense",
+        "nonzero",
+        "masked_select",
+        "lift_fresh",
+        "_unique2",
+        "randn",
+        "randint",
+    }
+    assert not {f"aten.{name}" for name in forbidden} & found.names
 
 
 def test_why_nothing_is_captured_is_logged(caplog: pytest.LogCaptureFixture) -> None:
