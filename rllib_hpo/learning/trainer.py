@@ -37,6 +37,7 @@ class Trainer:
     ) -> None:
         self.model, self.optimizers, self.settings = model, optimizers, settings
         self.device = model.log_alpha.device
+        self._tensors = [*model.parameters(), *model.buffers()]
         self.reseed(seed)
         self.num_updates = 0
         self.guard: DeviceGuard | None = None
@@ -122,8 +123,7 @@ class Trainer:
         """What a captured update holds good for: settings, learning rates, and where in memory everything is."""
         optimizers = [optimizer for optimizer in self.optimizers if optimizer is not None]
         rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
-        tensors = [*self.model.state_dict(keep_vars=True).values(), *self._sums.values()]
-        places = [tensor.data_ptr() for tensor in tensors]
+        places = [tensor.data_ptr() for tensor in (*self._tensors, *self._sums.values())]
         return self.settings, rates, places, [addresses(optimizer) for optimizer in optimizers]
 
     def _diagnose(self, batch: Batch, noise: Noise) -> None:
