@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from rllib_hpo.networks import uniform
+from rllib_hpo import products
+from rllib_hpo.networks import input_gradient, layer_values, parameter_gradients, uniform
 
 ROWS_WORTH_SPLITTING = 64
 """Rows from which, on a CPU, going back through the smaller critic alone beats masking the larger."""
+
+BLOCK = 32
+"""The rows of a critic are filled up to a multiple of this, since every new shape costs oneDNN a millisecond."""
+
+
+class Layers(NamedTuple):
+    """Parameters of one critic, or of both with a 2 in front of every shape."""
+
+    weights: list[Tensor]
+    """(H, S + A), (H, H), ..., (1, H)."""
+    biases: list[Tensor]
+    """(H,), ..., (1,); for both (2, 1, H), ..., (2, 1, 1)."""
 
 
 class TwinCritic(nn.Module):
@@ -44,13 +57,10 @@ class TwinCritic(nn.Module):
         )
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        """Q_1 and Q_2, (2, B), of obs (B, S) and action (B, A); autograd reaches the parameters."""
-        hidden = torch.cat([obs, action], dim=-1).expand(2, -1, -1)
-        # Lists, since slicing a ParameterList makes a new module.
-        weights, biases = list(self.weights), list(self.biases)
-        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-            hidden = torch.baddbmm(bias, hidden, weight.transpose(1, 2)).relu_()
-        return self._output(hidden)
+        """Q_1 and Q_2, (2, B), of obs (B, S) and action (B, A); autograd reaches the parameters alone."""
+        inputs = torch.cat([obs, action], dim=-1)
+        result: Tensor = _TwinQ.apply(inputs, *self.weights, *self.biases)  # type: ignore[no-untyped-call]
+        return result
 
     def condition(self, obs: Tensor) -> ConditionedCritic:
         """The critics as functions of the action alone, for obs (B, S)."""
@@ -60,9 +70,17 @@ class TwinCritic(nn.Module):
         """min(Q_1, Q_2), (B,). Gradients flow to `action` only: neither parameters nor obs receive any."""
         return ConditionedCritic(self, obs, reuse=False).minimum(action)
 
-    def _output(self, hidden: Tensor) -> Tensor:
-        # With one output unit a product and a sum are several times faster than a batched matrix product.
-        return (hidden * self.weights[-1]).sum(-1) + self.biases[-1].squeeze(-1)
+
+def _separate(weights: list[Tensor], biases: list[Tensor]) -> list[Layers]:
+    """What to evaluate: the critics one by one on a CPU, where that is fastest, elsewhere both at a time."""
+    if weights[0].device.type == "cpu" and not torch.compiler.is_compiling():
+        return [Layers([w[k] for w in weights], [b[k, 0] for b in biases]) for k in (0, 1)]
+    return [Layers(weights, biases)]
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    """(2, ...) of what `_separate` took apart."""
+    return torch.stack(parts) if len(parts) == 2 else parts[0]
 
 
 class ConditionedCritic:
@@ -76,12 +94,15 @@ class ConditionedCritic:
 
     def __init__(self, critic: TwinCritic, obs: Tensor, *, reuse: bool = True) -> None:
         self._critic, self._obs, self._reuse = critic, obs, reuse
-        self._state_part: Tensor | None = None
+        # Lists, since slicing a ParameterList makes a new module.
+        self._networks = _separate(list(critic.weights), list(critic.biases))
+        self._state_parts: list[Tensor] | None = None
 
     def rows(self, rows: slice) -> ConditionedCritic:
         """The same critics at some of the states, for one action each."""
         part = ConditionedCritic(self._critic, self._obs[rows], reuse=False)
-        part._state_part = None if self._state_part is None else self._state_part[:, rows]
+        if self._state_parts is not None:
+            part._state_parts = [state_part[..., rows, :] for state_part in self._state_parts]
         return part
 
     def minimum(self, action: Tensor) -> Tensor:
@@ -90,65 +111,80 @@ class ConditionedCritic:
             result: Tensor = _MinimumQ.apply(action, self)  # type: ignore[no-untyped-call]
             return result
         with torch.no_grad():
-            return self._critic._output(self._hidden_layers(action)[-1]).amin(0)
+            return self._twins(action)[0].amin(0)
 
     @torch.no_grad()
     def minimum_and_gradient(self, action: Tensor) -> tuple[Tensor, Tensor]:
         """min(Q_1, Q_2), (B,), and its gradient in the action, (B, A); autograd sees neither."""
-        hidden = self._hidden_layers(action)
-        q = self._critic._output(hidden[-1])
-        on_cpu = action.device.type == "cpu" and not torch.compiler.is_compiling()
-        split = on_cpu and len(action) >= ROWS_WORTH_SPLITTING
-        gradient = self._gradient_of_rows if split else self._gradient_of_both
-        return q.amin(0), gradient(hidden, q)
+        q, hidden = self._twins(action)
+        split = len(hidden) == 2 and len(action) >= ROWS_WORTH_SPLITTING
+        gradient = self._gradient_of_rows(hidden, q) if split else self._gradient_of_both(hidden, q)
+        return q.amin(0), gradient
 
-    def _gradient_of_both(self, hidden: list[Tensor], q: Tensor) -> Tensor:
+    def _twins(self, action: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
+        """Q_1 and Q_2, (2, B), and the hidden layers' values of each network."""
+        values = [
+            layer_values(first, network.weights[1:], network.biases[1:])
+            for first, network in zip(self._first_layers(action), self._networks, strict=True)
+        ]
+        return _join([output for *_, output in values]).squeeze(-1), [hidden for *hidden, _ in values]
+
+    def _first_layers(self, action: Tensor) -> list[Tensor]:
+        """The first hidden layer of each network, (B, H), the state's part from the cache if it is reused."""
+        if self._state_parts is None and not self._reuse:
+            inputs = torch.cat([self._obs, action], dim=-1)
+            return [
+                products.linear(_for(network, inputs), network.weights[0], network.biases[0], relu=True)
+                for network in self._networks
+            ]
+        obs_dim = self._critic.obs_dim
+        if self._state_parts is None:
+            self._state_parts = [
+                products.linear(
+                    _for(network, self._obs), network.weights[0][..., :obs_dim], network.biases[0]
+                )
+                for network in self._networks
+            ]
+        return [
+            products.add_product(part, _for(network, action), network.weights[0][..., obs_dim:]).relu_()
+            for part, network in zip(self._state_parts, self._networks, strict=True)
+        ]
+
+    def _gradient_of_both(self, hidden: list[list[Tensor]], q: Tensor) -> Tensor:
         """dQ/da of the smaller Q, (B, A), from both networks with the larger masked out: shapes are static."""
-        obs_dim, weights = self._critic.obs_dim, list(self._critic.weights)
-        smaller = torch.stack([q[0] <= q[1], q[0] > q[1]]).to(q.dtype)
-        # dQ/dh of the last hidden layer is the output weight, where Q is the minimum; then back layer by layer.
-        gradient = smaller.unsqueeze(-1) * weights[-1]
-        for activation, weight in zip(hidden[:0:-1], weights[-2:0:-1], strict=True):
-            gradient = torch.bmm(_through_relu(gradient, activation), weight)
-        gradient = torch.bmm(_through_relu(gradient, hidden[0]), weights[0][:, :, obs_dim:])
-        return gradient.sum(0)
+        smaller = torch.stack([q[0] <= q[1], q[0] > q[1]]).to(q.dtype).unsqueeze(-1)
+        parts = [smaller] if len(hidden) == 1 else smaller.unbind()
+        return _join(
+            [
+                input_gradient(values, self._from_action(network), part)
+                for values, network, part in zip(hidden, self._networks, parts, strict=True)
+            ]
+        ).sum(0)
 
-    def _gradient_of_rows(self, hidden: list[Tensor], q: Tensor) -> Tensor:
+    def _gradient_of_rows(self, hidden: list[list[Tensor]], q: Tensor) -> Tensor:
         """The same, going back through each network with those rows only where it is the smaller: half the work."""
-        obs_dim, weights = self._critic.obs_dim, list(self._critic.weights)
-        first_is_smaller = q[0] <= q[1]
-        gradient = q.new_empty(len(first_is_smaller), weights[0].shape[-1] - obs_dim)
-        for k, chosen in enumerate((first_is_smaller, ~first_is_smaller)):
-            rows = chosen.nonzero().squeeze(1)
-            part = weights[-1][k].expand(len(rows), -1)
-            for activation, weight in zip(hidden[:0:-1], weights[-2:0:-1], strict=True):
-                part = _through_relu(part, activation[k].index_select(0, rows)) @ weight[k]
-            part = _through_relu(part, hidden[0][k].index_select(0, rows))
-            gradient.index_copy_(0, rows, part @ weights[0][k, :, obs_dim:])
-        return gradient
+        first_is_larger = q[0] > q[1]
+        order = first_is_larger.to(torch.uint8).argsort(stable=True)  # the first network's rows come first
+        num_rows, num_second = len(order), int(first_is_larger.sum())
+        result = q.new_empty(num_rows, self._networks[0].weights[0].shape[1] - self._critic.obs_dim)
+        for k, num in enumerate((num_rows - num_second, num_second)):
+            # Rows of the other network fill up the last block; what comes of them is dropped.
+            padded = min(-(-num // BLOCK) * BLOCK, num_rows)
+            first, own = (0, slice(0, num)) if k == 0 else (num_rows - padded, slice(padded - num, padded))
+            rows = order[first : first + padded]
+            values = [value.index_select(0, rows) for value in hidden[k]]
+            gradient = input_gradient(values, self._from_action(self._networks[k]), q.new_ones(padded, 1))
+            result.index_copy_(0, rows[own], gradient[own])
+        return result
 
-    def _hidden_layers(self, action: Tensor) -> list[Tensor]:
-        """Activations of every hidden layer, each (2, B, H)."""
-        weights, biases = list(self._critic.weights), list(self._critic.biases)
-        hidden = [self._first_layer(action).relu_()]
-        for weight, bias in zip(weights[1:-1], biases[1:-1], strict=True):
-            hidden.append(torch.baddbmm(bias, hidden[-1], weight.transpose(1, 2)).relu_())
-        return hidden
-
-    def _first_layer(self, action: Tensor) -> Tensor:
-        """[state, action] times the first weights, (2, B, H), the state's part from the cache if it is reused."""
-        weight, bias = self._critic.weights[0].transpose(1, 2), self._critic.biases[0]
-        if self._state_part is None and not self._reuse:
-            return torch.baddbmm(bias, torch.cat([self._obs, action], dim=-1).expand(2, -1, -1), weight)
-        state_weight, action_weight = weight.split([self._critic.obs_dim, action.shape[-1]], dim=1)
-        if self._state_part is None:
-            self._state_part = torch.baddbmm(bias, self._obs.expand(2, -1, -1), state_weight)
-        return torch.baddbmm(self._state_part, action.expand(2, -1, -1), action_weight)
+    def _from_action(self, network: Layers) -> list[Tensor]:
+        """Weights of a network that sees the action alone."""
+        return [network.weights[0][..., self._critic.obs_dim :], *network.weights[1:]]
 
 
-def _through_relu(gradient: Tensor, activation: Tensor) -> Tensor:
-    # Several times faster than multiplying by a mask.
-    return torch.ops.aten.threshold_backward(gradient, activation, 0)
+def _for(network: Layers, inputs: Tensor) -> Tensor:
+    """Inputs (B, I) as a network takes them: (2, B, I) where it is both critics."""
+    return inputs.expand(2, -1, -1) if network.weights[0].dim() == 3 else inputs
 
 
 class _MinimumQ(torch.autograd.Function):
@@ -164,3 +200,33 @@ class _MinimumQ(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
         return grad_outputs[0].unsqueeze(-1) * gradient, None
+
+
+class _TwinQ(torch.autograd.Function):
+    """Q_1 and Q_2, differentiable in the parameters: the backward pass is matrix products, written out."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, *parameters: Tensor) -> Tensor:
+        weights, biases = list(parameters[: len(parameters) // 2]), list(parameters[len(parameters) // 2 :])
+        values = [layer_values(_for(network, inputs), *network) for network in _separate(weights, biases)]
+        # Kept in this way, since autograd need not know of what this function makes for itself.
+        ctx.values = [before for *before, _ in values]
+        ctx.save_for_backward(*parameters)
+        return _join([output for *_, output in values]).squeeze(-1)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        parameters, gradient = list(ctx.saved_tensors), grad_outputs[0].unsqueeze(-1)
+        networks = _separate(parameters[: len(parameters) // 2], parameters[len(parameters) // 2 :])
+        parts = gradient.unbind() if len(networks) == 2 else [gradient]
+        found = [
+            (*of_weights, *of_biases)
+            for of_weights, of_biases in (
+                parameter_gradients(values, network.weights, part)
+                for values, network, part in zip(ctx.values, networks, parts, strict=True)
+            )
+        ]
+        joined = [
+            _join(list(part)).view_as(p) for part, p in zip(zip(*found, strict=True), parameters, strict=True)
+        ]
+        return None, *joined

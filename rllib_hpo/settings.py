@@ -32,7 +32,7 @@ class ActorCriticSettings(BaseModel):
         """
         gamma lr tau train_batch_size_per_learner alpha target_entropy objective_critic
         evaluation_every evaluation_episodes checkpoint_every steps_per_iteration
-        diagnostics_interval num_torch_threads
+        diagnostics_interval num_torch_threads cuda_graph tf32
         """.split()
     )
     """Settings that may differ where a checkpoint is loaded into another configuration, and hold from there on.
@@ -113,6 +113,18 @@ class ActorCriticSettings(BaseModel):
         PositiveInt,
         Field(description="Torch threads per process; results are bitwise equal only for equal numbers."),
     ] = 1
+
+    cuda_graph: Annotated[
+        bool,
+        Field(description="On a GPU, make updates by replaying one CUDA graph; false: kernel by kernel."),
+    ] = True
+    tf32: Annotated[
+        bool,
+        Field(
+            description="On a GPU, round the inputs of matrix products to 10 bits (TensorFloat-32): faster for "
+            "large networks. Of a process, so trials that share one must agree."
+        ),
+    ] = False
 
     def may_change(self, name: str, saved: Any) -> bool:
         """Whether the setting `name` may be `saved` in a checkpoint that is loaded into this configuration."""

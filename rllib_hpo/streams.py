@@ -6,6 +6,7 @@ Streams never share a generator, so switching one off (the momentum, say) leaves
 from __future__ import annotations
 
 import zlib
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -42,15 +43,24 @@ class TorchStreams:
         seed: The run's seed.
         owner: Words that tell this owner's streams from another's, e.g. ("runner", 3).
         device: Where the generators draw.
+        on_host: Names of streams that draw on the CPU, wherever the others do.
     """
 
-    def __init__(self, seed: int, *owner: str | int, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        seed: int,
+        *owner: str | int,
+        device: str | torch.device = "cpu",
+        on_host: Collection[str] = (),
+    ) -> None:
         self._seed, self._owner, self._device = seed, owner, torch.device(device)
+        self._on_host = frozenset(on_host)
         self._generators: dict[str, torch.Generator] = {}
 
     def __getitem__(self, name: str) -> torch.Generator:
         if name not in self._generators:
-            self._generators[name] = torch_generator(self._seed, *self._owner, name, device=self._device)
+            device = "cpu" if name in self._on_host else self._device
+            self._generators[name] = torch_generator(self._seed, *self._owner, name, device=device)
         return self._generators[name]
 
     def get_state(self) -> dict[str, Any]:

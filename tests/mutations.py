@@ -41,6 +41,7 @@ LEAPFROG = ("samplers/test_leapfrog.py",)
 CRITICS = ("test_critics.py",)
 LOSSES = ("learning/test_losses.py",)
 UPDATE = ("learning/test_update.py",)
+BULK = ("learning/test_bulk.py",)
 ROWS = ("rllib/test_transition_rows.py",)
 
 MUTATIONS: tuple[Mutation, ...] = (
@@ -145,8 +146,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "maximum of the twins",
         "critics.py",
-        "return self._critic._output(self._hidden_layers(action)[-1]).amin(0)",
-        "return self._critic._output(self._hidden_layers(action)[-1]).amax(0)",
+        "return self._twins(action)[0].amin(0)",
+        "return self._twins(action)[0].amax(0)",
         CRITICS,
     ),
     Mutation(
@@ -157,18 +158,32 @@ MUTATIONS: tuple[Mutation, ...] = (
         CRITICS,
     ),
     Mutation(
-        "mask of the first layer missing",
-        "critics.py",
-        "            part = _through_relu(part, hidden[0][k].index_select(0, rows))\n",
-        "",
+        "mask of a layer missing in the gradient of the action",
+        "networks.py",
+        "gradient = products.through_relu(products.product(gradient, weight), value)",
+        "gradient = products.product(gradient, weight)",
         CRITICS,
     ),
     Mutation(
-        "mask of the first layer missing in small batches",
+        "mask of a layer missing in the gradients of parameters",
+        "networks.py",
+        "gradient = products.through_relu(products.product(gradient, weights[k]), values[k])",
+        "gradient = products.product(gradient, weights[k])",
+        UPDATE,
+    ),
+    Mutation(
+        "rows of the larger twin kept",
         "critics.py",
-        "torch.bmm(_through_relu(gradient, hidden[0]), weights",
-        "torch.bmm(gradient, weights",
+        "slice(padded - num, padded)",
+        "slice(0, num)",
         CRITICS,
+    ),
+    Mutation(
+        "gradient of the rows that have none",
+        "networks.py",
+        "gradient = grad_outputs[0][ctx.detached_rows :]",
+        "gradient = grad_outputs[0][: len(grad_outputs[0]) - ctx.detached_rows]",
+        UPDATE,
     ),
     Mutation(
         "online critics in the target",
@@ -185,11 +200,18 @@ MUTATIONS: tuple[Mutation, ...] = (
         UPDATE,
     ),
     Mutation(
-        "target not detached",
+        "targets move though frozen",
         "learning/update.py",
-        "    with torch.no_grad():\n        next_q",
-        "    if True:\n        next_q",
-        UPDATE,
+        "tau * (1 - frozen)",
+        "tau",
+        BULK,
+    ),
+    Mutation(
+        "steps though frozen",
+        "learning/adam.py",
+        "found_inf=skip",
+        "found_inf=None",
+        BULK,
     ),
     Mutation(
         "termination bootstraps",

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+_logger = logging.getLogger(__name__)
+
+FIRST_ROWS = 65_536
+"""Rows that a replay on a GPU begins with; it doubles as it fills. (On a CPU pages count as rows arrive.)"""
+
+SPARE_SHARE = 0.1
+"""Share of a GPU's memory that a replay leaves to everything else."""
 
 
 class Batch(NamedTuple):
@@ -66,19 +75,29 @@ class RowLayout(NamedTuple):
 
 
 class Replay:
-    """A ring of rows with uniform sampling. Memory is touched only as rows arrive.
+    """A ring of rows with uniform sampling. Memory is taken only as rows arrive.
 
     Args:
         layout: What a row holds.
         capacity: Rows kept; older ones are overwritten.
-        device: Where the rows live.
+        device: Where the rows are to live. If they do not all fit there, they live in the host's memory.
     """
 
     def __init__(self, layout: RowLayout, capacity: int, device: str | torch.device = "cpu") -> None:
         self.layout, self.capacity = layout, capacity
-        self._rows = torch.empty((capacity, layout.width), dtype=torch.float32, device=device)
+        self._rows = self._first_rows(_with_room(layout, capacity, torch.device(device)))
         self.total_rows = 0
         """Rows ever added; row number n stands at n modulo capacity."""
+
+    @property
+    def rows(self) -> Tensor:
+        """(N, width); place k of the ring is row k. It is another tensor once the ring has grown."""
+        return self._rows
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows live."""
+        return self._rows.device
 
     @property
     def num_rows(self) -> int:
@@ -91,18 +110,43 @@ class Replay:
         kept = torch.from_numpy(np.require(rows[-self.capacity :], requirements="W"))
         start = (self.total_rows + len(rows) - len(kept)) % self.capacity
         head = min(len(kept), self.capacity - start)
+        self._make_room(start + head)
         self._rows[start : start + head] = kept[:head]
         if head < len(kept):
             self._rows[: len(kept) - head] = kept[head:]
         self.total_rows += len(rows)
 
+    @staticmethod
+    def _grows(device: torch.device) -> bool:
+        # A CPU's pages are taken as they are written to, a GPU's memory at once.
+        return device.type != "cpu"
+
+    def _first_rows(self, device: torch.device) -> Tensor:
+        num_rows = min(FIRST_ROWS, self.capacity) if self._grows(device) else self.capacity
+        return torch.empty((num_rows, self.layout.width), dtype=torch.float32, device=device)
+
+    def _make_room(self, places: int) -> None:
+        """Grows, by doubling, until there are so many places; on to the host's memory if there are no more here."""
+        num_rows = len(self._rows)
+        if places <= num_rows:
+            return
+        while num_rows < places:
+            num_rows = min(2 * num_rows, self.capacity)
+        try:
+            grown = self._rows.new_empty((num_rows, self.layout.width))
+        except torch.OutOfMemoryError:
+            _logger.warning("The replay moves to the host's memory: %s has none left for it.", self.device)
+            grown = self._first_rows(torch.device("cpu"))
+        grown[: len(self._rows)] = self._rows
+        self._rows = grown
+
     def draw_indices(self, num: int, generator: torch.Generator) -> Tensor:
         """`num` places drawn uniformly with replacement, (num,)."""
-        return torch.randint(self.num_rows, (num,), generator=generator, device=self._rows.device)
+        return torch.randint(self.num_rows, (num,), generator=generator, device=generator.device)
 
     def gather(self, indices: Tensor) -> Batch:
         """The transitions at `indices` (B,): one gather of whole rows."""
-        return self.layout.unpack(self._rows.index_select(0, indices))
+        return self.layout.unpack(self._rows.index_select(0, indices.to(self.device)))
 
     def read(self, start: int, end: int) -> list[npt.NDArray[np.float32]]:
         """Rows number `start` to `end` (exclusive), which must still be there, in one or two pieces."""
@@ -119,3 +163,36 @@ class Replay:
     def clear(self, total_rows: int = 0) -> None:
         """Empties the ring, so that the next row added gets number `total_rows`."""
         self.total_rows = total_rows
+
+
+def _with_room(layout: RowLayout, capacity: int, device: torch.device) -> torch.device:
+    """`device`, or the CPU if the replay would not fit beside everything else there."""
+    if device.type != "cuda":
+        return device
+    needed = capacity * layout.width * torch.float32.itemsize
+    free, total = _memory(device)
+    if fits(needed, free, total):
+        return device
+    _logger.warning(
+        "The replay lives in the host's memory: its %d rows take %.1f GiB, and %s has %.1f GiB free for them.",
+        capacity,
+        needed / 2**30,
+        device,
+        free / 2**30,
+    )
+    return torch.device("cpu")
+
+
+def _memory(device: torch.device) -> tuple[int, int]:
+    """Bytes that are free to this process, and that it may have in all: of a GPU that is shared, its share."""
+    free, total = torch.cuda.mem_get_info(device)
+    allowed = int(total * torch.cuda.get_per_process_memory_fraction(device.index))
+    return min(free, allowed - torch.cuda.memory_reserved(device)), allowed
+
+
+def fits(needed: int, free: int, total: int) -> bool:
+    """Whether a replay of `needed` bytes fits a device with `free` of `total` bytes free.
+
+    The last time it grows, half of it and all of it exist at a time.
+    """
+    return 1.5 * needed <= free - SPARE_SHARE * total

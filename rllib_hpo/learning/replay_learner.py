@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from rllib_hpo.learning.bulk import UPDATES_AT_A_TIME
 from rllib_hpo.learning.parallel import Replica
 from rllib_hpo.learning.replay import Batch, Replay, RowLayout
 from rllib_hpo.learning.segments import SegmentList, save_new_segment
@@ -28,7 +29,7 @@ class ReplayLearner:
     """
 
     def __init__(self, trainer: Trainer, learn: Callable[[Batch], Any] | None = None) -> None:
-        self.trainer, self._learn = trainer, learn or trainer.learn
+        self.trainer, self._learn = trainer, learn
         layout = RowLayout(trainer.model.obs_dim, trainer.model.action_dim)
         self.replay = Replay(layout, trainer.replica.share(trainer.settings.replay_capacity), trainer.device)
         self._segments: SegmentList = []
@@ -38,18 +39,27 @@ class ReplayLearner:
         """Appends rows (N, width) of `RowLayout` to the replay."""
         self.replay.add(rows)
 
+    @property
+    def updates_at_a_time(self) -> int:
+        """Updates that cost this process least when they are asked for together."""
+        return 1 if self.trainer.bulk is None else UPDATES_AT_A_TIME
+
     def update_from_replay(self, num_updates: int) -> None:
         """Makes updates, each with a batch of its own.
 
         Raises:
-            NonFiniteError: If a loss is not finite, naming the update and the loss.
+            NonFiniteError: If a loss is not finite; see `Trainer.learn`.
         """
-        indices, batch_size = (
-            self.trainer.streams["replay"],
+        if self.trainer.bulk is not None and self._learn is None:
+            self.trainer.bulk.from_replay(self.replay, num_updates)
+            return
+        learn, batch_size = (
+            self._learn or self.trainer.learn,
             self.trainer.settings.train_batch_size_per_learner,
         )
         for _ in range(num_updates):
-            self._learn(self.replay.gather(self.replay.draw_indices(batch_size, indices)))
+            indices = self.replay.draw_indices(batch_size, self.trainer.streams["replay"])
+            learn(self.replay.gather(indices))
 
     def flush_metrics(self) -> dict[str, float]:
         """As `Trainer.flush_metrics`, and the size of the replay."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +11,10 @@ from torch import Tensor
 
 from rllib_hpo.errors import NonFiniteError
 from rllib_hpo.learning.actor_critic import ActorCritic
+from rllib_hpo.learning.adam import addresses
+from rllib_hpo.learning.bulk import BulkUpdates
+from rllib_hpo.learning.graph import Capture, make_capture
+from rllib_hpo.learning.guards import DeviceGuard
 from rllib_hpo.learning.parallel import ALONE, Replica
 from rllib_hpo.learning.replay import Batch
 from rllib_hpo.learning.update import Optimizers, update
@@ -39,18 +44,38 @@ class Trainer:
     ) -> None:
         self.model, self.optimizers, self.settings, self.replica = model, optimizers, settings, replica
         self.device = model.log_alpha.device
+        self._tensors = [*model.parameters(), *model.buffers()]
         self.reseed(seed)
         self.num_updates = 0
+        self.guard: DeviceGuard | None = None
+        """Freezes updates on the device after a loss that is not finite; None raises at once, which waits for it."""
+        self.bulk: BulkUpdates | None = None
+        """Makes the updates as one captured function; None makes them one by one."""
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
+            self.update_in_bulk(make_capture(settings, self.device, replica.world_size))
         self._sums: dict[str, Tensor] = {}
         self._num_summed = 0
         self._diagnostics: dict[str, Tensor] = {}
         self._latest_diagnostics: dict[str, Tensor] = {}
 
+    def update_in_bulk(self, capture: Capture | None) -> None:
+        """From here on never waits for the device: updates are one function on tensors that keep their place.
+
+        Args:
+            capture: How that function is captured; None for not at all.
+        """
+        self.guard = DeviceGuard(self.device)
+        self.guard.restart(self.num_updates)
+        self.bulk = BulkUpdates(self, capture)
+
     def reseed(self, seed: int, joined_at: int = 0) -> None:
         """Draws from streams of `seed` from here on; those of one that joins later repeat none of its beginning."""
         self._seed, self._joined_at = seed, joined_at
         joined = (joined_at,) if joined_at else ()
-        self.streams = TorchStreams(seed, "learner", *joined, *self.replica.owner, device=self.device)
+        owner = ("learner", *joined, *self.replica.owner)
+        # Indices are drawn where the host can count with them.
+        self.streams = TorchStreams(seed, *owner, device=self.device, on_host=("replay",))
 
     def join(self, joined_at: int) -> None:
         """Draws from streams of its own from here on, as one that joins the run at step `joined_at`."""
@@ -67,24 +92,59 @@ class Trainer:
         """Makes one update; what it reports, as scalar tensors.
 
         Raises:
-            NonFiniteError: If a loss is not finite, naming the update and the loss.
+            NonFiniteError: If a loss is not finite, naming the update and the loss; on a GPU not before
+                `flush_metrics` or `check_finite`, and until then no further update changes anything.
         """
-        batch_size = len(batch.reward)
-        noise = draw_noise(self.model.sampler, 2 * batch_size, self.streams, self.device)
-        try:
-            metrics = update(self.model, self.optimizers, batch, noise, self.settings, self.replica)
-        except NonFiniteError as error:
-            raise NonFiniteError(f"{error} at update {self.num_updates + 1}") from None
-        self.num_updates += 1
-        self._accumulate(metrics)
-        if self.num_updates % self.settings.diagnostics_interval == 0:
-            self._diagnose(batch, {name: value[batch_size:] for name, value in noise.items()})
+        if self.bulk is not None:
+            return self.bulk.on_batch(batch)
+        noise = draw_noise(self.model.sampler, 2 * len(batch.reward), self.streams, self.device)
+        metrics = self.update(batch, noise)
+        self.count(1, lambda: (batch, noise))
         return metrics
 
+    def update(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+        """The work of one update on the device, and of averaging what it reports; `count` must follow.
+
+        Raises:
+            NonFiniteError: See `learn`.
+        """
+        try:
+            metrics = update(
+                self.model, self.optimizers, batch, noise, self.settings, self.replica, self.guard
+            )
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error} at update {self.num_updates + 1}") from None
+        if self._sums:
+            torch._foreach_add_([self._sums[name] for name in metrics], list(metrics.values()))
+        else:
+            self._sums = {name: value.clone() for name, value in metrics.items()}
+        return metrics
+
+    @property
+    def updates_until_diagnosis(self) -> int:
+        """Updates until the sampler is to be described again, at least 1."""
+        interval = self.settings.diagnostics_interval
+        return interval - self.num_updates % interval
+
+    def count(self, num_updates: int, latest: Callable[[], tuple[Batch, Noise]]) -> None:
+        """Counts updates, at most `updates_until_diagnosis`, and describes the sampler on the last one's batch."""
+        self.num_updates += num_updates
+        self._num_summed += num_updates
+        if self.num_updates % self.settings.diagnostics_interval == 0:
+            self._diagnose(*latest())
+
+    def signature(self) -> object:
+        """What a captured update holds good for: settings, learning rates, and where in memory everything is."""
+        optimizers = [optimizer for optimizer in self.optimizers if optimizer is not None]
+        rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+        places = [tensor.data_ptr() for tensor in (*self._tensors, *self._sums.values())]
+        return self.settings, rates, places, [addresses(optimizer) for optimizer in optimizers]
+
     def _diagnose(self, batch: Batch, noise: Noise) -> None:
+        own_noise = {name: value[len(batch.reward) :] for name, value in noise.items()}
         critic = self.model.target_critics.condition(batch.obs)
         self._diagnostics = self.model.sampler.diagnose(
-            batch.obs, noise, mode="train", critic=critic, alpha=self.model.alpha
+            batch.obs, own_noise, mode="train", critic=critic, alpha=self.model.alpha
         )
         self._latest_diagnostics = self._diagnostics
 
@@ -92,25 +152,22 @@ class Trainer:
         """The newest diagnostics there are, flushed before or not; waits for the device."""
         return _finite(self._latest_diagnostics)
 
-    def _accumulate(self, metrics: dict[str, Tensor]) -> None:
-        self._num_summed += 1
-        if self._sums:
-            torch._foreach_add_([self._sums[name] for name in metrics], list(metrics.values()))
-        else:
-            self._sums = {name: value.clone() for name, value in metrics.items()}
-
     def flush_metrics(self) -> dict[str, float]:
         """Means over the updates since the last flush and the latest diagnostics; waits for the device.
 
         Raises:
-            NonFiniteError: If one of the means is not finite.
+            NonFiniteError: If a loss was not finite, naming it and the update, or one of the means is not.
         """
-        means = {name: (total / self._num_summed).item() for name, total in self._sums.items()}
+        self._raise_if_frozen()
+        summed = self._sums if self._num_summed else {}
+        means = {name: (total / self._num_summed).item() for name, total in summed.items()}
         for name, value in means.items():
             if not math.isfinite(value):
                 raise NonFiniteError(f"The mean of {name} is {value} at update {self.num_updates}")
         diagnostics = _finite(self._diagnostics)
-        self._sums, self._num_summed, self._diagnostics = {}, 0, {}
+        for total in self._sums.values():
+            total.zero_()
+        self._num_summed, self._diagnostics = 0, {}
         return {
             **means,
             **diagnostics,
@@ -118,10 +175,15 @@ class Trainer:
         }
 
     def check_finite(self) -> None:
-        """Raises NonFiniteError if any parameter is not finite; a checkpoint must never hold such a state."""
+        """Raises NonFiniteError if a loss or a parameter is not; a checkpoint must never hold such a state."""
+        self._raise_if_frozen()
         for name, parameter in self.model.named_parameters():
             if not torch.isfinite(parameter).all():
                 raise NonFiniteError(f"The parameter {name} is not finite after update {self.num_updates}")
+
+    def _raise_if_frozen(self) -> None:
+        if self.guard is not None:
+            self.guard.raise_if_frozen()
 
     def get_state(self) -> dict[str, Any]:
         """Streams and counters; parameters and optimizers are saved by those who hold them."""
@@ -138,6 +200,8 @@ class Trainer:
         self.reseed(state.get("seed", self._seed), state.get("joined_at", 0))
         self.streams.set_state(state["streams"])
         self.num_updates = state["num_updates"]
+        if self.guard is not None:
+            self.guard.restart(self.num_updates)
         diagnostics = state.get("diagnostics", {})
         self._latest_diagnostics = {
             name: torch.tensor(value, dtype=torch.float64) for name, value in diagnostics.items()

@@ -6,15 +6,16 @@ outside, so the same function runs eagerly, is compiled, or is captured.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rllib_hpo.critics import ConditionedCritic
-from rllib_hpo.errors import NonFiniteError
 from rllib_hpo.learning.actor_critic import ActorCritic
+from rllib_hpo.learning.adam import adam_step, make_adam
+from rllib_hpo.learning.guards import Guard
 from rllib_hpo.learning.losses import bellman_target, critic_loss, policy_loss, temperature_loss
 from rllib_hpo.learning.parallel import ALONE, Replica
 from rllib_hpo.learning.replay import Batch
@@ -32,14 +33,10 @@ class Optimizers(NamedTuple):
 
 def make_optimizers(model: ActorCritic, settings: ActorCriticSettings) -> Optimizers:
     """Adam for the critics, for the policy with the sampler's networks, and for the temperature."""
-
-    def adam(parameters: list[Tensor]) -> torch.optim.Adam:
-        return torch.optim.Adam(parameters, lr=settings.lr, eps=1e-8, fused=True)
-
     return Optimizers(
-        critic=adam(list(model.critics.parameters())),
-        policy=adam(list(model.sampler.parameters())),
-        temperature=adam([model.log_alpha]) if settings.alpha == "auto" else None,
+        critic=make_adam(list(model.critics.parameters()), settings.lr),
+        policy=make_adam(list(model.sampler.parameters()), settings.lr),
+        temperature=make_adam([model.log_alpha], settings.lr) if settings.alpha == "auto" else None,
     )
 
 
@@ -50,6 +47,7 @@ def update(
     noise: Noise,
     settings: ActorCriticSettings,
     replica: Replica = ALONE,
+    guard: Guard | None = None,
 ) -> dict[str, Tensor]:
     """Updates, in this order: critics; policy and leapfrog networks; temperature; target critics.
 
@@ -61,15 +59,18 @@ def update(
         settings: Hyperparameters.
         replica: Which of the processes that make this update together, each with a batch of its own. All take
             the steps of the mean gradients, which are those of the concatenated batch.
+        guard: What to do if a loss is not finite: raise an error at once, unless another is given.
 
     Returns:
         Scalars without gradient that describe this update, of this batch.
 
     Raises:
         NonFiniteError: If a loss is not finite, of whichever replica; the parameters it would have changed are
-            untouched (on a CPU; on a GPU the caller checks the returned scalars).
+            untouched.
         WorkerDiedError: If another replica is gone.
     """
+    guard = guard or Guard()
+    guard.begin()
     num_rows = len(batch.reward)
     alpha = model.alpha
     next_sample, sample, target_critics = _sample_both(model, batch, noise)
@@ -81,20 +82,20 @@ def update(
         )
     q = model.critics(batch.obs, batch.action)
     loss_critic = critic_loss(q, target)
-    _step(optimizers.critic, loss_critic, "critic loss", replica)
+    _step(optimizers.critic, loss_critic, "critic loss", replica, guard)
 
     if settings.objective_critic == "online":
         objective_q = model.critics.minimum(batch.obs, sample.action)
     else:
         objective_q = target_critics.rows(slice(num_rows, None)).minimum(sample.action)
     loss_policy = policy_loss(objective_q, sample.log_prob, sample.penalty, alpha)
-    _step(optimizers.policy, loss_policy, "policy loss", replica)
+    _step(optimizers.policy, loss_policy, "policy loss", replica, guard)
 
     if optimizers.temperature is not None and sample.log_prob is not None:
         loss_temperature = temperature_loss(model.log_alpha, sample.log_prob, model.target_entropy)
-        _step(optimizers.temperature, loss_temperature, "temperature loss", replica)
+        _step(optimizers.temperature, loss_temperature, "temperature loss", replica, guard)
 
-    _move_targets(model, settings.tau)
+    _move_targets(model, settings.tau, guard.frozen)
     return _metrics(loss_critic, loss_policy, q, sample, alpha)
 
 
@@ -116,22 +117,28 @@ def _rows(sample: Sample, rows: slice) -> Sample:
     return Sample(sample.action[rows], log_prob, penalty)
 
 
+def _step(optimizer: torch.optim.Optimizer, loss: Tensor, name: str, replica: Replica, guard: Guard) -> None:
+    """Adam along the gradient, in the optimizer's own parameters, of the loss's mean over all replicas."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    gradients: Sequence[Tensor | None] = torch.autograd.grad(loss, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        # The fused kernel takes parameters and gradients for rows of numbers in the same order.
+        parameter.grad = None if gradient is None else gradient.contiguous()
+    mean_loss = replica.average_gradients(optimizer, loss.detach())
+    adam_step(optimizer, guard.check(mean_loss, name))
+
+
 @torch.no_grad()
-def _move_targets(model: ActorCritic, tau: float) -> None:
-    """Polyak averaging: target <- target + tau (online - target)."""
+def _move_targets(model: ActorCritic, tau: float, frozen: Tensor | None) -> None:
+    """Polyak averaging: target <- target + tau (online - target), unless frozen."""
     targets: list[Tensor] = list(model.target_critics.parameters())
     onlines: list[Tensor] = list(model.critics.parameters())
-    torch._foreach_lerp_(targets, onlines, tau)
-
-
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor, name: str, replica: Replica) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    loss = replica.average_gradients(optimizer, loss.detach())
-    # On a GPU looking at the loss would wait for it; there the learner looks when it flushes its metrics.
-    if loss.device.type == "cpu" and not math.isfinite(loss.item()):
-        raise NonFiniteError(f"The {name} is {loss.item()}")
-    optimizer.step()
+    if frozen is None:
+        torch._foreach_lerp_(targets, onlines, tau)
+    else:
+        changes = torch._foreach_sub(onlines, targets)
+        torch._foreach_mul_(changes, tau * (1 - frozen))
+        torch._foreach_add_(targets, changes)
 
 
 def _metrics(

@@ -107,9 +107,9 @@ class FeedingHere(Feeding):
         """
         self._num_steps = block.num_steps
         self._core.add_transitions(block.rows[block.start : block.end])
-        looked_at = time.monotonic()
-        for _ in range(num_updates):
-            self._core.update_from_replay(1)
+        looked_at, at_a_time = time.monotonic(), self._core.updates_at_a_time
+        for made in range(0, num_updates, at_a_time):
+            self._core.update_from_replay(min(at_a_time, num_updates - made))
             if time.monotonic() - looked_at > SECONDS_BETWEEN_LOOKS:
                 self._meanwhile()
                 looked_at = time.monotonic()

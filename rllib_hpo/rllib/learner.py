@@ -53,8 +53,8 @@ class ActorCriticLearner(TorchLearner):
             self.core = ReplayLearner(trainer)
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"A replay of {self.config.replay_capacity} transitions does not fit into the memory of {share:g} "
-                "GPU: lower replay_capacity, raise num_gpus_per_learner, or set limit_gpu_memory=false."
+                f"A learner does not fit into the memory of {share:g} GPU: raise num_gpus_per_learner, or set "
+                "limit_gpu_memory=false."
             ) from error
 
     @override(TorchLearner)

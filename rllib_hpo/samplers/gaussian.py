@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rllib_hpo.critics import ConditionedCritic
-from rllib_hpo.networks import relu_mlp
+from rllib_hpo.networks import ReluMLP
 from rllib_hpo.samplers.base import Mode, Noise, Sample, Sampler
 from rllib_hpo.settings import ActorCriticSettings
 
@@ -28,17 +28,11 @@ class GaussianPolicy(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.network = relu_mlp(obs_dim, hidden_units, num_layers, 2 * action_dim, generator)
+        self.network = ReluMLP(obs_dim, hidden_units, num_layers, 2 * action_dim, generator)
 
     def forward(self, obs: Tensor, detached_rows: int = 0) -> tuple[Tensor, Tensor]:
         """Mean and log-std (clamped to [-20, 2]); the first `detached_rows` rows carry no gradient."""
-        if detached_rows == 0:
-            output = self.network(obs)
-        else:
-            with torch.no_grad():
-                detached = self.network(obs[:detached_rows])
-            output = torch.cat([detached, self.network(obs[detached_rows:])])
-        mean, log_std = output.chunk(2, dim=-1)
+        mean, log_std = self.network(obs, detached_rows).chunk(2, dim=-1)
         return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
 

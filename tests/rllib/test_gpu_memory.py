@@ -42,10 +42,10 @@ def test_the_bound_can_be_turned_off(limited: bool, monkeypatch: pytest.MonkeyPa
         assert called == ([(0, "cpu")] if limited else [])
 
 
-def test_a_replay_that_does_not_fit_is_told_of_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_learner_that_does_not_fit_is_told_of_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(learner, "ReplayLearner", full)
-    with pytest.raises(UserError, match=r"A replay of 10000 transitions does not fit .* 0 GPU: lower replay"):
+    with pytest.raises(UserError, match=r"A learner does not fit into the memory of 0 GPU: raise num_gpus"):
         tiny_config().build_algo()

@@ -183,7 +183,7 @@ def die_after(updates: int, signal_number: int) -> Any:
     """What makes a learner end itself in the middle of training."""
 
     def prepare(learner: Any) -> None:
-        core, learn = learner.core, learner.core._learn
+        core, learn = learner.core, learner.core.trainer.learn
 
         def learn_or_die(batch: Any) -> Any:
             if core.trainer.num_updates == updates:

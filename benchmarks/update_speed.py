@@ -1,0 +1,348 @@
+"""What an update costs: by algorithm, input size, device and how it runs, beside its bare matrix products.
+
+    python -m benchmarks.update_speed
+
+Batches hold 256 transitions, everything else is the settings' defaults: equal critics, and a base policy of one
+hidden layer where SAC has two. The floor of an update is every matrix product that the algorithm needs, forward and
+backward, first layers and both chains' gradients included, by whichever of torch's libraries is fastest here,
+and nothing else. Updates and floors take turns in one process, a chunk of each per round, on one CPU thread;
+reported are medians, ratios of medians, and the 10th to 90th percentile of the ratios by round.
+
+A CPU is timed by the process's own time, so that others on the machine disturb little; a GPU by the clock, with
+updates drawn from a replay and made as a CUDA graph and kernel by kernel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import machine
+from benchmarks.pairs import Ratio
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rllib_hpo.settings import ActorCriticSettings
+
+BATCH_SIZE, REPLAY_ROWS = 256, 10_000
+SIZES = {"Hopper": (11, 3), "Humanoid": (376, 17)}
+"""Dimensions of observations and actions."""
+
+AT_MOST_TIMES_SAC = {"sac-hpo, K = 2": 2.0, "sac-hpo, K = 3": 2.5}
+AT_MOST_TIMES_FLOOR = {"Humanoid": 2.0}
+"""What is aimed at on a CPU."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way to make updates of one algorithm."""
+
+    algorithm: str
+    size: str
+    device: str
+    mode: str
+    """"eager", "graph" or "floor"."""
+
+    def __str__(self) -> str:
+        return f"{self.algorithm}, {self.size}, {self.device}, {self.mode}"
+
+
+def algorithms() -> dict[str, ActorCriticSettings]:
+    """The settings that are compared, the yardstick first."""
+    from rllib_hpo.settings import SACHPOSettings, SACNFSettings, SACSettings
+
+    hpo = {f"sac-hpo, K = {steps}": SACHPOSettings(leapfrog_steps=steps) for steps in (1, 2, 3)}
+    return {"sac": SACSettings(), "sac-nf": SACNFSettings(), **hpo}
+
+
+def contestants(devices: Iterable[str]) -> list[Contestant]:
+    """All that take turns: on every device the floor, eager updates and, on a GPU, graphs."""
+    modes = {"cpu": ("floor", "eager"), "cuda": ("floor", "eager", "graph")}
+    return [
+        Contestant(algorithm, size, device, mode)
+        for device in devices
+        for size in SIZES
+        for algorithm in algorithms()
+        for mode in modes[device]
+    ]
+
+
+@dataclass(frozen=True)
+class Product:
+    """(M, K) times (K, N), so many times in an update."""
+
+    m: int
+    k: int
+    n: int
+    times: int = 1
+
+    @property
+    def operations(self) -> int:
+        """Multiplications and additions."""
+        return 2 * self.m * self.k * self.n * self.times
+
+
+def needed_products(settings: ActorCriticSettings, obs_dim: int, action_dim: int) -> list[Product]:
+    """Every matrix product that one update needs, with B transitions; products of a layer's outputs with 1 count, too.
+
+    The next actions and the actions are one batch of 2B, of which B rows have gradients.
+    """
+    rows, units = BATCH_SIZE, settings.hidden_units
+    policy = [obs_dim, *[units] * settings.policy_layers, 2 * action_dim]
+    critic = [obs_dim + action_dim, *[units] * settings.critic_layers, 1]
+    to_action = [action_dim, *critic[1:]]
+    return [
+        *_forward(policy, 2 * rows),
+        *_backward(policy, rows),
+        *_forward(critic, rows, 2),  # targets at the next actions
+        *_forward(critic, rows, 2),  # the critics' loss
+        *_backward(critic, rows, 2),
+        *_forward(critic, rows, 2),  # the policy's objective, and its gradient through the smaller critic
+        *_to_inputs(to_action, rows),
+        *_chain_products(settings, obs_dim, action_dim),
+    ]
+
+
+def _chain_products(settings: ActorCriticSettings, obs_dim: int, action_dim: int) -> list[Product]:
+    """Those of the leapfrog steps: the states' parts of first layers once, the rest at every force."""
+    steps = getattr(settings, "leapfrog_steps", 0)
+    if steps == 0:
+        return []
+    rows, units, gate = BATCH_SIZE, settings.hidden_units, 2 * settings.leapfrog_units
+    to_action = [action_dim, *[units] * settings.critic_layers, 1]
+    heads = [settings.leapfrog_units, action_dim]
+    once = [
+        Product(2 * rows, obs_dim, units, 2),
+        Product(2 * rows, obs_dim, gate),
+        Product(gate, rows, obs_dim),
+    ]
+    each = [
+        *_forward(to_action, 2 * rows, 2),
+        *_to_inputs(to_action, 2 * rows),
+        *_forward([2 * action_dim, gate], 2 * rows),
+        *_forward(heads, 2 * rows, 2),
+        *_backward([2 * action_dim, gate], rows),
+        *_to_inputs([2 * action_dim, gate], rows),
+        *_backward(heads, rows, 2),
+        *_to_inputs(heads, rows, 2),
+    ]
+    return [*once, *each * steps]
+
+
+def _forward(units: Sequence[int], rows: int, networks: int = 1) -> list[Product]:
+    return [Product(rows, a, b, networks) for a, b in itertools.pairwise(units)]
+
+
+def _backward(units: Sequence[int], rows: int, networks: int = 1) -> list[Product]:
+    """Gradients of all weights, and of all layers' values but the inputs."""
+    of_weights = [Product(b, rows, a, networks) for a, b in itertools.pairwise(units)]
+    return [*of_weights, *_to_inputs(units[1:], rows, networks)]
+
+
+def _to_inputs(units: Sequence[int], rows: int, networks: int = 1) -> list[Product]:
+    return [Product(rows, b, a, networks) for a, b in itertools.pairwise(units)]
+
+
+def make_floor(products: Sequence[Product], device: str) -> Callable[[], None]:
+    """A function that multiplies matrices of these shapes, each with the library that is fastest for it here."""
+    import torch
+
+    calls: list[tuple[Callable[[], Tensor], int]] = []
+    fastest: dict[Product, Callable[[], Tensor]] = {}
+    for product in products:
+        shape = Product(product.m, product.k, product.n)
+        if shape not in fastest:
+            fastest[shape] = _fastest(shape, device)
+        calls.append((fastest[shape], product.times))
+
+    @torch.no_grad()
+    def one() -> None:
+        for multiply, times in calls:
+            for _ in range(times):
+                multiply()
+
+    return one
+
+
+def _fastest(product: Product, device: str) -> Callable[[], Tensor]:
+    import torch
+
+    from rllib_hpo.products import HAS_ONEDNN
+
+    left = torch.randn(product.m, product.k, device=device)
+    right = torch.randn(product.k, product.n, device=device)
+    out = torch.empty(product.m, product.n, device=device)
+    transposed = right.T.contiguous()
+    candidates: list[Callable[[], Tensor]] = [lambda: torch.mm(left, right, out=out)]
+    if device == "cpu" and HAS_ONEDNN:
+        onednn = torch.ops.mkldnn._linear_pointwise
+        candidates.append(lambda: onednn(left, transposed, None, "none", [], ""))
+    if len(candidates) == 1:
+        return candidates[0]
+    return min(candidates, key=_median_cpu_seconds)
+
+
+def _median_cpu_seconds(call: Callable[[], Any]) -> float:
+    call()
+    durations = []
+    for _ in range(9):
+        began = time.process_time()
+        for _ in range(5):
+            call()
+        durations.append(time.process_time() - began)
+    return sorted(durations)[len(durations) // 2]
+
+
+def make_updates(contestant: Contestant) -> Callable[[int], None]:
+    """A function that makes so many updates, or the products of so many."""
+    import torch
+
+    from rllib_hpo.learning.actor_critic import ActorCritic
+    from rllib_hpo.learning.replay_learner import ReplayLearner
+    from rllib_hpo.learning.trainer import Trainer
+    from rllib_hpo.learning.update import make_optimizers
+
+    obs_dim, action_dim = SIZES[contestant.size]
+    settings = algorithms()[contestant.algorithm]
+    if contestant.mode == "floor":
+        floor = make_floor(needed_products(settings, obs_dim, action_dim), contestant.device)
+        return lambda times: _repeat(floor, times)
+    changes = {
+        "cuda_graph": contestant.mode == "graph",
+        "diagnostics_interval": 10**9,
+        "replay_capacity": REPLAY_ROWS,
+    }
+    settings = settings.model_copy(update=changes)
+    model = ActorCritic(obs_dim, action_dim, settings, seed=0).to(torch.device(contestant.device))
+    learner = ReplayLearner(Trainer(model, make_optimizers(model, settings), settings, seed=0))
+    rows = torch.randn(REPLAY_ROWS, learner.replay.layout.width, generator=torch.Generator().manual_seed(0))
+    batch = learner.replay.layout.unpack(rows)
+    batch.action.tanh_()
+    batch.terminated.zero_()
+    learner.add_transitions(rows.numpy())
+    return learner.update_from_replay
+
+
+def _repeat(function: Callable[[], None], times: int) -> None:
+    for _ in range(times):
+        function()
+
+
+def measure(entrants: Sequence[Contestant], rounds: int, chunk: int) -> dict[Contestant, list[float]]:
+    """Milliseconds per update, one number a round: of the process on a CPU, of the clock on a GPU."""
+    runs = {entrant: make_updates(entrant) for entrant in entrants}
+    for run in runs.values():
+        run(max(chunk, 10))  # past the warm-ups of a graph, and oneDNN's first meeting with every shape
+    times: dict[Contestant, list[float]] = {entrant: [] for entrant in entrants}
+    for _ in range(rounds):
+        for entrant, run in runs.items():
+            times[entrant].append(_timed(run, chunk, entrant.device))
+    return times
+
+
+def _timed(run: Callable[[int], None], chunk: int, device: str) -> float:
+    if device == "cpu":
+        began = time.process_time()
+        run(chunk)
+        return (time.process_time() - began) / chunk * 1e3
+    import torch
+
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    run(chunk)
+    torch.cuda.synchronize()
+    return (time.perf_counter() - began) / chunk * 1e3
+
+
+def summarise(times: dict[Contestant, list[float]]) -> list[dict[str, Any]]:
+    """Per contestant medians and ratios: to its floor, to SAC made in the same way, to the same made eagerly."""
+    rows = []
+    for entrant, rounds in times.items():
+        if entrant.mode == "floor":
+            continue
+        others = {
+            "times_floor": Contestant(entrant.algorithm, entrant.size, entrant.device, "floor"),
+            "times_sac": Contestant("sac", entrant.size, entrant.device, entrant.mode),
+            "times_eager": Contestant(entrant.algorithm, entrant.size, entrant.device, "eager"),
+        }
+        median = sorted(rounds)[len(rounds) // 2]
+        ratios = {
+            name: asdict(Ratio.of(rounds, times[other])) for name, other in others.items() if other != entrant
+        }
+        rows.append(
+            asdict(entrant)
+            | {"ms_per_update": median, "updates_per_second": 1e3 / median, "rounds_ms": rounds}
+            | {"floor_rounds_ms": times[others["times_floor"]], **ratios}
+        )
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The summary in Markdown."""
+    lines = [
+        "| update | ms | updates/s | x floor | x SAC | x eager |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        name = f"{row['algorithm']}, {row['size']}, {row['device']}, {row['mode']}"
+        cells = [
+            str(Ratio(**row[key])) if key in row else ""
+            for key in ("times_floor", "times_sac", "times_eager")
+        ]
+        lines.append(
+            f"| {name} | {row['ms_per_update']:.3g} | {row['updates_per_second']:.0f} | {' | '.join(cells)} |"
+        )
+    return "\n".join(lines)
+
+
+def misses(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What is aimed at on a CPU and not reached."""
+    found = []
+    for row in rows:
+        limits = {
+            "times_sac": AT_MOST_TIMES_SAC.get(row["algorithm"]),
+            "times_floor": AT_MOST_TIMES_FLOOR.get(row["size"]),
+        }
+        for key, limit in limits.items():
+            if row["device"] == "cpu" and limit and key in row and row[key]["value"] > limit:
+                words = key.replace("_", " ")
+                found.append(
+                    f"{row['algorithm']}, {row['size']}: {row[key]['value']:.2f} {words}, more than {limit:g}"
+                )
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures, prints a table and writes the JSON."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.update_speed", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--chunk", type=int, default=20, help="updates of one contestant in a round")
+    parser.add_argument("--out", type=Path, default=machine.RESULTS / "update_speed.json")
+    options = parser.parse_args(arguments)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+    facts = machine.facts()
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    if "cuda" in devices:
+        facts["gpu"] = torch.cuda.get_device_name()
+    rows = summarise(measure(contestants(devices), options.rounds, options.chunk))
+    print(table(rows))
+    for line in misses(rows):
+        print(f"not reached: {line}")
+    content = {"benchmark": "update_speed", "machine": facts, "batch_size": BATCH_SIZE}
+    machine.write_json(options.out, content | {"updates": rows})
+
+
+if __name__ == "__main__":
+    main()

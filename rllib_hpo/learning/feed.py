@@ -1,0 +1,147 @@
+"""Batches and noise of many updates, drawn in bulk into buffers that keep their place: what a CUDA graph reads.
+
+The host fills the buffers for up to `capacity` updates and puts the slot back to the first; each update reads its slot
+and moves it on, on the device.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rllib_hpo.learning.replay import Batch, Replay, RowLayout
+from rllib_hpo.samplers.base import Noise, Sampler
+from rllib_hpo.streams import TorchStreams
+
+
+class Feed:
+    """Noise of many updates; where their batches come from is a subclass's.
+
+    Args:
+        layout: What a row of a batch holds.
+        sampler: Names and shapes of the noise.
+        batch_size: B.
+        capacity: Updates to draw for at a time.
+        device: Where updates are made.
+    """
+
+    def __init__(
+        self, layout: RowLayout, sampler: Sampler, batch_size: int, capacity: int, device: torch.device
+    ) -> None:
+        self._layout, self.device = layout, device
+        self.batch_size, self.capacity = batch_size, capacity
+        self._slot = torch.zeros(1, dtype=torch.int64, device=device)
+        self._noise = {
+            name: torch.empty((capacity, 2 * batch_size, *shape), device=device)
+            for name, shape in sampler.noise_shapes.items()
+        }
+        self._copied = torch.cuda.Event() if device.type == "cuda" else None
+
+    def draw_noise(self, num: int, streams: TorchStreams) -> None:
+        """Draws noise for `num` updates and starts over with the first slot."""
+        for name, noise in self._noise.items():
+            torch.randn(noise[:num].shape, generator=streams[name], out=noise[:num])
+        self._slot.zero_()
+
+    def draw(self, replay: Replay, num: int, streams: TorchStreams) -> None:
+        """Draws batches of a replay, and noise, for `num` updates, and starts over with the first slot."""
+        raise NotImplementedError
+
+    def next(self) -> tuple[Batch, Noise]:
+        """The batch and the noise of the next slot; capturable."""
+        batch = self._batch(self._slot)
+        noise = {name: noise.index_select(0, self._slot)[0] for name, noise in self._noise.items()}
+        self._slot.add_(1)
+        return batch, noise
+
+    def last(self) -> tuple[Batch, Noise]:
+        """What the latest `next` gave."""
+        self._slot.sub_(1)
+        return self.next()
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that `next` reads; a graph is good as long as none of it moves."""
+        return [self._slot, *self._noise.values()]
+
+    def _batch(self, slot: Tensor) -> Batch:
+        raise NotImplementedError
+
+    def _staging(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Memory of the host that the device can read while the host goes on."""
+        return torch.empty(shape, dtype=dtype, pin_memory=self.device.type == "cuda")
+
+    def _wait_until_copied(self) -> None:
+        if self._copied is not None:
+            self._copied.synchronize()
+
+    def _copy(self, source: Tensor, target: Tensor) -> None:
+        target.copy_(source, non_blocking=True)
+        if self._copied is not None:
+            self._copied.record()
+
+
+class IndexFeed(Feed):
+    """Batches gathered, in the update itself, from a replay on the device that makes it."""
+
+    def __init__(
+        self, layout: RowLayout, sampler: Sampler, batch_size: int, capacity: int, device: torch.device
+    ) -> None:
+        super().__init__(layout, sampler, batch_size, capacity, device)
+        self._replay: Replay | None = None
+        self._drawn = self._staging((capacity, batch_size), torch.int64)
+        self._indices = torch.zeros((capacity, batch_size), dtype=torch.int64, device=device)
+
+    def draw(self, replay: Replay, num: int, streams: TorchStreams) -> None:
+        """Draws indices and noise for `num` updates."""
+        self._replay = replay
+        self._wait_until_copied()
+        for k in range(num):
+            self._drawn[k] = replay.draw_indices(self.batch_size, streams["replay"])
+        self._copy(self._drawn[:num], self._indices[:num])
+        self.draw_noise(num, streams)
+
+    def tensors(self) -> list[Tensor]:
+        """As of any feed, and the rows of the replay, which move when it grows."""
+        return [*super().tensors(), self._indices, self._drawn_from.rows]
+
+    def _batch(self, slot: Tensor) -> Batch:
+        return self._drawn_from.gather(self._indices.index_select(0, slot)[0])
+
+    @property
+    def _drawn_from(self) -> Replay:
+        if self._replay is None:
+            raise ValueError("nothing was drawn yet")
+        return self._replay
+
+
+class RowFeed(Feed):
+    """Batches gathered by the host: from a replay in its memory, or one that somebody else made."""
+
+    def __init__(
+        self, layout: RowLayout, sampler: Sampler, batch_size: int, capacity: int, device: torch.device
+    ) -> None:
+        super().__init__(layout, sampler, batch_size, capacity, device)
+        self._gathered = self._staging((capacity, batch_size, layout.width), torch.float32)
+        self._rows = torch.zeros((capacity, batch_size, layout.width), device=device)
+
+    def draw(self, replay: Replay, num: int, streams: TorchStreams) -> None:
+        """Gathers batches of a replay in the host's memory, and draws noise, for `num` updates."""
+        self._wait_until_copied()
+        for k in range(num):
+            indices = replay.draw_indices(self.batch_size, streams["replay"])
+            torch.index_select(replay.rows, 0, indices, out=self._gathered[k])
+        self._copy(self._gathered[:num], self._rows[:num])
+        self.draw_noise(num, streams)
+
+    def put(self, batch: Batch, streams: TorchStreams) -> None:
+        """Takes a batch of somebody else's, and draws the noise of its update."""
+        for column, value in zip(self._layout.unpack(self._rows[0]), batch, strict=True):
+            column.copy_(value)
+        self.draw_noise(1, streams)
+
+    def tensors(self) -> list[Tensor]:
+        """As of any feed, and the batches."""
+        return [*super().tensors(), self._rows]
+
+    def _batch(self, slot: Tensor) -> Batch:
+        return self._layout.unpack(self._rows.index_select(0, slot)[0])

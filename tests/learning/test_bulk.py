@@ -1,0 +1,413 @@
+"""Updates in bulk: equal to eager ones, captured anew when something moves, frozen by a loss that is not finite.
+
+On a CPU a capture is the function itself; everything else is what runs on a GPU.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rllib_hpo import critics, products
+from rllib_hpo.errors import NonFiniteError
+from rllib_hpo.learning import replay as replay_module
+from rllib_hpo.learning.actor_critic import ActorCritic
+from rllib_hpo.learning.feed import RowFeed
+from rllib_hpo.learning.graph import WARM_UPS, Capture, CudaGraphCapture, make_capture
+from rllib_hpo.learning.replay import Batch, Replay, RowLayout, fits
+from rllib_hpo.learning.replay_learner import ReplayLearner
+from rllib_hpo.learning.trainer import Trainer
+from rllib_hpo.learning.update import make_optimizers
+from rllib_hpo.settings import ActorCriticSettings, SACHPOSettings, SACSettings
+from tests.learning.options import SETTINGS
+
+OBS, DIM, ROWS = 5, 3, 32
+LAYOUT = RowLayout(OBS, DIM)
+CHANGES: dict[str, Any] = {
+    "train_batch_size_per_learner": ROWS,
+    "replay_capacity": 500,
+    "diagnostics_interval": 7,
+}
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+    ),
+]
+
+
+DIFFERENT = {
+    name: SETTINGS[name]
+    for name in (
+        "sac, automatic temperature",
+        "sac-nf",
+        "sac-hpo",
+        "sac-hpo, penalty",
+        "sac-hpo, learned step size",
+        "sac-hpo, target critics in the objective",
+    )
+}
+"""Settings whose updates differ most in what they are made of."""
+
+
+class DirectCapture:
+    """Repeats a function by calling it; what it is asked to do is counted."""
+
+    def __init__(self, error: str = "") -> None:
+        self.warm_ups, self.captures, self._error = 0, 0, error
+
+    def warm_up(self, function: Callable[[], None]) -> None:
+        self.warm_ups += 1
+        function()
+
+    def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
+        self.captures += 1
+        if self._error:
+            raise RuntimeError(self._error)
+        return function
+
+
+def _learner(
+    settings: ActorCriticSettings, capture: Capture | None = None, device: str = "cpu"
+) -> ReplayLearner:
+    """In bulk with a capture, one update after the other without."""
+    settings = settings.model_copy(update=CHANGES)
+    model = ActorCritic(OBS, DIM, settings, seed=0).to(device)
+    trainer = Trainer(model, make_optimizers(model, settings), settings, seed=0)
+    if capture is None:
+        trainer.bulk = None
+    else:
+        trainer.update_in_bulk(capture)
+    learner = ReplayLearner(trainer)
+    learner.add_transitions(_rows(300))
+    return learner
+
+
+def _rows(num: int, seed: int = 0) -> npt.NDArray[np.float32]:
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(num, LAYOUT.width)).astype(np.float32)
+    rows[:, OBS : OBS + DIM] = np.tanh(rows[:, OBS : OBS + DIM])
+    rows[:, OBS + DIM + 1] = rows[:, OBS + DIM + 1] > 1
+    return rows
+
+
+def _tensors(learner: ReplayLearner) -> dict[str, Tensor]:
+    """Every parameter, target and optimizer state."""
+    trainer = learner.trainer
+    found = {f"model.{name}": value for name, value in trainer.model.state_dict().items()}
+    for kind, optimizer in trainer.optimizers._asdict().items():
+        for k, state in (optimizer.state_dict()["state"] if optimizer is not None else {}).items():
+            found |= {f"{kind}.{k}.{name}": value for name, value in state.items()}
+    return {name: value.detach().cpu().clone() for name, value in found.items()}
+
+
+def _capture(device: str) -> Capture:
+    return CudaGraphCapture(torch.device(device)) if device == "cuda" else DirectCapture()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("settings", DIFFERENT.values(), ids=DIFFERENT)
+def test_updates_in_bulk_equal_eager_ones(settings: ActorCriticSettings, device: str) -> None:
+    """After 200 updates with the same batches and noise, every parameter, target and optimizer state agrees."""
+    eager, bulk = _learner(settings, None, device), _learner(settings, _capture(device), device)
+    generator = torch.Generator().manual_seed(0)
+    sampler = eager.trainer.model.sampler
+    for k in range(200):
+        rows = torch.from_numpy(_rows(ROWS, seed=k)).to(device)
+        noise = {
+            name: torch.randn((2 * ROWS, *shape), generator=generator).to(device)
+            for name, shape in sampler.noise_shapes.items()
+        }
+        eager.trainer.update(LAYOUT.unpack(rows), noise)
+        eager.trainer.count(1, lambda rows=rows, noise=noise: (LAYOUT.unpack(rows), noise))
+        _update_in_bulk(bulk, rows, noise)
+    ours, theirs = _tensors(bulk), _tensors(eager)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        torch.testing.assert_close(
+            ours[name], value, rtol=2e-3, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}"
+        )
+    assert bulk.trainer.bulk is not None
+    assert bulk.trainer.bulk.num_captures == 1
+    first, second = eager.flush_metrics(), bulk.flush_metrics()
+    assert first.keys() == second.keys()
+    assert first == pytest.approx(second, rel=1e-3, abs=1e-4)
+
+
+def _update_in_bulk(learner: ReplayLearner, rows: Tensor, noise: dict[str, Tensor]) -> None:
+    """One update by the captured function, with this batch and this noise in place of what is drawn."""
+    bulk, trainer = learner.trainer.bulk, learner.trainer
+    assert bulk is not None
+    draw = RowFeed.draw_noise
+
+    def inject(feed: RowFeed, num: int, streams: Any) -> None:
+        draw(feed, num, streams)
+        for name, value in noise.items():
+            feed._noise[name][0] = value
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RowFeed, "draw_noise", inject)
+        trainer.learn(LAYOUT.unpack(rows))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_batches_come_from_the_replay(device: str) -> None:
+    """The same rows are drawn in bulk as one by one, and on the host as on the device."""
+    settings = SACSettings(hidden_units=16)
+    bulk, seen = _learner(settings, DirectCapture(), device), []
+    update = bulk.trainer.update
+
+    def observed(batch: Batch, noise: dict[str, Tensor]) -> dict[str, Tensor]:
+        seen.append(batch.obs.cpu().clone())
+        return update(batch, noise)
+
+    bulk.trainer.update = observed  # type: ignore[method-assign]
+    bulk.update_from_replay(50)
+    streams, replay = _learner(settings).trainer.streams, Replay(LAYOUT, 500)
+    replay.add(_rows(300))
+    expected = [replay.gather(replay.draw_indices(ROWS, streams["replay"])).obs for _ in range(50)]
+    assert len(seen) == 50
+    assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
+
+
+def test_a_replay_on_the_host_feeds_the_same_updates() -> None:
+    """Rows gathered by the host give the updates that rows gathered on the device give, to the last bit."""
+    settings = SACHPOSettings(hidden_units=16)
+    on_device, on_host = _learner(settings, DirectCapture()), _learner(settings, DirectCapture())
+    on_device.update_from_replay(40)
+    bulk = on_host.trainer.bulk
+    assert bulk is not None
+    feed = RowFeed(LAYOUT, on_host.trainer.model.sampler, ROWS, 32, torch.device("cpu"))
+    for num in (7, 7, 7, 7, 7, 5):
+        feed.draw(on_host.replay, num, on_host.trainer.streams)
+        bulk._run(feed, num)
+    ours, theirs = _tensors(on_host), _tensors(on_device)
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    assert on_host.flush_metrics() == on_device.flush_metrics()
+
+
+def test_the_host_counts_and_describes_as_ever() -> None:
+    learner = _learner(SACHPOSettings(hidden_units=16), DirectCapture())
+    learner.update_from_replay(6)
+    assert learner.latest_diagnostics() == {}
+    learner.update_from_replay(30)
+    assert learner.trainer.num_updates == 36
+    assert "displacement" in learner.latest_diagnostics()
+    metrics = learner.flush_metrics()
+    assert metrics["num_updates"] == 36
+    assert metrics["alpha"] == pytest.approx(0.2)
+    assert "critic_loss" not in learner.flush_metrics()
+
+
+def test_it_is_captured_anew_when_settings_change_or_tensors_move() -> None:
+    capture = DirectCapture()
+    learner = _learner(SACSettings(hidden_units=16), capture)
+    learner.update_from_replay(20)
+    assert (capture.warm_ups, capture.captures) == (WARM_UPS, 1)
+    learner.update_from_replay(20)
+    assert capture.captures == 1
+    for group in learner.trainer.optimizers.critic.param_groups:
+        group["lr"] = 1e-3
+    learner.update_from_replay(20)
+    assert (capture.warm_ups, capture.captures) == (2 * WARM_UPS, 2)
+    optimizer = learner.trainer.optimizers.policy
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    learner.update_from_replay(20)
+    assert capture.captures == 3
+    learner.replay._rows = learner.replay.rows.clone()
+    learner.update_from_replay(20)
+    assert capture.captures == 4
+
+
+def test_what_cannot_be_captured_runs_eagerly(caplog: pytest.LogCaptureFixture) -> None:
+    """The reason is logged once, and no update is lost."""
+    capture = DirectCapture(error="operation not permitted when stream is capturing\ndetails")
+    learner, other = (
+        _learner(SACSettings(hidden_units=16), capture),
+        _learner(SACSettings(hidden_units=16), DirectCapture()),
+    )
+    for core in (learner, other):
+        core.update_from_replay(50)
+    assert capture.captures == 1
+    assert caplog.messages == [
+        "Updates run without a CUDA graph: operation not permitted when stream is capturing"
+    ]
+    ours, theirs = _tensors(learner), _tensors(other)
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+class Operations(TorchDispatchMode):
+    """Collects the names of all operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(str(func.overloadpacket))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_a_captured_update_asks_for_no_value(
+    settings: ActorCriticSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it runs on a GPU: it reads no number back, has no shape that depends on one, and brings none along."""
+    monkeypatch.setattr(critics, "_separate", lambda weights, biases: [critics.Layers(weights, biases)])
+    monkeypatch.setattr(products, "HAS_ONEDNN", False)
+    capture = DirectCapture()
+    learner = _learner(settings, capture)
+    learner.update_from_replay(6)
+    assert capture.captures == 1
+    trainer, found = learner.trainer, Operations()
+    assert trainer.bulk is not None
+    updates = trainer.bulk._updates
+    assert updates is not None
+    with found:
+        updates.run(2)
+    assert "aten._fused_adam_" in found.names
+    forbidden = {
+        "_local_scalar_dense",
+        "nonzero",
+        "masked_select",
+        "lift_fresh",
+        "_unique2",
+        "randn",
+        "randint",
+    }
+    assert not {f"aten.{name}" for name in forbidden} & found.names
+
+
+def test_why_nothing_is_captured_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Not on a CPU, not where the setting says so, and not of several learners."""
+    with caplog.at_level(logging.INFO):
+        assert make_capture(SACSettings(), torch.device("cpu")) is None
+        assert make_capture(SACSettings(cuda_graph=False), torch.device("cuda")) is None
+        assert make_capture(SACSettings(), torch.device("cuda"), num_learners=2) is None
+    assert [message.rsplit(": ", 1)[1] for message in caplog.messages] == [
+        "cpu.",
+        "cuda_graph=False.",
+        "2 learners average their gradients.",
+    ]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+def test_a_gpu_gets_graphs_without_being_asked() -> None:
+    """By default updates are captured there, 200 of them in one call; with cuda_graph=False none is."""
+    for wanted in (True, False):
+        settings = SACHPOSettings(hidden_units=16, cuda_graph=wanted).model_copy(update=CHANGES)
+        model = ActorCritic(OBS, DIM, settings, seed=0).to("cuda")
+        trainer = Trainer(model, make_optimizers(model, settings), settings, seed=0)
+        learner = ReplayLearner(trainer)
+        learner.add_transitions(_rows(300))
+        learner.update_from_replay(200)
+        assert trainer.bulk is not None
+        assert trainer.bulk.num_captures == int(wanted)
+        assert learner.flush_metrics()["num_updates"] == 200
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("alpha", [0.2, "auto"])
+@pytest.mark.parametrize("bad_update", [1, 12])
+def test_a_loss_that_is_not_finite_freezes(device: str, alpha: Any, bad_update: int) -> None:
+    """From there on nothing changes any more, to the last bit; the next look names the loss and its update."""
+    learner = _learner(SACSettings(hidden_units=16, alpha=alpha), _capture(device), device)
+    for k in range(bad_update - 1):
+        learner.trainer.learn(LAYOUT.unpack(torch.from_numpy(_rows(ROWS, seed=k)).to(device)))
+    learner.check_finite()
+    before = _tensors(learner)
+    rows = torch.from_numpy(_rows(ROWS, seed=100)).to(device)
+    rows[3, OBS + DIM] = float("inf")
+    learner.trainer.learn(LAYOUT.unpack(rows))
+    learner.update_from_replay(30)
+    after = _tensors(learner)
+    for name, value in after.items():
+        # A state that the first update makes starts at zero.
+        torch.testing.assert_close(value, before.get(name, torch.zeros_like(value)), rtol=0, atol=0)
+    for look in (learner.check_finite, learner.flush_metrics):
+        with pytest.raises(NonFiniteError, match=f"The critic loss is not finite at update {bad_update}$"):
+            look()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("alpha", [0.2, "auto"])
+def test_a_policy_loss_that_is_not_finite_freezes_what_follows(device: str, alpha: Any) -> None:
+    """The critics have taken their step by then, as they have where an error is raised at once."""
+    learner = _learner(SACSettings(hidden_units=16, alpha=alpha), _capture(device), device)
+    learner.update_from_replay(11)
+    before = _tensors(learner)
+    noise = torch.zeros(2 * ROWS, DIM, device=device)
+    noise[ROWS:] = float("nan")
+    _update_in_bulk(learner, torch.from_numpy(_rows(ROWS)).to(device), {"base": noise})
+    frozen = _tensors(learner)
+    changed = {name for name, value in frozen.items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(name.startswith(("critic.", "model.critics.")) for name in changed)
+    learner.update_from_replay(30)
+    assert all(torch.equal(value, frozen[name]) for name, value in _tensors(learner).items())
+    with pytest.raises(NonFiniteError, match=r"The policy loss is not finite at update 12$"):
+        learner.flush_metrics()
+
+
+def test_a_replay_grows_where_memory_is_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It doubles up to its capacity, and holds what a replay of full size holds."""
+    monkeypatch.setattr(replay_module, "FIRST_ROWS", 8)
+    monkeypatch.setattr(Replay, "_grows", lambda self, device: True)
+    replay, whole = Replay(LAYOUT, 100), Replay(LAYOUT, 100)
+    monkeypatch.undo()
+    sizes = []
+    for k in range(15):
+        for ring in (replay, whole):
+            ring.add(_rows(9, seed=k))
+        sizes.append(len(replay.rows))
+    assert sizes == [16, 32, 32, 64, 64, 64, 64, *[100] * 8]
+    assert all(np.array_equal(a, b) for a, b in zip(replay.read(35, 135), whole.read(35, 135), strict=True))
+
+
+def test_memory_is_taken_as_rows_arrive() -> None:
+    """A replay of 4 GB of which a hundred rows are used takes some pages."""
+    before = _resident_bytes()
+    replay = Replay(RowLayout(500, 0), 1_000_000)
+    replay.add(np.ones((100, replay.layout.width), np.float32))
+    assert replay.rows.nbytes > 4e9
+    assert _resident_bytes() - before < 50e6
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize(
+    ("needed", "free", "expected"), [(40, 80, True), (46, 80, True), (47, 80, False), (10, 20, False)]
+)
+def test_what_fits(needed: int, free: int, expected: bool) -> None:
+    """A tenth of the device is left alone, and growing takes half as much again."""
+    assert fits(needed, free, 100) is expected
+
+
+@pytest.mark.parametrize(
+    ("share", "reserved", "expected"),
+    [(1.0, 0, "cuda"), (0.5, 0, "cuda"), (0.25, 0, "cpu"), (0.5, 30, "cpu")],
+)
+def test_a_replay_keeps_to_its_share_of_a_gpu(
+    share: float, reserved: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 100 rows' worth of memory, 80 free; for 20 rows, which take half as much again when they grow."""
+    layout = RowLayout(OBS, DIM)
+    row = layout.width * 4
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80 * row, 100 * row))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda index: share)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: reserved * row)
+    assert replay_module._with_room(layout, 20, torch.device("cuda:0")).type == expected
