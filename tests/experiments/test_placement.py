@@ -189,19 +189,6 @@ def test_a_lost_node_of_runners_is_replaced_by_another(tmp_path: Path) -> None:
         assert events(cluster).count("started") == 1
 
 
-def test_a_remote_learner_with_a_gpu_is_where_its_process_is(tmp_path: Path) -> None:
-    with ExitStack() as opened:
-        cluster = opened.enter_context(token_cluster(tmp_path, num_cpus=4, num_gpus=1))
-        opened.enter_context(node(joining(cluster, 2, FOR_ROLLOUTS), cluster, tmp_path / "cpu.log"))
-        wait_for_nodes(cluster, 2)
-        process = opened.enter_context(swept(cluster, *PRETENDED, sweep=REMOTE))
-        wait_until(lambda: "checkpoint" in events(cluster), cluster, process)
-        assert_apart(cluster)
-        (trial,), (learner,) = actors(cluster, "Trainable"), actors(cluster, "Learner")
-        assert learner["node_id"] == trial["node_id"]
-        assert learner["pid"] != trial["pid"]
-
-
 def test_a_remote_learner_on_another_node_s_disk_is_refused(tmp_path: Path) -> None:
     """The second node's directory is hidden by a file system of its own, mounted in a private namespace."""
     (tmp_path / "out").mkdir()
