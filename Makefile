@@ -15,7 +15,7 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12; do \
 TORCH_INDEX ?=
 
 # Test processes at a time, and what else to hand to pytest, e.g. PYTEST_ARGS='-k leapfrog'.
-TEST_JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+TEST_JOBS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores < 3 ? cores : 3)))
 PYTEST_ARGS ?=
 
 # Where the demo's run goes: runs/demo, or the first of runs/demo-2, runs/demo-3, ... that is free.

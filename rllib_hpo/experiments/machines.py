@@ -140,9 +140,8 @@ def machines_here() -> Machines:
     grown = of_autoscaler(config)
     if grown is None:
         return Machines(tuple(types), len(types))
-    if (
-        config["provider"]["type"] == LOCAL
-    ):  # what is there, Ray has found out itself; the rest is still to join
+    if config["provider"]["type"] == LOCAL:
+        # What is there, Ray has found out itself; the rest is still to join.
         workers = grown.types[-1]
         types.append(replace(workers, most=max(0, grown.ceiling - len(alive))))
         return Machines(tuple(types), grown.ceiling)

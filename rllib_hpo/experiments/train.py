@@ -362,6 +362,8 @@ def quiet_ray() -> None:
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
     # A trial that dies is told of in one line, or by the file of its error.
     logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
+    # Tune's own state is nothing that a sweep goes on from; a full disk, where it fails, is told of by what matters.
+    logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
 
 
 @contextmanager

@@ -56,7 +56,10 @@ def local_yaml() -> str:
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """Machines of four CPUs: one alone has room for all trials."""
     log = tmp_path_factory.mktemp("lab") / "sshd.log"
-    with running_lab(log, RAY_OVERRIDE_RESOURCES='{"CPU": 4}', OMP_NUM_THREADS="1") as running:
+    variables = {"RAY_OVERRIDE_RESOURCES": '{"CPU": 4}', "OMP_NUM_THREADS": "1"}
+    # The memory that Ray watches is that of all tests under way.
+    variables["RAY_memory_monitor_refresh_ms"] = "0"
+    with running_lab(log, **variables) as running:
         running.make_token()
         yield running
 
@@ -157,11 +160,11 @@ def test_neither_token_nor_key_is_in_any_file(cluster: Path, lab: Lab) -> None:
     token = (lab.home() / ".ray" / "auth_token").read_text()
     shared = lab.root() / SHARED.relative_to("/")
     for machine in ("head", "worker"):
-        home, temporary = lab.home(machine), lab.root(machine) / "tmp"
+        home, temporary = lab.home(machine), lab.root(machine) / "tmp" / "ray"
         assert holding(token, home, temporary, shared) == [home / ".ray" / "auth_token"]
         assert (home / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
         assert holding(KEY, home, temporary, shared) == [home / ".netrc"] * (machine == "head")
-        leak = next(temporary.glob("ray/session_2*/logs")) / "leak.log"
+        leak = next(temporary.glob("session_2*/logs")) / "leak.log"
         leak.write_text(f"{token} {KEY}")
         assert [path.name for path in holding(KEY, temporary)] == ["leak.log"]
         leak.unlink()

@@ -43,6 +43,7 @@ settings:
 """
 PATIENCE_S = 180.0
 TRIAL = "sac-Pendulum-v1-seed0"
+REMOTE = SWEEP.replace("settings:\n", "settings:\n  num_learners: 1\n")
 FOR_ROLLOUTS = ("--resources", json.dumps({"rollouts": 1}))
 PRETENDED = (
     "--gpus-per-learner",
@@ -64,9 +65,9 @@ print(json.dumps({"nodes": nodes, "actors": [vars(actor) for actor in actors]}, 
 
 
 @contextmanager
-def swept(cluster: TokenCluster, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+def swept(cluster: TokenCluster, *words: str, sweep: str = SWEEP) -> Iterator[subprocess.Popen[bytes]]:
     """The sweep, driven from the head; workers' logs may be longer than a pipe, so all it prints goes to a file."""
-    (cluster.root / "placed.yaml").write_text(SWEEP)
+    (cluster.root / "placed.yaml").write_text(sweep)
     with (cluster.root / "printed").open("wb") as printed:
         process = subprocess.Popen(
             [*CLI, "sweep", "placed.yaml", "--out", "out", "--wandb", "disabled", *words],
@@ -186,6 +187,21 @@ def test_a_lost_node_of_runners_is_replaced_by_another(tmp_path: Path) -> None:
         assert all("rollouts" in runner["node"] for runner in after)
         assert_whole(cluster, process)
         assert events(cluster).count("started") == 1
+
+
+def test_a_remote_learner_on_another_node_s_disk_is_refused(tmp_path: Path) -> None:
+    """The second node's directory is hidden by a file system of its own, mounted in a private namespace."""
+    (tmp_path / "out").mkdir()
+    hidden = f'mount -t tmpfs none {tmp_path}/out && exec "$@"'
+    with ExitStack() as opened:
+        cluster = opened.enter_context(token_cluster(tmp_path, num_cpus=1))
+        command = ["unshare", "--mount", "sh", "-c", hidden, "sh", *joining(cluster)]
+        opened.enter_context(node(command, cluster, tmp_path / "second.log"))
+        wait_for_nodes(cluster, 2)
+        process = opened.enter_context(swept(cluster, "--storage", str(tmp_path / "store"), sweep=REMOTE))
+        assert process.wait(PATIENCE_S) == 2
+        error = tmp_path / "out" / "trials" / TRIAL / "error.txt"
+        assert "The remote learner is on a node that does not see" in error.read_text()
 
 
 @pytest.mark.parametrize("version", [1, 2])
