@@ -31,8 +31,9 @@ from ray.job_submission import JobSubmissionClient
 
 import rllib_hpo
 from rllib_hpo.errors import CheckpointError, UserError
+from rllib_hpo.experiments.mirror import Mirror
 from rllib_hpo.experiments.nodes import REPORT
-from rllib_hpo.experiments.storage import Mirror, Storage, is_uri, refuse_secrets, rows_from
+from rllib_hpo.experiments.storage import Storage, is_uri, refuse_secrets, rows_from
 from rllib_hpo.experiments.sweep import SweepFiles, fetch_sweep, read_plan
 from rllib_hpo.results.provenance import git_commit
 

@@ -25,9 +25,11 @@ from ray.tune import PlacementGroupFactory
 
 from rllib_hpo.errors import CheckpointError, SettingsError, StorageError, UserError
 from rllib_hpo.experiments.checkpoints import CheckpointStore
+from rllib_hpo.experiments.mirror import Mirror
 from rllib_hpo.experiments.nodes import refuse_unshared
 from rllib_hpo.experiments.run_config import RunConfig, resolve_saved
-from rllib_hpo.experiments.storage import Mirror, Storage, fetch, publish, steps_on
+from rllib_hpo.experiments.storage import Storage, fetch, publish
+from rllib_hpo.experiments.stored_checkpoints import steps_on
 from rllib_hpo.experiments.sweep_config import Sweep, Trial
 from rllib_hpo.experiments.sweep_progress import SweepProgress
 from rllib_hpo.experiments.train import CONFIG_FILE, RunFiles, TrainingRun, flat_metrics, quiet_ray

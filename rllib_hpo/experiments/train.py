@@ -20,10 +20,10 @@ from rllib_hpo.errors import CheckpointError, SettingsError, UserError
 from rllib_hpo.experiments.checkpoints import CheckpointStore
 from rllib_hpo.experiments.events import EventLog
 from rllib_hpo.experiments.lock import locked
+from rllib_hpo.experiments.mirror import Mirror
 from rllib_hpo.experiments.operator_metrics import OperatorMetrics
 from rllib_hpo.experiments.progress import Progress
 from rllib_hpo.experiments.run_config import RunConfig, resolve_saved
-from rllib_hpo.experiments.storage import Mirror
 from rllib_hpo.experiments.tensorboard import TensorBoard
 from rllib_hpo.experiments.wandb_logger import WandbOptions, WandbRun, describe_run, group_of, return_metric
 from rllib_hpo.results import merge_trial, trial_id

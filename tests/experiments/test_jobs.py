@@ -16,7 +16,7 @@ import requests
 from ray.exceptions import AuthenticationError
 
 import rllib_hpo
-from rllib_hpo import cli
+from rllib_hpo.cli.jobs import sweep_request
 from rllib_hpo.errors import StorageError, UserError
 from rllib_hpo.experiments import jobs
 from rllib_hpo.experiments.jobs import Job, Request
@@ -78,7 +78,7 @@ def sweep(tmp_path: Path) -> Path:
 @pytest.fixture
 def request_of(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(sys, "path", list(sys.path))
-    return lambda *words, pip=False: cli._request([str(word) for word in words], pip)
+    return lambda *words, pip=False: sweep_request([str(word) for word in words], pip)
 
 
 def test_what_is_sent(sweep: Path, request_of: Any, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_the_job_looks_at_the_version_first(there: str, code: int) -> None:
 def test_pip_sends_the_package_and_pins_what_it_needs(sweep: Path, request_of: Any) -> None:
     client = FakeClient()
     jobs.submit(client, request_of(sweep, pip=True))
-    assert "rllib_hpo/cli.py" in client.sent["shipped"]
+    assert "rllib_hpo/cli/__main__.py" in client.sent["shipped"]
     assert client.sent["entrypoint"].startswith("python -m rllib_hpo.cli sweep ")
     packages = client.sent["runtime_env"]["pip"]["packages"]
     assert all("==" in package and "+" not in package for package in packages)

@@ -24,10 +24,12 @@ import pytest
 from pyarrow import fs
 
 from rllib_hpo.errors import CheckpointError, StorageError
-from rllib_hpo.experiments import storage as storage_module
+from rllib_hpo.experiments import transfers
 from rllib_hpo.experiments.checkpoints import CheckpointStore
 from rllib_hpo.experiments.lock import locked
-from rllib_hpo.experiments.storage import Mirror, Storage, refuse_secrets, rows_from, steps_on
+from rllib_hpo.experiments.mirror import Mirror
+from rllib_hpo.experiments.storage import Storage, refuse_secrets, rows_from
+from rllib_hpo.experiments.stored_checkpoints import steps_on
 from rllib_hpo.results import read_rows, trial_id, without_volatile, write_row
 from rllib_hpo.rllib.checkpointing import FORMAT
 from tests.experiments.lives import CLI, REPOSITORY
@@ -169,8 +171,8 @@ def other(tmp_path: Path, handler: FailingHandler, shared: Path) -> Iterator[Nod
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_module, "FIRST_RETRY_S", 0.02)
-    monkeypatch.setattr(storage_module, "CLOSING_S", 1.0)
+    monkeypatch.setattr(transfers, "FIRST_RETRY_S", 0.02)
+    monkeypatch.setattr(transfers, "CLOSING_S", 1.0)
 
 
 def on_storage(shared: Path) -> list[str]:

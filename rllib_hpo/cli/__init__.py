@@ -1,0 +1,78 @@
+"""The command line: one command per verb. Failures a user can mend end in one sentence and exit code 2.
+
+This module lists the commands, in the order of `rllib-hpo --help`; each is a function of the module that its subject
+names. They import what they need when they are called, so that `--help` need not wait for Ray and torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import typer
+from rich.logging import RichHandler
+
+from rllib_hpo.cli.cluster import check_cluster, doctor
+from rllib_hpo.cli.console import errors
+from rllib_hpo.cli.jobs import fetch, status, stop, submit
+from rllib_hpo.cli.listings import settings, tasks
+from rllib_hpo.cli.policies import convert, evaluate, export, policy_shape
+from rllib_hpo.cli.results import add, check, compact, report, show
+from rllib_hpo.cli.runs import train
+from rllib_hpo.cli.sweeps import dashboard, sweep
+from rllib_hpo.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Train, sweep and compare SAC, SAC-NF and SAC-HPO (actions evolved by Hamiltonian dynamics) on Ray RLlib.",
+    epilog="Start with: `rllib-hpo train --algorithm sac-hpo --task hopper --steps 10000 --out runs/first`",
+)
+app.command()(train)
+app.command()(sweep)
+app.command()(dashboard)
+app.command()(evaluate)
+app.command()(export)
+app.command()(convert)
+app.command()(policy_shape)
+app.command()(report)
+app.command(
+    # The options of `sweep` reach `submit` as they are.
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    options_metavar="SWEEP.yaml [OPTIONS] [OPTIONS OF rllib-hpo sweep]",
+)(submit)
+app.command()(status)
+app.command()(fetch)
+app.command()(stop)
+app.command()(doctor)
+app.command()(tasks)
+app.command()(settings)
+
+results_app = typer.Typer(
+    no_args_is_help=True, help="Look at evaluation rows, and keep their files in order."
+)
+results_app.command()(show)
+results_app.command()(compact)
+results_app.command()(add)
+results_app.command()(check)
+app.add_typer(results_app, name="results")
+
+cluster_app = typer.Typer(no_args_is_help=True, help="Clusters for sweeps; the files are in `cluster`.")
+cluster_app.command("check")(check_cluster)
+app.add_typer(cluster_app, name="cluster")
+
+
+def main() -> None:
+    """The entry point `rllib-hpo`."""
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=errors, show_time=False, show_path=False)],
+    )
+    try:
+        app()
+    except UserError as error:
+        errors.print(f"Error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2)

@@ -1,0 +1,200 @@
+"""Sweeps on a cluster: `rllib-hpo submit`, `status`, `fetch` and `stop`."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from rllib_hpo.cli.console import console
+from rllib_hpo.cli.options import import_all, pairs
+from rllib_hpo.cli.results import show
+from rllib_hpo.cli.sweeps import sweep
+from rllib_hpo.errors import SettingsError
+
+DASHBOARD = "http://127.0.0.1:8265"
+"""Where `ray dashboard CLUSTER.yaml` or an ssh tunnel puts the dashboard of a cluster."""
+
+Address = Annotated[
+    str,
+    typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, by a tunnel to its head."),
+]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="What `rllib-hpo submit` printed.")]
+
+_SETTINGS = {
+    "steps": "steps",
+    "num_env_runners": "num_env_runners",
+    "gpus_per_learner": "num_gpus_per_learner",
+}
+"""Options of `rllib-hpo sweep` that change a setting of every trial, and which."""
+
+
+def submit(
+    context: typer.Context,
+    address: Address = DASHBOARD,
+    attach: Annotated[
+        str | None, typer.Option(metavar="ID", help="Follow a job that is on the cluster already.")
+    ] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Send it, print its id, and stop.")] = False,
+    pip: Annotated[
+        bool,
+        typer.Option(
+            "--pip",
+            help="Send this package too, and have what it needs installed for the job, in the versions of this "
+            "machine. Without it the cluster's nodes have the package, as those of our images do.",
+        ),
+    ] = False,
+) -> None:
+    """Send a sweep to a Ray cluster as a job, and follow its log to the end; Ctrl-C leaves it running.
+
+    Takes all options of `rllib-hpo sweep`, --storage, --out, --resume, --only, --seeds, --steps among them; --out and
+    --storage are places of the cluster, and modules of --import that lie beside the sweep file go along. The token
+    is read by Ray: RAY_AUTH_MODE=token and ~/.ray/auth_token or RAY_AUTH_TOKEN.
+
+    Exit code 0 if all trials are done, 2 if one failed, 130 if it was stopped, or left by Ctrl-C.
+    """
+    from rllib_hpo.experiments import jobs
+
+    if attach is None:
+        request = sweep_request(context.args, pip)
+        client = jobs.connect(address)
+        attach = jobs.submit(client, request)
+        console.print(f"job:            {attach}", highlight=False, soft_wrap=True)
+        if no_wait:
+            return
+    elif context.args:
+        raise SettingsError(f"--attach takes no sweep: {' '.join(context.args)} has no meaning with it.")
+    else:
+        client = jobs.connect(address)
+    try:
+        job = jobs.follow(client, attach, lambda text: print(text, end="", flush=True))  # noqa: T201
+    except KeyboardInterrupt:
+        again = f"rllib-hpo submit --attach {attach} --address {address}"
+        console.print(
+            f"\nLeft; the job goes on. Follow it again with: {again}", highlight=False, soft_wrap=True
+        )
+        raise typer.Exit(130) from None
+    raise typer.Exit(jobs.exit_code(job))
+
+
+def sweep_request(words: list[str], pip: bool) -> Any:
+    """A sweep to send, validated here first.
+
+    Args:
+        words: Arguments and options of `rllib-hpo sweep`.
+        pip: Whether to send this package too.
+
+    Raises:
+        UserError: If there is anything in it that could not run there.
+    """
+    from rllib_hpo.experiments import jobs
+    from rllib_hpo.experiments.sweep_config import read_sweep
+
+    command = _sweep_command()
+    given = _given(command, words)
+    file, resume, imports = given.pop("file", None), given.get("resume"), given.get("imports") or ()
+    storage, out = given.get("storage"), given.pop("out", None)
+    if (file is None) == (resume is None):
+        raise SettingsError("Name either a sweep file or, with --resume, where on the cluster a sweep is.")
+    if "dry_run" in given:
+        raise SettingsError("--dry-run starts nothing; `rllib-hpo sweep --dry-run` says what would run.")
+    jobs.refuse_paths(storage, out and str(out))
+    jobs.refuse_paths(resume, None)
+    source, name = None, (resume or "").partition("?")[0].rstrip("/").rpartition("/")[2]
+    if file is not None:
+        source = Path(file)
+        sys.path.insert(0, str(source.parent.absolute()))
+        import_all(list(imports))
+        changes = {setting: given[option] for option, setting in _SETTINGS.items() if option in given}
+        grid = read_sweep(source, given.get("seeds"), changes)
+        if "only" in given:
+            grid = grid.only(**pairs(given["only"]))
+        name = grid.name
+    options = ([] if source is None else [source.name]) + _as_words(command, given)
+    place = resume if resume and "://" in resume else ""
+    if storage is not None:
+        place = jobs.below(storage, name)
+    elif resume and not place:
+        out = resume
+    return jobs.Request(
+        name, tuple(options), jobs.shipped(source, imports), place, str(out or ""), resume is not None, pip
+    )
+
+
+def _sweep_command() -> Any:
+    """What parses the command line of `rllib-hpo sweep`."""
+    alone = typer.Typer(add_completion=False)
+    alone.command()(sweep)
+    return typer.main.get_command(alone)
+
+
+def _given(command: Any, words: list[str]) -> dict[str, Any]:
+    """Values of a command's parameters that stand in `words`, by the parameters' names; defaults are left out."""
+    parsed = command.make_context("rllib-hpo submit", list(words))
+    return {
+        option.name: parsed.params[option.name]
+        for option in command.params
+        if getattr(parsed.get_parameter_source(option.name), "name", "") == "COMMANDLINE"
+    }
+
+
+def _as_words(command: Any, given: dict[str, Any]) -> list[str]:
+    """Options as words of a command line again."""
+    words: list[str] = []
+    for option in command.params:
+        value = given.get(option.name)
+        for one in [] if value is None else value if isinstance(value, list | tuple) else [value]:
+            words += [option.opts[0]] if option.is_flag else [option.opts[0], str(one)]
+    return words
+
+
+def status(
+    job_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Of one job. Default: all.")] = None,
+    address: Address = DASHBOARD,
+) -> None:
+    """Print the sweeps on a cluster, or how one of them stands, with the table so far."""
+    from rllib_hpo.experiments import jobs
+
+    client = jobs.connect(address)
+    found = jobs.jobs(client) if job_id is None else [jobs.get_job(client, job_id)]
+    table = Table("job", "state", "began", "results")
+    for job in found:
+        began = "" if job.started is None else f"{datetime.fromtimestamp(job.started):%Y-%m-%d %H:%M}"  # noqa: DTZ006
+        table.add_row(job.job_id, job.state, began, job.storage or job.out)
+    console.print(table)
+    if job_id is None:
+        return
+    place = jobs.reachable_rows(found[0])
+    if place is None:
+        console.print(jobs.elsewhere(found[0]), highlight=False, markup=False, soft_wrap=True)
+    else:
+        show([place])
+
+
+def fetch(
+    job_id: JobId,
+    out: Annotated[Path, typer.Option(help="Directory for what is brought; may hold an earlier fetch.")],
+    address: Address = DASHBOARD,
+    checkpoints: Annotated[
+        bool, typer.Option("--checkpoints", help="Also the newest intact checkpoint of every trial.")
+    ] = False,
+) -> None:
+    """Bring a sweep's rows here from its storage, also while it runs; `results` and `report` take the directory."""
+    from rllib_hpo.experiments import jobs
+    from rllib_hpo.results import read_rows
+
+    count = jobs.fetch(jobs.get_job(jobs.connect(address), job_id), out, checkpoints)
+    rows = read_rows([out / "results"]).num_rows if (out / "results").exists() else 0
+    more = f", {count} checkpoints" if checkpoints else ""
+    console.print(f"{rows:,} rows{more}: {out}", highlight=False, soft_wrap=True)
+
+
+def stop(job_id: JobId, address: Address = DASHBOARD) -> None:
+    """Stop a sweep on a cluster, after the checkpoints of its running trials; `submit --resume` goes on with it."""
+    from rllib_hpo.experiments import jobs
+
+    jobs.stop(jobs.connect(address), job_id)

@@ -1,0 +1,55 @@
+"""What there is to choose from: `rllib-hpo tasks` and `settings`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.table import Column, Table
+
+from rllib_hpo.cli.console import console
+from rllib_hpo.cli.options import Imports, import_all
+
+
+def tasks(imports: Imports = None) -> None:
+    """List the tasks, their environments and their hyperparameters for SAC-HPO (Table I)."""
+    import_all(imports)
+    from rllib_hpo.tasks import all_tasks
+
+    columns = {
+        "alpha": "alpha",
+        "momentum_std_train": "std train",
+        "momentum_std_explore": "std explore",
+        "step_size": "epsilon",
+        "leapfrog_steps": "K",
+        "leapfrog_units": "h_n",
+    }
+    names = ("task", "environment", "steps", *columns.values(), "SAC-NF flows")
+    table = Table(*(Column(name, overflow="fold") for name in names))
+    for task in all_tasks():
+        hpo, flows = task.settings_for("sac-hpo"), task.settings_for("sac-nf").get("num_flows", "")
+        table.add_row(
+            task.name,
+            task.env_id,
+            f"{task.steps:,}",
+            *(str(hpo.get(name, "")) for name in columns),
+            str(flows),
+        )
+    console.print(table)
+    console.print("Any other gymnasium id works too, with Ant's hyperparameters.")
+
+
+def settings(
+    algorithm: Annotated[
+        str, typer.Argument(help="sac, sac-nf, sac-hpo, or one of another package.")
+    ] = "sac-hpo",
+    imports: Imports = None,
+) -> None:
+    """List an algorithm's settings: what `--set`, a `--config` file and Python's `training()` accept."""
+    import_all(imports)
+    from rllib_hpo.settings import find_settings
+
+    table = Table("setting", "default", "meaning")
+    for name, field in find_settings(algorithm).model_fields.items():
+        table.add_row(name, str(field.default), field.description)
+    console.print(table)

@@ -1,0 +1,54 @@
+"""Options that several commands take, and how their values are read."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Literal
+
+import typer
+
+from rllib_hpo.errors import SettingsError
+
+Imports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import", metavar="MODULE", help="Import a module that registers tasks, algorithms or samplers."
+    ),
+]
+Wandb = Annotated[
+    Literal["offline", "online", "disabled"],
+    typer.Option(help="Weights & Biases; offline needs no account."),
+]
+WandbArtifacts = Annotated[
+    bool,
+    typer.Option(
+        "--wandb-artifacts", help="Give W&B each checkpoint too, some megabytes without its replay."
+    ),
+]
+WandbVideo = Annotated[
+    bool, typer.Option("--wandb-video", help="Film a noise-free episode for W&B when all steps are made.")
+]
+
+
+def import_all(modules: list[str] | None) -> None:
+    """Imports the modules of --import, which may lie in the working directory.
+
+    Raises:
+        UserError: If one of them cannot be imported.
+    """
+    sys.path.insert(0, "")
+    from rllib_hpo.tasks import import_modules
+
+    import_modules(modules or [])
+
+
+def pairs(text: str) -> dict[str, str]:
+    """`KEY=VALUE,...` of --only as a mapping.
+
+    Raises:
+        SettingsError: If a part of it is no such pair.
+    """
+    parts = [part.partition("=") for part in text.split(",")]
+    if not all(key and equals for key, equals, _ in parts):
+        raise SettingsError(f"--only {text} must be KEY=VALUE,..., as in task=hopper,algorithm=sac-hpo.")
+    return {key.strip(): value.strip() for key, _, value in parts}

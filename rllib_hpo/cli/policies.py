@@ -1,0 +1,127 @@
+"""What becomes of a trained policy: `rllib-hpo evaluate`, `export`, `convert` and `policy-shape`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from rllib_hpo.cli.console import console
+from rllib_hpo.cli.options import Imports, import_all
+from rllib_hpo.errors import SettingsError
+
+
+def evaluate(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A checkpoint, or a run directory (its newest checkpoint).")
+    ],
+    episodes: Annotated[int, typer.Option(min=1, help="Noise-free episodes to play.")] = 10,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the episodes.")] = 0,
+    video: Annotated[
+        Path | None, typer.Option(help="Film one more episode into this file (.mp4 or .gif).")
+    ] = None,
+    imports: Imports = None,
+) -> None:
+    """Play noise-free episodes with a trained policy. Checkpoints are pickles: load those you trust only."""
+    import_all(imports)
+    from rllib_hpo.experiments.evaluate import evaluate_checkpoint, film
+    from rllib_hpo.experiments.train import quiet_ray
+    from rllib_hpo.results import episode_statistics
+
+    quiet_ray()
+    played, manifest = evaluate_checkpoint(checkpoint, episodes, seed)
+    statistics = episode_statistics(played.returns, played.lengths)
+    console.print(
+        f"{manifest['algorithm']} on {manifest['env']} after {manifest['env_steps']:,} steps: return "
+        f"{statistics['return_mean']:.1f} ± {statistics['return_std']:.1f} over {episodes} episodes "
+        f"(from {min(played.returns):.1f} to {max(played.returns):.1f}), "
+        f"episode length {statistics['episode_length_mean']:.0f}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if video is not None:
+        console.print(f"{video} (return {film(checkpoint, video, seed):.1f})", highlight=False)
+
+
+def export(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A checkpoint, or a run directory (its newest checkpoint).")
+    ],
+    format_: Annotated[str, typer.Option("--format", help="torch-export, onnx or safetensors.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    imports: Imports = None,
+) -> None:
+    """Write the noise-free policy to a file: observation in, action within the environment's bounds out.
+
+    Checkpoints are pickles: load those you trust only. The exported files are not.
+    """
+    import_all(imports)
+    from rllib_hpo.experiments.export import export_policy
+    from rllib_hpo.experiments.train import quiet_ray
+
+    quiet_ray()
+    for path in export_policy(checkpoint, format_, out):
+        console.print(str(path), highlight=False, soft_wrap=True)
+
+
+def convert(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A checkpoint, or a run directory (its newest checkpoint).")
+    ],
+    out: Annotated[Path, typer.Option(help="Directory of the new checkpoint.")],
+    imports: Imports = None,
+) -> None:
+    """Turn a checkpoint of RLlib's new API stack into one of its old stack, or back; actions stay the same.
+
+    Checkpoints are pickles: load those you trust only.
+    """
+    import_all(imports)
+    from rllib_hpo.experiments.checkpoints import find_checkpoint
+    from rllib_hpo.experiments.train import quiet_ray
+    from rllib_hpo.rllib.converting import convert as convert_checkpoint
+
+    quiet_ray()
+    stack = convert_checkpoint(find_checkpoint(checkpoint), out)
+    console.print(f"{out}: a checkpoint for RLlib's {stack} API stack", highlight=False, soft_wrap=True)
+
+
+def policy_shape(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(help="A checkpoint, a run directory, or an exported policy (.safetensors)."),
+    ],
+    dims: Annotated[str, typer.Option(help="The two action dimensions to show, from 0.")] = "0,1",
+    out: Annotated[Path, typer.Option(help="The figure: .png, .pdf or .svg.")] = Path("policy-shape.png"),
+    mode: Annotated[Literal["explore", "train"], typer.Option(help="Whose momentum.")] = "explore",
+    actions: Annotated[int, typer.Option(min=1, help="How many to draw.")] = 1_000,
+    after_steps: Annotated[
+        int, typer.Option(min=0, help="Steps of a noise-free episode to the state that is shown.")
+    ] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="Of the episode and the draws.")] = 0,
+    imports: Imports = None,
+) -> None:
+    """Draw actions before and after the leapfrog over the contours of Q.
+
+    Checkpoints are pickles: load those you trust only. Exported policies are not.
+    """
+    import_all(imports)
+    from rllib_hpo.analysis.policy_shape import write_policy_shape
+    from rllib_hpo.deployment import load_policy_file
+
+    first, _, second = dims.partition(",")
+    if not (first.strip().isdigit() and second.strip().isdigit()):
+        raise SettingsError(f"--dims {dims} must be two numbers, as in 0,1.")
+    if checkpoint.suffix == ".safetensors":
+        policy = load_policy_file(checkpoint)
+    else:
+        from rllib_hpo.experiments.export import load_deployed
+        from rllib_hpo.experiments.train import quiet_ray
+
+        quiet_ray()
+        policy = load_deployed(checkpoint)
+    chosen = int(first), int(second)
+    path = write_policy_shape(
+        policy, out, chosen, mode=mode, num_actions=actions, after_steps=after_steps, seed=seed
+    )
+    console.print(str(path), highlight=False, soft_wrap=True)

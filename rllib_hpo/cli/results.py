@@ -1,0 +1,112 @@
+"""Evaluation rows: `rllib-hpo report`, and `rllib-hpo results show`, `compact`, `add` and `check`."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Column, Table
+
+from rllib_hpo.cli.console import console
+from rllib_hpo.errors import UserError
+
+Directories = Annotated[
+    list[str],
+    typer.Argument(help="Directories of runs or sweeps, or any that hold rows; or URIs of storage."),
+]
+
+
+def report(
+    directories: Directories,
+    out: Annotated[Path, typer.Option(help="Directory of the report.")] = Path("report"),
+    title: Annotated[str, typer.Option(help="Of the page. Default: the names of the sweeps.")] = "",
+) -> None:
+    """Make one page (index.html, works from disk), figures, and tables for papers out of evaluation rows."""
+    from rllib_hpo.analysis.report import write_report
+
+    written = write_report(_rows(directories), out, title)
+    for what, path in written.items():
+        console.print(f"{what + ':':<16}{path}", highlight=False, soft_wrap=True)
+
+
+def show(
+    directories: Directories,
+    full: Annotated[
+        bool, typer.Option("--full", help="All tables of a report: intervals, comparisons, steps to reach.")
+    ] = False,
+) -> None:
+    """Print the table so far; also while a sweep is running."""
+    import numpy as np
+
+    from rllib_hpo.analysis.report import SEED
+    from rllib_hpo.analysis.runs import runs_of
+    from rllib_hpo.analysis.tables import all_tables, progress_table
+
+    runs = runs_of(_rows(directories))
+    for table in [progress_table(runs), *(all_tables(runs, np.random.default_rng(SEED)) if full else [])]:
+        shown = Table(
+            *(Column(name, justify="left" if i == 0 else "right") for i, name in enumerate(table.columns))
+        )
+        for row in table.rows:
+            shown.add_row(*row)
+        console.print(f"\n{table.title}. {table.note}", highlight=False, soft_wrap=True)
+        console.print(shown)
+
+
+def compact(
+    directory: Annotated[Path, typer.Argument(help="A directory that holds rows, also of a running sweep.")],
+) -> None:
+    """Merge thousands of row files into one for each algorithm and task; no row is lost."""
+    from rllib_hpo.results import compact as merge
+
+    before, after = merge(directory)
+    console.print(f"{before:,} files of rows are {after:,} now.", highlight=False)
+
+
+def add(
+    directory: Annotated[
+        Path, typer.Argument(help="Where the rows go: the results of a sweep, for instance.")
+    ],
+    sources: Annotated[list[Path], typer.Argument(help="Where they come from: sweeps of other machines.")],
+) -> None:
+    """Join sweeps of several machines: copy the rows that are not there yet."""
+    from rllib_hpo.results import add as copy
+
+    for source in sources:
+        console.print(f"{copy(directory, source):,} new rows from {source}", highlight=False, soft_wrap=True)
+
+
+def check(directories: Directories) -> None:
+    """Say which evaluations are missing, doubled or not finite, and what is mixed up. Exit code 2 if any."""
+    from rllib_hpo.results import check as find_problems
+
+    rows = _rows(directories)
+    problems = find_problems(rows)
+    for problem in problems:
+        console.print(f"{problem.kind}: {problem.what}", highlight=False, markup=False, soft_wrap=True)
+    if problems:
+        raise UserError(f"{len(problems)} problems in {rows.num_rows:,} rows.")
+    console.print(f"{rows.num_rows:,} rows, nothing missing, doubled or not finite.", highlight=False)
+
+
+def _rows(directories: list[str]) -> Any:
+    from rllib_hpo.results import read_rows
+
+    with tempfile.TemporaryDirectory() as downloaded:
+        roots = []
+        for number, directory in enumerate(directories):
+            if Path(directory).exists():
+                roots.append(Path(directory))
+            elif "://" in directory:
+                from rllib_hpo.experiments.storage import Storage, rows_from
+
+                roots.append(Path(downloaded) / str(number))
+                rows_from(Storage.open(directory), roots[-1])
+            else:
+                raise UserError(f"{directory} does not exist.")
+        rows = read_rows(roots)
+    if not rows.num_rows:
+        raise UserError(f"There are no evaluation rows in {', '.join(map(str, directories))}.")
+    return rows

@@ -1,0 +1,126 @@
+"""One training run: `rllib-hpo train`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.table import Table
+
+from rllib_hpo.cli.console import console
+from rllib_hpo.cli.options import Imports, Wandb, WandbArtifacts, WandbVideo, import_all
+from rllib_hpo.errors import SettingsError
+
+
+def train(
+    algorithm: Annotated[
+        str | None, typer.Option(help="sac, sac-nf, sac-hpo, or one of another package.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="A task (see `rllib-hpo tasks`) or any gymnasium id.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Fixes everything random. Default 0.")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Environment steps in all, those before a resume included. Default: the task's."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory of the new run.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML file of settings, or a row of results (.parquet), which is then repeated."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="A setting (`rllib-hpo settings` lists them); may be given many times.",
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Directory of a run to go on with, from its newest intact checkpoint.")
+    ] = None,
+    keep_checkpoints: Annotated[
+        int, typer.Option(min=1, help="Newest checkpoints to keep; the best is kept besides.")
+    ] = 2,
+    wandb: Wandb = "offline",
+    wandb_artifacts: WandbArtifacts = False,
+    wandb_video: WandbVideo = False,
+    imports: Imports = None,
+) -> None:
+    """Train one run: rows of evaluations in Parquet, checkpoints, a learning curve, all under --out."""
+    import_all(imports)
+    from rllib_hpo.analysis.curves import learning_curve
+    from rllib_hpo.experiments.progress import Progress
+    from rllib_hpo.experiments.run_config import resolve
+    from rllib_hpo.experiments.train import open_run, quiet_ray, start_run
+    from rllib_hpo.experiments.train import train as run_training
+    from rllib_hpo.experiments.wandb_logger import WandbOptions
+    from rllib_hpo.results import read_rows
+
+    quiet_ray()
+    flags: dict[str, Any] = {**_settings(set_), "algorithm": algorithm, "task": task, "seed": seed}
+    if resume is not None:
+        if out is not None or config is not None:
+            raise SettingsError(
+                "--resume goes with neither --out nor --config: a run keeps its directory and settings."
+            )
+        resolved, files = open_run(resume, steps, flags)
+    elif out is None:
+        raise SettingsError("Give --out, the directory of the new run, or --resume with that of an old one.")
+    else:
+        resolved = resolve({**flags, "steps": steps}, config)
+        files = start_run(resolved, out)
+    _print_config(resolved)
+    options = WandbOptions(wandb, wandb_artifacts, wandb_video)
+    stopped_by = run_training(
+        resolved, files, Progress(console), keep_checkpoints=keep_checkpoints, wandb=options
+    )
+    learning_curve(read_rows(files.results), files.curve)
+    _print_files(files)
+    if stopped_by is not None:
+        again = f"rllib-hpo train --resume {shlex.quote(str(files.directory))}"
+        console.print(f"Stopped. Go on with: {again}", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(128 + stopped_by)
+
+
+def _settings(assignments: list[str] | None) -> dict[str, Any]:
+    """`--set NAME=VALUE` as a mapping, values read as YAML."""
+    from rllib_hpo.experiments.run_config import numeric
+
+    values = {}
+    for assignment in assignments or []:
+        name, equals, text = assignment.partition("=")
+        if not (name and equals):
+            raise SettingsError(
+                f"--set {assignment} must be NAME=VALUE, for instance --set leapfrog_steps=3."
+            )
+        try:
+            values[name.strip()] = numeric(yaml.safe_load(text))
+        except yaml.YAMLError:
+            raise SettingsError(f"--set {assignment}: '{text}' is not a value.") from None
+    return values
+
+
+def _print_config(config: Any) -> None:
+    table = Table("setting", "value", "from", title="Configuration", title_justify="left")
+    for name, value in config.values().items():
+        origin = config.origins[name]
+        table.add_row(name, str(value), origin, style="dim" if origin == "default" else None)
+    console.print(table)
+
+
+def _print_files(files: Any) -> None:
+    paths = {
+        "configuration": files.config,
+        "result rows": files.results,
+        "checkpoint": files.directory / "checkpoints" / "last",
+        "W&B run": files.directory / "wandb",
+        "learning curve": files.curve,
+    }
+    for what, path in paths.items():
+        if path.exists():
+            console.print(f"{what + ':':<16}{path}", highlight=False, soft_wrap=True)

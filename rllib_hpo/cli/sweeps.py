@@ -1,0 +1,199 @@
+"""Sweeps: `rllib-hpo sweep`, and `dashboard`, which compares the trials of one."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from rllib_hpo.cli.console import console
+from rllib_hpo.cli.options import Imports, Wandb, WandbArtifacts, WandbVideo, import_all, pairs
+from rllib_hpo.errors import SettingsError, UserError
+
+
+def sweep(
+    file: Annotated[
+        Path | None, typer.Argument(help="A sweep file (YAML); those of the papers are in tune_configs.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory of the new sweep. Default: runs/NAME.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Directory, or URI on storage, of a sweep to go on with, or to extend.")
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI",
+            help="Mirror rows, checkpoints and replay to URI/NAME (s3://, gs://, file:// or a path), so that nodes "
+            "need share no disk. Credentials come from the environment.",
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")] = False,
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="KEY=VALUE,...", help="Some trials: task=hopper,algorithm=sac-hpo,variant=k-1."),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Instead of the file's, as 0-4 or 0,3.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Environment steps of every trial.")] = None,
+    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time, at most.")] = None,
+    num_env_runners: Annotated[int | None, typer.Option(min=0, help="Remote runners of every trial.")] = None,
+    gpus_per_learner: Annotated[
+        float | None, typer.Option(min=0, max=1, help="GPU, or a share of one, for every trial.")
+    ] = None,
+    wandb: Wandb = "offline",
+    wandb_artifacts: WandbArtifacts = False,
+    wandb_video: WandbVideo = False,
+    imports: Imports = None,
+) -> None:
+    """Run a grid of trials on this machine or a Ray cluster (RAY_ADDRESS); it can be killed and resumed.
+
+    With --storage s3://bucket/prefix everything durable is mirrored to s3://bucket/prefix/NAME while it runs, and
+    `rllib-hpo sweep --resume s3://bucket/prefix/NAME` goes on with it on any machine.
+
+    Exit code 2 if a trial failed, 130 if the sweep was interrupted.
+    """
+    import_all(imports)
+    from rllib_hpo.experiments import sweep as sweeps
+    from rllib_hpo.experiments.sweep_config import read_sweep
+    from rllib_hpo.experiments.sweep_progress import SweepProgress
+    from rllib_hpo.experiments.train import quiet_ray
+    from rllib_hpo.experiments.wandb_logger import WandbOptions
+
+    quiet_ray()
+    changes = {
+        "steps": steps,
+        "num_env_runners": num_env_runners,
+        "num_gpus_per_learner": gpus_per_learner,
+    }
+    given = {name: value for name, value in changes.items() if value is not None}
+    if (file is None) == (resume is None):
+        raise SettingsError("Name either a sweep file or, with --resume, the directory of a sweep.")
+    files, remote = _resumed(resume, storage, out)
+    if files is not None:
+        import_all(sweeps.read_plan(files)["imports"])
+    source = file if files is None else files.sweep_file
+    assert source is not None
+    grid = read_sweep(source, seeds, given)
+    if only is not None:
+        grid = grid.only(**pairs(only))
+    if dry_run:
+        _print_sweep(grid)
+        return
+    if files is None:
+        files, remote = _started(grid, source, out, storage, imports)
+    elif given or seeds is not None:
+        sweeps.plan_trials(grid, files, imports or ())
+    if remote is not None:
+        sweeps.publish_sweep(files, remote)
+    names = [trial.name for trial in grid.trials] if only is not None else None
+    options = WandbOptions(wandb, wandb_artifacts, wandb_video)
+    outcome = sweeps.run_sweep(
+        files,
+        SweepProgress(console),
+        only=names,
+        max_concurrent=max_concurrent,
+        wandb=options,
+        storage=remote,
+    )
+    _print_outcome(files, outcome, remote)
+
+
+def _started(
+    grid: Any, source: Path, out: Path | None, storage: str | None, imports: list[str] | None
+) -> tuple[Any, Any]:
+    """Directory and storage of a new sweep, both made; no storage where there is to be none."""
+    from rllib_hpo.experiments import sweep as sweeps
+    from rllib_hpo.experiments.storage import Storage
+
+    files, remote = sweeps.SweepFiles(out or Path("runs") / grid.name), None
+    if storage is not None:
+        remote = Storage.open(storage).child(grid.name)
+        sweeps.refuse_taken(remote)
+    sweeps.start_sweep(grid, source, files, imports or ())
+    return files, remote
+
+
+def _resumed(resume: str | None, storage: str | None, out: Path | None) -> tuple[Any, Any]:
+    """Directory and storage of the sweep to go on with, fetched from storage where `resume` is a URI."""
+    from rllib_hpo.experiments import sweep as sweeps
+    from rllib_hpo.experiments.storage import Storage, is_uri
+
+    if resume is None:
+        return None, None
+    if storage is not None:
+        raise SettingsError("--resume does not go with --storage: a sweep keeps its storage.")
+    if not is_uri(resume):
+        files = sweeps.SweepFiles(Path(resume))
+        return files, sweeps.storage_of(files)
+    remote = Storage.open(resume)
+    files = sweeps.SweepFiles(out or Path("runs") / remote.name)
+    sweeps.fetch_sweep(files, remote)
+    return files, remote
+
+
+def _print_sweep(grid: Any) -> None:
+    """What a sweep would run, on what, and for how long."""
+    from rllib_hpo.experiments import estimate
+    from rllib_hpo.experiments import sweep as sweeps
+
+    with console.status("timing the trials on this machine"):
+        seconds = estimate.time_trials(grid)
+    table = Table("trial", "steps", "asks for", "hours")
+    for trial in grid.trials:
+        request = sweeps.describe(sweeps.resources(trial.config))
+        table.add_row(trial.name, f"{trial.config.run.steps:,}", request, f"{seconds[trial.name] / 3600:.1f}")
+    console.print(table)
+    there, at_a_time = sweeps.capacity(grid)
+    hours = estimate.makespan(list(seconds.values()), at_a_time) / 3600
+    steps = sum(trial.config.run.steps for trial in grid.trials)
+    console.print(
+        f"{len(grid.trials)} trials, {steps:,} environment steps; there are {there}: {at_a_time} trials at a time, "
+        f"about {hours:.1f} hours in all (timed on one core of this machine; a GPU or slower cores change it)",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _print_outcome(files: Any, outcome: Any, storage: Any) -> None:
+    console.print(f"result rows:    {files.results}", highlight=False, soft_wrap=True)
+    counts = f"{len(outcome.done)} done, {len(outcome.failed)} failed, {len(outcome.unfinished)} unfinished"
+    console.print(f"trials:         {counts}", highlight=False)
+    if storage is not None:
+        console.print(f"storage:        {storage.uri}", highlight=False, markup=False, soft_wrap=True)
+    if outcome.failed:
+        logs = "; ".join(f"{name} ({path})" for name, path in outcome.failed.items())
+        raise UserError(f"Trials failed: {logs}.")
+    if outcome.unfinished:
+        again = f"rllib-hpo sweep --resume {shlex.quote(str(files.directory))}"
+        console.print(f"Go on with: {again}", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(130)
+
+
+def dashboard(
+    directory: Annotated[Path, typer.Argument(metavar="SWEEP_DIR", help="Directory of a sweep.")],
+    entity: Annotated[
+        str | None, typer.Option(help="W&B user or team. Default: the account's, with --save.")
+    ] = None,
+    project: Annotated[str, typer.Option(help="W&B project.")] = "rllib-hpo",
+    out: Annotated[
+        Path | None, typer.Option(help="File of the workspace. Default: SWEEP_DIR/dashboard.json.")
+    ] = None,
+    save: Annotated[
+        bool, typer.Option("--save", help="Save the workspace online too, and print its address.")
+    ] = False,
+) -> None:
+    """Make the W&B workspace that compares a sweep's algorithms and variants, task by task.
+
+    It needs `pip install 'rllib-hpo[dashboard]'`, and an account only with --save.
+    """
+    from rllib_hpo.experiments.dashboard import save_workspace, workspace, write_workspace
+    from rllib_hpo.experiments.sweep import SweepFiles
+
+    built = workspace(SweepFiles(directory), entity, project)
+    path = out or directory / "dashboard.json"
+    write_workspace(built, path)
+    console.print(f"workspace:      {path}", highlight=False, soft_wrap=True)
+    if save:
+        console.print(f"online:         {save_workspace(built)}", highlight=False, soft_wrap=True)
