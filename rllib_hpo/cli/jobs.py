@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from rllib_hpo.cli.console import console
-from rllib_hpo.cli.options import import_all, pairs
+from rllib_hpo.cli.options import import_all, pairs, trial_settings
 from rllib_hpo.cli.results import show
 from rllib_hpo.cli.sweeps import sweep
 from rllib_hpo.errors import SettingsError
@@ -24,13 +24,6 @@ Address = Annotated[
     typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, by a tunnel to its head."),
 ]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="What `rllib-hpo submit` printed.")]
-
-_SETTINGS = {
-    "steps": "steps",
-    "num_env_runners": "num_env_runners",
-    "gpus_per_learner": "num_gpus_per_learner",
-}
-"""Options of `rllib-hpo sweep` that change a setting of every trial, and which."""
 
 
 def submit(
@@ -63,7 +56,7 @@ def submit(
         request = sweep_request(context.args, pip)
         client = jobs.connect(address)
         attach = jobs.submit(client, request)
-        console.print(f"job:            {attach}", highlight=False, soft_wrap=True)
+        console.print(f"job:            {attach}", soft_wrap=True)
         if no_wait:
             return
     elif context.args:
@@ -74,9 +67,7 @@ def submit(
         job = jobs.follow(client, attach, lambda text: print(text, end="", flush=True))  # noqa: T201
     except KeyboardInterrupt:
         again = f"rllib-hpo submit --attach {attach} --address {address}"
-        console.print(
-            f"\nLeft; the job goes on. Follow it again with: {again}", highlight=False, soft_wrap=True
-        )
+        console.print(f"\nLeft; the job goes on. Follow it again with: {again}", soft_wrap=True)
         raise typer.Exit(130) from None
     raise typer.Exit(jobs.exit_code(job))
 
@@ -109,8 +100,7 @@ def sweep_request(words: list[str], pip: bool) -> Any:
         source = Path(file)
         sys.path.insert(0, str(source.parent.absolute()))
         import_all(list(imports))
-        changes = {setting: given[option] for option, setting in _SETTINGS.items() if option in given}
-        grid = read_sweep(source, given.get("seeds"), changes)
+        grid = read_sweep(source, given.get("seeds"), trial_settings(given))
         if "only" in given:
             grid = grid.only(**pairs(given["only"]))
         name = grid.name
@@ -170,7 +160,7 @@ def status(
         return
     place = jobs.reachable_rows(found[0])
     if place is None:
-        console.print(jobs.elsewhere(found[0]), highlight=False, markup=False, soft_wrap=True)
+        console.print(jobs.elsewhere(found[0]), soft_wrap=True)
     else:
         show([place])
 
@@ -190,7 +180,7 @@ def fetch(
     count = jobs.fetch(jobs.get_job(jobs.connect(address), job_id), out, checkpoints)
     rows = read_rows([out / "results"]).num_rows if (out / "results").exists() else 0
     more = f", {count} checkpoints" if checkpoints else ""
-    console.print(f"{rows:,} rows{more}: {out}", highlight=False, soft_wrap=True)
+    console.print(f"{rows:,} rows{more}: {out}", soft_wrap=True)
 
 
 def stop(job_id: JobId, address: Address = DASHBOARD) -> None:
