@@ -82,7 +82,7 @@ def sweep_request(words: list[str], pip: bool) -> Any:
     Raises:
         UserError: If there is anything in it that could not run there.
     """
-    from rllib_hpo.experiments import jobs
+    from rllib_hpo.experiments import job_request
     from rllib_hpo.experiments.sweep_config import read_sweep
 
     command = _sweep_command()
@@ -93,8 +93,8 @@ def sweep_request(words: list[str], pip: bool) -> Any:
         raise SettingsError("Name either a sweep file or, with --resume, where on the cluster a sweep is.")
     if "dry_run" in given:
         raise SettingsError("--dry-run starts nothing; `rllib-hpo sweep --dry-run` says what would run.")
-    jobs.refuse_paths(storage, out and str(out))
-    jobs.refuse_paths(resume, None)
+    job_request.refuse_paths(storage, out and str(out))
+    job_request.refuse_paths(resume, None)
     source, name = None, (resume or "").partition("?")[0].rstrip("/").rpartition("/")[2]
     if file is not None:
         source = Path(file)
@@ -107,11 +107,17 @@ def sweep_request(words: list[str], pip: bool) -> Any:
     options = ([] if source is None else [source.name]) + _as_words(command, given)
     place = resume if resume and "://" in resume else ""
     if storage is not None:
-        place = jobs.below(storage, name)
+        place = job_request.below(storage, name)
     elif resume and not place:
         out = resume
-    return jobs.Request(
-        name, tuple(options), jobs.shipped(source, imports), place, str(out or ""), resume is not None, pip
+    return job_request.Request(
+        name,
+        tuple(options),
+        job_request.shipped(source, imports),
+        place,
+        str(out or ""),
+        resume is not None,
+        pip,
     )
 
 
@@ -147,7 +153,7 @@ def status(
     address: Address = DASHBOARD,
 ) -> None:
     """Print the sweeps on a cluster, or how one of them stands, with the table so far."""
-    from rllib_hpo.experiments import jobs
+    from rllib_hpo.experiments import job_results, jobs
 
     client = jobs.connect(address)
     found = jobs.jobs(client) if job_id is None else [jobs.get_job(client, job_id)]
@@ -158,9 +164,9 @@ def status(
     console.print(table)
     if job_id is None:
         return
-    place = jobs.reachable_rows(found[0])
+    place = job_results.reachable_rows(found[0])
     if place is None:
-        console.print(jobs.elsewhere(found[0]), soft_wrap=True)
+        console.print(job_results.elsewhere(found[0]), soft_wrap=True)
     else:
         show([place])
 
@@ -174,10 +180,10 @@ def fetch(
     ] = False,
 ) -> None:
     """Bring a sweep's rows here from its storage, also while it runs; `results` and `report` take the directory."""
-    from rllib_hpo.experiments import jobs
+    from rllib_hpo.experiments import job_results, jobs
     from rllib_hpo.results import read_rows
 
-    count = jobs.fetch(jobs.get_job(jobs.connect(address), job_id), out, checkpoints)
+    count = job_results.fetch(jobs.get_job(jobs.connect(address), job_id), out, checkpoints)
     rows = read_rows([out / "results"]).num_rows if (out / "results").exists() else 0
     more = f", {count} checkpoints" if checkpoints else ""
     console.print(f"{rows:,} rows{more}: {out}", soft_wrap=True)
