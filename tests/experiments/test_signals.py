@@ -83,7 +83,9 @@ class SignalledWhenReporting(Progress):
 
 def test_between_two_iterations_too_it_saves_what_was_learned(tmp_path: Path) -> None:
     values = {"hidden_units": 16, "warmup_steps": 40, "checkpoint_every": 1_000, "steps_per_iteration": 40}
-    config = resolve({"algorithm": "sac", "task": "hopper", "steps": 400, "evaluation_every": 1_000, **values})
+    config = resolve(
+        {"algorithm": "sac", "task": "hopper", "steps": 400, "evaluation_every": 1_000, **values}
+    )
     progress, options = SignalledWhenReporting(Console(quiet=True)), WandbOptions("disabled")
     files = RunFiles(tmp_path / "run")
     assert train(config, files, progress, wandb=options) == signal.SIGINT
