@@ -145,6 +145,15 @@ def test_a_result_row_can_be_repeated(stack: str, tmp_path: Path) -> None:
     assert second.equals(first)
 
 
+def test_a_path_may_hold_brackets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run[bold]"
+    assert train(out) == 0
+    assert str(out / "results") in capsys.readouterr().out
+    assert run("results", "show", str(out)) == 0
+    assert run("train", "--resume", str(out), "--steps", "80") == 0
+    assert str(out) in capsys.readouterr().out
+
+
 def test_a_run_on_the_old_stack_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     assert train(out, "--algorithm", "sac", "--task", "Pendulum-v1", "--set", "api_stack=old") == 0

@@ -74,5 +74,5 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        errors.print(f"Error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        errors.print(f"Error: {error}", style="red", soft_wrap=True)
         sys.exit(2)

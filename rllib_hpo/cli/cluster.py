@@ -38,7 +38,7 @@ def check_cluster(
         if sweep_file is not None and not problems:
             planned = _plan_sweep(sweep_file, changes, file)
         for problem in problems or [f"{file}: {planned}"]:
-            console.print(problem, highlight=False, markup=False, soft_wrap=True)
+            console.print(problem, soft_wrap=True)
         found += len(problems)
     if found:
         raise UserError(f"{found} problem{'s' if found > 1 else ''} in cluster files.")
@@ -82,6 +82,6 @@ def doctor(
     found = 0
     for check in checks.all_checks(files or [], address, shared):
         found += check.state == "problem"
-        console.print(checks.line(check), highlight=False, markup=False, soft_wrap=True)
+        console.print(checks.line(check), soft_wrap=True)
     if found:
         raise UserError(f"{found} problem{'s' if found > 1 else ''}.")

@@ -4,6 +4,6 @@ import sys
 
 from rich.console import Console
 
-# A pipe or a file has no width; Rich would fold the tables to 80 columns.
-console = Console(width=None if sys.stdout.isatty() else 160)
-errors = Console(stderr=True)
+# Paths and names may hold brackets, which are no markup. A pipe has no width; Rich would fold tables to 80 columns.
+console = Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False)
+errors = Console(stderr=True, markup=False, highlight=False)

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from rllib_hpo.cli.console import console
-from rllib_hpo.cli.options import import_all, pairs
+from rllib_hpo.cli.options import import_all, pairs, trial_settings
 from rllib_hpo.cli.results import show
 from rllib_hpo.cli.sweeps import sweep
 from rllib_hpo.errors import SettingsError
@@ -24,14 +24,6 @@ Address = Annotated[
     typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, by a tunnel to its head."),
 ]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="What `rllib-hpo submit` printed.")]
-
-_SETTINGS = {
-    "steps": "steps",
-    "num_env_runners": "num_env_runners",
-    "evaluation_num_env_runners": "evaluation_num_env_runners",
-    "gpus_per_learner": "num_gpus_per_learner",
-}
-"""Options of `rllib-hpo sweep` that change a setting of every trial, and which."""
 
 
 def submit(
@@ -64,7 +56,7 @@ def submit(
         request = sweep_request(context.args, pip)
         client = jobs.connect(address)
         attach = jobs.submit(client, request)
-        console.print(f"job:            {attach}", highlight=False, soft_wrap=True)
+        console.print(f"job:            {attach}", soft_wrap=True)
         if no_wait:
             return
     elif context.args:
@@ -75,9 +67,7 @@ def submit(
         job = jobs.follow(client, attach, lambda text: print(text, end="", flush=True))  # noqa: T201
     except KeyboardInterrupt:
         again = f"rllib-hpo submit --attach {attach} --address {address}"
-        console.print(
-            f"\nLeft; the job goes on. Follow it again with: {again}", highlight=False, soft_wrap=True
-        )
+        console.print(f"\nLeft; the job goes on. Follow it again with: {again}", soft_wrap=True)
         raise typer.Exit(130) from None
     raise typer.Exit(jobs.exit_code(job))
 
@@ -92,7 +82,7 @@ def sweep_request(words: list[str], pip: bool) -> Any:
     Raises:
         UserError: If there is anything in it that could not run there.
     """
-    from rllib_hpo.experiments import jobs
+    from rllib_hpo.experiments import job_request
     from rllib_hpo.experiments.sweep_config import read_sweep
 
     command = _sweep_command()
@@ -103,26 +93,31 @@ def sweep_request(words: list[str], pip: bool) -> Any:
         raise SettingsError("Name either a sweep file or, with --resume, where on the cluster a sweep is.")
     if "dry_run" in given:
         raise SettingsError("--dry-run starts nothing; `rllib-hpo sweep --dry-run` says what would run.")
-    jobs.refuse_paths(storage, out and str(out))
-    jobs.refuse_paths(resume, None)
+    job_request.refuse_paths(storage, out and str(out))
+    job_request.refuse_paths(resume, None)
     source, name = None, (resume or "").partition("?")[0].rstrip("/").rpartition("/")[2]
     if file is not None:
         source = Path(file)
         sys.path.insert(0, str(source.parent.absolute()))
         import_all(list(imports))
-        changes = {setting: given[option] for option, setting in _SETTINGS.items() if option in given}
-        grid = read_sweep(source, given.get("seeds"), changes)
+        grid = read_sweep(source, given.get("seeds"), trial_settings(given))
         if "only" in given:
             grid = grid.only(**pairs(given["only"]))
         name = grid.name
     options = ([] if source is None else [source.name]) + _as_words(command, given)
     place = resume if resume and "://" in resume else ""
     if storage is not None:
-        place = jobs.below(storage, name)
+        place = job_request.below(storage, name)
     elif resume and not place:
         out = resume
-    return jobs.Request(
-        name, tuple(options), jobs.shipped(source, imports), place, str(out or ""), resume is not None, pip
+    return job_request.Request(
+        name,
+        tuple(options),
+        job_request.shipped(source, imports),
+        place,
+        str(out or ""),
+        resume is not None,
+        pip,
     )
 
 
@@ -158,7 +153,7 @@ def status(
     address: Address = DASHBOARD,
 ) -> None:
     """Print the sweeps on a cluster, or how one of them stands, with the table so far."""
-    from rllib_hpo.experiments import jobs
+    from rllib_hpo.experiments import job_results, jobs
 
     client = jobs.connect(address)
     found = jobs.jobs(client) if job_id is None else [jobs.get_job(client, job_id)]
@@ -169,9 +164,9 @@ def status(
     console.print(table)
     if job_id is None:
         return
-    place = jobs.reachable_rows(found[0])
+    place = job_results.reachable_rows(found[0])
     if place is None:
-        console.print(jobs.elsewhere(found[0]), highlight=False, markup=False, soft_wrap=True)
+        console.print(job_results.elsewhere(found[0]), soft_wrap=True)
     else:
         show([place])
 
@@ -185,13 +180,13 @@ def fetch(
     ] = False,
 ) -> None:
     """Bring a sweep's rows here from its storage, also while it runs; `results` and `report` take the directory."""
-    from rllib_hpo.experiments import jobs
+    from rllib_hpo.experiments import job_results, jobs
     from rllib_hpo.results import read_rows
 
-    count = jobs.fetch(jobs.get_job(jobs.connect(address), job_id), out, checkpoints)
+    count = job_results.fetch(jobs.get_job(jobs.connect(address), job_id), out, checkpoints)
     rows = read_rows([out / "results"]).num_rows if (out / "results").exists() else 0
     more = f", {count} checkpoints" if checkpoints else ""
-    console.print(f"{rows:,} rows{more}: {out}", highlight=False, soft_wrap=True)
+    console.print(f"{rows:,} rows{more}: {out}", soft_wrap=True)
 
 
 def stop(job_id: JobId, address: Address = DASHBOARD) -> None:

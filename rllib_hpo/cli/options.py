@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -28,6 +29,19 @@ WandbArtifacts = Annotated[
 WandbVideo = Annotated[
     bool, typer.Option("--wandb-video", help="Film a noise-free episode for W&B when all steps are made.")
 ]
+
+_SETTINGS = {
+    "steps": "steps",
+    "num_env_runners": "num_env_runners",
+    "evaluation_num_env_runners": "evaluation_num_env_runners",
+    "gpus_per_learner": "num_gpus_per_learner",
+}
+
+
+def trial_settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of every trial, by their names, that were given as options of `rllib-hpo sweep`."""
+    given = {setting: options.get(option) for option, setting in _SETTINGS.items()}
+    return {setting: value for setting, value in given.items() if value is not None}
 
 
 def import_all(modules: list[str] | None) -> None:

@@ -37,11 +37,10 @@ def evaluate(
         f"{statistics['return_mean']:.1f} ± {statistics['return_std']:.1f} over {episodes} episodes "
         f"(from {min(played.returns):.1f} to {max(played.returns):.1f}), "
         f"episode length {statistics['episode_length_mean']:.0f}",
-        highlight=False,
         soft_wrap=True,
     )
     if video is not None:
-        console.print(f"{video} (return {film(checkpoint, video, seed):.1f})", highlight=False)
+        console.print(f"{video} (return {film(checkpoint, video, seed):.1f})")
 
 
 def export(
@@ -62,7 +61,7 @@ def export(
 
     quiet_ray()
     for path in export_policy(checkpoint, format_, out):
-        console.print(str(path), highlight=False, soft_wrap=True)
+        console.print(str(path), soft_wrap=True)
 
 
 def convert(
@@ -83,7 +82,7 @@ def convert(
 
     quiet_ray()
     stack = convert_checkpoint(find_checkpoint(checkpoint), out)
-    console.print(f"{out}: a checkpoint for RLlib's {stack} API stack", highlight=False, soft_wrap=True)
+    console.print(f"{out}: a checkpoint for RLlib's {stack} API stack", soft_wrap=True)
 
 
 def policy_shape(
@@ -124,4 +123,4 @@ def policy_shape(
     path = write_policy_shape(
         policy, out, chosen, mode=mode, num_actions=actions, after_steps=after_steps, seed=seed
     )
-    console.print(str(path), highlight=False, soft_wrap=True)
+    console.print(str(path), soft_wrap=True)

@@ -28,7 +28,7 @@ def report(
 
     written = write_report(_rows(directories), out, title)
     for what, path in written.items():
-        console.print(f"{what + ':':<16}{path}", highlight=False, soft_wrap=True)
+        console.print(f"{what + ':':<16}{path}", soft_wrap=True)
 
 
 def show(
@@ -51,7 +51,7 @@ def show(
         )
         for row in table.rows:
             shown.add_row(*row)
-        console.print(f"\n{table.title}. {table.note}", highlight=False, soft_wrap=True)
+        console.print(f"\n{table.title}. {table.note}", soft_wrap=True)
         console.print(shown)
 
 
@@ -62,7 +62,7 @@ def compact(
     from rllib_hpo.results import compact as merge
 
     before, after = merge(directory)
-    console.print(f"{before:,} files of rows are {after:,} now.", highlight=False)
+    console.print(f"{before:,} files of rows are {after:,} now.")
 
 
 def add(
@@ -75,7 +75,7 @@ def add(
     from rllib_hpo.results import add as copy
 
     for source in sources:
-        console.print(f"{copy(directory, source):,} new rows from {source}", highlight=False, soft_wrap=True)
+        console.print(f"{copy(directory, source):,} new rows from {source}", soft_wrap=True)
 
 
 def check(directories: Directories) -> None:
@@ -85,10 +85,10 @@ def check(directories: Directories) -> None:
     rows = _rows(directories)
     problems = find_problems(rows)
     for problem in problems:
-        console.print(f"{problem.kind}: {problem.what}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{problem.kind}: {problem.what}", soft_wrap=True)
     if problems:
         raise UserError(f"{len(problems)} problems in {rows.num_rows:,} rows.")
-    console.print(f"{rows.num_rows:,} rows, nothing missing, doubled or not finite.", highlight=False)
+    console.print(f"{rows.num_rows:,} rows, nothing missing, doubled or not finite.")
 
 
 def _rows(directories: list[str]) -> Any:

@@ -83,7 +83,7 @@ def train(
     _print_files(files)
     if stopped_by is not None:
         again = f"rllib-hpo train --resume {shlex.quote(str(files.directory))}"
-        console.print(f"Stopped. Go on with: {again}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"Stopped. Go on with: {again}", soft_wrap=True)
         raise typer.Exit(128 + stopped_by)
 
 
@@ -123,4 +123,4 @@ def _print_files(files: Any) -> None:
     }
     for what, path in paths.items():
         if path.exists():
-            console.print(f"{what + ':':<16}{path}", highlight=False, soft_wrap=True)
+            console.print(f"{what + ':':<16}{path}", soft_wrap=True)

@@ -10,7 +10,15 @@ import typer
 from rich.table import Table
 
 from rllib_hpo.cli.console import console
-from rllib_hpo.cli.options import Imports, Wandb, WandbArtifacts, WandbVideo, import_all, pairs
+from rllib_hpo.cli.options import (
+    Imports,
+    Wandb,
+    WandbArtifacts,
+    WandbVideo,
+    import_all,
+    pairs,
+    trial_settings,
+)
 from rllib_hpo.errors import SettingsError, UserError
 
 
@@ -65,13 +73,14 @@ def sweep(
     from rllib_hpo.experiments.wandb_logger import WandbOptions
 
     quiet_ray()
-    changes = {
-        "steps": steps,
-        "num_env_runners": num_env_runners,
-        "evaluation_num_env_runners": evaluation_num_env_runners,
-        "num_gpus_per_learner": gpus_per_learner,
-    }
-    given = {name: value for name, value in changes.items() if value is not None}
+    given = trial_settings(
+        {
+            "steps": steps,
+            "num_env_runners": num_env_runners,
+            "evaluation_num_env_runners": evaluation_num_env_runners,
+            "gpus_per_learner": gpus_per_learner,
+        }
+    )
     if (file is None) == (resume is None):
         raise SettingsError("Name either a sweep file or, with --resume, the directory of a sweep.")
     files, remote = _resumed(resume, storage, out)
@@ -156,23 +165,22 @@ def _print_sweep(grid: Any) -> None:
     console.print(
         f"{len(grid.trials)} trials, {steps:,} environment steps; there are {there}: {at_a_time} trials at a time, "
         f"about {hours:.1f} hours in all (timed on one core of this machine; a GPU or slower cores change it)",
-        highlight=False,
         soft_wrap=True,
     )
 
 
 def _print_outcome(files: Any, outcome: Any, storage: Any) -> None:
-    console.print(f"result rows:    {files.results}", highlight=False, soft_wrap=True)
+    console.print(f"result rows:    {files.results}", soft_wrap=True)
     counts = f"{len(outcome.done)} done, {len(outcome.failed)} failed, {len(outcome.unfinished)} unfinished"
-    console.print(f"trials:         {counts}", highlight=False)
+    console.print(f"trials:         {counts}")
     if storage is not None:
-        console.print(f"storage:        {storage.uri}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"storage:        {storage.uri}", soft_wrap=True)
     if outcome.failed:
         logs = "; ".join(f"{name} ({path})" for name, path in outcome.failed.items())
         raise UserError(f"Trials failed: {logs}.")
     if outcome.unfinished:
         again = f"rllib-hpo sweep --resume {shlex.quote(str(files.directory))}"
-        console.print(f"Go on with: {again}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"Go on with: {again}", soft_wrap=True)
         raise typer.Exit(130)
 
 
@@ -199,6 +207,6 @@ def dashboard(
     built = workspace(SweepFiles(directory), entity, project)
     path = out or directory / "dashboard.json"
     write_workspace(built, path)
-    console.print(f"workspace:      {path}", highlight=False, soft_wrap=True)
+    console.print(f"workspace:      {path}", soft_wrap=True)
     if save:
-        console.print(f"online:         {save_workspace(built)}", highlight=False, soft_wrap=True)
+        console.print(f"online:         {save_workspace(built)}", soft_wrap=True)

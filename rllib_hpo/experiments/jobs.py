@@ -1,4 +1,4 @@
-"""Sweeps as jobs of a Ray cluster: sent, followed, left, found again, and their results brought here.
+"""Sweeps as jobs of a Ray cluster: sent, followed, left and found again.
 
 Ray itself reads the cluster's token (RAY_AUTH_TOKEN, ~/.ray/auth_token, where RAY_AUTH_MODE=token) and puts it into
 the headers of requests; nothing here ever holds it.
@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
 import re
 import secrets
-import shlex
-import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -30,28 +27,15 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 import rllib_hpo
-from rllib_hpo.errors import CheckpointError, UserError
-from rllib_hpo.experiments.mirror import Mirror
+from rllib_hpo.errors import UserError
+from rllib_hpo.experiments.job_request import OTHER_VERSION, Request, entrypoint, pack, quoted, runtime_env
 from rllib_hpo.experiments.nodes import REPORT
-from rllib_hpo.experiments.storage import Storage, is_uri, refuse_secrets, rows_from
-from rllib_hpo.experiments.sweep import SweepFiles, fetch_sweep, read_plan
 from rllib_hpo.results.provenance import git_commit
 
 POLL_S = 1.0
 PATIENCE_S = 600.0
 """How long a cluster that no longer answers is tried again before following it is given up; the job goes on."""
 TIMEOUTS_S = (10.0, 120.0)  # to connect, and to answer
-STOP_PATIENCE_S = 120
-"""How long a job that is stopped may take for the checkpoints of its running trials."""
-OTHER_VERSION = 3
-"""The exit code of a job that found another version of this package, or none, on the cluster."""
-
-_PACKAGE = Path(rllib_hpo.__file__).parent
-_GUARD = (
-    "import importlib.metadata as m, sys; "
-    "there = next((d.version for d in m.distributions(name='rllib-hpo')), 'none'); "
-    f"sys.exit(there != sys.argv[1] and (print('rllib_hpo on the cluster:', there) or {OTHER_VERSION}))"
-)
 
 
 class Unreachable(UserError):
@@ -78,23 +62,6 @@ class Job(NamedTuple):
     def ended(self) -> bool:
         """Whether it will not change any more."""
         return self.state not in ("PENDING", "RUNNING")
-
-
-class Request(NamedTuple):
-    """A sweep to send."""
-
-    name: str
-    words: tuple[str, ...]
-    """Of `rllib-hpo sweep`, but for --out."""
-    files: Mapping[str, Path]
-    """Files and folders to send along, by their name there."""
-    storage: str = ""
-    out: str = ""
-    """On the cluster; where it is empty, one named after the job."""
-    resumes: bool = False
-    """Whether it goes on with a sweep; one on a path is told by that, and takes no --out."""
-    pip: bool = False
-    """Whether to send this package too and have its dependencies installed."""
 
 
 class Client(JobSubmissionClient):
@@ -185,38 +152,6 @@ def _first_line(text: str) -> str:
     return (text.strip().splitlines() or ["no reason given"])[0].rstrip(". ")[:300]
 
 
-def shipped(source: Path | None, imports: Sequence[str]) -> dict[str, Path]:
-    """What is sent: the sweep file, and the modules of --import that lie beside it or here as files or folders."""
-    files = {} if source is None else {source.name: source}
-    for module in imports:
-        top = module.partition(".")[0]
-        for folder in ([] if source is None else [source.parent]) + [Path()]:
-            found = next((p for p in (folder / f"{top}.py", folder / top) if p.exists()), None)
-            if found is not None:
-                files[found.name] = found
-                break
-    return files
-
-
-def refuse_paths(storage: str | None, out: str | None) -> None:
-    """Refuses places that mean nothing on another machine, or hold a secret.
-
-    Raises:
-        UserError: Naming the option.
-    """
-    for option, place in (("--storage", storage), ("--out", out)):
-        if place is None:
-            continue
-        refuse_secrets(place)
-        if not (option == "--storage" and is_uri(place)) and not place.startswith(("/", "~/")):
-            raise UserError(f"{option} {place} must be a path from / on, for it is one of the cluster.")
-
-
-def below(storage: str, name: str) -> str:
-    """URI/NAME; storage itself is the cluster's to reach, with credentials that may not be here."""
-    return Storage(storage, None, "").child(name).uri
-
-
 def submit(client: Client, request: Request) -> str:
     """Sends a sweep; the id of the job, which is the same when the same sweep is sent again.
 
@@ -227,13 +162,11 @@ def submit(client: Client, request: Request) -> str:
     job_id = _free_id(client, request)
     out = request.out or f"~/runs/{job_id}"
     with tempfile.TemporaryDirectory() as folder, explained(address):
-        files = {**request.files, **({_PACKAGE.name: _PACKAGE} if request.pip else {})}
-        for name, path in files.items():
-            _copy(path, Path(folder) / name)
+        pack(request, Path(folder))
         client.submit_job(
             entrypoint=entrypoint(request, out),
             submission_id=job_id,
-            runtime_env=_runtime_env(folder, request.pip),
+            runtime_env=runtime_env(folder, request.pip),
             metadata={
                 "sweep": request.name,
                 "storage": request.storage,
@@ -243,52 +176,6 @@ def submit(client: Client, request: Request) -> str:
             },
         )
     return job_id
-
-
-def entrypoint(request: Request, out: str) -> str:
-    """The job's command, for a shell there."""
-    words = [*request.words, *([] if request.resumes and not request.storage else ["--out", out])]
-    command = " ".join(["python", "-m", "rllib_hpo.cli", "sweep", *map(_quoted, words)])
-    if request.pip:  # then the package is the one sent
-        return command
-    return f"python -c {shlex.quote(_GUARD)} {rllib_hpo.__version__} && {command}"
-
-
-def _quoted(word: str) -> str:
-    """A word for the shell, which is to put the home directory there for a leading ~."""
-    return f"~/{shlex.quote(word[2:])}" if word.startswith("~/") and word != "~/" else shlex.quote(word)
-
-
-def _copy(source: Path, target: Path) -> None:
-    if source.is_dir():
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-    else:
-        shutil.copyfile(source, target)
-
-
-def _runtime_env(folder: str, pip: bool) -> dict[str, Any]:
-    # A stop lets the running trials save, as Ctrl-C does; by itself Ray gives a job three seconds.
-    environment = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_PATIENCE_S)}
-    return {
-        "working_dir": folder,
-        "env_vars": environment,
-        **({"pip": {"packages": pins(), "pip_check": False}} if pip else {}),
-    }
-
-
-def pins() -> list[str]:
-    """What this package needs, in the versions installed here; Ray is the cluster's own."""
-    from packaging.requirements import Requirement
-
-    found = []
-    for line in importlib.metadata.requires("rllib-hpo") or []:
-        needed = Requirement(line)
-        if needed.name != "ray" and (needed.marker is None or needed.marker.evaluate({"extra": ""})):
-            extras = f"[{','.join(sorted(needed.extras))}]" if needed.extras else ""
-            # A build such as +cpu is in no index.
-            version = importlib.metadata.version(needed.name).partition("+")[0]
-            found.append(f"{needed.name}{extras}=={version}")
-    return sorted(found)
 
 
 def _free_id(client: Client, request: Request) -> str:
@@ -422,7 +309,7 @@ def ask_nodes(client: Client, directory: str) -> dict[str, Any]:
     """
     with explained(client.get_address()):
         job_id = client.submit_job(
-            entrypoint=f"python -m rllib_hpo.experiments.nodes {_quoted(directory)}",
+            entrypoint=f"python -m rllib_hpo.experiments.nodes {quoted(directory)}",
             submission_id=f"doctor-{secrets.token_hex(4)}",
         )
     said: list[str] = []
@@ -456,63 +343,3 @@ def exit_code(job: Job) -> int:
     }
     ended = f"its process ended with exit code {job.exit_code}"
     raise UserError(f"The job {job.job_id} failed: {reasons.get(job.exit_code, ended)}.")
-
-
-def reachable_rows(job: Job) -> str | None:
-    """Where rows of a job can be read from here: its storage, or its directory if this is the head; else None."""
-    if job.storage:
-        storage = Storage.open(job.storage)
-        return job.storage if storage.local is None or storage.local.is_dir() else None
-    out = Path(job.out).expanduser() if job.out else None
-    return str(out) if out is not None and out.is_dir() else None
-
-
-def elsewhere(job: Job) -> str:
-    """The sentence that says how to reach results which cannot be read from here."""
-    place = PurePosixPath(job.out or job.storage)
-    where = (
-        f"on {job.storage}, which this machine does not see" if job.storage else f"in {job.out} on the head"
-    )
-    return (
-        f"The results of {job.job_id} are {where}; copy them with `ray rsync-down CLUSTER.yaml {place}/results/ "
-        f"{job.sweep}/`, or give sweeps --storage s3://bucket/prefix."
-    )
-
-
-def fetch(job: Job, directory: Path, checkpoints: bool = False) -> int:
-    """Brings a sweep's rows from its storage, and, if asked to, the newest intact checkpoint of each trial.
-
-    Returns:
-        How many checkpoints there were.
-
-    Raises:
-        UserError: If it has no storage that can be reached from here.
-    """
-    if not job.storage or reachable_rows(job) is None:
-        raise UserError(elsewhere(job))
-    storage, files = Storage.open(job.storage), SweepFiles(directory)
-    fetch_sweep(files, storage)
-    rows_from(storage.child("results"), directory)
-    if not checkpoints:
-        return 0
-    fetched = 0
-    for name in read_plan(files)["trials"]:
-        with storage.reached():
-            if storage.read_if_there(f"trials/{name}/trial_id") is None:  # it has not begun
-                continue
-        _fetch_checkpoint(Mirror(storage, files.trial(name).directory, files.results, patience_s=60))
-        fetched += any(files.trial(name).directory.glob("checkpoints/step-*"))
-    return fetched
-
-
-def _fetch_checkpoint(mirror: Mirror, attempts: int = 3) -> None:
-    """A running trial may replace the checkpoint that is being fetched; then there is a newer one."""
-    for attempt in range(attempts):
-        try:
-            mirror.identify()
-            mirror.restore()
-        except CheckpointError:
-            if attempt == attempts - 1:
-                raise
-        else:
-            return

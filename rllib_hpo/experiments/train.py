@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,6 +196,7 @@ class TrainingRun:
                 )
             )
             checkpoint = self.store.restore_newest(self.algorithm)
+            self._saved = self.algorithm.env_steps  # a new run has nothing to save
             self._board = opened.enter_context(TensorBoard(files.directory, self.algorithm.env_steps))
             self.algorithm.max_env_steps = config.run.steps
             if mirror is not None:
@@ -218,14 +219,14 @@ class TrainingRun:
         """Whether all steps have been made."""
         return self.algorithm.env_steps >= self.config.run.steps
 
-    def iterate(self, stopping: Callable[[], bool] = lambda: False) -> dict[str, Any]:
-        """Trains for an iteration, and saves a checkpoint if one is due or `stopping` says that this was the last."""
+    def iterate(self) -> dict[str, Any]:
+        """Trains for an iteration, and saves a checkpoint if one is due or this was the last."""
         began = time.perf_counter()
         result: dict[str, Any] = self.algorithm.train()
         self._operators.iteration(flat_metrics(result), time.perf_counter() - began)
         self._log(result)
         scheduled = self.algorithm.schedule.checkpoint_due(self.algorithm.env_steps)
-        if scheduled or self.is_complete or stopping():
+        if scheduled or self.is_complete:
             self.save(scheduled=scheduled)
         if self.is_complete and self._options.video and self._wandb.is_on:
             self._wandb.log_video(self._film, self.algorithm.env_steps)
@@ -273,10 +274,11 @@ class TrainingRun:
         )
 
     def save(self, *, scheduled: bool = False) -> None:
-        """Writes a checkpoint; off schedule only what can be saved exactly (see `checkpoint_every`)."""
-        if scheduled or self.algorithm.is_savable():
+        """Writes a checkpoint unless this step has one; off schedule only if it is exact (see `checkpoint_every`)."""
+        env_steps = self.algorithm.env_steps
+        if env_steps != self._saved and (scheduled or self.algorithm.is_savable()):
             path = self.store.save(self.algorithm)
-            self._events.write("checkpoint", self.algorithm.env_steps, path=str(path))
+            self._events.write("checkpoint", env_steps, path=str(path))
             if self._mirror is not None:
                 self._mirror.checkpoint(path)
             if self._options.artifacts and self._wandb.is_on:
@@ -284,6 +286,7 @@ class TrainingRun:
                 about = {key: manifest[key] for key in ("algorithm", "task", "env", "env_steps", "versions")}
                 is_best = path.samefile(self.store.directory / "best")
                 self._wandb.log_model(path, [*manifest["files"], MANIFEST], about, is_best=is_best)
+            self._saved = env_steps
 
 
 def train(
@@ -308,7 +311,9 @@ def train(
         progress.running(run.algorithm, config.run.steps),
     ):
         while not run.is_complete and stop.signal is None:
-            progress.report(run.algorithm, run.iterate(lambda: stop.signal is not None))
+            progress.report(run.algorithm, run.iterate())
+        if stop.signal is not None:  # at whatever instant it came
+            run.save()
     return stop.signal
 
 

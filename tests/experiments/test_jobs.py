@@ -18,7 +18,7 @@ from ray.exceptions import AuthenticationError
 import rllib_hpo
 from rllib_hpo.cli.jobs import sweep_request
 from rllib_hpo.errors import StorageError, UserError
-from rllib_hpo.experiments import jobs
+from rllib_hpo.experiments import job_request, job_results, jobs
 from rllib_hpo.experiments.jobs import Job, Request
 
 ADDRESS = "http://127.0.0.1:8265"
@@ -119,9 +119,11 @@ def test_what_is_sent(sweep: Path, request_of: Any, tmp_path: Path) -> None:
     assert jobs.submit(FakeClient(), request_of(sweep, "--seeds", "0")) != job_id
 
 
-@pytest.mark.parametrize(("there", "code"), [(rllib_hpo.__version__, 0), ("0.0.9", jobs.OTHER_VERSION)])
+@pytest.mark.parametrize(
+    ("there", "code"), [(rllib_hpo.__version__, 0), ("0.0.9", job_request.OTHER_VERSION)]
+)
 def test_the_job_looks_at_the_version_first(there: str, code: int) -> None:
-    guard = jobs.entrypoint(Request("n", (), {}), "/srv/n").partition(" && ")[0]
+    guard = job_request.entrypoint(Request("n", (), {}), "/srv/n").partition(" && ")[0]
     words = shlex.split(guard)
     done = subprocess.run([sys.executable, *words[1:-1], there], capture_output=True, check=False)
     assert words[-1] == rllib_hpo.__version__
@@ -190,7 +192,7 @@ def test_exit_codes(state: str, code: int | None, ends: int) -> None:
     ("code", "sentence"),
     [
         (2, "trials failed"),
-        (jobs.OTHER_VERSION, "another rllib_hpo than"),
+        (job_request.OTHER_VERSION, "another rllib_hpo than"),
         (127, "no `python`"),
         (-9, "exit code -9"),
         (None, "the environment could not be made"),
@@ -257,9 +259,9 @@ def test_a_cluster_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) 
 
 def test_results_on_the_head_are_named(tmp_path: Path) -> None:
     job = JOB._replace(out="/not/here/little")
-    assert jobs.reachable_rows(job) is None
+    assert job_results.reachable_rows(job) is None
     with pytest.raises(UserError, match="in /not/here/little on the head; copy them with `ray rsync-down"):
-        jobs.fetch(job, tmp_path)
-    assert jobs.reachable_rows(job._replace(storage="s3://bucket/little?region=x")) is not None
+        job_results.fetch(job, tmp_path)
+    assert job_results.reachable_rows(job._replace(storage="s3://bucket/little?region=x")) is not None
     with pytest.raises(StorageError):
-        jobs.fetch(job._replace(storage=str(tmp_path)), tmp_path / "out")
+        job_results.fetch(job._replace(storage=str(tmp_path)), tmp_path / "out")

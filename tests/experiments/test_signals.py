@@ -6,10 +6,18 @@ import os
 import shlex
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
+from rllib_hpo.experiments.progress import Progress
+from rllib_hpo.experiments.run_config import resolve
+from rllib_hpo.experiments.train import RunFiles, train
+from rllib_hpo.experiments.wandb_logger import WandbOptions
+from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from tests.experiments.lives import (
     assert_same_outcome,
     checkpoints,
@@ -64,6 +72,26 @@ def test_a_signal_ends_the_iteration_and_the_run_goes_on_exactly(
     assert again == ["train", "--resume", str(directory)]
     run([*again, "--wandb", "disabled"], tmp_path)
     assert_same_outcome(directory, uninterrupted)
+
+
+class SignalledWhenReporting(Progress):
+    """The signal comes after an iteration is over: the next does not begin, and this one is not lost."""
+
+    def report(self, algorithm: ActorCriticAlgorithm, result: Mapping[str, Any]) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_between_two_iterations_too_it_saves_what_was_learned(tmp_path: Path) -> None:
+    values = {"hidden_units": 16, "warmup_steps": 40, "checkpoint_every": 1_000, "steps_per_iteration": 40}
+    config = resolve(
+        {"algorithm": "sac", "task": "hopper", "steps": 400, "evaluation_every": 1_000, **values}
+    )
+    progress, options = SignalledWhenReporting(Console(quiet=True)), WandbOptions("disabled")
+    files = RunFiles(tmp_path / "run")
+    assert train(config, files, progress, wandb=options) == signal.SIGINT
+    assert checkpoints(files.directory) == [40]
+    assert train(config, files, progress, wandb=options) == signal.SIGINT
+    assert checkpoints(files.directory) == [40, 80]
 
 
 def test_where_the_simulator_cannot_be_saved_the_scheduled_checkpoint_stands(tmp_path: Path) -> None:
