@@ -2,6 +2,7 @@
 
     python -m benchmarks.train_speed                     # about 5 minutes; wants a quiet machine
     python -m benchmarks.train_speed --quick --only sac --only hand-written
+    python -m benchmarks.train_speed --runners 1 2 4 8 16    # remote ones, another comparison: benchmarks/runners.py
 
 Each contestant lives in a process of its own, with one torch thread, all of them on the same core. They are
 warmed up until they learn, and then take turns, A B C ... A B C ..., one slice of some seconds each: whatever
@@ -259,6 +260,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--only", action="append", choices=list(CONTESTANTS), help="may be given several times"
     )
+    parser.add_argument(
+        "--runners", type=int, nargs="+", metavar="N", help="compare so many remote runners with one process"
+    )
+    parser.add_argument("--task", default="humanoid-pybullet", help="with --runners")
+    parser.add_argument("--algorithm", default="sac", help="with --runners")
+    parser.add_argument(
+        "--update-to-data", type=float, nargs="+", default=[1.0, 0.05], help="with --runners: updates a step"
+    )
     parser.add_argument("--rounds", type=int, help=f"rounds (default {Plan.rounds})")
     parser.add_argument("--steps", type=int, help=f"environment steps of a slice (default {Plan.steps})")
     parser.add_argument(
@@ -270,6 +279,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints a table and writes the JSON."""
     options = parse(arguments)
+    if options.runners:
+        compare_runners(options)
+        return
     names = [name for name in CONTESTANTS if not options.only or name in options.only]
     if "stable-baselines3" in names and importlib.util.find_spec("stable_baselines3") is None:
         raise SystemExit(
@@ -284,6 +296,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if out is not None:
         content = {"benchmark": "train_speed", "env_id": ENV_ID, "plan": asdict(plan), "machine": facts}
         machine.write_json(out, content | {"contestants": summary})
+
+
+def compare_runners(options: argparse.Namespace) -> None:
+    """Remote runners in numbers, against one process; see `benchmarks.runners`."""
+    from benchmarks import runners
+
+    facts, plan = machine.facts(), plan_of(options)
+    what = (options.algorithm, options.task, options.update_to_data, options.runners)
+    content = {
+        "benchmark": "train_speed --runners",
+        "machine": facts,
+        "algorithm": options.algorithm,
+        "task": options.task,
+        "steps": plan.steps,
+        "updates_per_step": runners.run(*what, rounds=plan.rounds, steps=plan.steps),
+    }
+    out = options.out or machine.RESULTS / f"train_speed_runners_{options.algorithm}.json"
+    machine.write_json(out, content)
 
 
 def plan_of(options: argparse.Namespace) -> Plan:

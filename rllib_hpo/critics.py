@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -57,7 +58,7 @@ class TwinCritic(nn.Module):
         )
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        """Q_1 and Q_2, (2, B), of obs (B, S) and action (B, A); autograd reaches the parameters alone."""
+        """Q_1 and Q_2, (2, B), of obs (B, S) and action (B, A)."""
         inputs = torch.cat([obs, action], dim=-1)
         result: Tensor = _TwinQ.apply(inputs, *self.weights, *self.biases)  # type: ignore[no-untyped-call]
         return result
@@ -203,7 +204,7 @@ class _MinimumQ(torch.autograd.Function):
 
 
 class _TwinQ(torch.autograd.Function):
-    """Q_1 and Q_2, differentiable in the parameters: the backward pass is matrix products, written out."""
+    """Q_1 and Q_2, whose backward pass is matrix products, written out."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, *parameters: Tensor) -> Tensor:
@@ -229,4 +230,14 @@ class _TwinQ(torch.autograd.Function):
         joined = [
             _join(list(part)).view_as(p) for part, p in zip(zip(*found, strict=True), parameters, strict=True)
         ]
-        return None, *joined
+        return _gradient_of_inputs(ctx, networks, parts), *joined
+
+
+def _gradient_of_inputs(ctx: Any, networks: list[Layers], parts: Sequence[Tensor]) -> Tensor | None:
+    if not ctx.needs_input_grad[0]:
+        return None
+    found = [
+        input_gradient(values[1:], network.weights, part)
+        for values, network, part in zip(ctx.values, networks, parts, strict=True)
+    ]
+    return _join(found).sum(0)

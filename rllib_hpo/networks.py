@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rllib_hpo import products
@@ -86,7 +87,7 @@ class ReluMLP(nn.Sequential):
     def forward(self, inputs: Tensor, detached_rows: int = 0) -> Tensor:
         """Outputs (B, out_units) of inputs (B, in_units).
 
-        Gradients reach the parameters alone, and not from the first `detached_rows` rows.
+        No gradient comes from the first `detached_rows` rows.
         """
         layers = [layer for layer in self if isinstance(layer, nn.Linear)]
         weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
@@ -110,4 +111,8 @@ class _ReluMLP(torch.autograd.Function):
         values, weights = ctx.saved_tensors[: ctx.num_layers], ctx.saved_tensors[ctx.num_layers :]
         gradient = grad_outputs[0][ctx.detached_rows :]
         of_weights, of_biases = parameter_gradients(values, weights, gradient)
-        return None, None, *of_weights, *of_biases
+        of_inputs = None
+        if ctx.needs_input_grad[0]:
+            of_rows = input_gradient(values[1:], weights, gradient)
+            of_inputs = F.pad(of_rows, (0, 0, ctx.detached_rows, 0))
+        return of_inputs, None, *of_weights, *of_biases

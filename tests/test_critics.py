@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rllib_hpo.critics import ROWS_WORTH_SPLITTING, TwinCritic
+from rllib_hpo import critics
+from rllib_hpo.critics import ROWS_WORTH_SPLITTING, Layers, TwinCritic
 from tests.readout import critic_layers
 from tests.reference import networks as reference
 
@@ -32,6 +33,21 @@ def test_forward_equals_two_separate_networks(layers: int) -> None:
     assert not torch.allclose(q[0], q[1])
     expected = torch.stack([reference.q_value(twin, obs, action) for twin in critic_layers(critic)])
     torch.testing.assert_close(q, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2])
+def test_forward_is_differentiable_in_everything(at_a_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """States, actions and parameters, whether the critics take turns or are one product."""
+    if at_a_time == 2:
+        monkeypatch.setattr(critics, "_separate", lambda weights, biases: [Layers(weights, biases)])
+    critic = _critic(4, 2, 5, 2, seed=6)
+    inputs = [x.requires_grad_() for x in _batch(3, 4, 2, seed=6)]
+    names, parameters = zip(*critic.named_parameters(), strict=True)
+
+    def call(obs: Tensor, action: Tensor, *values: Tensor) -> Tensor:
+        return torch.func.functional_call(critic, dict(zip(names, values, strict=True)), (obs, action))
+
+    assert torch.autograd.gradcheck(call, (*inputs, *parameters))
 
 
 @pytest.mark.parametrize("seed", range(10))

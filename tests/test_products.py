@@ -110,9 +110,10 @@ def test_the_policys_network_is_a_chain_of_modules() -> None:
     """Its written-out passes equal those of torch's own modules, gradients included."""
     network = ActorCritic(5, 3, SACSettings(hidden_units=16), seed=0).double().sampler.policy.network
     inputs = torch.randn(12, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    inputs.requires_grad_()
     ours, theirs = network(inputs, 4), torch.nn.Sequential.forward(network, inputs)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-    parameters = list(network.parameters())
+    parameters = [inputs, *network.parameters()]
     found = torch.autograd.grad(ours.square().sum(), parameters)
     expected = torch.autograd.grad(theirs[4:].square().sum(), parameters)
     for gradient, reference in zip(found, expected, strict=True):

@@ -143,6 +143,17 @@ def test_gradients() -> None:
     assert torch.autograd.gradcheck(call, (z.requires_grad_(), *values))
 
 
+def test_detached_rows() -> None:
+    """The first rows have the same values, and no gradient comes from them."""
+    flow, z = _flow(3, 4), _points(10, 3).requires_grad_()
+    whole, cut = flow(z), flow(z, 4)
+    torch.testing.assert_close(whole, cut, rtol=0.0, atol=0.0)
+    leaves = [z, *flow.parameters()]
+    expected = torch.autograd.grad(whole[0][4:].square().sum() - whole[1][4:].sum(), leaves)
+    found = torch.autograd.grad(cut[0].square().sum() - cut[1].sum(), leaves)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_no_flow_limit_is_the_gaussian() -> None:
     """softplus(b) = a, hence beta = 0, is the identity: the density then is the tanh-Gaussian's."""
     flow = _flow(2, 3)
