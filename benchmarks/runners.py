@@ -170,7 +170,7 @@ def summarise(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
 def table(summary: Mapping[str, Mapping[str, Any]]) -> str:
     """The summary in Markdown."""
     lines = [
-        "| | steps/s | x one process | efficiency | by the busiest CPU | x one process | efficiency | lag | wire | MB |",
+        "| | steps/s | x one process | efficiency | by busiest CPU | x one process | efficiency | lag | wire | MB |",
         "| --- |" + " ---: |" * 9,
     ]
     for name, row in summary.items():

@@ -40,6 +40,7 @@ from rllib_hpo.rllib.policy_stack import PolicyStack
 from rllib_hpo.rllib.remote import without_object_store
 from rllib_hpo.rllib.schedule import Schedule
 from rllib_hpo.rllib.stack import Stack
+from rllib_hpo.rllib.torch_options import set_torch_options
 from rllib_hpo.rllib.torch_policy import POLICIES, ActorCriticTorchPolicy
 
 _PROGRESS = "progress"
@@ -73,7 +74,7 @@ class ActorCriticAlgorithm(Algorithm):
     @override(Algorithm)
     def setup(self, config: ActorCriticConfig) -> None:
         self._refuse_what_this_machine_cannot(config)
-        torch.set_num_threads(config.num_torch_threads)
+        set_torch_options(config.num_torch_threads)
         self.settings = config.settings()
         self.schedule = Schedule(self.settings)
         self.env_steps, self._num_updates = 0, 0

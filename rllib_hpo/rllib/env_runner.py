@@ -25,6 +25,7 @@ from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.learning.replay import RowLayout
 from rllib_hpo.rllib.environment import environment_maker
 from rllib_hpo.rllib.rl_module import ActorCriticModule
+from rllib_hpo.rllib.torch_options import set_torch_options
 from rllib_hpo.streams import TorchStreams, derived_seed, numpy_generator
 from rllib_hpo.tasks import ActionScaling, check_spaces, wrappers
 from rllib_hpo.tasks.simulator_state import capture, restore
@@ -63,7 +64,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)
         self.worker_index = self.worker_index or 0
-        torch.set_num_threads(self.config.num_torch_threads)
+        set_torch_options(self.config.num_torch_threads)
         self.spaces = kwargs.get("spaces") or {}
         self._callbacks = [callbacks() for callbacks in force_list(self.config.callbacks_class)]
         self.envs: list[gym.Env[Any, Any]] = []

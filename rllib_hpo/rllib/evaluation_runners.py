@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import ray
-import torch
 from ray.exceptions import RayActorError
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
@@ -23,6 +22,7 @@ from rllib_hpo.errors import NonFiniteError, UserError
 from rllib_hpo.rllib.environment import environment_maker
 from rllib_hpo.rllib.evaluation import Evaluation, evaluate
 from rllib_hpo.rllib.remote import fetch
+from rllib_hpo.rllib.torch_options import set_torch_options
 
 MAX_RETRIES = 3
 """How often an evaluation whose process died is repeated."""
@@ -46,7 +46,7 @@ class EvaluationRunner:
     """Plays noise-free episodes with the weights that it is given."""
 
     def __init__(self, config: Any) -> None:
-        torch.set_num_threads(config.num_torch_threads)
+        set_torch_options(config.num_torch_threads)
         self._make = environment_maker(config, training=False)
         env = self._make()
         spaces = (env.observation_space, env.action_space)

@@ -17,6 +17,7 @@ from rllib_hpo.learning.parallel import ALONE, Replica
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.learning.trainer import Trainer
 from rllib_hpo.learning.update import Optimizers, make_optimizers
+from rllib_hpo.rllib.torch_options import set_torch_options
 
 COLLECTIVE_PATIENCE_S = 45.0
 """How long a learner waits for another that is silent, as where its machine is gone; a death shows at once."""
@@ -40,7 +41,7 @@ class ActorCriticLearner(TorchLearner):
 
     @override(TorchLearner)
     def build(self) -> None:
-        torch.set_num_threads(self.config.num_torch_threads)
+        set_torch_options(self.config.num_torch_threads)
         super().build()
         model = self.module[DEFAULT_MODULE_ID].unwrapped().model
         share, device = self.config.num_gpus_per_learner, model.log_alpha.device

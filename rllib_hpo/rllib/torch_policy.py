@@ -28,6 +28,7 @@ from rllib_hpo.learning.replay import Batch
 from rllib_hpo.learning.trainer import Trainer
 from rllib_hpo.learning.update import Optimizers, make_optimizers
 from rllib_hpo.rllib.config import ActorCriticConfig, make_config
+from rllib_hpo.rllib.torch_options import set_torch_options
 from rllib_hpo.streams import TorchStreams
 
 _TRAINER, _EXPLORATION = "trainer", "exploration_streams"
@@ -81,7 +82,7 @@ class ActorCriticTorchPolicy(TorchPolicyV2):
     ) -> None:
         config = self._completed(config)
         self.settings = config.settings()
-        torch.set_num_threads(self.settings.num_torch_threads)
+        set_torch_options(self.settings.num_torch_threads)
         super().__init__(observation_space, action_space, config)
         self.trainer = Trainer(self.model.model, self._adam, self.settings, config.seed)
         self._worker_index = int(getattr(config, "worker_index", 0))

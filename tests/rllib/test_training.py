@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -119,6 +121,23 @@ def test_the_replay_may_be_smaller_than_the_run() -> None:
     with running(tiny_config(replay_capacity=30)) as algorithm:
         result = train_to(algorithm, 80)
     assert result["learners"]["default_policy"]["replay_rows"] == 30
+
+
+def resident_mb() -> float:
+    """Memory that this process has."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in status if line.startswith("VmRSS:"))
+    return int(line.split()[1]) / 1e3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_replay_takes_memory_as_rows_arrive() -> None:
+    """RLlib's seeding makes torch fill what it allocates, unless it is told not to."""
+    before = resident_mb()
+    with running(tiny_config("sac", "Pendulum-v1", replay_capacity=20_000_000)) as algorithm:
+        train_to(algorithm, 80)
+        assert algorithm.local_learner.replay.rows.nbytes > 700e6
+        assert resident_mb() - before < 300
 
 
 @EVERY_ALGORITHM
