@@ -48,7 +48,7 @@ class Contestant:
     size: str
     device: str
     mode: str
-    """"eager", "graph" or "floor"."""
+    """"eager", "compiled", "graph" or "floor"."""
 
     def __str__(self) -> str:
         return f"{self.algorithm}, {self.size}, {self.device}, {self.mode}"
@@ -64,7 +64,7 @@ def algorithms() -> dict[str, ActorCriticSettings]:
 
 def contestants(devices: Iterable[str]) -> list[Contestant]:
     """All that take turns: on every device the floor, eager updates and, on a GPU, graphs."""
-    modes = {"cpu": ("floor", "eager"), "cuda": ("floor", "eager", "graph")}
+    modes = {"cpu": ("floor", "eager", "compiled"), "cuda": ("floor", "eager", "graph")}
     return [
         Contestant(algorithm, size, device, mode)
         for device in devices
@@ -221,6 +221,8 @@ def make_updates(contestant: Contestant) -> Callable[[int], None]:
     }
     settings = settings.model_copy(update=changes)
     model = ActorCritic(obs_dim, action_dim, settings, seed=0).to(torch.device(contestant.device))
+    if contestant.mode == "compiled":
+        model.sampler.compile(dynamic=False)
     learner = ReplayLearner(Trainer(model, make_optimizers(model, settings), settings, seed=0))
     rows = torch.randn(REPLAY_ROWS, learner.replay.layout.width, generator=torch.Generator().manual_seed(0))
     batch = learner.replay.layout.unpack(rows)

@@ -118,7 +118,7 @@ class ConditionedCritic:
     def minimum_and_gradient(self, action: Tensor) -> tuple[Tensor, Tensor]:
         """min(Q_1, Q_2), (B,), and its gradient in the action, (B, A); autograd sees neither."""
         q, hidden = self._twins(action)
-        split = len(hidden) == 2 and len(action) >= ROWS_WORTH_SPLITTING
+        split = len(hidden) == 2 and len(action) >= ROWS_WORTH_SPLITTING and not torch.compiler.is_compiling()
         gradient = self._gradient_of_rows(hidden, q) if split else self._gradient_of_both(hidden, q)
         return q.amin(0), gradient
 
