@@ -1,4 +1,4 @@
-"""How long a full replay of 1,000,000 rows takes to save and to load: `python -m benchmarks.checkpoint_speed`.
+"""How long a replay takes to save and to load, by its size: `python -m benchmarks.checkpoint_speed`.
 
 Rows of Hopper (108 bytes) and of Humanoid (3,084 bytes), each replay as one cold segment: the file is new,
 synchronised to disk when it is written, and dropped from the page cache, where the system allows it, before
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ENVIRONMENTS = {"Hopper-v4": (11, 3), "Humanoid-v4": (376, 17)}
 """Observation and action dimension."""
 
-ROWS, NEW_ROWS, BLOCK = 1_000_000, 10_000, 10_000
+ROWS, NEW_ROWS, BLOCK = (10_000, 100_000, 1_000_000), 10_000, 10_000
 LIMIT_S = 2.0
 """Most that saving, and loading, Hopper's full replay may take."""
 
@@ -105,7 +105,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         "| --- " + "| ---: " * 6 + "|",
     ]
     lines += [
-        f"| {r['env']}, {r['rows']:,} rows | {r['bytes'] / 1e9:.2f} | {r['save_s']:.2f} | {r['load_s']:.2f} | "
+        f"| {r['env']}, {r['rows']:,} rows | {r['bytes'] / 1e9:.3f} | {r['save_s']:.3f} | {r['load_s']:.3f} | "
         f"{r['save_gb_per_s']:.2f} | {r['load_gb_per_s']:.2f} | {r['save_new_rows_s']:.3f} |"
         for r in results
     ]
@@ -117,13 +117,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.checkpoint_speed", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--rows", type=int, default=ROWS)
+    parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--directory", type=Path, default=Path.cwd(), help="which disk to measure")
     parser.add_argument("--out", type=Path, default=machine.RESULTS / "checkpoint_speed.json")
     options = parser.parse_args(arguments)
     facts = machine.facts()
-    results = [measure(env, options.rows, options.repetitions, options.directory) for env in ENVIRONMENTS]
+    sizes = [(env, rows) for env in ENVIRONMENTS for rows in options.rows]
+    results = [measure(*size, options.repetitions, options.directory) for size in sizes]
     print(table(results))
     content = {"benchmark": "checkpoint_speed", "machine": facts, "limit_s": LIMIT_S, "replays": results}
     machine.write_json(options.out, content)

@@ -207,6 +207,9 @@ def run(
     )  # all contestants alike: the one in this process has none
     import ray
 
+    from rllib_hpo.experiments.train import quiet_ray
+
+    quiet_ray()
     ray.init(
         num_cpus=sum(counts) + len(counts) + 8,
         include_dashboard=False,

@@ -76,6 +76,24 @@ def test_a_gpu_is_measured_by_graph_and_eagerly():
     assert modes == {("cpu", "floor"), ("cpu", "eager"), *(("cuda", m) for m in ("floor", "eager", "graph"))}
 
 
+def test_a_cpu_is_measured_compiled_where_that_is_asked_for():
+    modes = {entrant.mode for entrant in update_speed.contestants(["cpu"], compiled=True)}
+    assert modes == {"floor", "eager", "compiled"}
+
+
+@pytest.mark.slow
+def test_compiled_updates_are_updates():
+    """Nearly the same as eager ones: what is timed does the work."""
+    found = []
+    for mode in ("eager", "compiled"):
+        run = update_speed.make_updates(Contestant("sac-nf", "Hopper", "cpu", mode))
+        run(3)
+        trainer = run.__self__.trainer
+        found.append(torch.cat([value.flatten() for value in trainer.model.state_dict().values()]))
+    assert (found[0] - found[1]).norm() < 1e-4 * found[0].norm()
+    torch.compiler.reset()
+
+
 def test_floors_multiply_what_they_are_told():
     """The fastest way to multiply is one that multiplies: its result has the product's shape."""
     assert update_speed._fastest(Product(300, 200, 100), "cpu")().shape == (300, 100)
