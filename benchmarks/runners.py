@@ -202,9 +202,8 @@ def run(
 ) -> dict[str, dict[str, Any]]:
     """Measures at each number of updates a step, and prints a table for each."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    os.environ.setdefault(
-        "RAY_worker_niceness", "0"
-    )  # all contestants alike: the one in this process has none
+    # All contestants alike: Ray's own processes would give way to the one that learns in this process.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 
     from rllib_hpo.experiments.train import quiet_ray
