@@ -307,10 +307,10 @@ def check_learners(num_learners: int, num_gpus_per_learner: float, settings: Act
             f"num_learners={num_learners} must be at most replay_capacity={settings.replay_capacity}: "
             "each learner holds a share of the replay."
         )
-    if num_learners > 1 and 0 < num_gpus_per_learner < 1:
+    if num_learners > 1 and num_gpus_per_learner not in (0, 1):
         raise SettingsError(
-            f"num_gpus_per_learner={num_gpus_per_learner!r} must be 0 or 1 with num_learners={num_learners}: "
-            "several learners cannot share a GPU (NCCL, with which they average gradients, refuses it)."
+            f"num_gpus_per_learner={num_gpus_per_learner!r} must be 0 or 1 with num_learners={num_learners}: a learner "
+            "uses one GPU, which several cannot share (NCCL, with which they average gradients, refuses it)."
         )
 
 

@@ -18,8 +18,9 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rllib_hpo.errors import StorageError, UserError
-from rllib_hpo.rllib.remote import only_success
+from rllib_hpo.errors import StorageError, UserError, WorkerDiedError
+from rllib_hpo.learning.parallel import LOST
+from rllib_hpo.rllib.remote import successes
 
 if TYPE_CHECKING:
     from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
@@ -65,20 +66,24 @@ def seeing(directory: Path) -> dict[str, bool | None]:
 
 
 def refuse_unshared_learner(algorithm: ActorCriticAlgorithm, directory: Path) -> None:
-    """Refuses a remote learner that does not see the directory of a run: it writes the replay there.
+    """Refuses remote learners of which one does not see the directory of a run: they write the replay there.
 
     Raises:
         UserError: Naming the remedy.
         StorageError: If the directory cannot be written here.
+        WorkerDiedError: If a learner's process is gone.
     """
     if algorithm.config.num_learners == 0:
         return
     with _probe(directory) as sees:
         answer = algorithm.learner_group.foreach_learner(lambda learner, **_: sees())
-    if not only_success(answer):
+    answers = successes(answer)
+    if len(answers) < algorithm.config.num_learners:
+        raise WorkerDiedError(LOST)
+    if not all(answers):
         raise UserError(
-            f"The remote learner is on a node that does not see {directory}, where its replay belongs: keep it in the "
-            "trial's own process (num_learners=0), or give an --out that all nodes share."
+            f"A remote learner is on a node that does not see {directory}, where its replay belongs: keep learning in "
+            "the trial's own process (num_learners=0), or give an --out that all nodes share."
         )
 
 

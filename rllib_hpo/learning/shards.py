@@ -126,19 +126,29 @@ def load_dealt_anew(
     Raises:
         CheckpointError: If a segment is missing or damaged.
     """
-    shards = []
-    for rank, capacity in enumerate(capacities):
-        shard = Replay(replay.layout, capacity)
-        load_shard(shard, Replica(rank, len(capacities)), segments, total_rows, directory)
-        pieces = shard.read(shard.total_rows - shard.num_rows, shard.total_rows)
-        shards.append(np.concatenate([np.empty((0, replay.layout.width), np.float32), *pieces]))
+    sources = [Replica(rank, len(capacities)) for rank in range(len(capacities))]
+    rows_ever = [total_rows] if len(sources) == 1 else [_rows_of(segments, source) for source in sources]
+    lengths = [min(each) for each in zip(rows_ever, capacities, strict=True)]
+    mine = _oldest_first(lengths)[replica.rank :: replica.world_size]
+    rows = np.empty((len(mine), replay.layout.width), np.float32)
+    first = 0
+    for source, capacity, length in zip(sources, capacities, lengths, strict=True):
+        shard = Replay(replay.layout, capacity)  # one at a time: together they may not fit
+        load_shard(shard, source, segments, total_rows, directory)
+        held = [*shard.read(shard.total_rows - length, shard.total_rows), rows[:0]]
+        here = (mine >= first) & (mine < first + length)
+        rows[here] = np.concatenate(held)[mine[here] - first]
+        first += length
     replay.clear()
-    replay.add(_oldest_first(shards)[replica.rank :: replica.world_size])
+    replay.add(rows)
 
 
-def _oldest_first(shards: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-    """The rows of shards that were filled in turn, merged by their places within their shards."""
-    ages = [(np.arange(len(shard)) + 0.5) / max(1, len(shard)) for shard in shards]
-    order = np.argsort(np.concatenate(ages), kind="stable")
-    rows: npt.NDArray[np.float32] = np.concatenate(shards)[order]
-    return rows
+def _rows_of(segments: SegmentList, replica: Replica) -> int:
+    """Rows ever added to one of several shards."""
+    return count_rows(of_shard(segments, shard_folder(replica)))
+
+
+def _oldest_first(lengths: list[int]) -> npt.NDArray[np.intp]:
+    """Places, counted on from shard to shard, of all rows of shards that were filled in turn."""
+    ages = [(np.arange(length) + 0.5) / max(1, length) for length in lengths]
+    return np.argsort(np.concatenate(ages), kind="stable")

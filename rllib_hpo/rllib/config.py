@@ -376,6 +376,8 @@ class ActorCriticConfig(AlgorithmConfig):
             value = getattr(self, name)
             if not (isinstance(value, Integral) and value in numbers):
                 raise SettingsError(f"{name}={value!r} must be an integer: {allowed}.")
+        if not isinstance(self.limit_gpu_memory, bool):
+            raise SettingsError(f"limit_gpu_memory={self.limit_gpu_memory!r} must be True or False.")
         self._refuse_impossible_lead()
         check_learners(self.num_learners, self.num_gpus_per_learner, self.settings())
         if not 0 <= self.num_gpus <= 1:

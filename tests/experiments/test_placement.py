@@ -201,7 +201,7 @@ def test_a_remote_learner_on_another_node_s_disk_is_refused(tmp_path: Path) -> N
         process = opened.enter_context(swept(cluster, "--storage", str(tmp_path / "store"), sweep=REMOTE))
         assert process.wait(PATIENCE_S) == 2
         error = tmp_path / "out" / "trials" / TRIAL / "error.txt"
-        assert "The remote learner is on a node that does not see" in error.read_text()
+        assert "A remote learner is on a node that does not see" in error.read_text()
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -268,6 +268,10 @@ def test_learners_that_could_not_work_together_are_refused() -> None:
         SettingsError, match=r"^num_gpus_per_learner=0\.5 must be 0 or 1 with num_learners=3: "
     ):
         config.copy().learners(num_gpus_per_learner=0.5).validate()
+    with pytest.raises(SettingsError, match=r"^num_gpus_per_learner=2 must be 0 or 1 with num_learners=3: "):
+        config.copy().learners(num_gpus_per_learner=2).validate()
+    with pytest.raises(SettingsError, match=r"^limit_gpu_memory='no' must be True or False\."):
+        config.copy().learners(limit_gpu_memory="no").validate()
 
 
 def test_what_is_missing_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from rllib_hpo import cli
 from rllib_hpo.errors import UserError
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
+from rllib_hpo.rllib.checkpointing import MANIFEST
 from rllib_hpo.rllib.converting import convert
 from rllib_hpo.rllib.trained_policy import load_policy
 from tests.rllib.tiny import EVERY_ALGORITHM, assert_equal, loaded, running, tiny_config, train_to
@@ -95,6 +97,18 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     assert lines[0].endswith(f"a checkpoint for RLlib's {OTHER[stack]} API stack")
     assert lines[1] == lines[2]
     assert lines[1].startswith("sac-hpo on Hopper-v4 after 80 steps")
+
+
+def test_a_checkpoint_of_an_older_version(tmp_path: Path) -> None:
+    """It lacks settings that have come since."""
+    original = written("sac", "new", tmp_path)
+    manifest = json.loads((original / MANIFEST).read_text())
+    for name in ("cuda_graph", "tf32"):
+        del manifest["config"][name]
+    (original / MANIFEST).write_text(json.dumps(manifest))
+    assert convert(original, tmp_path / "converted") == "old"
+    with loaded(tmp_path / "converted") as converted:
+        assert converted.settings.cuda_graph
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
