@@ -3,8 +3,9 @@
     python -m benchmarks.grid_cost
 
 Of every trial of tune_configs/eight-tasks.yaml it counts the updates, the steps of its runners and those of its
-evaluations (full-length episodes). update_speed.json says how many updates a second a GPU, or a core, makes;
-grid_gpu.json what several trials on one GPU make of that; sampling_speed.json how many steps a second a core takes.
+evaluations (full-length episodes). update_speed.json says how many updates a second a core makes, and
+update_speed_gpu.json a GPU; grid_gpu.json what several trials on one GPU make of that; sampling_speed.json how many
+steps a second a core takes.
 Learning, sampling and evaluating overlap, so the grid takes as long as the part with the most work for its machines, or
 its longest trial: that part saturates first. Starts, checkpoints and machines that are idle towards the end are not
 counted. Prices and their date are in prices.json. What has not been measured is said, and not guessed.
@@ -127,15 +128,11 @@ def estimate(work: Sequence[Trial], rates: Rates, machines: Machines) -> Estimat
 
 def read_rates(results: Path, device: str) -> Rates | None:
     """What was measured on a device, "cuda" or "cpu"; None where updates were not."""
-    rows = _read(results / "update_speed.json")["updates"]
-    modes = ("graph",) if device == "cuda" else ("eager", "compiled")
-    updates: dict[tuple[str, str], float] = {}
-    for row in rows:
-        if row["device"] == device and row["mode"] in modes:
-            key = row["algorithm"], row["size"]
-            updates[key] = max(updates.get(key, 0.0), row["updates_per_second"])
-    if not updates:
+    mode, file = ("graph", "update_speed_gpu.json") if device == "cuda" else ("eager", "update_speed.json")
+    if not (results / file).exists():
         return None
+    rows = [row for row in _read(results / file)["updates"] if (row["device"], row["mode"]) == (device, mode)]
+    updates = {(row["algorithm"], row["size"]): row["updates_per_second"] for row in rows}
     shared = results / "grid_gpu.json"
     sharing = 1.0
     if device == "cuda" and shared.exists():

@@ -43,7 +43,9 @@ def workers(counts: Sequence[int]) -> dict[str, dict[str, int]]:
     return found
 
 
-def build(algorithm: str, task: str, rate: float, steps: int, workers: Mapping[str, int]) -> Any:
+def build(
+    algorithm: str, task: str, rate: float, steps: int, workers: Mapping[str, int], gpus_per_learner: float
+) -> Any:
     """The algorithm after its warm-up, with iterations of `steps` and nothing between them."""
     from rllib_hpo.rllib.config import make_config
     from rllib_hpo.tasks import find_task
@@ -56,7 +58,8 @@ def build(algorithm: str, task: str, rate: float, steps: int, workers: Mapping[s
     )
     config.evaluation(evaluation_every=10**9, evaluation_episodes=1).debugging(seed=0, log_level="ERROR")
     runners = {name: value for name, value in workers.items() if name != "num_learners"}
-    made = config.env_runners(**runners).learners(num_learners=workers["num_learners"]).build_algo()
+    config.learners(num_learners=workers["num_learners"], num_gpus_per_learner=gpus_per_learner)
+    made = config.env_runners(**runners).build_algo()
     while made.env_steps < WARMUP_STEPS + steps:
         made.train()
     return made
@@ -118,13 +121,16 @@ def turn(algorithm: Any, steps: int) -> dict[str, float]:
 
 
 def measure(
-    algorithm: str, task: str, rate: float, counts: Sequence[int], rounds: int, steps: int
+    algorithm: str, task: str, rate: float, counts: Sequence[int], rounds: int, steps: int, gpu: bool
 ) -> dict[str, dict[str, Any]]:
     """Turns and memory of every contestant, by name."""
-    built = {}
-    for name, options in workers(counts).items():
+    built, contestants = {}, workers(counts)
+    for name, options in contestants.items():
         print(f"warming up {name} ...", flush=True)
-        built[name] = build(algorithm, task, rate, steps, options)
+        # They take turns, so they share one GPU.
+        built[name] = build(
+            algorithm, task, rate, steps, options, round(1 / len(contestants), 2) if gpu else 0
+        )
     turns: dict[str, list[dict[str, float]]] = {name: [] for name in built}
     for k in range(rounds):
         for name, made in built.items():
@@ -199,6 +205,7 @@ def run(
     counts: Sequence[int],
     rounds: int,
     steps: int,
+    gpu: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Measures at each number of updates a step, and prints a table for each."""
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -218,7 +225,7 @@ def run(
     found = {}
     try:
         for rate in rates:
-            found[f"{rate:g}"] = summarise(measure(algorithm, task, rate, counts, rounds, steps))
+            found[f"{rate:g}"] = summarise(measure(algorithm, task, rate, counts, rounds, steps, gpu))
             print(f"\n{rate:g} updates a step\n\n{table(found[f'{rate:g}'])}\n", flush=True)
     finally:
         ray.shutdown()

@@ -265,6 +265,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--task", default="humanoid-pybullet", help="with --runners")
     parser.add_argument("--algorithm", default="sac", help="with --runners")
+    parser.add_argument("--gpu", action="store_true", help="with --runners: learners on a GPU")
     parser.add_argument(
         "--update-to-data", type=float, nargs="+", default=[1.0, 0.05], help="with --runners: updates a step"
     )
@@ -310,7 +311,8 @@ def compare_runners(options: argparse.Namespace) -> None:
         "algorithm": options.algorithm,
         "task": options.task,
         "steps": plan.steps,
-        "updates_per_step": runners.run(*what, rounds=plan.rounds, steps=plan.steps),
+        "gpu": options.gpu,
+        "updates_per_step": runners.run(*what, rounds=plan.rounds, steps=plan.steps, gpu=options.gpu),
     }
     out = options.out or machine.RESULTS / f"train_speed_runners_{options.algorithm}.json"
     machine.write_json(out, content)
