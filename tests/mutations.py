@@ -139,8 +139,15 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "flow's log-determinant without its last factor",
         "samplers/radial_flow.py",
-        " + torch.log1p(stretch * a * h)",
+        " + torch.log1p(layers.stretch * a * layers.h)",
         "",
+        ("samplers/test_radial_flow.py",),
+    ),
+    Mutation(
+        "flow's gradient that leaves out the radius",
+        "samplers/radial_flow.py",
+        "torch.addcmul(of_z * stretch_k, of_radii[-1] / radius_k, offsets[k])",
+        "of_z * stretch_k",
         ("samplers/test_radial_flow.py",),
     ),
     Mutation(

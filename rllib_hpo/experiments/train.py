@@ -365,6 +365,8 @@ def quiet_ray() -> None:
     """Silences what Ray and RLlib log about themselves; errors are raised all the same."""
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
+    # An actor that dies is told of by what is raised, or by a warning of our own.
+    logging.getLogger("ray.rllib.utils.actor_manager").setLevel(logging.CRITICAL)
     # A trial that dies is told of in one line, or by the file of its error.
     logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
     # Tune's own state is nothing that a sweep goes on from; a full disk, where it fails, is told of by what matters.

@@ -37,7 +37,7 @@ def announce(owner: Any, method: str, phase: str) -> None:
 os.write(_file, b"+building\n")
 announce(algorithm.ActorCriticAlgorithm, "restore_from_path", "restoring")
 announce(algorithm.ActorCriticAlgorithm, "train", "training")
-announce(algorithm.ActorCriticAlgorithm, "evaluate", "evaluation")
+announce(algorithm.ActorCriticAlgorithm, "_play", "evaluation")
 announce(algorithm, "write_row", "writing a row")
 announce(CheckpointStore, "save", "checkpoint")
 announce(ReplayLearner, "save_replay", "checkpoint, replay")
