@@ -375,6 +375,35 @@ def test_a_replay_grows_where_memory_is_taken_at_once(monkeypatch: pytest.Monkey
     assert all(np.array_equal(a, b) for a, b in zip(replay.read(35, 135), whole.read(35, 135), strict=True))
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_rows_arrive_in_pieces(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By way of staging, however many at a time and around the end of the ring."""
+    monkeypatch.setattr(replay_module, "STAGED_ROWS", 4)
+    whole = Replay(LAYOUT, 50)
+    staged = Replay(LAYOUT, 50, device)
+    for k, num in enumerate((3, 0, 4, 9, 30, 1, 17, 120, 8)):
+        whole.add(_rows(num, seed=k))
+        with monkeypatch.context() as patch:
+            patch.setattr(Replay, "_is_staged", lambda self, device: True)
+            staged.add(_rows(num, seed=k))
+    assert np.array_equal(np.concatenate(staged.read(142, 192)), np.concatenate(whole.read(142, 192)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+def test_adding_rows_does_not_wait_for_the_device() -> None:
+    """As torch reports it, of rows and of the indices of an update, between two descriptions of the sampler."""
+    learner = _learner(SACSettings(hidden_units=16), _capture("cuda"), "cuda")
+    learner.update_from_replay(70)
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for k in range(5):
+            learner.add_transitions(_rows(3, seed=k))
+            learner.update_from_replay(1)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
 def test_memory_is_taken_as_rows_arrive() -> None:
     """A replay of 4 GB of which a hundred rows are used takes some pages."""
     before = _resident_bytes()
