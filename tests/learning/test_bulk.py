@@ -360,6 +360,29 @@ def test_a_policy_loss_that_is_not_finite_freezes_what_follows(device: str, alph
         learner.flush_metrics()
 
 
+@pytest.mark.parametrize("in_bulk", [True, False])
+def test_a_restored_run_knows_nothing_of_what_was_before(in_bulk: bool) -> None:
+    """After a loss that is not finite, too, it reports what it would have reported."""
+    settings = SACHPOSettings(hidden_units=16)
+    good, bad = (_learner(settings, DirectCapture() if in_bulk else None) for _ in range(2))
+    good.update_from_replay(15)
+    good.flush_metrics()
+    bad.update_from_replay(8)
+    rows = torch.from_numpy(_rows(ROWS))
+    rows[3, OBS + DIM] = float("inf")
+
+    def learn_and_look() -> None:
+        bad.trainer.learn(LAYOUT.unpack(rows))
+        bad.latest_diagnostics()
+
+    with pytest.raises(NonFiniteError):
+        learn_and_look()
+    bad.take_over(good)
+    for learner in (good, bad):
+        learner.update_from_replay(5)
+    assert bad.flush_metrics() == good.flush_metrics()
+
+
 def test_a_replay_grows_where_memory_is_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """It doubles up to its capacity, and holds what a replay of full size holds."""
     monkeypatch.setattr(replay_module, "FIRST_ROWS", 8)
