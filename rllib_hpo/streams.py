@@ -5,12 +5,16 @@ Streams never share a generator, so switching one off (the momentum, say) leaves
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+
+_logger = logging.getLogger(__name__)
 
 
 def seed_sequence(seed: int, *names: str | int) -> np.random.SeedSequence:
@@ -68,7 +72,28 @@ class TorchStreams:
         return {name: generator.get_state().numpy().copy() for name, generator in self._generators.items()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continues every stream where `get_state` found it; streams it does not name start afresh."""
+        """Continues every stream where `get_state` found it; streams it does not name start afresh.
+
+        So does a stream that drew on another kind of device, whose state means nothing here; it repeats nothing
+        that it drew before, here or there.
+        """
         self._generators.clear()
-        for name, value in state.items():
-            self[name].set_state(torch.tensor(value))
+        foreign = [name for name, value in state.items() if not self._takes(name, value)]
+        for name in state.keys() - foreign:
+            self[name].set_state(torch.tensor(state[name]))
+        for name in foreign:
+            position = zlib.crc32(
+                state[name].tobytes()
+            )  # where it left off stands for the step at which one joins
+            names = (*self._owner, name, position)
+            self._generators[name] = torch_generator(self._seed, *names, device=self[name].device)
+        if foreign:
+            _logger.warning(
+                "Random streams start afresh on %s, since their saved states are another kind of device's: %s.",
+                self._device,
+                ", ".join(sorted(foreign)),
+            )
+
+    def _takes(self, name: str, state: npt.NDArray[np.uint8]) -> bool:
+        """Whether the state is one of the stream's own kind: a CPU's generators have a longer one than a GPU's."""
+        return len(state) == self[name].get_state().numel()
