@@ -78,22 +78,21 @@ class TorchStreams:
         that it drew before, here or there.
         """
         self._generators.clear()
-        foreign = [name for name, value in state.items() if not self._takes(name, value)]
-        for name in state.keys() - foreign:
-            self[name].set_state(torch.tensor(state[name]))
-        for name in foreign:
-            position = zlib.crc32(
-                state[name].tobytes()
-            )  # where it left off stands for the step at which one joins
-            names = (*self._owner, name, position)
-            self._generators[name] = torch_generator(self._seed, *names, device=self[name].device)
+        foreign = [name for name, value in state.items() if not self._set_state(name, value)]
         if foreign:
             _logger.warning(
                 "Random streams start afresh on %s, since their saved states are another kind of device's: %s.",
                 self._device,
-                ", ".join(sorted(foreign)),
+                ", ".join(foreign),
             )
 
-    def _takes(self, name: str, state: npt.NDArray[np.uint8]) -> bool:
-        """Whether the state is one of the stream's own kind: a CPU's generators have a longer one than a GPU's."""
-        return len(state) == self[name].get_state().numel()
+    def _set_state(self, name: str, state: npt.NDArray[np.uint8]) -> bool:
+        """Whether the stream goes on; a CPU's generators have a longer state than a GPU's, and take no other."""
+        generator = self[name]
+        if len(state) == generator.get_state().numel():
+            generator.set_state(torch.tensor(state))
+            return True
+        position = zlib.crc32(state.tobytes())  # where it left off, as others join at a step
+        names = (*self._owner, name, position)
+        self._generators[name] = torch_generator(self._seed, *names, device=generator.device)
+        return False

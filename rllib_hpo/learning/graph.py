@@ -108,7 +108,8 @@ def _end_pool(graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> None:
     """Ends what a failed capture began: else memory that is free would no longer be given back to the device."""
     graph.reset()
     _FAILED.append(graph)
-    with suppress(RuntimeError):  # "not currently recording": the capture came as far as to end it
+    # Refused where the capture came as far as to end it; torch promises neither function.
+    with suppress(RuntimeError, AttributeError):
         torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
         torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
 

@@ -123,7 +123,8 @@ class Replay:
         head = min(len(kept), self.capacity - start)
         self._make_room(start + head)
         self._write(start, kept[:head])
-        self._write(0, kept[head:])
+        if head < len(kept):
+            self._write(0, kept[head:])
         self.total_rows += len(rows)
 
     def _write(self, place: int, rows: Tensor) -> None:
