@@ -5,12 +5,16 @@ Streams never share a generator, so switching one off (the momentum, say) leaves
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+
+_logger = logging.getLogger(__name__)
 
 
 def seed_sequence(seed: int, *names: str | int) -> np.random.SeedSequence:
@@ -68,7 +72,27 @@ class TorchStreams:
         return {name: generator.get_state().numpy().copy() for name, generator in self._generators.items()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continues every stream where `get_state` found it; streams it does not name start afresh."""
+        """Continues every stream where `get_state` found it; streams it does not name start afresh.
+
+        So does a stream that drew on another kind of device, whose state means nothing here; it repeats nothing
+        that it drew before, here or there.
+        """
         self._generators.clear()
-        for name, value in state.items():
-            self[name].set_state(torch.tensor(value))
+        foreign = [name for name, value in state.items() if not self._set_state(name, value)]
+        if foreign:
+            _logger.warning(
+                "Random streams start afresh on %s, since their saved states are another kind of device's: %s.",
+                self._device,
+                ", ".join(foreign),
+            )
+
+    def _set_state(self, name: str, state: npt.NDArray[np.uint8]) -> bool:
+        """Whether the stream goes on; a CPU's generators have a longer state than a GPU's, and take no other."""
+        generator = self[name]
+        if len(state) == generator.get_state().numel():
+            generator.set_state(torch.tensor(state))
+            return True
+        position = zlib.crc32(state.tobytes())  # where it left off, as others join at a step
+        names = (*self._owner, name, position)
+        self._generators[name] = torch_generator(self._seed, *names, device=generator.device)
+        return False

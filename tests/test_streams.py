@@ -65,6 +65,38 @@ def test_the_state_continues_every_stream() -> None:
         assert torch.equal(torch.randn(6, generator=other[name]), numbers), name
 
 
+def test_a_stream_of_another_kind_of_device_starts_afresh(caplog: pytest.LogCaptureFixture) -> None:
+    """As one that joins: it repeats neither its beginning nor what it drew after another such change."""
+    streams = TorchStreams(5, "learner")
+    torch.randn(7, generator=streams["replay"])
+    state = streams.get_state()
+    expected = torch.randn(6, generator=streams["replay"])
+    draws = [torch.randn(6, generator=TorchStreams(5, "learner")["base"])]
+    for position in (1, 2, 2):
+        other = TorchStreams(5, "learner")
+        other.set_state({**state, "base": np.full(16, position, np.uint8)})  # as long as a GPU's
+        draws.append(torch.randn(6, generator=other["base"]))
+        assert torch.equal(torch.randn(6, generator=other["replay"]), expected)
+    beginning, one, two, again = draws
+    assert not torch.equal(one, beginning)
+    assert not torch.equal(one, two)
+    assert torch.equal(two, again)
+    assert "another kind of device's: base." in caplog.messages[0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+@pytest.mark.parametrize(("saved_on", "loaded_on"), [("cpu", "cuda"), ("cuda", "cpu"), ("cuda", "cuda")])
+def test_streams_cross_between_devices(saved_on: str, loaded_on: str) -> None:
+    streams = TorchStreams(5, "learner", device=saved_on, on_host=("replay",))
+    for name in ("replay", "base"):
+        torch.randn(7, generator=streams[name], device=streams[name].device)
+    other = TorchStreams(5, "learner", device=loaded_on, on_host=("replay",))
+    other.set_state(streams.get_state())
+    for name in ("replay", "base"):
+        one, two = (torch.randn(6, generator=s[name], device=s[name].device).cpu() for s in (streams, other))
+        assert torch.equal(one, two) is (name == "replay" or saved_on == loaded_on)
+
+
 def test_a_stream_does_not_notice_the_others() -> None:
     alone = torch.randn(4, generator=TorchStreams(5, "learner")["base"])
     streams = TorchStreams(5, "learner")

@@ -58,7 +58,7 @@ class OperatorMetrics:
             "rllib_hpo_env_steps": algorithm.env_steps,
             "rllib_hpo_replay_rows": metrics["learner/replay_rows"],
             "rllib_hpo_policy_lag_updates": algorithm.stack.policy_lag,
-            "rllib_hpo_gpu_memory_bytes": algorithm.stack.call_core("gpu_memory"),
+            "rllib_hpo_gpu_memory_bytes": metrics.get("learner/gpu_memory_bytes"),
             "rllib_hpo_evaluation_return": metrics["evaluation/return_mean"],
         }
         self._env_steps, self._updates = algorithm.env_steps, algorithm.num_updates

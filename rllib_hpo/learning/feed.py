@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rllib_hpo.learning.replay import Batch, Replay, RowLayout
+from rllib_hpo.learning.staging import Staging
 from rllib_hpo.samplers.base import Noise, Sampler
 from rllib_hpo.streams import TorchStreams
 
@@ -35,7 +36,6 @@ class Feed:
             name: torch.empty((capacity, 2 * batch_size, *shape), device=device)
             for name, shape in sampler.noise_shapes.items()
         }
-        self._copied = torch.cuda.Event() if device.type == "cuda" else None
 
     def draw_noise(self, num: int, streams: TorchStreams) -> None:
         """Draws noise for `num` updates and starts over with the first slot."""
@@ -66,19 +66,6 @@ class Feed:
     def _batch(self, slot: Tensor) -> Batch:
         raise NotImplementedError
 
-    def _staging(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Memory of the host that the device can read while the host goes on."""
-        return torch.empty(shape, dtype=dtype, pin_memory=self.device.type == "cuda")
-
-    def _wait_until_copied(self) -> None:
-        if self._copied is not None:
-            self._copied.synchronize()
-
-    def _copy(self, source: Tensor, target: Tensor) -> None:
-        target.copy_(source, non_blocking=True)
-        if self._copied is not None:
-            self._copied.record()
-
 
 class IndexFeed(Feed):
     """Batches gathered, in the update itself, from a replay on the device that makes it."""
@@ -88,16 +75,16 @@ class IndexFeed(Feed):
     ) -> None:
         super().__init__(layout, sampler, batch_size, capacity, device)
         self._replay: Replay | None = None
-        self._drawn = self._staging((capacity, batch_size), torch.int64)
+        self._drawn = Staging((capacity, batch_size), torch.int64, device)
         self._indices = torch.zeros((capacity, batch_size), dtype=torch.int64, device=device)
 
     def draw(self, replay: Replay, num: int, streams: TorchStreams) -> None:
         """Draws indices and noise for `num` updates."""
         self._replay = replay
-        self._wait_until_copied()
+        drawn = self._drawn.begin()
         for k in range(num):
-            self._drawn[k] = replay.draw_indices(self.batch_size, streams["replay"])
-        self._copy(self._drawn[:num], self._indices[:num])
+            drawn[k] = replay.draw_indices(self.batch_size, streams["replay"])
+        self._drawn.copy_to(self._indices[:num])
         self.draw_noise(num, streams)
 
     def tensors(self) -> list[Tensor]:
@@ -121,16 +108,16 @@ class RowFeed(Feed):
         self, layout: RowLayout, sampler: Sampler, batch_size: int, capacity: int, device: torch.device
     ) -> None:
         super().__init__(layout, sampler, batch_size, capacity, device)
-        self._gathered = self._staging((capacity, batch_size, layout.width), torch.float32)
+        self._gathered = Staging((capacity, batch_size, layout.width), torch.float32, device)
         self._rows = torch.zeros((capacity, batch_size, layout.width), device=device)
 
     def draw(self, replay: Replay, num: int, streams: TorchStreams) -> None:
         """Gathers batches of a replay in the host's memory, and draws noise, for `num` updates."""
-        self._wait_until_copied()
+        gathered = self._gathered.begin()
         for k in range(num):
             indices = replay.draw_indices(self.batch_size, streams["replay"])
-            torch.index_select(replay.rows, 0, indices, out=self._gathered[k])
-        self._copy(self._gathered[:num], self._rows[:num])
+            torch.index_select(replay.rows, 0, indices, out=gathered[k])
+        self._gathered.copy_to(self._rows[:num])
         self.draw_noise(num, streams)
 
     def put(self, batch: Batch, streams: TorchStreams) -> None:

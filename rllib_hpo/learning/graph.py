@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 import torch
@@ -11,6 +12,8 @@ import torch
 from rllib_hpo.settings import ActorCriticSettings
 
 _logger = logging.getLogger(__name__)
+
+_WITHOUT = "Updates run without a CUDA graph: %s."
 
 WARM_UPS = 3
 """Calls before the capture, in which libraries allocate what they keep; they are calls like any other."""
@@ -29,19 +32,17 @@ class Capture(Protocol):
 def make_capture(
     settings: ActorCriticSettings, device: torch.device, num_learners: int = 1
 ) -> Capture | None:
-    """How updates are captured on a device; None, and the log says why, where they are not.
+    """How updates are captured on a GPU; None, and the log says why, where they are not.
 
     Those of several learners are not: in each update learners wait for each other, for gradients to average.
     """
     if not settings.cuda_graph:
         reason = "cuda_graph=False"
-    elif device.type != "cuda":
-        reason = str(device)
     elif num_learners > 1:
         reason = f"{num_learners} learners average their gradients"
     else:
         return CudaGraphCapture(device)
-    _logger.info("Updates run without a CUDA graph: %s.", reason)
+    _logger.warning(_WITHOUT, reason)
     return None
 
 
@@ -66,17 +67,51 @@ class CudaGraphCapture:
     def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
         """Captures; the replays run on the stream that is current when they are called.
 
+        A capture that fails leaves the current stream, the allocator and the default generator as they were.
+
         Raises:
             RuntimeError: If the function does what cannot be captured.
         """
         with torch.cuda.device(self._device):
-            stream, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+            stream = torch.cuda.current_stream()
+            graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
             try:
-                with torch.cuda.graph(graph, stream=self._stream):
+                with _spare_generator(self._device), torch.cuda.graph(graph, pool=pool, stream=self._stream):
                     function()
-            finally:
+            except BaseException:
                 torch.cuda.set_stream(stream)  # which a capture that fails does not do
+                _end_pool(graph, pool)
+                raise
         return graph.replay
+
+
+@contextmanager
+def _spare_generator(device: torch.device) -> Iterator[None]:
+    """The default generator with a state of its own, which is thrown away.
+
+    A capture takes that state along, and one that fails leaves it unfit for use.
+    """
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    state = generator.graphsafe_get_state()
+    generator.graphsafe_set_state(torch.Generator(device))
+    try:
+        yield
+    finally:
+        generator.graphsafe_set_state(state)
+
+
+_FAILED: list[torch.cuda.CUDAGraph] = []
+"""Graphs whose capture failed; torch's allocator of pinned memory goes on asking them what is theirs."""
+
+
+def _end_pool(graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> None:
+    """Ends what a failed capture began: else memory that is free would no longer be given back to the device."""
+    graph.reset()
+    _FAILED.append(graph)
+    # Refused where the capture came as far as to end it; torch promises neither function.
+    with suppress(RuntimeError, AttributeError):
+        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+        torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
 
 
 class Repeated:
@@ -125,6 +160,12 @@ class Repeated:
             self._captured = capture(self._function)
             self.num_captures += 1
         except (RuntimeError, NotImplementedError) as error:
-            reason = str(error).split("\n", 1)[0]
-            _logger.warning("Updates run without a CUDA graph: %s", reason)
+            _logger.warning(_WITHOUT, _reason(error))
             self._capture = None
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what went wrong first: that a capture cannot be ended then is a consequence."""
+    while isinstance(error.__context__, RuntimeError):
+        error = error.__context__
+    return str(error).split("\n", 1)[0].rstrip(".")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -18,6 +19,11 @@ from rllib_hpo.errors import WorkerDiedError
 
 LOST = "A remote learner died; resume the run from its last checkpoint."
 """What is said when one of several is gone."""
+
+GPU_MEMORY = "gpu_memory_bytes"
+"""The metric of the most bytes that torch has held at a time on the GPU that trains."""
+
+_MERGED: dict[str, Callable[[Sequence[float]], float]] = {"replay_rows": sum, GPU_MEMORY: max}
 
 
 class Replica:
@@ -101,9 +107,9 @@ ALONE = Replica()
 
 
 def merge_metrics(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Metrics of all replicas as one: means over those that have the metric; of replay rows the sum."""
+    """Metrics of all replicas as one: means over those that have it; of replay rows the sum, of memory the most."""
     merged = {}
     for name in dict.fromkeys(name for each in metrics for name in each):
         values = [each[name] for each in metrics if name in each]
-        merged[name] = sum(values) if name == "replay_rows" else sum(values) / len(values)
+        merged[name] = _MERGED.get(name, fmean)(values)
     return merged

@@ -10,10 +10,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rllib_hpo.learning.staging import Staging
+
 _logger = logging.getLogger(__name__)
 
 FIRST_ROWS = 65_536
 """Rows that a replay on a GPU begins with; it doubles as it fills. (On a CPU pages count as rows arrive.)"""
+
+STAGED_ROWS = 1024
+"""Rows that are on their way to a GPU at a time."""
 
 SPARE_SHARE = 0.1
 """Share of a GPU's memory that a replay leaves to everything else."""
@@ -77,6 +82,11 @@ class RowLayout(NamedTuple):
 class Replay:
     """A ring of rows with uniform sampling. Memory is taken only as rows arrive.
 
+    Rows go to a GPU by way of pinned memory, so adding some does not wait for updates under way. A replay in the
+    host's memory is not pinned itself, even if a GPU learns from it: pinning takes all memory at once and keeps it
+    from everybody else, and the GPU reads no row from there. Batches are gathered by the host, into pinned memory
+    (`rllib_hpo.learning.feed.RowFeed`).
+
     Args:
         layout: What a row holds.
         capacity: Rows kept; older ones are overwritten.
@@ -86,6 +96,7 @@ class Replay:
     def __init__(self, layout: RowLayout, capacity: int, device: str | torch.device = "cpu") -> None:
         self.layout, self.capacity = layout, capacity
         self._rows = self._first_rows(_with_room(layout, capacity, torch.device(device)))
+        self._staging: Staging | None = None
         self.total_rows = 0
         """Rows ever added; row number n stands at n modulo capacity."""
 
@@ -111,10 +122,25 @@ class Replay:
         start = (self.total_rows + len(rows) - len(kept)) % self.capacity
         head = min(len(kept), self.capacity - start)
         self._make_room(start + head)
-        self._rows[start : start + head] = kept[:head]
+        self._write(start, kept[:head])
         if head < len(kept):
-            self._rows[: len(kept) - head] = kept[head:]
+            self._write(0, kept[head:])
         self.total_rows += len(rows)
+
+    def _write(self, place: int, rows: Tensor) -> None:
+        if not self._is_staged(self.device):
+            self._rows[place : place + len(rows)] = rows
+            return
+        if self._staging is None:
+            self._staging = Staging((STAGED_ROWS, self.layout.width), torch.float32, self.device)
+        for piece in rows.split(STAGED_ROWS) if len(rows) else ():
+            self._staging.begin()[: len(piece)] = piece
+            self._staging.copy_to(self._rows[place : place + len(piece)])
+            place += len(piece)
+
+    @staticmethod
+    def _is_staged(device: torch.device) -> bool:
+        return device.type == "cuda"
 
     @staticmethod
     def _grows(device: torch.device) -> bool:
@@ -174,7 +200,8 @@ def _with_room(layout: RowLayout, capacity: int, device: torch.device) -> torch.
     if fits(needed, free, total):
         return device
     _logger.warning(
-        "The replay lives in the host's memory: its %d rows take %.1f GiB, and %s has %.1f GiB free for them.",
+        "The replay lives in the host's memory, and batches reach the GPU by way of pinned memory: its %d rows take "
+        "%.1f GiB, and %s has %.1f GiB free for them.",
         capacity,
         needed / 2**30,
         device,

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 
 from rllib_hpo.learning.bulk import UPDATES_AT_A_TIME
-from rllib_hpo.learning.parallel import Replica
+from rllib_hpo.learning.memory import told_of_in_a_sentence
+from rllib_hpo.learning.parallel import GPU_MEMORY, Replica
 from rllib_hpo.learning.replay import Batch, Replay, RowLayout
 from rllib_hpo.learning.segments import SegmentList, save_new_segment
 from rllib_hpo.learning.shards import in_shard, load_dealt_anew, load_shard, shard_folder
@@ -49,7 +50,12 @@ class ReplayLearner:
 
         Raises:
             NonFiniteError: If a loss is not finite; see `Trainer.learn`.
+            UserError: If a GPU's memory does not suffice.
         """
+        with told_of_in_a_sentence():
+            self._update_from_replay(num_updates)
+
+    def _update_from_replay(self, num_updates: int) -> None:
         if self.trainer.bulk is not None and self._learn is None:
             self.trainer.bulk.from_replay(self.replay, num_updates)
             return
@@ -62,8 +68,11 @@ class ReplayLearner:
             learn(self.replay.gather(indices))
 
     def flush_metrics(self) -> dict[str, float]:
-        """As `Trainer.flush_metrics`, and the size of the replay."""
-        return {**self.trainer.flush_metrics(), "replay_rows": float(self.replay.num_rows)}
+        """As `Trainer.flush_metrics`, the size of the replay, and on a GPU the most bytes that torch held there."""
+        metrics = {**self.trainer.flush_metrics(), "replay_rows": float(self.replay.num_rows)}
+        if self.trainer.device.type == "cuda":
+            metrics[GPU_MEMORY] = float(torch.cuda.max_memory_allocated(self.trainer.device))
+        return metrics
 
     def latest_diagnostics(self) -> dict[str, float]:
         """As `Trainer.latest_diagnostics`."""
@@ -77,11 +86,6 @@ class ReplayLearner:
         """The device that trains, in words."""
         device = self.trainer.device
         return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else str(device)
-
-    def gpu_memory(self) -> int | None:
-        """The most bytes that torch has held at a time on the device that trains; None if that is no GPU."""
-        device = self.trainer.device
-        return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
     def apply_settings(self) -> None:
         """As `Trainer.apply_settings`."""

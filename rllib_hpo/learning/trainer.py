@@ -149,7 +149,12 @@ class Trainer:
         self._latest_diagnostics = self._diagnostics
 
     def latest_diagnostics(self) -> dict[str, float]:
-        """The newest diagnostics there are, flushed before or not; waits for the device."""
+        """The newest diagnostics there are, flushed before or not; waits for the device.
+
+        Raises:
+            NonFiniteError: If a loss was not finite: an evaluation would be of weights that stopped before.
+        """
+        self._raise_if_frozen()
         return _finite(self._latest_diagnostics)
 
     def flush_metrics(self) -> dict[str, float]:
@@ -165,14 +170,18 @@ class Trainer:
             if not math.isfinite(value):
                 raise NonFiniteError(f"The mean of {name} is {value} at update {self.num_updates}")
         diagnostics = _finite(self._diagnostics)
-        for total in self._sums.values():
-            total.zero_()
-        self._num_summed, self._diagnostics = 0, {}
+        self._forget_metrics()
         return {
             **means,
             **diagnostics,
             "num_updates": float(self.num_updates),
         }
+
+    def _forget_metrics(self) -> None:
+        """In place, since a captured update adds to these very tensors."""
+        for total in self._sums.values():
+            total.zero_()
+        self._num_summed, self._diagnostics = 0, {}
 
     def check_finite(self) -> None:
         """Raises NonFiniteError if a loss or a parameter is not; a checkpoint must never hold such a state."""
@@ -192,7 +201,7 @@ class Trainer:
             "seed": self._seed,
             "joined_at": self._joined_at,
             "num_updates": self.num_updates,
-            "diagnostics": self.latest_diagnostics(),
+            "diagnostics": _finite(self._latest_diagnostics),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -202,6 +211,7 @@ class Trainer:
         self.num_updates = state["num_updates"]
         if self.guard is not None:
             self.guard.restart(self.num_updates)
+        self._forget_metrics()  # of updates that the restored run has not made, perhaps NaN
         diagnostics = state.get("diagnostics", {})
         self._latest_diagnostics = {
             name: torch.tensor(value, dtype=torch.float64) for name, value in diagnostics.items()

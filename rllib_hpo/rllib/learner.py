@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy.typing as npt
-import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.utils.annotations import override
 
-from rllib_hpo.errors import UserError
+from rllib_hpo.learning.memory import limit_gpu_memory, told_of_in_a_sentence
 from rllib_hpo.learning.parallel import ALONE, Replica
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.learning.trainer import Trainer
@@ -44,19 +42,13 @@ class ActorCriticLearner(TorchLearner):
         set_torch_options(self.config.num_torch_threads)
         super().build()
         model = self.module[DEFAULT_MODULE_ID].unwrapped().model
-        share, device = self.config.num_gpus_per_learner, model.log_alpha.device
         if self.config.limit_gpu_memory:
-            limit_gpu_memory(share, device)
+            limit_gpu_memory(self.config.num_gpus_per_learner, model.log_alpha.device)
         replica = Replica.of_this_process(COLLECTIVE_PATIENCE_S) if self.config.num_learners > 1 else ALONE
         replica.equalise(list(model.state_dict().values()))
-        try:
+        with told_of_in_a_sentence():
             trainer = Trainer(model, self._adam, self.config.settings(), self.config.seed, replica)
             self.core = ReplayLearner(trainer)
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"A learner does not fit into the memory of {share:g} GPU: raise num_gpus_per_learner, or set "
-                "limit_gpu_memory=false."
-            ) from error
 
     @override(TorchLearner)
     def _make_modules_ddp_if_necessary(self) -> None:
@@ -99,21 +91,3 @@ class ActorCriticLearner(TorchLearner):
         super().set_state(state)
         if _PROGRESS in state:
             self.core.trainer.set_state(state[_PROGRESS])
-
-
-def limit_gpu_memory(
-    share: float,
-    device: torch.device,
-    limit: Callable[[float, torch.device], None] = torch.cuda.set_per_process_memory_fraction,
-) -> None:
-    """Bounds what torch allocates in this process on a GPU that others share, so that none can starve them.
-
-    CUDA's own context, some hundred megabytes for each process, comes on top of it.
-
-    Args:
-        share: Of the GPU, in [0, 1]; a whole one is not bounded.
-        device: Nothing happens where it is a CPU.
-        limit: What bounds.
-    """
-    if device.type == "cuda" and 0 < share < 1:
-        limit(share, device)

@@ -23,7 +23,6 @@ _MERGED: dict[str, Callable[[list[Any]], Any]] = {
     "flush_metrics": merge_metrics,
     "latest_diagnostics": merge_metrics,
     "save_replay": lambda shards: [segment for shard in shards for segment in shard],
-    "gpu_memory": lambda peaks: None if None in peaks else max(peaks),
 }
 """What the answers of several learners are together; otherwise all are equal, and the first one's stands for them."""
 

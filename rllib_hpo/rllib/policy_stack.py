@@ -22,6 +22,7 @@ from ray.rllib.utils.metrics.learner_info import LEARNER_STATS_KEY
 
 from rllib_hpo.errors import CheckpointError, NonFiniteError, UserError
 from rllib_hpo.learning.actor_critic import Actor
+from rllib_hpo.learning.memory import told_of_in_a_sentence
 from rllib_hpo.learning.replay import Batch
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.rllib import stack
@@ -38,7 +39,8 @@ class PolicyStack(stack.Stack):
 
     def __init__(self, algorithm: Any) -> None:
         super().__init__(algorithm)
-        self._core = ReplayLearner(self.policy.trainer, self._learn_on_batch)
+        with told_of_in_a_sentence():
+            self._core = ReplayLearner(self.policy.trainer, self._learn_on_batch)
         self._ahead = np.empty((0, self._core.replay.layout.width), np.float32)
         """Rows that were sampled but are not counted yet, since a fragment went beyond a stop."""
         self._num_episodes = 0

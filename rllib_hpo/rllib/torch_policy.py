@@ -24,6 +24,7 @@ from ray.rllib.utils.metrics.learner_info import LEARNER_STATS_KEY
 from torch import Tensor, nn
 
 from rllib_hpo.learning.actor_critic import ActorCritic
+from rllib_hpo.learning.memory import limit_gpu_memory, told_of_in_a_sentence
 from rllib_hpo.learning.replay import Batch
 from rllib_hpo.learning.trainer import Trainer
 from rllib_hpo.learning.update import Optimizers, make_optimizers
@@ -68,7 +69,8 @@ class ActorCriticTorchPolicy(TorchPolicyV2):
     Args:
         observation_space: A flat Box.
         action_space: A bounded flat Box.
-        config: An `ActorCriticConfig`, or a dict of what differs from the algorithm's defaults.
+        config: An `ActorCriticConfig`, or a dict of what differs from the algorithm's defaults. With a share of a GPU
+            (`num_gpus`) the policy that learns may hold no more than that share of its memory.
     """
 
     algorithm: ClassVar[str] = "sac"
@@ -84,7 +86,10 @@ class ActorCriticTorchPolicy(TorchPolicyV2):
         self.settings = config.settings()
         set_torch_options(self.settings.num_torch_threads)
         super().__init__(observation_space, action_space, config)
-        self.trainer = Trainer(self.model.model, self._adam, self.settings, config.seed)
+        if config.limit_gpu_memory:
+            limit_gpu_memory(config.num_gpus, self.device)
+        with told_of_in_a_sentence():
+            self.trainer = Trainer(self.model.model, self._adam, self.settings, config.seed)
         self._worker_index = int(getattr(config, "worker_index", 0))
         self._set_streams(config.seed, joined_at=0)
         self.random_actions = False

@@ -51,4 +51,5 @@ def _of_old_stack(checkpoint: Path, manifest: dict[str, Any]) -> TrainedPolicy:
     policy = Policy.from_checkpoint(str(checkpoint.absolute() / POLICY_PATH))
     if not isinstance(policy, ActorCriticTorchPolicy):
         raise CheckpointError(f"{checkpoint} holds a {type(policy).__name__}, not a policy of rllib_hpo.")
-    return TrainedPolicy(policy.model.model, policy.observation_space, policy.action_space, manifest)
+    actor = policy.model.model.to("cpu")  # a policy that had a GPU takes one again wherever there is one
+    return TrainedPolicy(actor, policy.observation_space, policy.action_space, manifest)

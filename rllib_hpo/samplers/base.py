@@ -72,11 +72,13 @@ class Sampler(nn.Module, ABC):
 def draw_noise(
     sampler: Sampler, num_rows: int, streams: TorchStreams, device: torch.device | None = None
 ) -> Noise:
-    """Standard normals for `num_rows` draws; each kind of noise has its own stream."""
-    return {
-        name: torch.randn((num_rows, *shape), generator=streams[name], device=device)
-        for name, shape in sampler.noise_shapes.items()
-    }
+    """Standard normals for `num_rows` draws, each kind from its own stream, where that draws, and then on `device`."""
+    noise = {}
+    for name, shape in sampler.noise_shapes.items():
+        generator = streams[name]  # torch refuses to draw anywhere but on the generator's device
+        drawn = torch.randn((num_rows, *shape), generator=generator, device=generator.device)
+        noise[name] = drawn if device is None else drawn.to(device)
+    return noise
 
 
 def zero_noise(sampler: Sampler, num_rows: int, device: torch.device | None = None) -> Noise:

@@ -140,10 +140,11 @@ def test_rates_are_those_of_one_iteration(monkeypatch: pytest.MonkeyPatch, memor
     """Also after a resume, whose first steps were made in another life."""
     monkeypatch.setattr("ray.is_initialized", lambda: True)
     monkeypatch.setattr("ray.util.metrics.Gauge", RecordingGauge)
-    stack = SimpleNamespace(policy_lag=3, call_core={"gpu_memory": memory}.__getitem__)
+    stack = SimpleNamespace(policy_lag=3)
     algorithm: Any = SimpleNamespace(env_steps=1000, num_updates=900, stack=stack)
     operators = OperatorMetrics(dict.fromkeys(TAGS, "x"), algorithm)
     metrics = {"learner/replay_rows": 500.0, "evaluation/return_mean": -7.0}
+    metrics |= {} if memory is None else {"learner/gpu_memory_bytes": memory}
     for steps, updates, seconds in ((40, 20, 2.0), (10, 10, 0.5)):
         algorithm.env_steps += steps
         algorithm.num_updates += updates
@@ -172,7 +173,7 @@ def test_without_ray_nothing_is_exported(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setattr("torch.cuda.max_memory_allocated", {torch.device("cuda:0"): 2**20}.get)
         for device, expected in (("cpu", None), ("cuda:0", 2**20)):
             monkeypatch.setattr(learner.trainer, "device", torch.device(device))
-            assert learner.gpu_memory() == expected
+            assert learner.flush_metrics().get("gpu_memory_bytes") == expected
     assert not ray.is_initialized()
 
 

@@ -39,13 +39,8 @@ CHANGES: dict[str, Any] = {
     "replay_capacity": 500,
     "diagnostics_interval": 7,
 }
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
-    ),
-]
-
+ON_A_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=ON_A_GPU)]
 
 DIFFERENT = {
     name: SETTINGS[name]
@@ -73,8 +68,11 @@ class DirectCapture:
 
     def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
         self.captures += 1
-        if self._error:
-            raise RuntimeError(self._error)
+        if self._error:  # and then, as with torch, a second one
+            try:
+                raise RuntimeError(self._error)
+            except RuntimeError as error:
+                raise RuntimeError("operation failed due to a previous error during capture") from error
         return function
 
 
@@ -132,15 +130,33 @@ def test_updates_in_bulk_equal_eager_ones(settings: ActorCriticSettings, device:
         eager.trainer.update(LAYOUT.unpack(rows), noise)
         eager.trainer.count(1, lambda rows=rows, noise=noise: (LAYOUT.unpack(rows), noise))
         _update_in_bulk(bulk, rows, noise)
-    ours, theirs = _tensors(bulk), _tensors(eager)
+    assert bulk.trainer.bulk is not None
+    assert bulk.trainer.bulk.num_captures == 1
+    _assert_close(bulk, eager)
+
+
+@ON_A_GPU
+@pytest.mark.parametrize("settings", DIFFERENT.values(), ids=DIFFERENT)
+def test_a_graph_that_draws_from_the_replay_equals_eager_updates(settings: ActorCriticSettings) -> None:
+    """As production has it, 32 updates at a time: 200 of them, from equal streams."""
+    eager, graph = (_learner(settings, _capture("cuda"), "cuda") for _ in range(2))
+    eager.trainer.update_in_bulk(None)
+    for learner in (eager, graph):
+        learner.update_from_replay(200)
+    assert graph.trainer.bulk is not None
+    assert graph.trainer.bulk.num_captures == 1
+    _assert_close(graph, eager)
+
+
+def _assert_close(one: ReplayLearner, other: ReplayLearner) -> None:
+    """Parameters, targets, optimizer states and metrics, to the accuracy of float32 after some hundred updates."""
+    ours, theirs = _tensors(one), _tensors(other)
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         torch.testing.assert_close(
             ours[name], value, rtol=2e-3, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}"
         )
-    assert bulk.trainer.bulk is not None
-    assert bulk.trainer.bulk.num_captures == 1
-    first, second = eager.flush_metrics(), bulk.flush_metrics()
+    first, second = one.flush_metrics(), other.flush_metrics()
     assert first.keys() == second.keys()
     assert first == pytest.approx(second, rel=1e-3, abs=1e-4)
 
@@ -241,10 +257,46 @@ def test_what_cannot_be_captured_runs_eagerly(caplog: pytest.LogCaptureFixture) 
         core.update_from_replay(50)
     assert capture.captures == 1
     assert caplog.messages == [
-        "Updates run without a CUDA graph: operation not permitted when stream is capturing"
+        "Updates run without a CUDA graph: operation not permitted when stream is capturing."
     ]
     ours, theirs = _tensors(learner), _tensors(other)
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+@ON_A_GPU
+def test_a_capture_that_fails_leaves_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
+    """Eager updates go on, others are captured, memory can be given back, and the default generator draws on."""
+    settings = SACSettings(hidden_units=16)
+    other = _learner(settings, _capture("cuda"), "cuda")
+    other.update_from_replay(50)
+    torch.manual_seed(0)
+    expected = torch.randn(3, device="cuda")
+    torch.manual_seed(0)
+    learner = _learner(settings, _capture("cuda"), "cuda")
+    update = learner.trainer.update
+
+    def waiting(batch: Batch, noise: dict[str, Tensor]) -> dict[str, Tensor]:
+        metrics = update(batch, noise)
+        metrics["critic_loss"].item()
+        return metrics
+
+    learner.trainer.update = waiting  # type: ignore[method-assign]
+    learner.update_from_replay(50)
+    assert len(caplog.messages) == 1
+    assert "captur" in caplog.messages[0]
+    assert "previous error" not in caplog.messages[0]
+    assert torch.equal(torch.randn(3, device="cuda"), expected)
+    other.update_from_replay(50)
+    learner.update_from_replay(50)
+    assert (other.trainer.bulk.num_captures, learner.trainer.bulk.num_captures) == (1, 0)
+    _assert_close(learner, other)
+    third = _learner(settings, _capture("cuda"), "cuda")
+    third.update_from_replay(100)
+    assert third.trainer.bulk is not None
+    assert third.trainer.bulk.num_captures == 1
+    torch.empty(2**30, device="cuda")
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() < 2**30
 
 
 class Operations(TorchDispatchMode):
@@ -290,19 +342,17 @@ def test_a_captured_update_asks_for_no_value(
 
 
 def test_why_nothing_is_captured_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """Not on a CPU, not where the setting says so, and not of several learners."""
-    with caplog.at_level(logging.INFO):
-        assert make_capture(SACSettings(), torch.device("cpu")) is None
-        assert make_capture(SACSettings(cuda_graph=False), torch.device("cuda")) is None
-        assert make_capture(SACSettings(), torch.device("cuda"), num_learners=2) is None
+    """Where the setting says so, and of several learners, as loudly as a capture that fails."""
+    assert make_capture(SACSettings(cuda_graph=False), torch.device("cuda")) is None
+    assert make_capture(SACSettings(), torch.device("cuda"), num_learners=2) is None
     assert [message.rsplit(": ", 1)[1] for message in caplog.messages] == [
-        "cpu.",
         "cuda_graph=False.",
         "2 learners average their gradients.",
     ]
+    assert {record.levelno for record in caplog.records} == {logging.WARNING}
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+@ON_A_GPU
 def test_a_gpu_gets_graphs_without_being_asked() -> None:
     """By default updates are captured there, 200 of them in one call; with cuda_graph=False none is."""
     for wanted in (True, False):
@@ -360,6 +410,29 @@ def test_a_policy_loss_that_is_not_finite_freezes_what_follows(device: str, alph
         learner.flush_metrics()
 
 
+@pytest.mark.parametrize("in_bulk", [True, False])
+def test_a_restored_run_knows_nothing_of_what_was_before(in_bulk: bool) -> None:
+    """After a loss that is not finite, too, it reports what it would have reported."""
+    settings = SACHPOSettings(hidden_units=16)
+    good, bad = (_learner(settings, DirectCapture() if in_bulk else None) for _ in range(2))
+    good.update_from_replay(15)
+    good.flush_metrics()
+    bad.update_from_replay(8)
+    rows = torch.from_numpy(_rows(ROWS))
+    rows[3, OBS + DIM] = float("inf")
+
+    def learn_and_look() -> None:
+        bad.trainer.learn(LAYOUT.unpack(rows))
+        bad.latest_diagnostics()
+
+    with pytest.raises(NonFiniteError):
+        learn_and_look()
+    bad.take_over(good)
+    for learner in (good, bad):
+        learner.update_from_replay(5)
+    assert bad.flush_metrics() == good.flush_metrics()
+
+
 def test_a_replay_grows_where_memory_is_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """It doubles up to its capacity, and holds what a replay of full size holds."""
     monkeypatch.setattr(replay_module, "FIRST_ROWS", 8)
@@ -373,6 +446,35 @@ def test_a_replay_grows_where_memory_is_taken_at_once(monkeypatch: pytest.Monkey
         sizes.append(len(replay.rows))
     assert sizes == [16, 32, 32, 64, 64, 64, 64, *[100] * 8]
     assert all(np.array_equal(a, b) for a, b in zip(replay.read(35, 135), whole.read(35, 135), strict=True))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_rows_arrive_in_pieces(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By way of staging, however many at a time and around the end of the ring."""
+    monkeypatch.setattr(replay_module, "STAGED_ROWS", 4)
+    whole = Replay(LAYOUT, 50)
+    staged = Replay(LAYOUT, 50, device)
+    for k, num in enumerate((3, 0, 4, 9, 30, 1, 17, 120, 8)):
+        whole.add(_rows(num, seed=k))
+        with monkeypatch.context() as patch:
+            patch.setattr(Replay, "_is_staged", lambda self, device: True)
+            staged.add(_rows(num, seed=k))
+    assert np.array_equal(np.concatenate(staged.read(142, 192)), np.concatenate(whole.read(142, 192)))
+
+
+@ON_A_GPU
+def test_adding_rows_does_not_wait_for_the_device() -> None:
+    """As torch reports it, of rows and of the indices of an update, between two descriptions of the sampler."""
+    learner = _learner(SACSettings(hidden_units=16), _capture("cuda"), "cuda")
+    learner.update_from_replay(70)
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for k in range(5):
+            learner.add_transitions(_rows(3, seed=k))
+            learner.update_from_replay(1)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def test_memory_is_taken_as_rows_arrive() -> None:

@@ -209,8 +209,11 @@ def test_all_begin_where_the_first_does(tmp_path: Path) -> None:
         assert _distance(first, found) == 0
 
 
-def test_metrics_are_means_and_rows_a_sum() -> None:
+def test_metrics_are_means_rows_a_sum_and_memory_the_most() -> None:
     merged = merge_metrics(
-        [{"loss": 1.0, "replay_rows": 5.0}, {"loss": 3.0, "gate": 0.5, "replay_rows": 6.0}]
+        [
+            {"loss": 1.0, "replay_rows": 5.0, "gpu_memory_bytes": 9.0},
+            {"loss": 3.0, "gate": 0.5, "replay_rows": 6.0, "gpu_memory_bytes": 7.0},
+        ]
     )
-    assert merged == {"loss": 2.0, "gate": 0.5, "replay_rows": 11.0}
+    assert merged == {"loss": 2.0, "gate": 0.5, "replay_rows": 11.0, "gpu_memory_bytes": 9.0}

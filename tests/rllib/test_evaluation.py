@@ -233,3 +233,14 @@ def test_a_bad_evaluation_stops_the_run(bad: str) -> None:
         ),
     ):
         algorithm.train()
+
+
+def test_weights_that_stopped_are_not_evaluated(tmp_path: Path) -> None:
+    """Where updates are made without waiting for the device, a loss that is not finite shows at the evaluation."""
+    with running(tiny_config(steps_per_iteration=80).results(results_dir=str(tmp_path))) as algorithm:
+        core = algorithm.local_learner
+        core.trainer.update_in_bulk(None)
+        core.add_transitions(np.full((100, core.replay.layout.width), np.inf, np.float32))
+        with pytest.raises(NonFiniteError, match=r"The critic loss is not finite at update 1, after 40 env"):
+            algorithm.train()
+    assert read_rows(tmp_path)["env_steps"].to_pylist() == [0]

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from rllib_hpo.errors import UserError
-from rllib_hpo.rllib import learner
-from rllib_hpo.rllib.learner import limit_gpu_memory
+from rllib_hpo.learning.memory import limit_gpu_memory
+from rllib_hpo.rllib import learner, policy_stack, torch_policy
+from tests.rllib.test_policy_stack import old_config
 from tests.rllib.tiny import running, tiny_config
 
 
@@ -42,10 +43,36 @@ def test_the_bound_can_be_turned_off(limited: bool, monkeypatch: pytest.MonkeyPa
         assert called == ([(0, "cpu")] if limited else [])
 
 
-def test_a_learner_that_does_not_fit_is_told_of_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*args: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+def test_the_old_stack_keeps_to_its_share_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[float] = []
+    monkeypatch.setattr(torch_policy, "limit_gpu_memory", lambda share, device: called.append(share))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # and yet there is none to be found
+    with running(old_config().resources(num_gpus=0.25)):
+        assert called == [0.25]
 
-    monkeypatch.setattr(learner, "ReplayLearner", full)
-    with pytest.raises(UserError, match=r"A learner does not fit into the memory of 0 GPU: raise num_gpus"):
-        tiny_config().build_algo()
+
+def _full(*args: Any, **kwargs: Any) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+SENTENCE = r"^The learner does not fit into the GPU memory that it may use: give it a larger share .*\.$"
+
+
+@pytest.mark.parametrize("make", [tiny_config, old_config])
+def test_a_learner_that_does_not_fit_is_told_of_in_a_sentence(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (learner, policy_stack):
+        monkeypatch.setattr(module, "ReplayLearner", _full)
+    with pytest.raises(UserError, match=SENTENCE):
+        make().build_algo()
+
+
+@pytest.mark.parametrize("make", [tiny_config, old_config])
+def test_an_update_that_does_not_fit_is_told_of_in_a_sentence(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(make()) as algorithm:
+        monkeypatch.setattr(algorithm.local_learner.trainer, "update", _full)
+        with pytest.raises(UserError, match=SENTENCE):
+            algorithm.train()

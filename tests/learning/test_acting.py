@@ -1,0 +1,59 @@
+"""Acting with networks on a device, with noise of streams that draw on the host: what a run in one process does.
+
+The device "meta" takes the place of a GPU. It computes nothing; what a GPU would refuse is looked for here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rllib_hpo.learning.actor_critic import Actor
+from rllib_hpo.samplers.base import draw_noise
+from rllib_hpo.settings import ActorCriticSettings, SACHPOSettings
+from rllib_hpo.streams import TorchStreams
+from tests.learning.options import SETTINGS
+
+OBS, DIM = 5, 3
+COPIES = ("aten._to_copy", "aten.copy_")
+
+
+class OneDevice(TorchDispatchMode):
+    """Refuses what a GPU refuses: a generator, or an operand that is not a scalar, of another device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        generator, device = kwargs.get("generator"), kwargs.get("device")
+        if generator is not None and device is not None and generator.device != torch.device(device):
+            raise RuntimeError(f"{func}: a generator on {generator.device} for numbers on {device}")
+        operands = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        devices = {value.device for value in operands if value.ndim or value.device.type != "cpu"}
+        if len(devices) > 1 and str(func.overloadpacket) not in COPIES:
+            raise RuntimeError(f"{func}: operands on {devices}")
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("explores", [True, False])
+def test_networks_on_a_device_act_with_streams_of_the_host(
+    settings: ActorCriticSettings, explores: bool
+) -> None:
+    actor, streams = Actor(OBS, DIM, settings, seed=0).to("meta"), TorchStreams(0, "runner")
+    with OneDevice():
+        action = actor.act(torch.zeros(4, OBS).to("meta"), streams if explores else None)
+    assert (action.device.type, tuple(action.shape)) == ("meta", (4, DIM))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+def test_the_noise_is_that_of_the_host() -> None:
+    """It does not depend on where the networks are."""
+    sampler = Actor(OBS, DIM, SACHPOSettings(hidden_units=16), seed=0).sampler
+    here = draw_noise(sampler, 4, TorchStreams(0, "runner"))
+    there = draw_noise(sampler, 4, TorchStreams(0, "runner"), torch.device("cuda"))
+    assert {value.device.type for value in there.values()} == {"cuda"}
+    assert all(torch.equal(there[name].cpu(), value) for name, value in here.items())
