@@ -159,7 +159,7 @@ class Repeated:
             self._captured_for = self._signature()
             self._captured = capture(self._function)
             self.num_captures += 1
-        except (RuntimeError, NotImplementedError) as error:
+        except Exception as error:  # noqa: BLE001  (an error of the function itself comes again in the plain call)
             _logger.warning(_WITHOUT, _reason(error))
             self._capture = None
 
