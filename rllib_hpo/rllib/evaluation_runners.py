@@ -1,8 +1,11 @@
 """Evaluations that run beside training, on CPU actors of their own, with frozen weights.
 
 One runs on each evaluation runner at a time, whole, so its numbers are bitwise those of an evaluation in the
-driver. None is skipped: when one is due and all runners are at work, training waits for the oldest. They are
-concluded in the order of their steps. A runner that dies is replaced by Ray, and its evaluation repeated.
+driver; except where the driver's learner is on a GPU, whose arithmetic differs in the last digits.
+None is skipped: when one is due and all runners are at work, training waits for the oldest, and a run that stops or
+goes back to a checkpoint waits for all. A checkpoint holds those that are pending: where the run is killed instead,
+whoever goes on with it makes them up, and a row that was written already is replaced by the same one.
+They are concluded in the order of their steps. A runner that dies is replaced by Ray, and its evaluation repeated.
 """
 
 from __future__ import annotations
@@ -69,8 +72,6 @@ class _Pending:
     weights: ray.ObjectRef | dict[str, Any]
     runner: Any = None
     played: ray.ObjectRef | None = None
-    is_saved: bool = False
-    """Whether a checkpoint holds it, from which a resumed run makes it up."""
 
 
 class EvaluationRunners:
@@ -148,19 +149,8 @@ class EvaluationRunners:
             self.waited_s += time.perf_counter() - began
         return played
 
-    def forget(self) -> None:
-        """Gives up what is pending."""
-        self._pending.clear()
-
-    @property
-    def has_unsaved(self) -> bool:
-        """Whether something is pending that no checkpoint holds."""
-        return any(not pending.is_saved for pending in self._pending)
-
     def get_state(self) -> list[dict[str, Any]]:
-        """What is pending, weights and all."""
-        for pending in self._pending:
-            pending.is_saved = True
+        """What is pending, weights and all: where a run is killed, the one that goes on with it makes it up."""
         return [{"due": p.due._asdict(), "weights": _at_hand(p.weights)} for p in self._pending]
 
     def set_state(self, state: list[dict[str, Any]]) -> None:
@@ -171,12 +161,12 @@ class EvaluationRunners:
                 ray.cancel(pending.played)
         for entry in state:
             due, weights = DueEvaluation(**entry["due"]), entry["weights"]
-            self._pending.append(_Pending(due, ray.put(weights) if self._runners else weights, is_saved=True))
+            self._pending.append(_Pending(due, ray.put(weights) if self._runners else weights))
         self._assign()
 
     def stop(self) -> None:
-        """Ends the actors."""
-        self.forget()
+        """Ends the actors, and gives up what is pending."""
+        self._pending.clear()
         for runner in self._runners:
             ray.kill(runner)
         self._runners = []
