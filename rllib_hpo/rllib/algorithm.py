@@ -154,7 +154,10 @@ class ActorCriticAlgorithm(Algorithm):
                 self._conclude_evaluations(at_least=self.evaluation_runners.num_pending)
         finally:
             self.evaluation_runners.stop()
-            super().cleanup()
+            try:
+                self.stack.stop()
+            finally:
+                super().cleanup()
 
     @override(Algorithm)
     def step(self) -> dict[str, Any]:

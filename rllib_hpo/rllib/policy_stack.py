@@ -161,6 +161,10 @@ class PolicyStack(stack.Stack):
         return True
 
     @override(stack.Stack)
+    def stop(self) -> None:
+        """Nothing: nobody is at work between two iterations."""
+
+    @override(stack.Stack)
     def report(self, learner_metrics: dict[str, float]) -> dict[str, Any]:
         algorithm = self.algorithm
         for name in (NUM_ENV_STEPS_SAMPLED, NUM_AGENT_STEPS_SAMPLED):
