@@ -22,6 +22,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
 
 from rllib_hpo.errors import NonFiniteError, UserError
+from rllib_hpo.rllib import stack
 from rllib_hpo.rllib.environment import environment_maker
 from rllib_hpo.rllib.evaluation import Evaluation, evaluate
 from rllib_hpo.rllib.remote import fetch
@@ -60,6 +61,9 @@ class EvaluationRunner:
         self._module = spec.build()
         env.close()
 
+    def ping(self) -> None:
+        """Answers once the constructor is done."""
+
     def evaluate(self, weights: dict[str, Any], due: DueEvaluation) -> Evaluation:
         """As `rllib_hpo.rllib.evaluation.evaluate`."""
         self._module.set_state(weights)
@@ -79,6 +83,9 @@ class EvaluationRunners:
 
     Args:
         config: Of the algorithm; `evaluation_num_env_runners` is their number.
+
+    Raises:
+        UserError: If there are not as many after `stack.RUNNER_PATIENCE_S`, or one cannot be made.
     """
 
     def __init__(self, config: Any) -> None:
@@ -88,6 +95,30 @@ class EvaluationRunners:
         self._pending: deque[_Pending] = deque()
         self.waited_s = 0.0
         """How long training has waited for evaluations since this was last set to 0."""
+        try:
+            self._wait_for_all()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _wait_for_all(self) -> None:
+        """Else the first evaluation would be waited for instead, without a limit."""
+        if not self._runners:
+            return
+        pings, number = [runner.ping.remote() for runner in self._runners], len(self._runners)
+        there, missing = ray.wait(pings, num_returns=number, timeout=stack.RUNNER_PATIENCE_S)
+        for ping in there:
+            try:
+                fetch(ping)
+            except RayActorError as error:  # its text has the traceback of what the constructor raised
+                raise UserError(f"An evaluation runner could not be made: {error}") from error
+        if missing:
+            raise UserError(
+                f"Of evaluation_num_env_runners={number} only {len(there)} started within "
+                f"{stack.RUNNER_PATIENCE_S:.0f} seconds: each needs a CPU, and of the "
+                f"{ray.cluster_resources().get('CPU', 0):g} CPUs of the Ray cluster "
+                f"{ray.available_resources().get('CPU', 0):g} are free."
+            )
 
     def __len__(self) -> int:
         return len(self._runners)
@@ -140,6 +171,8 @@ class EvaluationRunners:
                 return EvaluationRunner(self._config).evaluate(_at_hand(pending.weights), pending.due)
             played: Evaluation = fetch(pending.played)
         except RayActorError as error:
+            if error.actor_init_failed:
+                raise UserError(f"An evaluation runner could not be made again: {error}") from error
             raise UserError(
                 f"The evaluation of the weights of step {steps} ended its process {MAX_RETRIES + 1} times: {error}"
             ) from error

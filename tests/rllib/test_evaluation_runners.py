@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from ray.tune import PlacementGroupFactory
 
-from rllib_hpo.errors import NonFiniteError, SettingsError, StorageError
+from rllib_hpo.errors import NonFiniteError, SettingsError, StorageError, UserError
 from rllib_hpo.results import read_rows, without_volatile
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.config import ActorCriticConfig
@@ -210,6 +210,33 @@ def test_a_bad_evaluation_stops_the_run() -> None:
         pytest.raises(NonFiniteError, match=message),
     ):
         algorithm.train()
+
+
+def test_what_is_lacking_for_runners_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the algorithm is built, and nothing is left behind: not one that waits for a CPU, either."""
+    monkeypatch.setattr("rllib_hpo.rllib.stack.RUNNER_PATIENCE_S", 5.0)
+    config = tiny_config().evaluation(evaluation_num_env_runners=9)
+    message = r"Of evaluation_num_env_runners=9 only [0-4] started within 5 seconds: each needs a CPU, and of the 4 "
+    with pytest.raises(UserError, match=message):
+        config.build_algo()
+    monkeypatch.undo()
+    with running(tiny_config().evaluation(evaluation_num_env_runners=4)) as algorithm:
+        algorithm.train()
+
+
+class BrokenAtRunners(CountingEnv):
+    """Can be made in the process `driver` alone."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        if os.getpid() != config["driver"]:
+            raise RuntimeError("the licence of the user's simulator")
+
+
+def test_why_a_runner_cannot_be_made_is_said() -> None:
+    config = tiny_config(env=BrokenAtRunners).environment(env_config={"driver": os.getpid()})
+    with pytest.raises(UserError, match="the licence of the user's simulator"):
+        config.evaluation(evaluation_num_env_runners=1).build_algo()
 
 
 def test_tune_is_asked_for_a_processor_for_each() -> None:
