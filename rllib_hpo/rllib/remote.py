@@ -17,10 +17,8 @@ from ray.rllib.utils.actor_manager import RemoteCallResults
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from rllib_hpo.errors import UserError, WorkerDiedError
+from rllib_hpo.learning.parallel import ONE_LOST
 from rllib_hpo.rllib.env_runner import ColumnarEnvRunner, Episode
-
-ONE_LOST = "The remote learner died; resume the run from its last checkpoint."
-"""What is said when the only one is gone."""
 
 
 @contextmanager

@@ -101,9 +101,13 @@ def test_runners_act_with_the_learners_newest_weights(algorithm: str) -> None:
     with running(remote_config(algorithm, alpha="auto", num_learners=int(algorithm == "sac-hpo"))) as built:
         train_to(built, 80)
         newest = on_learner(built, lambda learner: learner.acting_state())
-        built.stack.frozen_weights().give_to(built.env_runner)
-        weights = ray.put(built.stack.frozen_weights())
-        on_runners(built, lambda runner: ray.get(weights).give_to(runner))
+        # The next request for samples brings the weights.
+        pipeline = built.stack.pipeline
+        pipeline._ask_for_a_round(built.env_steps + 8)
+        pipeline.settle()
+        assert [block.num_steps for block in pipeline._queue] == [4, 4]
+        assert {block.weights_seq_no for block in pipeline._queue} == {built.num_updates}
+        assert built.num_updates > 3
         for parameters in on_runners(built, acting_parameters):
             state = {name.removeprefix("model."): np.asarray(value) for name, value in newest.items()}
             assert_equal(state, parameters)
@@ -116,13 +120,25 @@ def test_runners_act_with_the_learners_newest_weights(algorithm: str) -> None:
         assert_equal(state, acting_parameters(built.env_runner))
 
 
-def test_policy_lag_counts_updates_since_the_weights_that_acted() -> None:
+def test_policy_lag_counts_updates_since_the_weights_that_acted(monkeypatch: pytest.MonkeyPatch) -> None:
     with running(remote_config(steps_per_iteration=8)) as algorithm:
         lags = []
         for _ in range(4):
             algorithm.train()
             lags.append(algorithm.stack.policy_lag)
         assert lags == [0, 0, 4, 8]  # a round of eight steps each, and a warm-up of twenty
+        sampling = algorithm.stack.pipeline._sampling
+        arrived = sampling.arrived
+        monkeypatch.setattr(
+            sampling,
+            "arrived",
+            lambda: [
+                block._replace(weights_seq_no=block.weights_seq_no - 8 * (block.runner == 2))
+                for block in arrived()
+            ],
+        )
+        algorithm.train()
+        assert algorithm.stack.policy_lag == 16  # of the second runner, which acted with older weights
 
 
 def test_a_remote_learner_alone_equals_a_local_one() -> None:
