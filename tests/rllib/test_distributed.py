@@ -69,6 +69,8 @@ def acting_parameters(runner: Any) -> dict[str, Any]:
     return {name: value.numpy().copy() for name, value in runner.module.model.state_dict().items()}
 
 
+BOTH_WAYS = pytest.mark.parametrize("lead", [0, "auto"], ids=["turns", "overlapping"])
+"""For what holds however far sampling may lead learning."""
 COUNTED = list(itertools.product((1, 3), (0.25, 1.0, 2.0), (0, 1)))
 COUNTED_FIRST = {(1, 0.25, 0), (3, 1.0, 0), (3, 2.0, 1)}
 
@@ -244,18 +246,20 @@ def test_a_checkpoint_without_one_runners_state_repeats_nothing(tmp_path: Path) 
         assert on_runners(resumed, lambda runner: runner._owner) == [("runner", 1, 40), ("runner", 2, 0)]
 
 
-def test_a_runner_that_dies_may_end_the_run() -> None:
-    with running(remote_config().fault_tolerance(restart_failed_env_runners=False)) as algorithm:
+@BOTH_WAYS
+def test_a_runner_that_dies_may_end_the_run(lead: Any) -> None:
+    config = remote_config().env_runners(max_lead_steps=lead)
+    with running(config.fault_tolerance(restart_failed_env_runners=False)) as algorithm:
         algorithm.train()
         kill_a_runner(algorithm)
         with pytest.raises(UserError, match=r"An environment runner died, and restart_failed_env_runners is"):
             algorithm.train()
 
 
-def test_a_runner_that_dies_may_be_missed() -> None:
-    config = remote_config().fault_tolerance(
-        restart_failed_env_runners=False, ignore_env_runner_failures=True
-    )
+@BOTH_WAYS
+def test_a_runner_that_dies_may_be_missed(lead: Any) -> None:
+    config = remote_config().env_runners(max_lead_steps=lead)
+    config.fault_tolerance(restart_failed_env_runners=False, ignore_env_runner_failures=True)
     with running(config) as algorithm:
         algorithm.train()
         kill_a_runner(algorithm)
@@ -277,8 +281,10 @@ def test_runners_that_hand_on_nothing_end_the_run(trouble: str, monkeypatch: pyt
         assert algorithm.env_steps == 0
 
 
-def test_a_learner_that_dies_ends_the_run_with_a_sentence() -> None:
-    with running(remote_config(num_env_runners=0, num_learners=1)) as algorithm:
+@BOTH_WAYS
+def test_a_learner_that_dies_ends_the_run_with_a_sentence(lead: Any) -> None:
+    config = remote_config(num_env_runners=0, num_learners=1).env_runners(max_lead_steps=lead)
+    with running(config) as algorithm:
         algorithm.train()
         pid = on_learner(algorithm, lambda learner: os.getpid())
         os.kill(pid, signal.SIGKILL)
