@@ -66,17 +66,18 @@ class CheckpointStore:
 
     def evaluated(self, env_steps: int, return_mean: float) -> None:
         """Notes the return of the weights of a step, which may be known only after their checkpoint was saved."""
-        write_atomically(
-            self._returns_file, json.dumps({**self._returns(), str(env_steps): return_mean}).encode()
-        )
+        self.note_returns({**self.returns(), str(env_steps): return_mean})
 
-    def _returns(self) -> dict[str, float]:
-        """Mean returns of evaluations by their steps."""
+    def note_returns(self, returns: Mapping[str, float]) -> None:
+        """Replaces the mean returns of evaluations by their steps."""
+        write_atomically(self._returns_file, json.dumps(returns).encode())
+
+    def returns(self) -> dict[str, float]:
+        """Mean returns of evaluations by their steps, of those that were noted."""
         try:
-            returns: dict[str, float] = json.loads(self._returns_file.read_bytes())
-        except (OSError, ValueError):
+            return parse_returns(self._returns_file.read_bytes())
+        except OSError:
             return {}
-        return returns
 
     def newest_valid(self) -> Path | None:
         """The newest checkpoint whose files are intact, or None; says so for each that it passes over.
@@ -136,8 +137,10 @@ class CheckpointStore:
     def _prune(self) -> None:
         """Removes old checkpoints, replay segments that none of the rest lists, and what killed writers left."""
         intact = self._intact()
-        returns = self._returns()
-        best = max(intact, key=lambda path: _evaluation_return(path, returns))  # the earliest of equals
+        returns = self.returns()
+        best = max(
+            intact, key=lambda path: evaluation_return(read_manifest(path), returns)
+        )  # the earliest of equals
         self._link("best", best)
         wanted = {*intact[-self.keep :], best}
         for path in [*self.directory.glob("step-*"), *self.directory.glob(".step-*.tmp")]:
@@ -174,9 +177,17 @@ def _is_intact(path: Path) -> bool:
     return True
 
 
-def _evaluation_return(path: Path, returns: Mapping[str, float]) -> float:
+def parse_returns(data: bytes) -> dict[str, float]:
+    """The content of a `RETURNS_FILE`; nothing where it is damaged."""
+    try:
+        returns: Any = json.loads(data)
+    except ValueError:
+        return {}
+    return returns if isinstance(returns, dict) else {}
+
+
+def evaluation_return(manifest: Mapping[str, Any], returns: Mapping[str, float]) -> float:
     """That of the checkpoint's own weights, or else of the latest that was known when it was saved."""
-    manifest = read_manifest(path)
     evaluation: dict[str, Any] | None = manifest["evaluation"]
     if (own := returns.get(str(manifest["env_steps"]))) is not None:
         return own

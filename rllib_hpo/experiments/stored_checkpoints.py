@@ -10,17 +10,24 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from rllib_hpo.errors import CheckpointError
+from rllib_hpo.experiments.checkpoints import (
+    RETURNS_FILE,
+    CheckpointStore,
+    evaluation_return,
+    parse_returns,
+)
 from rllib_hpo.experiments.storage import Storage, reason
 from rllib_hpo.results import write_atomically
 from rllib_hpo.rllib.checkpointing import MANIFEST, read_manifest, verify
 
+_RETURNS = f"checkpoints/{RETURNS_FILE}"
 KEPT = 2
 """Newest checkpoints on storage: should the last turn out damaged, there is one before it."""
 
@@ -61,6 +68,7 @@ class StoredCheckpoints:
         self._trial, self._directory = trial, directory
         self._sizes: dict[str, int] = {}
         self._manifests: dict[str, bytes] = {}
+        self._returns_sent: dict[str, float] = {}
 
     def look(self) -> None:
         """Lists what is on storage."""
@@ -68,6 +76,14 @@ class StoredCheckpoints:
         self._manifests = {
             name: self._trial.read(f"checkpoints/{name}/{MANIFEST}") for name in _complete(self._sizes)
         }
+        self._take_returns()
+
+    def _take_returns(self) -> None:
+        """Adds the returns known there to those known here, which no checkpoint holds."""
+        there = self._trial.read_if_there(_RETURNS) if _RETURNS in self._sizes else None
+        if there is not None:
+            store = CheckpointStore(self._directory)
+            store.note_returns({**parse_returns(there), **store.returns()})
 
     def names(self) -> list[str]:
         """Names of the checkpoints on storage, `step-0000010000`, newest first."""
@@ -124,8 +140,16 @@ class StoredCheckpoints:
                 # Passed over when the trial started, or replaced meanwhile by a newer one, which waits behind this.
                 if not any(other.name > path.name for other in path.parent.glob("step-*")):
                     raise
+        self._send_returns()
         if last in self._manifests:
             self._prune()
+
+    def _send_returns(self) -> None:
+        """Sends what became known of the checkpoints' returns since they were saved."""
+        returns = CheckpointStore(self._directory).returns()
+        if returns and returns != self._returns_sent:
+            self._sizes[_RETURNS] = self._trial.write(_RETURNS, json.dumps(returns).encode())
+            self._returns_sent = returns
 
     def _send_checkpoint(self, path: Path) -> None:
         folder = f"checkpoints/{path.name}"
@@ -159,9 +183,12 @@ class StoredCheckpoints:
     def _prune(self) -> None:
         """Removes checkpoints but the newest, the best and those kept here, and segments that none of them lists."""
         here = {path.name for path in (self._directory / "checkpoints").glob("step-*")}
-        best = max(sorted(self._manifests), key=lambda name: _evaluation_return(self._manifests[name]))
+        returns = CheckpointStore(self._directory).returns()
+        best = max(
+            sorted(self._manifests), key=lambda name: _evaluation_return(self._manifests[name], returns)
+        )
         kept = {*sorted(self._manifests)[-KEPT:], best, *(here & self._manifests.keys())}
-        there = {PurePosixPath(name).parts[1] for name in self._sizes if name.startswith("checkpoints/")}
+        there = {PurePosixPath(name).parts[1] for name in self._sizes if name.startswith("checkpoints/step-")}
         for name in sorted(there - kept):
             self._remove_checkpoint(name)
         listed = {file for data in self._manifests.values() for file in _segments(data)}
@@ -185,10 +212,10 @@ def _complete(names: Iterable[str]) -> set[str]:
     return {match[1] for match in found if match}
 
 
-def _evaluation_return(manifest: bytes) -> float:
+def _evaluation_return(manifest: bytes, returns: Mapping[str, float]) -> float:
     try:
-        return float(json.loads(manifest)["evaluation"]["env_runners"]["episode_return_mean"])
-    except (ValueError, KeyError, TypeError):  # never evaluated, or damaged
+        return evaluation_return(json.loads(manifest), returns)
+    except (ValueError, KeyError, TypeError):  # damaged
         return float("-inf")
 
 

@@ -246,7 +246,7 @@ class TrainingRun:
         if (evaluation := algorithm.latest_evaluation) is not None:
             return_mean, env_steps = evaluation["env_runners"]["episode_return_mean"], evaluation["env_steps"]
             self._events.write("evaluated", env_steps, return_mean=return_mean, path=str(row))
-            if env_steps < algorithm.env_steps:  # beside training
+            if len(algorithm.evaluation_runners) or env_steps < algorithm.env_steps:  # beside training
                 self.store.evaluated(env_steps, return_mean)
         if self._mirror is not None:
             self._mirror.row(row)

@@ -19,6 +19,8 @@ from rllib_hpo.errors import WorkerDiedError
 
 LOST = "A remote learner died; resume the run from its last checkpoint."
 """What is said when one of several is gone."""
+ONE_LOST = "The remote learner died; resume the run from its last checkpoint."
+"""What is said when the only one is gone."""
 
 GPU_MEMORY = "gpu_memory_bytes"
 """The metric of the most bytes that torch has held at a time on the GPU that trains."""

@@ -144,16 +144,20 @@ class ActorCriticAlgorithm(Algorithm):
 
     @override(Algorithm)
     def cleanup(self) -> None:
-        """Waits for evaluations that no checkpoint holds, unless an error or Ctrl-C is on its way."""
+        """Waits for the evaluations that are pending, unless an error or Ctrl-C is on its way."""
         if not hasattr(self, "evaluation_runners"):  # setup has failed
             super().cleanup()
             return
         try:
-            if self.evaluation_runners.has_unsaved and sys.exc_info()[0] is None:
+            # Without runners it is a checkpoint's, and whoever trains on makes it up.
+            if len(self.evaluation_runners) and sys.exc_info()[0] is None:
                 self._conclude_evaluations(at_least=self.evaluation_runners.num_pending)
         finally:
             self.evaluation_runners.stop()
-            super().cleanup()
+            try:
+                self.stack.stop()
+            finally:
+                super().cleanup()
 
     @override(Algorithm)
     def step(self) -> dict[str, Any]:
@@ -385,6 +389,8 @@ class ActorCriticAlgorithm(Algorithm):
             self._set_progress(state[_PROGRESS])
 
     def _set_progress(self, progress: dict[str, Any]) -> None:
+        if len(self.evaluation_runners):  # rows of what was made before this state came
+            self._conclude_evaluations(at_least=self.evaluation_runners.num_pending)
         self.env_steps, self._num_updates = progress["env_steps"], progress["num_updates"]
         self.latest_evaluation = progress["latest_evaluation"]
         self.evaluation_runners.set_state(progress.get("evaluations", []))

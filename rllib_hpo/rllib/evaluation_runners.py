@@ -1,8 +1,11 @@
 """Evaluations that run beside training, on CPU actors of their own, with frozen weights.
 
 One runs on each evaluation runner at a time, whole, so its numbers are bitwise those of an evaluation in the
-driver. None is skipped: when one is due and all runners are at work, training waits for the oldest. They are
-concluded in the order of their steps. A runner that dies is replaced by Ray, and its evaluation repeated.
+driver; except where the driver's learner is on a GPU, whose arithmetic differs in the last digits.
+None is skipped: when one is due and all runners are at work, training waits for the oldest, and a run that stops or
+goes back to a checkpoint waits for all. A checkpoint holds those that are pending: where the run is killed instead,
+whoever goes on with it makes them up, and a row that was written already is replaced by the same one.
+They are concluded in the order of their steps. A runner that dies is replaced by Ray, and its evaluation repeated.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
 
 from rllib_hpo.errors import NonFiniteError, UserError
+from rllib_hpo.rllib import stack
 from rllib_hpo.rllib.environment import environment_maker
 from rllib_hpo.rllib.evaluation import Evaluation, evaluate
 from rllib_hpo.rllib.remote import fetch
@@ -57,6 +61,9 @@ class EvaluationRunner:
         self._module = spec.build()
         env.close()
 
+    def ping(self) -> None:
+        """Answers once the constructor is done."""
+
     def evaluate(self, weights: dict[str, Any], due: DueEvaluation) -> Evaluation:
         """As `rllib_hpo.rllib.evaluation.evaluate`."""
         self._module.set_state(weights)
@@ -69,8 +76,6 @@ class _Pending:
     weights: ray.ObjectRef | dict[str, Any]
     runner: Any = None
     played: ray.ObjectRef | None = None
-    is_saved: bool = False
-    """Whether a checkpoint holds it, from which a resumed run makes it up."""
 
 
 class EvaluationRunners:
@@ -78,6 +83,9 @@ class EvaluationRunners:
 
     Args:
         config: Of the algorithm; `evaluation_num_env_runners` is their number.
+
+    Raises:
+        UserError: If there are not as many after `stack.RUNNER_PATIENCE_S`, or one cannot be made.
     """
 
     def __init__(self, config: Any) -> None:
@@ -87,6 +95,30 @@ class EvaluationRunners:
         self._pending: deque[_Pending] = deque()
         self.waited_s = 0.0
         """How long training has waited for evaluations since this was last set to 0."""
+        try:
+            self._wait_for_all()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _wait_for_all(self) -> None:
+        """Else the first evaluation would be waited for instead, without a limit."""
+        if not self._runners:
+            return
+        pings, number = [runner.ping.remote() for runner in self._runners], len(self._runners)
+        there, missing = ray.wait(pings, num_returns=number, timeout=stack.RUNNER_PATIENCE_S)
+        for ping in there:
+            try:
+                fetch(ping)
+            except RayActorError as error:  # its text has the traceback of what the constructor raised
+                raise UserError(f"An evaluation runner could not be made: {error}") from error
+        if missing:
+            raise UserError(
+                f"Of evaluation_num_env_runners={number} only {len(there)} started within "
+                f"{stack.RUNNER_PATIENCE_S:.0f} seconds: each needs a CPU, and of the "
+                f"{ray.cluster_resources().get('CPU', 0):g} CPUs of the Ray cluster "
+                f"{ray.available_resources().get('CPU', 0):g} are free."
+            )
 
     def __len__(self) -> int:
         return len(self._runners)
@@ -139,6 +171,8 @@ class EvaluationRunners:
                 return EvaluationRunner(self._config).evaluate(_at_hand(pending.weights), pending.due)
             played: Evaluation = fetch(pending.played)
         except RayActorError as error:
+            if error.actor_init_failed:
+                raise UserError(f"An evaluation runner could not be made again: {error}") from error
             raise UserError(
                 f"The evaluation of the weights of step {steps} ended its process {MAX_RETRIES + 1} times: {error}"
             ) from error
@@ -148,19 +182,8 @@ class EvaluationRunners:
             self.waited_s += time.perf_counter() - began
         return played
 
-    def forget(self) -> None:
-        """Gives up what is pending."""
-        self._pending.clear()
-
-    @property
-    def has_unsaved(self) -> bool:
-        """Whether something is pending that no checkpoint holds."""
-        return any(not pending.is_saved for pending in self._pending)
-
     def get_state(self) -> list[dict[str, Any]]:
-        """What is pending, weights and all."""
-        for pending in self._pending:
-            pending.is_saved = True
+        """What is pending, weights and all: where a run is killed, the one that goes on with it makes it up."""
         return [{"due": p.due._asdict(), "weights": _at_hand(p.weights)} for p in self._pending]
 
     def set_state(self, state: list[dict[str, Any]]) -> None:
@@ -171,12 +194,12 @@ class EvaluationRunners:
                 ray.cancel(pending.played)
         for entry in state:
             due, weights = DueEvaluation(**entry["due"]), entry["weights"]
-            self._pending.append(_Pending(due, ray.put(weights) if self._runners else weights, is_saved=True))
+            self._pending.append(_Pending(due, ray.put(weights) if self._runners else weights))
         self._assign()
 
     def stop(self) -> None:
-        """Ends the actors."""
-        self.forget()
+        """Ends the actors, and gives up what is pending."""
+        self._pending.clear()
         for runner in self._runners:
             ray.kill(runner)
         self._runners = []

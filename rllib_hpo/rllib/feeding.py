@@ -42,7 +42,10 @@ class Feeding(ABC):
     @property
     @abstractmethod
     def num_steps(self) -> int:
-        """Steps that were fed and whose updates are not all made yet."""
+        """Steps that were fed and whose updates are not all made yet.
+
+        Of a learner in this process on a GPU none: its updates are made there, in order, while this process goes on.
+        """
 
     @abstractmethod
     def feed(self, block: Block, num_updates: int) -> None:

@@ -12,9 +12,9 @@ from ray.exceptions import RayError, UnserializableException
 from ray.rllib.core.learner.learner_group import LearnerGroup
 
 from rllib_hpo.errors import WorkerDiedError
-from rllib_hpo.learning.parallel import LOST, merge_metrics
+from rllib_hpo.learning.parallel import LOST, ONE_LOST, merge_metrics
 from rllib_hpo.learning.shards import Dealer
-from rllib_hpo.rllib.remote import ONE_LOST, Call, CoreCall, TrainCall, fetch, only_success
+from rllib_hpo.rllib.remote import Call, CoreCall, TrainCall, fetch, only_success
 
 GRACE_S = 5.0
 """How long learners get to end by themselves once one has failed; they may be waiting for that one."""

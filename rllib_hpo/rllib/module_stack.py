@@ -120,10 +120,14 @@ class ModuleStack(stack.Stack):
     def join(self, env_steps: int) -> None:
         self.algorithm.env_runner.join(env_steps, self.algorithm.run_seed)
 
+    def _on_runners(self, call: Call) -> list[Any]:
+        """What every runner answers to a call, the one in this process first."""
+        return [call(self.algorithm.env_runner), *self.pipeline.on_remote_runners(call).values()]
+
     @override(stack.Stack)
     def reseed(self, seed: int, env_steps: int) -> None:
         self.call_core("reseed", seed, env_steps)
-        self.algorithm.env_runner_group.foreach_env_runner(Call("reseed", seed, env_steps))
+        self._on_runners(Call("reseed", seed, env_steps))
 
     @override(stack.Stack)
     def refresh_actor(self) -> None:
@@ -137,12 +141,16 @@ class ModuleStack(stack.Stack):
 
     @override(stack.Stack)
     def rebuild_unsavable_envs(self) -> None:
-        self.algorithm.env_runner_group.foreach_env_runner(Call("rebuild_unsavable_envs"))
+        self._on_runners(Call("rebuild_unsavable_envs"))
 
     @override(stack.Stack)
     def is_savable(self) -> bool:
         """Whether every simulator can be saved, or was just built: the resumed run is then the same."""
-        return all(self.algorithm.env_runner_group.foreach_env_runner(Call("is_savable")))
+        return all(self._on_runners(Call("is_savable")))
+
+    @override(stack.Stack)
+    def stop(self) -> None:
+        self.pipeline.stop()
 
     @override(stack.Stack)
     def report(self, learner_metrics: dict[str, float]) -> None:
@@ -173,11 +181,10 @@ class ModuleStack(stack.Stack):
     def get_state(self) -> dict[str, Any]:
         """Blocks that wait to be counted; streams and simulators of remote runners, then idle; several learners'."""
         blocks = self.pipeline.get_state()
-        runners = self.algorithm.env_runner_group.foreach_env_runner(
-            lambda runner: (runner.worker_index, runner.get_state(not_components=COMPONENT_RL_MODULE)),
-            local_env_runner=False,
+        runners = self.pipeline.on_remote_runners(
+            lambda runner: runner.get_state(not_components=COMPONENT_RL_MODULE)
         )
-        return {"blocks": blocks, "runners": dict(runners), **self.learners.get_state()}
+        return {"blocks": blocks, "runners": runners, **self.learners.get_state()}
 
     @override(stack.Stack)
     def set_state(self, state: dict[str, Any]) -> None:
@@ -185,7 +192,6 @@ class ModuleStack(stack.Stack):
         self.learners.set_state(state, state["env_steps"])
         if state["runners"]:
             states = ray.put(state["runners"])
-            self.algorithm.env_runner_group.foreach_env_runner(
-                lambda runner: runner.set_state(ray.get(states).get(runner.worker_index, {})),
-                local_env_runner=False,
+            self.pipeline.on_remote_runners(
+                lambda runner: runner.set_state(ray.get(states).get(runner.worker_index, {}))
             )

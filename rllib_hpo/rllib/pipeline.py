@@ -4,14 +4,15 @@
        ^---------------------- numbered weights ---------------------'
 
 Every runner is at work on a request, unless sampling leads learning by `max_lead_steps`: steps that were asked
-for, or have arrived, and whose updates are not all made. The learner waits only when it owes no update. So the
-slower side never waits, and the faster one leads by no more than that.
+for, or have arrived, and whose updates are not all made. (Those of runners that are late by `sample_timeout_s` do not
+count.) The learner waits only when it owes no update. So the slower side never waits, and the faster one leads by no
+more than that.
 
 A step of the run counts when its block leaves the queue; updates are then due as `Schedule` says. A block that
 crosses a stop (an evaluation, a checkpoint, the end of an iteration) is cut there: its rest stays queued for after
 the stop, at which counted steps and updates made are exactly the schedule's, while runners work on. Exactly the
 warm-up's steps are random: nobody is asked to act with the policy before the last of them has arrived, or its
-runner is late by `sample_timeout_s` and others have made up for it.
+runner is late and others have made up for it. Late runners are given up at the next checkpoint.
 
 With `max_lead_steps=0`, and with wrappers that gather statistics, sampling and learning take turns instead: a
 fragment of every runner, in their order, then its updates. Such runs repeat themselves exactly.
@@ -65,9 +66,9 @@ class Pipeline:
         """Whether sampling and learning alternate."""
         return self.max_lead_steps == 0
 
-    def lead(self, *, late: bool = True) -> int:
-        """Steps asked for or arrived whose updates are not all made, with or without those of late runners."""
-        return self._sampling.steps_in_flight(late=late) + self._num_queued + self.feeding.num_steps
+    def lead(self) -> int:
+        """Steps asked for or arrived whose updates are not all made, without those that late runners owe."""
+        return self._sampling.steps_in_flight(late=False) + self._num_queued + self.feeding.num_steps
 
     @property
     def _num_queued(self) -> int:
@@ -89,6 +90,7 @@ class Pipeline:
             block = self._next_block(stop) if self.feeding.has_room else None
             if block is None:
                 self._wait()
+                self._check_patience()
             else:
                 self._learn_from(block)
 
@@ -125,7 +127,7 @@ class Pipeline:
     def _ask_for_a_round(self, stop: int) -> None:
         """A fragment of every runner when the last round has been learned from; together they end at `stop`."""
         steps, runners = self._algorithm.env_steps, sorted(self._sampling.idle())
-        if steps >= stop or self.lead(late=False) or not runners:
+        if steps >= stop or self.lead() or not runners:
             return
         random_actions = self._algorithm.schedule.is_warmup(steps)
         quotas = share_out(min(stop - steps, self._fragment * len(runners)), len(runners))
@@ -175,6 +177,9 @@ class Pipeline:
         else:
             time.sleep(0.1)
         self.feeding.idled(time.monotonic() - began)
+
+    def _check_patience(self) -> None:
+        """Patience is with runners, not with a learner that owes updates."""
         if self.feeding.num_steps:
             self._sampling.begin_waiting()
         else:
@@ -186,15 +191,25 @@ class Pipeline:
             self._learn_from(block)
 
     def settle(self) -> None:
-        """Waits until nothing is in flight; what arrives stays queued.
+        """Waits until nothing is in flight; what arrives stays queued, and late runners are given up.
 
         Raises:
-            UserError: If runners hand on nothing for five minutes.
+            UserError: If the config does not tolerate that.
         """
-        self._sampling.begin_waiting()
+        self._take_in()
         while self._sampling.steps_in_flight():
+            self._sampling.give_up_the_late()
             self._wait()
             self._take_in()
+
+    def on_remote_runners(self, call: Callable[[Any], Any]) -> dict[int, Any]:
+        """What each remote runner answers to a call, once nothing is in flight any more."""
+        self.settle()
+        return self._sampling.ask_all(call)
+
+    def stop(self) -> None:
+        """Nothing is waited for any more."""
+        self._sampling.stop()
 
     def flush_metrics(self) -> dict[str, float]:
         """What was measured since the last call."""

@@ -99,7 +99,7 @@ class PolicyStack(stack.Stack):
 
     def _sample_batches(self) -> list[Any]:
         self.policy_lag = 0
-        request = SampleRequest(self.algorithm.schedule.is_warmup(self.algorithm.env_steps))
+        request = FragmentRequest(self.algorithm.schedule.is_warmup(self.algorithm.env_steps))
         group = self.algorithm.env_runner_group
         if self.config.num_env_runners == 0:
             return [request(group.local_env_runner)]
@@ -163,6 +163,10 @@ class PolicyStack(stack.Stack):
         return True
 
     @override(stack.Stack)
+    def stop(self) -> None:
+        """Nothing: nobody is at work between two iterations."""
+
+    @override(stack.Stack)
     def report(self, learner_metrics: dict[str, float]) -> dict[str, Any]:
         algorithm = self.algorithm
         for name in (NUM_ENV_STEPS_SAMPLED, NUM_AGENT_STEPS_SAMPLED):
@@ -194,7 +198,7 @@ class PolicyStack(stack.Stack):
         self._num_episodes = state["num_episodes"]
 
 
-class SampleRequest:
+class FragmentRequest:
     """A request for one fragment that travels to a RolloutWorker."""
 
     def __init__(self, random_actions: bool) -> None:

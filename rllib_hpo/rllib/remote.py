@@ -17,10 +17,8 @@ from ray.rllib.utils.actor_manager import RemoteCallResults
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from rllib_hpo.errors import UserError, WorkerDiedError
+from rllib_hpo.learning.parallel import ONE_LOST
 from rllib_hpo.rllib.env_runner import ColumnarEnvRunner, Episode
-
-ONE_LOST = "The remote learner died; resume the run from its last checkpoint."
-"""What is said when the only one is gone."""
 
 
 @contextmanager
@@ -179,10 +177,26 @@ def rollouts_of(results: RemoteCallResults, config: Any) -> list[Any]:
         UserError: If one died and the config does not tolerate it.
     """
     arrived = successes(results)  # an error of the user's says more than a death
-    tolerant = config.restart_failed_env_runners or config.ignore_env_runner_failures
-    if not (tolerant or all(result.ok for result in results)):
-        raise UserError("An environment runner died, and restart_failed_env_runners is off.")
+    if not all(result.ok for result in results):
+        check_tolerated(config)
     return arrived
+
+
+def check_tolerated(
+    config: Any, what: str = "An environment runner died", error: BaseException | None = None
+) -> None:
+    """Does nothing about the loss of a runner where the config tolerates it.
+
+    Args:
+        config: Of the algorithm.
+        what: Became of the runner.
+        error: By which that was found.
+
+    Raises:
+        UserError: Where it does not.
+    """
+    if not (config.restart_failed_env_runners or config.ignore_env_runner_failures):
+        raise UserError(f"{what}, and restart_failed_env_runners is off.") from error
 
 
 def only_success(results: RemoteCallResults) -> Any:

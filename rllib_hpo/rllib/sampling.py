@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,10 +18,12 @@ from ray.rllib.utils.annotations import override
 from rllib_hpo.errors import UserError, WorkerDiedError
 from rllib_hpo.rllib import stack
 from rllib_hpo.rllib.env_runner import Episode
-from rllib_hpo.rllib.remote import SampleRequest, fetch, pickled_bytes
+from rllib_hpo.rllib.remote import SampleRequest, check_tolerated, fetch, pickled_bytes
 
 _logger = logging.getLogger(__name__)
 _SECONDS_BETWEEN_PINGS = 1.0
+GRACE_S = 5.0
+"""How long runners get to hand on what they are at work on when the run ends."""
 
 
 class Block(NamedTuple):
@@ -101,6 +103,14 @@ class Sampling(ABC):
         return []
 
     @abstractmethod
+    def give_up_the_late(self) -> None:
+        """Ends runners that are `late`; Ray replaces them as those that died."""
+
+    @abstractmethod
+    def ask_all(self, call: Callable[[Any], Any]) -> dict[int, Any]:
+        """What remote runners, none of them at work, answer to a call; whoever does not in time is given up."""
+
+    @abstractmethod
     def begin_waiting(self) -> None:
         """Patience with runners begins anew."""
 
@@ -111,6 +121,10 @@ class Sampling(ABC):
     @abstractmethod
     def forget(self) -> None:
         """Gives up all that is in flight: the run goes on from elsewhere."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Ends runners that could not be stopped without waiting for them: the run ends."""
 
 
 class SamplingHere(Sampling):
@@ -143,6 +157,15 @@ class SamplingHere(Sampling):
         )
 
     @override(Sampling)
+    def give_up_the_late(self) -> None:
+        """Nothing: it answers at once."""
+
+    @override(Sampling)
+    def ask_all(self, call: Callable[[Any], Any]) -> dict[int, Any]:
+        """Nothing: there are none."""
+        return {}
+
+    @override(Sampling)
     def begin_waiting(self) -> None:
         """Nothing: it answers at once."""
 
@@ -152,6 +175,10 @@ class SamplingHere(Sampling):
 
     @override(Sampling)
     def forget(self) -> None:
+        """Nothing: nothing is ever in flight."""
+
+    @override(Sampling)
+    def stop(self) -> None:
         """Nothing: nothing is ever in flight."""
 
 
@@ -242,29 +269,84 @@ class RemoteSampling(Sampling):
         return Block(rows, 0, sampled.num_rows, sampled.episodes, sampled.weights_seq_no, is_random, runner)
 
     def _has_died(self, runner: int, error: RayError) -> None:
-        self._manager.set_actor_state(runner, healthy=False)
-        self._acts_with.pop(runner, None)
-        if not (self._config.restart_failed_env_runners or self._config.ignore_env_runner_failures):
-            raise UserError("An environment runner died, and restart_failed_env_runners is off.") from error
+        self._is_gone(runner)
+        check_tolerated(self._config, error=error)
         _logger.warning("Environment runner %d died; what it was asked for is given up.", runner)
+
+    def _is_gone(self, runner: int) -> None:
+        self._manager.set_actor_state(runner, healthy=False)
+        self._in_flight.pop(runner, None)
+        self._acts_with.pop(runner, None)
+        self._late.discard(runner)
 
     def _note_the_late(self) -> None:
         for runner in self._overdue():
             if runner not in self._late:
                 self._late.add(runner)
                 _logger.warning(
-                    "Environment runner %d takes longer than sample_timeout_s=%s for %d steps; training goes on "
-                    "without waiting for it.",
+                    "Environment runner %d takes longer than %s for %d steps; training goes on without waiting for "
+                    "it, and gives it up if it is not done by the next checkpoint.",
                     runner,
-                    self._config.sample_timeout_s,
+                    self._limit,
                     self._in_flight[runner].request.num_steps,
                 )
 
-    def _overdue(self) -> Iterator[int]:
-        allowed, now = self._config.sample_timeout_s, time.monotonic()
-        for runner, flight in self._in_flight.items():
-            if allowed is not None and now - flight.since > allowed:
-                yield runner
+    @property
+    def _allowed_s(self) -> float:
+        """How long a request may take; where there is no limit, our patience is one."""
+        allowed = self._config.sample_timeout_s
+        return stack.RUNNER_PATIENCE_S if allowed is None else float(allowed)
+
+    @property
+    def _limit(self) -> str:
+        allowed = self._config.sample_timeout_s
+        return f"{self._allowed_s:.0f} s" if allowed is None else f"sample_timeout_s={allowed}"
+
+    def _overdue(self) -> list[int]:
+        allowed, now = self._allowed_s, time.monotonic()
+        return [runner for runner, flight in self._in_flight.items() if now - flight.since > allowed]
+
+    @override(Sampling)
+    def give_up_the_late(self) -> None:
+        """See `Sampling`.
+
+        Raises:
+            UserError: If the config does not tolerate that runners die.
+        """
+        for runner in self._overdue():
+            self._give_up(runner, f"took longer than {self._limit}")
+
+    def _give_up(self, runner: int, why: str) -> None:
+        """Kills one that hangs; `_look_after_the_dead` takes its replacement into service."""
+        self._is_gone(runner)
+        ray.kill(self._manager.actors()[runner], no_restart=False)
+        check_tolerated(self._config, f"Environment runner {runner} {why}")
+        _logger.warning("Environment runner %d %s; it was killed, and what it owes is given up.", runner, why)
+
+    @override(Sampling)
+    def ask_all(self, call: Callable[[Any], Any]) -> dict[int, Any]:
+        """See `Sampling`.
+
+        Raises:
+            Exception: What a runner raised.
+            UserError: If one is given up and the config does not tolerate it.
+        """
+        actors, healthy = self._manager.actors(), self._manager.healthy_actor_ids()
+        asked = {runner: actors[runner].apply.remote(call) for runner in healthy}
+        if asked:
+            ray.wait(list(asked.values()), num_returns=len(asked), timeout=stack.RUNNER_PATIENCE_S)
+        answers, over = {}, set(_ready(list(asked.values())))
+        for runner, ref in asked.items():
+            try:
+                if ref in over:
+                    answers[runner] = fetch(ref)
+                else:
+                    self._give_up(runner, f"did not answer for {stack.RUNNER_PATIENCE_S:.0f} s")
+            except UnserializableException:  # the user's error, which cannot travel
+                raise
+            except RayError as error:
+                self._has_died(runner, error)
+        return answers
 
     def _look_after_the_dead(self) -> None:
         """Asks for signs of life, without waiting, and takes those who give any back into service."""
@@ -318,13 +400,23 @@ class RemoteSampling(Sampling):
             raise failure(
                 f"None of {self._config.num_env_runners} environment runners handed on samples for "
                 f"{stack.RUNNER_PATIENCE_S:.0f} seconds: they died and did not come back, or they take longer "
-                f"than sample_timeout_s={self._config.sample_timeout_s} for a fragment."
+                f"than {self._limit} for a fragment."
             )
 
     @override(Sampling)
     def forget(self) -> None:
+        self.give_up_the_late()  # what is asked of them next would wait behind what is forgotten
         self._in_flight.clear()
         self._acts_with.clear()
+
+    @override(Sampling)
+    def stop(self) -> None:
+        """See `Sampling`: RLlib would wait for them for ever."""
+        if self._in_flight:
+            refs = {flight.sampled: runner for runner, flight in self._in_flight.items()}
+            for ref in ray.wait(list(refs), num_returns=len(refs), timeout=GRACE_S)[1]:
+                ray.kill(self._manager.actors()[refs[ref]])
+            self._in_flight.clear()
 
 
 def _ready(refs: list[ray.ObjectRef]) -> list[ray.ObjectRef]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rllib_hpo.rllib.remote import Weights
 
 RUNNER_PATIENCE_S = 300.0
-"""How long training waits for samples when every runner is dead or too slow."""
+"""How long training waits for samples when every runner is dead or too slow, and for any other answer of a runner."""
 
 
 class Stack(ABC):
@@ -77,6 +77,10 @@ class Stack(ABC):
     @abstractmethod
     def is_savable(self) -> bool:
         """Whether a checkpoint taken now resumes as well as one taken on schedule."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Ends workers that RLlib would wait for without a limit."""
 
     @abstractmethod
     def report(self, learner_metrics: dict[str, float]) -> dict[str, Any] | None:

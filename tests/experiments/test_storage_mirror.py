@@ -233,6 +233,28 @@ def test_the_best_stays_also_where_another_node_goes_on(node: Node, other: Node,
     assert 200 not in steps
 
 
+def test_the_best_is_that_of_its_own_weights(node: Node, other: Node, shared: Path) -> None:
+    """Where evaluations run beside training: the manifests hold the return of the evaluation before."""
+    mirror = node.starts()
+    for step, before, own in ((100, None, 5.0), (200, 5.0, 1.0)):
+        mirror.checkpoint(node.saves(step, segments=1, returned=before))
+        CheckpointStore(node.run).evaluated(step, own)
+    mirror.checkpoint(node.saves(300, segments=1, returned=1.0))
+    mirror.finish()
+    mirror.close()
+    other.starts(300)
+    assert CheckpointStore(other.run).returns() == {"100": 5.0, "200": 1.0}
+    CheckpointStore(other.run).evaluated(300, 2.0)
+    for step in (400, 500, 600):
+        other.mirror.checkpoint(other.saves(step, segments=1, returned=2.0))
+        other.mirror.finish()
+        other.forgets(step - 100)
+    there = [name for name in on_storage(shared) if name.startswith("checkpoints/step-")]
+    steps = [int(name[-3:]) for name in there]
+    assert (steps[0], steps[-1]) == (100, 600)
+    assert 200 not in steps
+
+
 def test_training_goes_on_while_storage_is_away(
     node: Node, handler: FailingHandler, caplog: pytest.LogCaptureFixture, shared: Path
 ) -> None:

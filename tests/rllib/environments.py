@@ -22,7 +22,8 @@ class CountingEnv(gym.Env[np.ndarray, np.ndarray]):
     """Observes [episode, step, last action]; odd episodes end proper after `length` steps, even ones by time limit.
 
     Options of the config: `length` of an episode, and `bad_step` (counted over the environment's life)
-    at which `bad` ("observation" or "reward") becomes `value`, or happens ("error", "slow", "dead").
+    at which `bad` ("observation" or "reward") becomes `value`, or happens ("error", "slow", "dead"; or "hung", for
+    ever in the runner `hung_runner`, but only in the first process to make the file `hung`).
     """
 
     observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
@@ -64,6 +65,11 @@ class CountingEnv(gym.Env[np.ndarray, np.ndarray]):
                 time.sleep(4)
             case "dead":
                 os._exit(1)
+            case "hung" if (
+                self.runner == self.config["hung_runner"] and not Path(self.config["hung"]).exists()
+            ):
+                Path(self.config["hung"]).touch()
+                time.sleep(1_000_000)
         return observed, reward
 
 

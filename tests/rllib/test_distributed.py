@@ -69,6 +69,8 @@ def acting_parameters(runner: Any) -> dict[str, Any]:
     return {name: value.numpy().copy() for name, value in runner.module.model.state_dict().items()}
 
 
+BOTH_WAYS = pytest.mark.parametrize("lead", [0, "auto"], ids=["turns", "overlapping"])
+"""For what holds however far sampling may lead learning."""
 COUNTED = list(itertools.product((1, 3), (0.25, 1.0, 2.0), (0, 1)))
 COUNTED_FIRST = {(1, 0.25, 0), (3, 1.0, 0), (3, 2.0, 1)}
 
@@ -101,9 +103,13 @@ def test_runners_act_with_the_learners_newest_weights(algorithm: str) -> None:
     with running(remote_config(algorithm, alpha="auto", num_learners=int(algorithm == "sac-hpo"))) as built:
         train_to(built, 80)
         newest = on_learner(built, lambda learner: learner.acting_state())
-        built.stack.frozen_weights().give_to(built.env_runner)
-        weights = ray.put(built.stack.frozen_weights())
-        on_runners(built, lambda runner: ray.get(weights).give_to(runner))
+        # The next request for samples brings the weights.
+        pipeline = built.stack.pipeline
+        pipeline._ask_for_a_round(built.env_steps + 8)
+        pipeline.settle()
+        assert [block.num_steps for block in pipeline._queue] == [4, 4]
+        assert {block.weights_seq_no for block in pipeline._queue} == {built.num_updates}
+        assert built.num_updates > 3
         for parameters in on_runners(built, acting_parameters):
             state = {name.removeprefix("model."): np.asarray(value) for name, value in newest.items()}
             assert_equal(state, parameters)
@@ -116,13 +122,25 @@ def test_runners_act_with_the_learners_newest_weights(algorithm: str) -> None:
         assert_equal(state, acting_parameters(built.env_runner))
 
 
-def test_policy_lag_counts_updates_since_the_weights_that_acted() -> None:
+def test_policy_lag_counts_updates_since_the_weights_that_acted(monkeypatch: pytest.MonkeyPatch) -> None:
     with running(remote_config(steps_per_iteration=8)) as algorithm:
         lags = []
         for _ in range(4):
             algorithm.train()
             lags.append(algorithm.stack.policy_lag)
         assert lags == [0, 0, 4, 8]  # a round of eight steps each, and a warm-up of twenty
+        sampling = algorithm.stack.pipeline._sampling
+        arrived = sampling.arrived
+        monkeypatch.setattr(
+            sampling,
+            "arrived",
+            lambda: [
+                block._replace(weights_seq_no=block.weights_seq_no - 8 * (block.runner == 2))
+                for block in arrived()
+            ],
+        )
+        algorithm.train()
+        assert algorithm.stack.policy_lag == 16  # of the second runner, which acted with older weights
 
 
 def test_a_remote_learner_alone_equals_a_local_one() -> None:
@@ -228,18 +246,20 @@ def test_a_checkpoint_without_one_runners_state_repeats_nothing(tmp_path: Path) 
         assert on_runners(resumed, lambda runner: runner._owner) == [("runner", 1, 40), ("runner", 2, 0)]
 
 
-def test_a_runner_that_dies_may_end_the_run() -> None:
-    with running(remote_config().fault_tolerance(restart_failed_env_runners=False)) as algorithm:
+@BOTH_WAYS
+def test_a_runner_that_dies_may_end_the_run(lead: Any) -> None:
+    config = remote_config().env_runners(max_lead_steps=lead)
+    with running(config.fault_tolerance(restart_failed_env_runners=False)) as algorithm:
         algorithm.train()
         kill_a_runner(algorithm)
         with pytest.raises(UserError, match=r"An environment runner died, and restart_failed_env_runners is"):
             algorithm.train()
 
 
-def test_a_runner_that_dies_may_be_missed() -> None:
-    config = remote_config().fault_tolerance(
-        restart_failed_env_runners=False, ignore_env_runner_failures=True
-    )
+@BOTH_WAYS
+def test_a_runner_that_dies_may_be_missed(lead: Any) -> None:
+    config = remote_config().env_runners(max_lead_steps=lead)
+    config.fault_tolerance(restart_failed_env_runners=False, ignore_env_runner_failures=True)
     with running(config) as algorithm:
         algorithm.train()
         kill_a_runner(algorithm)
@@ -261,8 +281,10 @@ def test_runners_that_hand_on_nothing_end_the_run(trouble: str, monkeypatch: pyt
         assert algorithm.env_steps == 0
 
 
-def test_a_learner_that_dies_ends_the_run_with_a_sentence() -> None:
-    with running(remote_config(num_env_runners=0, num_learners=1)) as algorithm:
+@BOTH_WAYS
+def test_a_learner_that_dies_ends_the_run_with_a_sentence(lead: Any) -> None:
+    config = remote_config(num_env_runners=0, num_learners=1).env_runners(max_lead_steps=lead)
+    with running(config) as algorithm:
         algorithm.train()
         pid = on_learner(algorithm, lambda learner: os.getpid())
         os.kill(pid, signal.SIGKILL)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ray.tune import PlacementGroupFactory
 
-from rllib_hpo.errors import NonFiniteError, SettingsError
+from rllib_hpo.errors import NonFiniteError, SettingsError, StorageError, UserError
 from rllib_hpo.results import read_rows, without_volatile
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.config import ActorCriticConfig
@@ -126,15 +127,21 @@ def test_a_runner_that_is_killed_is_replaced_and_its_evaluation_repeated(tmp_pat
     assert steps_in(tmp_path) == [40, 80]
 
 
+def killed_at(directory: Path, env_steps: int) -> None:
+    """Makes a checkpoint with an evaluation pending, of a run that then ends as one that is killed."""
+    with suppress(KeyboardInterrupt), running(gated(directory)) as algorithm:
+        algorithm.latest_evaluation = {"env_steps": -1}
+        train_to(algorithm, env_steps)
+        algorithm.save_to_path(directory / "checkpoint")
+        assert algorithm.evaluation_runners.num_pending == 1
+        raise KeyboardInterrupt
+    assert steps_in(directory) == []
+
+
 @pytest.mark.parametrize("number", [1, 0])
 def test_a_pending_evaluation_is_in_the_checkpoint(number: int, tmp_path: Path) -> None:
     """A run that is killed then, and goes on with or without runners, has each row once."""
-    with running(gated(tmp_path)) as algorithm:
-        algorithm.latest_evaluation = {"env_steps": -1}
-        train_to(algorithm, 60)
-        algorithm.save_to_path(tmp_path / "checkpoint")
-        assert algorithm.evaluation_runners.num_pending == 1
-    assert steps_in(tmp_path) == []  # a checkpoint holds it: nobody waits for it
+    killed_at(tmp_path, 60)
     (tmp_path / "gate").touch()
     with running(gated(tmp_path, number)) as resumed:
         resumed.restore_from_path(tmp_path / "checkpoint")
@@ -147,12 +154,48 @@ def test_a_pending_evaluation_is_in_the_checkpoint(number: int, tmp_path: Path) 
     assert pending.equals(rows_without_runners(tmp_path, 40).slice(1))
 
 
-def test_what_no_checkpoint_holds_is_waited_for_in_the_end(tmp_path: Path) -> None:
-    """As where Tune stops a trial at its last step."""
-    (tmp_path / "gate").touch()
+@pytest.mark.parametrize("saved", ["not", "to a path", "as a state", "to a full disk"])
+def test_what_is_pending_is_waited_for_in_the_end(
+    saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where Tune stops a trial at its last step, whether or not there is a checkpoint with it."""
+
+    def full(directory: Path, data: bytes) -> None:
+        raise StorageError("No space left on device")
+
     with running(gated(tmp_path)) as algorithm:
-        train_to(algorithm, 40)
-    assert steps_in(tmp_path) == [0, 40]
+        algorithm.latest_evaluation = {"env_steps": -1}
+        train_to(algorithm, 60)
+        assert algorithm.evaluation_runners.num_pending == 1
+        if saved == "to a path":
+            algorithm.save_to_path(tmp_path / "checkpoint")
+        elif saved == "as a state":
+            algorithm.get_state()
+        elif saved == "to a full disk":
+            monkeypatch.setattr("rllib_hpo.rllib.checkpointing.write_atomically", full)
+            with pytest.raises(StorageError):
+                algorithm.save_to_path(tmp_path / "checkpoint")
+        (tmp_path / "gate").touch()
+    assert steps_in(tmp_path) == [40]
+    if saved == "to a path":  # a run that goes on from there has the row once, too
+        with running(gated(tmp_path)) as resumed:
+            resumed.restore_from_path(tmp_path / "checkpoint")
+            train_to(resumed, 80)
+        assert steps_in(tmp_path) == [40, 80]
+
+
+def test_what_is_pending_is_waited_for_where_a_run_goes_back(tmp_path: Path) -> None:
+    """Its rows are there, as those of a run that evaluates in the driver."""
+    with running(gated(tmp_path)) as algorithm:
+        algorithm.latest_evaluation = {"env_steps": -1}
+        train_to(algorithm, 20)
+        algorithm.save_to_path(tmp_path / "checkpoint")
+        train_to(algorithm, 60)
+        assert algorithm.evaluation_runners.num_pending == 1
+        (tmp_path / "gate").touch()
+        algorithm.restore_from_path(tmp_path / "checkpoint")
+        assert steps_in(tmp_path) == [40]
+        assert algorithm.latest_evaluation == {"env_steps": -1}
 
 
 def test_a_bad_evaluation_stops_the_run() -> None:
@@ -167,6 +210,33 @@ def test_a_bad_evaluation_stops_the_run() -> None:
         pytest.raises(NonFiniteError, match=message),
     ):
         algorithm.train()
+
+
+def test_what_is_lacking_for_runners_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the algorithm is built, and nothing is left behind: not one that waits for a CPU, either."""
+    monkeypatch.setattr("rllib_hpo.rllib.stack.RUNNER_PATIENCE_S", 5.0)
+    config = tiny_config().evaluation(evaluation_num_env_runners=9)
+    message = r"Of evaluation_num_env_runners=9 only [0-4] started within 5 seconds: each needs a CPU, and of the 4 "
+    with pytest.raises(UserError, match=message):
+        config.build_algo()
+    monkeypatch.undo()
+    with running(tiny_config().evaluation(evaluation_num_env_runners=4)) as algorithm:
+        algorithm.train()
+
+
+class BrokenAtRunners(CountingEnv):
+    """Can be made in the process `driver` alone."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        if os.getpid() != config["driver"]:
+            raise RuntimeError("the licence of the user's simulator")
+
+
+def test_why_a_runner_cannot_be_made_is_said() -> None:
+    config = tiny_config(env=BrokenAtRunners).environment(env_config={"driver": os.getpid()})
+    with pytest.raises(UserError, match="the licence of the user's simulator"):
+        config.evaluation(evaluation_num_env_runners=1).build_algo()
 
 
 def test_tune_is_asked_for_a_processor_for_each() -> None:

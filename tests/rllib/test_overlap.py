@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import ray
 
-from rllib_hpo.errors import SettingsError
+from rllib_hpo.errors import SettingsError, UserError
 from rllib_hpo.learning.replay import RowLayout
 from rllib_hpo.results import read_rows
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
@@ -222,7 +223,7 @@ def test_a_late_runner_is_told_of_once_and_not_waited_for(
             in_flight = algorithm.stack.pipeline._sampling._in_flight
             assert in_flight[1].request.random_actions  # still
             (tmp_path / "gate").touch()
-            algorithm.stack.pipeline.settle()
+            ray.wait([in_flight[1].rows], timeout=60)
             train_to(algorithm, 160)
         rows = rows_of(algorithm)
     told = [record.getMessage() for record in caplog.records if "runner 1 takes" in record.getMessage()]
@@ -230,6 +231,71 @@ def test_a_late_runner_is_told_of_once_and_not_waited_for(
     assert "sample_timeout_s=1.0 for 8 steps" in told[0]
     # A step of an episode has a number. Those of the late runner are there from its first on.
     assert rows[:, 1].tolist().count(0.0) == 2
+
+
+def hanging(directory: Path, bad_step: int, **settings: Any) -> ActorCriticConfig:
+    """A config whose runner 1 hangs in its step `bad_step`, once; its environments cannot be saved."""
+    hung = {"bad": "hung", "bad_step": bad_step, "hung": str(directory / "hung"), "hung_runner": 1}
+    config = overlapping(CountingEnv, steps_per_iteration=20, **settings)
+    return config.environment(env_config={"length": 7, **hung}).env_runners(sample_timeout_s=1.0)
+
+
+# Leads: turns; a fragment, which the one that hangs could use up; and the default.
+@pytest.mark.parametrize("lead", [0, 8, "auto"])
+@pytest.mark.parametrize("bad_step", [3, 15])
+def test_a_runner_that_hangs_is_given_up_before_a_checkpoint(
+    lead: Any, bad_step: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And replaced; the run goes on before and after, and so does the one that resumes it."""
+    config = hanging(tmp_path, bad_step).env_runners(max_lead_steps=lead)
+    with running(config) as algorithm, caplog.at_level(logging.WARNING, "rllib_hpo.rllib.sampling"):
+        while not (tmp_path / "hung").exists() or algorithm.env_steps % 40:
+            algorithm.train()
+            assert algorithm.env_steps < 400
+        saved = algorithm.env_steps
+        algorithm.save_to_path(tmp_path / "checkpoint")
+        assert "runner 1 took longer than sample_timeout_s=1.0; it was killed" in caplog.text
+        wait_for_the_replacement(algorithm)
+        while len(algorithm.env_runner_group.healthy_env_runner_ids()) < 2:
+            algorithm.train()
+        train_to(algorithm, algorithm.env_steps + 40)
+        learner = on_learner(algorithm, learner_facts)
+        assert learner["total_rows"] == algorithm.env_steps
+        assert learner["num_updates"] == algorithm.num_updates == algorithm.env_steps - 20
+    with loaded(tmp_path / "checkpoint") as resumed:
+        assert resumed.env_steps == on_learner(resumed, learner_facts)["total_rows"] == saved
+        train_to(resumed, saved + 40)
+
+
+def test_a_runner_that_hangs_is_given_up_before_a_checkpoint_off_schedule(tmp_path: Path) -> None:
+    with running(hanging(tmp_path, 3, checkpoint_every=10_000)) as algorithm:
+        train_to(algorithm, 80)
+        assert not algorithm.is_savable()  # of the other runner's
+        assert algorithm.env_runner_group.healthy_env_runner_ids() == [2]
+        algorithm.save_to_path(tmp_path / "checkpoint")
+        train_to(algorithm, 120)
+
+
+def test_a_runner_that_hangs_ends_a_run_that_may_lose_none(tmp_path: Path) -> None:
+    """In a sentence, at the checkpoint; and the run can be stopped."""
+    config = hanging(tmp_path, 3).fault_tolerance(restart_failed_env_runners=False)
+    with (
+        running(config) as algorithm,
+        pytest.raises(
+            UserError, match=r"runner 1 took longer than sample_timeout_s=1\.0, and restart_failed"
+        ),
+    ):
+        train_to(algorithm, 40)
+
+
+def test_a_run_can_be_stopped_while_a_runner_hangs(tmp_path: Path) -> None:
+    """Also before it is late."""
+    config = hanging(tmp_path, 15, checkpoint_every=10_000).env_runners(sample_timeout_s=60.0)
+    with running(config) as algorithm:
+        while not (tmp_path / "hung").exists():
+            algorithm.train()
+        began = time.monotonic()
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize("num_learners", [0, pytest.param(1, marks=pytest.mark.slow)])
