@@ -337,7 +337,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--chunk", type=int, default=20, help="updates of one contestant in a round")
-    parser.add_argument("--out", type=Path, default=machine.RESULTS / "update_speed.json")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="JSON file (default results/update_speed.json, with --compiled update_speed_compiled.json)",
+    )
     parser.add_argument(
         "--compiled",
         action="store_true",
@@ -357,7 +361,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for line in misses(rows):
         print(f"not reached: {line}")
     content = {"benchmark": "update_speed", "machine": facts, "batch_size": BATCH_SIZE}
-    machine.write_json(options.out, content | {"updates": rows})
+    name = "update_speed_compiled.json" if options.compiled else "update_speed.json"
+    machine.write_json(options.out or machine.RESULTS / name, content | {"updates": rows})
 
 
 if __name__ == "__main__":
