@@ -69,7 +69,9 @@ def acting_parameters(runner: Any) -> dict[str, Any]:
     return {name: value.numpy().copy() for name, value in runner.module.model.state_dict().items()}
 
 
-BOTH_WAYS = pytest.mark.parametrize("lead", [0, "auto"], ids=["turns", "overlapping"])
+BOTH_WAYS = pytest.mark.parametrize(
+    "lead", [0, pytest.param("auto", marks=pytest.mark.slow)], ids=["turns", "overlapping"]
+)
 """For what holds however far sampling may lead learning."""
 COUNTED = list(itertools.product((1, 3), (0.25, 1.0, 2.0), (0, 1)))
 COUNTED_FIRST = {(1, 0.25, 0), (3, 1.0, 0), (3, 2.0, 1)}
@@ -196,7 +198,7 @@ def wait_for_the_replacement(algorithm: ActorCriticAlgorithm) -> None:
     raise AssertionError("Ray did not start the actor anew")
 
 
-@pytest.mark.parametrize("noticed", [True, False])
+@pytest.mark.parametrize("noticed", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_runner_that_dies_is_replaced(noticed: bool, tmp_path: Path) -> None:
     """Counts stay exact, the replacement draws from streams of its own, and a checkpoint knows them.
 

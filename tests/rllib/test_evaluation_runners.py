@@ -154,7 +154,13 @@ def test_a_pending_evaluation_is_in_the_checkpoint(number: int, tmp_path: Path) 
     assert pending.equals(rows_without_runners(tmp_path, 40).slice(1))
 
 
-@pytest.mark.parametrize("saved", ["not", "to a path", "as a state", "to a full disk"])
+@pytest.mark.parametrize(
+    "saved",
+    [
+        "to a path",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("not", "as a state", "to a full disk")),
+    ],
+)
 def test_what_is_pending_is_waited_for_in_the_end(
     saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,6 +218,7 @@ def test_a_bad_evaluation_stops_the_run() -> None:
         algorithm.train()
 
 
+@pytest.mark.slow
 def test_what_is_lacking_for_runners_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the algorithm is built, and nothing is left behind: not one that waits for a CPU, either."""
     monkeypatch.setattr("rllib_hpo.rllib.stack.RUNNER_PATIENCE_S", 5.0)

@@ -68,7 +68,9 @@ def measured(algorithm: ActorCriticAlgorithm, env_steps: int) -> list[dict[str, 
     return found
 
 
-@pytest.mark.parametrize(("num_env_runners", "num_learners"), [(2, 0), (2, 1), (0, 1)])
+@pytest.mark.parametrize(
+    ("num_env_runners", "num_learners"), [(2, 0), pytest.param(2, 1, marks=pytest.mark.slow), (0, 1)]
+)
 def test_counts_are_exact_at_every_stop(num_env_runners: int, num_learners: int, tmp_path: Path) -> None:
     """And no step of a runner is lost or repeated where a stop cuts what it handed on."""
     settings = {"warmup_steps": 27, "evaluation_every": 35, "steps_per_iteration": 50}
@@ -185,7 +187,7 @@ def kill(pids: list[int]) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("how_many", [1, 2])
+@pytest.mark.parametrize("how_many", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_runners_that_are_killed_are_replaced(how_many: int) -> None:
     """What they had handed on counts, what they were asked for is given up, and nothing is repeated."""
     seen: list[int] = []
@@ -241,8 +243,16 @@ def hanging(directory: Path, bad_step: int, **settings: Any) -> ActorCriticConfi
 
 
 # Leads: turns; a fragment, which the one that hangs could use up; and the default.
-@pytest.mark.parametrize("lead", [0, 8, "auto"])
-@pytest.mark.parametrize("bad_step", [3, 15])
+@pytest.mark.parametrize(
+    ("bad_step", "lead"),
+    [
+        (3, "auto"),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in ((3, 0), (3, 8), (15, 0), (15, 8), (15, "auto"))
+        ),
+    ],
+)
 def test_a_runner_that_hangs_is_given_up_before_a_checkpoint(
     lead: Any, bad_step: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -267,6 +277,7 @@ def test_a_runner_that_hangs_is_given_up_before_a_checkpoint(
         train_to(resumed, saved + 40)
 
 
+@pytest.mark.slow
 def test_a_runner_that_hangs_is_given_up_before_a_checkpoint_off_schedule(tmp_path: Path) -> None:
     with running(hanging(tmp_path, 3, checkpoint_every=10_000)) as algorithm:
         train_to(algorithm, 80)
@@ -276,6 +287,7 @@ def test_a_runner_that_hangs_is_given_up_before_a_checkpoint_off_schedule(tmp_pa
         train_to(algorithm, 120)
 
 
+@pytest.mark.slow
 def test_a_runner_that_hangs_ends_a_run_that_may_lose_none(tmp_path: Path) -> None:
     """In a sentence, at the checkpoint; and the run can be stopped."""
     config = hanging(tmp_path, 3).fault_tolerance(restart_failed_env_runners=False)
@@ -288,6 +300,7 @@ def test_a_runner_that_hangs_ends_a_run_that_may_lose_none(tmp_path: Path) -> No
         train_to(algorithm, 40)
 
 
+@pytest.mark.slow
 def test_a_run_can_be_stopped_while_a_runner_hangs(tmp_path: Path) -> None:
     """Also before it is late."""
     config = hanging(tmp_path, 15, checkpoint_every=10_000).env_runners(sample_timeout_s=60.0)
@@ -318,6 +331,7 @@ def test_a_resumed_run_neither_loses_nor_repeats_a_step(num_learners: int, tmp_p
     assert len([length for length in chains(learner["rows"]) if length < EPISODE]) <= 2
 
 
+@pytest.mark.slow
 def test_a_checkpoint_can_be_gone_on_with_in_one_process(tmp_path: Path) -> None:
     """What was queued there is counted first."""
     with running(overlapping()) as algorithm:
@@ -392,6 +406,7 @@ def test_statistics_of_wrappers_are_those_of_the_counted_steps() -> None:
         assert state["count"] == pytest.approx(40 + episodes, abs=0.01)
 
 
+@pytest.mark.slow
 def test_an_environment_that_cannot_be_saved_is_rebuilt_with_rollouts_in_flight(tmp_path: Path) -> None:
     config = overlapping(CountingEnv).environment(env_config={"length": 7})
     with running(config) as algorithm:
