@@ -52,6 +52,7 @@ def test_policy_lag_counts_updates_since_the_weights_that_acted() -> None:
     assert lags == [0, 0, 0, 0, 0, 4, 4, 8]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced() -> None:
     config = old_config("sac-hpo", NoisyEnv).env_runners(num_env_runners=2, rollout_fragment_length=4)
     with running(config) as built:
@@ -75,6 +76,7 @@ def test_a_worker_that_dies_is_replaced() -> None:
     assert dict(indices)[2] == 0
 
 
+@pytest.mark.slow
 def test_resumed_workers_explore_apart(tmp_path: Path) -> None:
     config = old_config("sac-hpo").env_runners(num_env_runners=2, rollout_fragment_length=4)
     with running(config) as built:
@@ -89,6 +91,7 @@ def test_resumed_workers_explore_apart(tmp_path: Path) -> None:
         assert_all_differ(rows_of(resumed))
 
 
+@pytest.mark.slow
 def test_tune_runs_it(tmp_path: Path) -> None:
     tuner = tune.Tuner(
         SACHPO,
