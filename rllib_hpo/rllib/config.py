@@ -222,7 +222,8 @@ class ActorCriticConfig(AlgorithmConfig):
         Args:
             max_lead_steps: The most that sampling may lead learning by, where one of them is remote: steps asked
                 for or arrived whose updates are not all made. "auto" is four fragments of every runner; 0 lets
-                them take turns, so that the run repeats itself exactly.
+                them take turns, so that the run repeats itself exactly. A runner slower than others acts with
+                weights older than that: nobody waits for it.
             options: RLlib's own.
         """
         if max_lead_steps is not NotProvided:

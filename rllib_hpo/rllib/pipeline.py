@@ -6,7 +6,8 @@
 Every runner is at work on a request, unless sampling leads learning by `max_lead_steps`: steps that were asked
 for, or have arrived, and whose updates are not all made. (Those of runners that are late by `sample_timeout_s` do not
 count.) The learner waits only when it owes no update. So the slower side never waits, and the faster one leads by no
-more than that.
+more than that. The policy lag, updates made since those behind the weights that acted, has that bound with one runner;
+with several, the quick overtake the slow, whose weights are as many updates older.
 
 A step of the run counts when its block leaves the queue; updates are then due as `Schedule` says. A block that
 crosses a stop (an evaluation, a checkpoint, the end of an iteration) is cut there: its rest stays queued for after

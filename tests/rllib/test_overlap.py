@@ -359,13 +359,33 @@ def test_going_back_to_a_checkpoint_forgets_what_was_in_flight(tmp_path: Path) -
         assert len([length for length in chains(rows_of(algorithm)) if length < EPISODE]) <= 2
 
 
-def test_weights_are_numbered_and_the_lag_is_bounded_by_the_lead() -> None:
-    with running(overlapping()) as algorithm:
+def test_weights_are_numbered_and_one_runners_lag_is_bounded_by_the_lead() -> None:
+    """Its rollouts are learned from in the order in which it was asked for them."""
+    with running(overlapping(num_env_runners=1)) as algorithm:
         found = measured(algorithm, 160)
         assert algorithm.stack.frozen_weights().number == algorithm.num_updates == 140
     assert "policy_lag_max" in found[-1]
     for iteration in found[2:]:
-        assert 0 < iteration["policy_lag_mean"] <= iteration["policy_lag_max"] <= 32 + 8
+        assert 0 < iteration["policy_lag_mean"] <= iteration["policy_lag_max"] <= 32
+
+
+def test_a_slow_runner_acts_with_old_weights_and_nobody_waits_for_it() -> None:
+    """What others learn from overtakes what it was asked for: no lead bounds that, and the lag tells it."""
+    with running(overlapping(evaluation_every=100_000, checkpoint_every=100_000)) as algorithm:
+        measured(algorithm, 40)
+        slow = on_runners(algorithm, lambda runner: os.getpid())[0]
+        os.kill(slow, signal.SIGSTOP)
+        try:
+            meanwhile = measured(algorithm, 120)
+        finally:
+            os.kill(slow, signal.SIGCONT)
+        assert max(iteration["most_lead_steps"] for iteration in meanwhile) <= 32
+        lag = 0.0
+        while lag <= 60:
+            assert algorithm.env_steps < 20_000
+            lag = max(
+                lag, *(each.get("policy_lag_max", 0) for each in measured(algorithm, algorithm.env_steps + 1))
+            )
 
 
 @pytest.mark.parametrize("num_learners", [0, pytest.param(1, marks=pytest.mark.slow)])
