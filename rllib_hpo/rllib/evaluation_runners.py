@@ -10,6 +10,7 @@ They are concluded in the order of their steps. A runner that dies is replaced b
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from rllib_hpo.rllib.evaluation import Evaluation, evaluate
 from rllib_hpo.rllib.remote import fetch
 from rllib_hpo.rllib.torch_options import set_torch_options
 
+_logger = logging.getLogger(__name__)
 MAX_RETRIES = 3
 """How often an evaluation whose process died is repeated."""
 
@@ -106,7 +108,11 @@ class EvaluationRunners:
         if not self._runners:
             return
         pings, number = [runner.ping.remote() for runner in self._runners], len(self._runners)
-        there, missing = ray.wait(pings, num_returns=number, timeout=stack.RUNNER_PATIENCE_S)
+        in_silence = stack.RUNNER_PATIENCE_S / 20
+        there, missing = ray.wait(pings, num_returns=number, timeout=in_silence)
+        if missing:
+            _logger.warning("Waiting for %d of %d evaluation runners: %s", len(missing), number, _free_cpus())
+            there, missing = ray.wait(pings, num_returns=number, timeout=stack.RUNNER_PATIENCE_S - in_silence)
         for ping in there:
             try:
                 fetch(ping)
@@ -115,9 +121,7 @@ class EvaluationRunners:
         if missing:
             raise UserError(
                 f"Of evaluation_num_env_runners={number} only {len(there)} started within "
-                f"{stack.RUNNER_PATIENCE_S:.0f} seconds: each needs a CPU, and of the "
-                f"{ray.cluster_resources().get('CPU', 0):g} CPUs of the Ray cluster "
-                f"{ray.available_resources().get('CPU', 0):g} are free."
+                f"{stack.RUNNER_PATIENCE_S:.0f} seconds: {_free_cpus()}"
             )
 
     def __len__(self) -> int:
@@ -203,6 +207,13 @@ class EvaluationRunners:
         for runner in self._runners:
             ray.kill(runner)
         self._runners = []
+
+
+def _free_cpus() -> str:
+    has, free = (
+        resources.get("CPU", 0) for resources in (ray.cluster_resources(), ray.available_resources())
+    )
+    return f"each needs a CPU, and of the {has:g} CPUs of the Ray cluster {free:g} are free."
 
 
 def _at_hand(weights: ray.ObjectRef | dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import ray
 from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID, MultiAgentBatch, SampleBatch
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
@@ -27,6 +28,7 @@ from rllib_hpo.learning.replay import Batch
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.rllib import stack
 from rllib_hpo.rllib.remote import rollouts_of
+from rllib_hpo.rllib.sampling import GRACE_S
 from rllib_hpo.rllib.torch_policy import ActorCriticTorchPolicy, as_sample_batch
 from rllib_hpo.streams import numpy_generator
 
@@ -164,7 +166,12 @@ class PolicyStack(stack.Stack):
 
     @override(stack.Stack)
     def stop(self) -> None:
-        """Nothing: nobody is at work between two iterations."""
+        """See `Stack`: a worker that hangs in a step of its environment would be waited for."""
+        actors = self.algorithm.env_runner_group._worker_manager.actors().values()
+        pings = {actor.ping.remote(): actor for actor in actors}
+        if pings:
+            for ref in ray.wait(list(pings), num_returns=len(pings), timeout=GRACE_S)[1]:
+                ray.kill(pings[ref])
 
     @override(stack.Stack)
     def report(self, learner_metrics: dict[str, float]) -> dict[str, Any]:

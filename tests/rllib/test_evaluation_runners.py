@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
@@ -219,13 +220,16 @@ def test_a_bad_evaluation_stops_the_run() -> None:
 
 
 @pytest.mark.slow
-def test_what_is_lacking_for_runners_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_lacking_for_runners_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Where the algorithm is built, and nothing is left behind: not one that waits for a CPU, either."""
     monkeypatch.setattr("rllib_hpo.rllib.stack.RUNNER_PATIENCE_S", 5.0)
     config = tiny_config().evaluation(evaluation_num_env_runners=9)
     message = r"Of evaluation_num_env_runners=9 only [0-4] started within 5 seconds: each needs a CPU, and of the 4 "
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message), caplog.at_level(logging.WARNING, "rllib_hpo"):
         config.build_algo()
+    assert "of 9 evaluation runners: each needs a CPU, and of the 4 CPUs of the Ray cluster" in caplog.text
     monkeypatch.undo()
     with running(tiny_config().evaluation(evaluation_num_env_runners=4)) as algorithm:
         algorithm.train()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from ray import tune
 
 from rllib_hpo.rllib.algorithm import SACHPO
-from tests.rllib.environments import NoisyEnv
+from tests.rllib.environments import CountingEnv, NoisyEnv
 from tests.rllib.test_policy_stack import old_config, rows_of
 from tests.rllib.tiny import EVERY_ALGORITHM, assert_equal, loaded, running, train_to
 
@@ -74,6 +75,18 @@ def test_a_worker_that_dies_is_replaced() -> None:
     assert sorted(index for index, _ in indices) == [1, 2]
     assert dict(indices)[1] >= 80  # the replacement does not repeat its predecessor's draws
     assert dict(indices)[2] == 0
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_does_not_keep_a_run_from_ending(tmp_path: Path) -> None:
+    hung = {"bad": "hung", "bad_step": 25, "hung": str(tmp_path / "hung"), "hung_runner": 1}
+    config = old_config("sac", CountingEnv).environment(env_config={"length": 7, **hung})
+    config.env_runners(num_env_runners=2, rollout_fragment_length=4, sample_timeout_s=2.0)
+    with running(config) as built:
+        while not (tmp_path / "hung").exists():
+            built.train()
+        began = time.monotonic()
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.slow
