@@ -81,7 +81,7 @@ def test_a_worker_that_dies_is_replaced() -> None:
 def test_a_worker_that_hangs_does_not_keep_a_run_from_ending(tmp_path: Path) -> None:
     hung = {"bad": "hung", "bad_step": 25, "hung": str(tmp_path / "hung"), "hung_runner": 1}
     config = old_config("sac", CountingEnv).environment(env_config={"length": 7, **hung})
-    config.env_runners(num_env_runners=2, rollout_fragment_length=4, sample_timeout_s=2.0)
+    config.env_runners(num_env_runners=2, rollout_fragment_length=4, sample_timeout_s=0.5)
     with running(config) as built:
         while not (tmp_path / "hung").exists():
             built.train()
