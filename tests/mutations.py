@@ -38,6 +38,7 @@ class MutationError(Exception):
 
 HAMILTONIAN = ("samplers/test_hamiltonian.py",)
 LEAPFROG = ("samplers/test_leapfrog.py",)
+CHAIN = ("samplers/test_chain.py",)
 CRITICS = ("test_critics.py",)
 LOSSES = ("learning/test_losses.py",)
 UPDATE = ("learning/test_update.py",)
@@ -55,14 +56,14 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "first half kick missing",
         "samplers/leapfrog.py",
-        "momentum = state.momentum - 0.5 * step_size * state.force",
+        "momentum = add_scaled(state.momentum, state.force, -0.5 * step_size)",
         "momentum = state.momentum",
         LEAPFROG,
     ),
     Mutation(
         "last half kick missing",
         "samplers/leapfrog.py",
-        "LeapfrogState(action, momentum - 0.5 * step_size * new_force, new_force)",
+        "LeapfrogState(action, add_scaled(momentum, new_force, -0.5 * step_size), new_force)",
         "LeapfrogState(action, momentum, new_force)",
         LEAPFROG,
     ),
@@ -83,9 +84,30 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "gate the wrong way round",
         "samplers/forces.py",
-        "transform + gate * (direction - transform)",
-        "direction + gate * (transform - direction)",
+        "torch.lerp(transform, direction, gate), gate",
+        "torch.lerp(direction, transform, gate), gate",
         ("samplers/test_forces.py",),
+    ),
+    Mutation(
+        "chain's gradient without the second kick of a force",
+        "samplers/chain.py",
+        "(steps.scale(k) + (not is_last))",
+        "steps.scale(k)",
+        CHAIN,
+    ),
+    Mutation(
+        "chain's gradient without the drift",
+        "samplers/chain.py",
+        "of_momentum = add_scaled(of_momentum, of_action, drift)",
+        "pass",
+        CHAIN,
+    ),
+    Mutation(
+        "chain's gradient of the rows that have none",
+        "samplers/chain.py",
+        "rows = slice(ctx.detached_rows, None)",
+        "rows = slice(0, None if ctx.detached_rows == 0 else -ctx.detached_rows)",
+        CHAIN,
     ),
     Mutation(
         "temperature missing in the conventional force",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -55,14 +56,49 @@ class GatedForce(nn.Module):
 
     def condition(self, obs: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """The force at fixed states obs (B, S): (action, g) -> (force, gate), all (B, A)."""
+        parameters = self.layers()
         state_part = self.bias if self.state_weight is None else F.linear(obs, self.state_weight, self.bias)
 
         def force(action: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
             inputs = torch.cat([action, direction], dim=-1)
-            hidden = F.elu(F.linear(inputs, self.action_weight) + state_part)
-            for_transform, for_gate = hidden.chunk(2, dim=-1)
-            transform = torch.tanh(self.transform(for_transform))
-            gate = torch.sigmoid(self.gate(for_gate))
-            return transform + gate * (direction - transform), gate
+            hidden = F.elu(torch.addmm(state_part, inputs, parameters.action_weight.mT))
+            transform, gate = heads(hidden, parameters)
+            return torch.lerp(transform, direction, gate), gate
 
         return force
+
+    def layers(self) -> ForceLayers:
+        """The parameters."""
+        return ForceLayers(
+            self.bias,
+            self.action_weight,
+            self.transform.weight,
+            self.transform.bias,
+            self.gate.weight,
+            self.gate.bias,
+            self.state_weight,
+        )
+
+
+class ForceLayers(NamedTuple):
+    """Parameters of a `GatedForce` with U = h_n units in each of its two networks."""
+
+    bias: Tensor
+    """(2 U,)."""
+    action_weight: Tensor
+    """(2 U, 2 A), of action and direction."""
+    transform_weight: Tensor
+    """(A, U)."""
+    transform_bias: Tensor
+    gate_weight: Tensor
+    """(A, U)."""
+    gate_bias: Tensor
+    state_weight: Tensor | None
+    """(2 U, S)."""
+
+
+def heads(hidden: Tensor, layers: ForceLayers) -> tuple[Tensor, Tensor]:
+    """T_h and sigma_h, each (B, A), of the hidden layers (B, 2 U)."""
+    for_transform, for_gate = hidden.chunk(2, dim=-1)
+    transform = torch.addmm(layers.transform_bias, for_transform, layers.transform_weight.mT).tanh()
+    return transform, torch.addmm(layers.gate_bias, for_gate, layers.gate_weight.mT).sigmoid()

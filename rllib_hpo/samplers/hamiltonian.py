@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from rllib_hpo.critics import ConditionedCritic
 from rllib_hpo.errors import SettingsError
 from rllib_hpo.samplers.base import Mode, Noise, Sample, Sampler
+from rllib_hpo.samplers.chain import Direction, Steps, gated_leapfrog
 from rllib_hpo.samplers.forces import GatedForce, unit_gradient
 from rllib_hpo.samplers.gaussian import GaussianPolicy, tanh_gaussian
 from rllib_hpo.samplers.leapfrog import leapfrog
@@ -119,14 +120,16 @@ class HamiltonianSampler(Sampler):
         detached_rows: int = 0,
     ) -> Sample:
         """Draws one action per state; see `Sampler.forward`."""
-        initial_action, log_prob = self.initial_action(obs, noise, detached_rows)
-        action, momentum = self.evolve(
-            initial_action,
-            self.initial_momentum(initial_action, noise, mode),
-            self.force(obs, critic, alpha),
-            mode,
-            final_kick=self.settings.momentum_penalty,
-        )
+        action, log_prob = self.initial_action(obs, noise, detached_rows)
+        momentum = self.initial_momentum(action, noise, mode)
+        final_kick = self.settings.momentum_penalty
+        if self.gated_force is not None and self._learns_from_the_chain(mode):
+            layers, steps = self.gated_force.layers(), self._steps(mode, final_kick)
+            direction = self._directions(critic, alpha)
+            action, momentum = gated_leapfrog(action, momentum, obs, direction, layers, steps, detached_rows)
+        else:
+            force = self.force(obs, critic, alpha)
+            action, momentum = self.evolve(action, momentum, force, mode, final_kick=final_kick)
         penalty = self._momentum_penalty(momentum, alpha) if self.settings.momentum_penalty else None
         return Sample(self._clip(action), log_prob, penalty)
 
@@ -153,11 +156,10 @@ class HamiltonianSampler(Sampler):
         `observe` is shown (gradient of Q, gate) at every evaluation.
         """
         gate = None if self.gated_force is None else self.gated_force.condition(obs)
-        unit = self.settings.force_scale == "unit"
 
         def force(action: Tensor) -> Tensor:
             _, gradient = critic.minimum_and_gradient(action.detach())
-            direction = unit_gradient(gradient) if unit else -gradient / alpha
+            direction = self._direction(gradient, alpha)
             value, openness = (
                 (direction, torch.ones_like(direction)) if gate is None else gate(action, direction)
             )
@@ -177,17 +179,23 @@ class HamiltonianSampler(Sampler):
         final_kick: bool,
     ) -> tuple[Tensor, Tensor]:
         """(a_K, rho_K) from (a_0, rho_0), each (B, A), before clipping."""
+        return leapfrog(action, momentum, force, **self._steps(mode, final_kick)._asdict())
+
+    def _steps(self, mode: Mode, final_kick: bool) -> Steps:
         chain = self.chains[mode]
-        return leapfrog(
-            action,
-            momentum,
-            force,
-            step_size=self.step_size,
-            num_steps=chain.num_steps,
-            final_kick=final_kick,
-            inverse_mass=chain.inverse_mass,
-            momentum_scales=chain.momentum_scales,
-        )
+        return Steps(self.step_size, chain.num_steps, final_kick, chain.inverse_mass, chain.momentum_scales)
+
+    def _direction(self, gradient: Tensor, alpha: Tensor) -> Tensor:
+        return unit_gradient(gradient) if self.settings.force_scale == "unit" else -gradient / alpha
+
+    def _directions(self, critic: ConditionedCritic, alpha: Tensor) -> Direction:
+        """g of an action, (B, A) -> (B, A), a constant for autograd."""
+        return lambda action: self._direction(critic.minimum_and_gradient(action.detach())[1], alpha)
+
+    def _learns_from_the_chain(self, mode: Mode) -> bool:
+        """Whether gradients are asked for, of a chain that has steps of constant size."""
+        wanted = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        return wanted and self.chains[mode].num_steps > 0 and not self.settings.learn_step_size
 
     def _momentum_penalty(self, momentum: Tensor, alpha: Tensor) -> Tensor:
         """alpha beta_0 |rho_K|^2 / 2, (B,), the last term of eq. (12), with the beta_0 of training."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 Force = Callable[[Tensor], Tensor]
@@ -53,12 +54,19 @@ def leapfrog_step(
     """
     if state.force is None:
         raise ValueError("a step without the final kick ends a chain: its momentum is half a kick short")
-    momentum = state.momentum - 0.5 * step_size * state.force
-    action = state.action + (step_size * inverse_mass) * momentum
+    momentum = add_scaled(state.momentum, state.force, -0.5 * step_size)
+    action = add_scaled(state.action, momentum, step_size * inverse_mass)
     if not final_kick:
         return LeapfrogState(action, momentum, None)
     new_force = force(action)
-    return LeapfrogState(action, momentum - 0.5 * step_size * new_force, new_force)
+    return LeapfrogState(action, add_scaled(momentum, new_force, -0.5 * step_size), new_force)
+
+
+def add_scaled(term: Tensor, tensor: Tensor, factor: float | Tensor) -> Tensor:
+    """term + factor * tensor, in one operation."""
+    if isinstance(factor, Tensor):
+        return torch.addcmul(term, tensor, factor)
+    return torch.add(term, tensor, alpha=factor)
 
 
 def leapfrog(
