@@ -78,6 +78,46 @@ def test_log_prob_gradients() -> None:
     assert torch.autograd.gradcheck(lambda m, s: tanh_gaussian(m, s, noise), inputs)
 
 
+def _policy_and_inputs() -> tuple[GaussianPolicy, torch.Tensor, torch.Tensor]:
+    """Some log-stds of it leave [-20, 2]."""
+    generator = torch.Generator().manual_seed(6)
+    policy = GaussianPolicy(5, 3, 16, 1, generator=generator).double()
+    with torch.no_grad():
+        policy.network[-1].weight.mul_(8)
+    obs = torch.randn(40, 5, generator=generator, dtype=torch.float64).requires_grad_()
+    noise = torch.randn(40, 3, generator=generator, dtype=torch.float64)
+    assert 0.02 < (policy(obs)[1] == 2).double().mean() < 0.5
+    return policy, obs, noise
+
+
+@pytest.mark.parametrize("detached_rows", [0, 15])
+@pytest.mark.parametrize("of", [(1, 0), (0, 1), (0.7, 1.3)], ids=["action", "log-density", "both"])
+def test_a_draw_equals_autograd(of: tuple[float, float], detached_rows: int) -> None:
+    """Action and log-density, and their gradients in states and parameters, some rows without."""
+    policy, obs, noise = _policy_and_inputs()
+    drawn = policy.draw(obs, noise, detached_rows)
+    plain = tanh_gaussian(*policy(obs), noise)
+    for ours, theirs in zip(drawn, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(policy.draw(obs, noise), plain, rtol=0.0, atol=0.0)
+    weights = torch.linspace(0.5, 2, 40, dtype=torch.float64).unsqueeze(-1)[detached_rows:]
+    found, expected = (
+        torch.autograd.grad(
+            sum(
+                (w * weights * end.reshape(40, -1)[detached_rows:]).sum()
+                for w, end in zip(of, ends, strict=True)
+                if w
+            ),
+            [obs, *policy.parameters()],
+        )
+        for ends in (drawn, plain)
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        assert theirs.abs().max() > 1e-3
+        torch.testing.assert_close(ours, theirs, rtol=0.0, atol=1e-10)
+
+
 def test_zero_noise_gives_the_mean() -> None:
     """Noise-free evaluation: a = tanh(mu)."""
     mean, log_std = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
