@@ -153,7 +153,7 @@ class ConditionedCritic:
 
     def _gradient_of_both(self, hidden: list[list[Tensor]], q: Tensor) -> Tensor:
         """dQ/da of the smaller Q, (B, A), from both networks with the larger masked out: shapes are static."""
-        smaller = torch.stack([q[0] <= q[1], q[0] > q[1]]).to(q.dtype).unsqueeze(-1)
+        smaller = _is_smaller(q).unsqueeze(-1)
         parts = [smaller] if len(hidden) == 1 else smaller.unbind()
         return _join(
             [
@@ -181,6 +181,16 @@ class ConditionedCritic:
     def _from_action(self, network: Layers) -> list[Tensor]:
         """Weights of a network that sees the action alone."""
         return [network.weights[0][..., self._critic.obs_dim :], *network.weights[1:]]
+
+
+def _is_smaller(q: Tensor) -> Tensor:
+    """1.0 where a critic is the smaller one, else 0.0, (2, B), of (2, B); the first one where they are equal."""
+    if torch.compiler.is_compiling():
+        return torch.stack([q[0] <= q[1], q[0] > q[1]]).to(q.dtype)
+    smaller = torch.empty_like(q)
+    torch.le(q[0], q[1], out=smaller[0])
+    torch.gt(q[0], q[1], out=smaller[1])
+    return smaller
 
 
 def _for(network: Layers, inputs: Tensor) -> Tensor:

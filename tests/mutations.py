@@ -49,8 +49,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "sign of the force",
         "samplers/forces.py",
-        "return -gradient / (",
-        "return gradient / (",
+        "return gradient / (-eps - ",
+        "return gradient / (eps + ",
         HAMILTONIAN,
     ),
     Mutation(
@@ -182,8 +182,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "gradient of the larger twin",
         "critics.py",
-        "torch.stack([q[0] <= q[1], q[0] > q[1]])",
-        "torch.stack([q[0] > q[1], q[0] <= q[1]])",
+        "torch.le(q[0], q[1], out=smaller[0])\n    torch.gt(q[0], q[1], out=smaller[1])",
+        "torch.gt(q[0], q[1], out=smaller[0])\n    torch.le(q[0], q[1], out=smaller[1])",
         CRITICS,
     ),
     Mutation(
@@ -231,7 +231,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "targets move though frozen",
         "learning/update.py",
-        "tau * (1 - frozen)",
+        "torch.rsub(frozen, tau, alpha=tau)",
         "tau",
         BULK,
     ),
@@ -245,22 +245,22 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "termination bootstraps",
         "learning/losses.py",
-        "reward + gamma * (1.0 - terminated) * value",
+        "torch.addcmul(reward, 1.0 - terminated, value, value=gamma)",
         "reward + gamma * value",
         LOSSES,
     ),
     Mutation(
         "sign of alpha in the target",
         "learning/losses.py",
-        "next_q - alpha * next_log_prob",
-        "next_q + alpha * next_log_prob",
+        "torch.addcmul(next_q, alpha, next_log_prob, value=-1)",
+        "torch.addcmul(next_q, alpha, next_log_prob)",
         LOSSES,
     ),
     Mutation(
         "sign of alpha in the objective",
         "learning/losses.py",
-        "else q - alpha * log_prob",
-        "else q + alpha * log_prob",
+        "else alpha * log_prob - q",
+        "else -alpha * log_prob - q",
         LOSSES,
     ),
     Mutation(

@@ -9,9 +9,6 @@ from torch import Tensor
 
 from rllib_hpo.errors import NonFiniteError
 
-LOSSES = ("critic loss", "policy loss", "temperature loss")
-"""In the order in which an update takes its steps."""
-
 
 class Guard:
     """Looks at every loss before the step that follows from it, and raises at once."""
@@ -39,8 +36,9 @@ class Guard:
 class DeviceGuard(Guard):
     """Freezes on the device: from the first loss on that is not finite, no step changes anything.
 
-    The host looks when it wants to (`raise_if_frozen`). Everything is a tensor that keeps its place, so the
-    checks may be captured in a CUDA graph.
+    The host looks when it wants to (`raise_if_frozen`), and reckons from the number of checks that found it frozen
+    which loss was the first. All on the device are tensors that keep their place, so the checks may be captured
+    in a CUDA graph.
 
     Args:
         device: Where the losses are.
@@ -48,27 +46,27 @@ class DeviceGuard(Guard):
 
     def __init__(self, device: torch.device) -> None:
         self._frozen = torch.zeros((), dtype=torch.float32, device=device)
-        self._updates = torch.zeros((), dtype=torch.int64, device=device)
-        self._passed = torch.zeros((), dtype=torch.int64, device=device)
+        self._num_found_frozen = torch.zeros((), dtype=torch.float64, device=device)
+        self._checked: list[str] = []
+        self._began_at = 0
 
     def restart(self, num_updates: int) -> None:
         """Begins anew, after `num_updates` updates."""
         self._frozen.zero_()
-        self._updates.fill_(num_updates)
+        self._num_found_frozen.zero_()
+        self._began_at = num_updates
 
     def begin(self) -> None:
-        """Counts the update, unless frozen."""
-        frozen = self._frozen.long()
-        self._updates.add_(1 - frozen)
-        self._passed.mul_(frozen)
+        """Forgets which losses the update before looked at: a captured one looks at those of its capture."""
+        self._checked = []
 
     def check(self, loss: Tensor, name: str) -> Tensor:
-        """Counts a loss that is finite; freezes at one that is not. `name` follows from how many were counted."""
+        """Freezes at a loss that is not finite."""
+        self._checked.append(name)
         loss = loss.detach()
-        self._frozen.logical_or_(
-            loss - loss != 0
-        )  # a number minus itself is 0, unless it is infinite or none
-        self._passed.add_(1 - self._frozen.long())
+        # A number minus itself is 0, unless it is infinite or none.
+        self._frozen.logical_or_(loss - loss)
+        self._num_found_frozen.add_(self._frozen)
         return self._frozen
 
     @property
@@ -76,12 +74,15 @@ class DeviceGuard(Guard):
         """1.0 once a loss was not finite, else 0.0; a float32 scalar on the device."""
         return self._frozen
 
-    def raise_if_frozen(self) -> None:
-        """Waits for the device.
+    def raise_if_frozen(self, num_updates: int) -> None:
+        """Waits for the device, after `num_updates` updates.
 
         Raises:
             NonFiniteError: If a loss was not finite, naming it and its update.
         """
-        if self._frozen.item():
-            name = LOSSES[int(self._passed.item())]
-            raise NonFiniteError(f"The {name} is not finite at update {int(self._updates.item())}")
+        if num_found := int(self._num_found_frozen.item()):
+            num_checks = (num_updates - self._began_at) * len(self._checked)
+            update, which = divmod(num_checks - num_found, len(self._checked))
+            raise NonFiniteError(
+                f"The {self._checked[which]} is not finite at update {self._began_at + update + 1}"
+            )

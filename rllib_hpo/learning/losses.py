@@ -6,6 +6,8 @@ All arguments are (B,) unless said otherwise; log_prob may be None where a sampl
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -21,21 +23,21 @@ def bellman_target(
 
     `terminated` is 1.0 at the end of an episode proper; a time limit is no end, and bootstraps.
     """
-    value = next_q if next_log_prob is None else next_q - alpha * next_log_prob
-    return reward + gamma * (1.0 - terminated) * value
+    value = next_q if next_log_prob is None else torch.addcmul(next_q, alpha, next_log_prob, value=-1)
+    return torch.addcmul(reward, 1.0 - terminated, value, value=gamma)
 
 
 def critic_loss(q: Tensor, target: Tensor) -> Tensor:
     """Sum over the twins of the mean squared Bellman error; q (2, B), target (B,) without gradient."""
-    return (q - target).square().mean(dim=-1).sum()
+    return F.mse_loss(q, target.expand_as(q), reduction="sum") / len(target)
 
 
 def policy_loss(q: Tensor, log_prob: Tensor | None, penalty: Tensor | None, alpha: Tensor) -> Tensor:
     """-E[min Q(s, a_K) - alpha log pi(a_0|s) - penalty]: arXiv 2103.12020 eq. (12), and SAC's eq. (7)."""
-    objective = q if log_prob is None else q - alpha * log_prob
+    cost = -q if log_prob is None else alpha * log_prob - q
     if penalty is not None:
-        objective = objective - penalty
-    return -objective.mean()
+        cost = cost + penalty
+    return cost.mean()
 
 
 def temperature_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:

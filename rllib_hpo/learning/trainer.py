@@ -192,7 +192,7 @@ class Trainer:
 
     def _raise_if_frozen(self) -> None:
         if self.guard is not None:
-            self.guard.raise_if_frozen()
+            self.guard.raise_if_frozen(self.num_updates)
 
     def get_state(self) -> dict[str, Any]:
         """Streams and counters; parameters and optimizers are saved by those who hold them."""

@@ -137,7 +137,7 @@ def _move_targets(model: ActorCritic, tau: float, frozen: Tensor | None) -> None
         torch._foreach_lerp_(targets, onlines, tau)
     else:
         changes = torch._foreach_sub(onlines, targets)
-        torch._foreach_mul_(changes, tau * (1 - frozen))
+        torch._foreach_mul_(changes, torch.rsub(frozen, tau, alpha=tau))
         torch._foreach_add_(targets, changes)
 
 

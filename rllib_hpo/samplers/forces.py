@@ -17,7 +17,7 @@ SMALL = 0.01
 
 def unit_gradient(gradient: Tensor, eps: float = 1e-8) -> Tensor:
     """g = -grad Q / (|grad Q| + eps), (B, A), of grad Q (B, A) (arXiv 2103.12020, below eq. (13))."""
-    return -gradient / (torch.linalg.vector_norm(gradient, dim=-1, keepdim=True) + eps)
+    return gradient / (-eps - torch.linalg.vector_norm(gradient, dim=-1, keepdim=True))
 
 
 class GatedForce(nn.Module):
