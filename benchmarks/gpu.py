@@ -3,7 +3,8 @@
     python -m benchmarks.gpu                 # about half an hour on a machine with one GPU and 16 cores
 
 It runs `update_speed` (graphs beside eager updates), `train_speed --runners` on Hopper with the learner on the GPU, and
-`grid --gpu` with one seed and with five that share it. `python -m benchmarks.grid_cost` then prices the paper's grid.
+`grid --gpu` with one seed and with five that share it, each with runners of its own. `python -m benchmarks.grid_cost`
+then prices the paper's grid.
 """
 
 from __future__ import annotations
@@ -69,10 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit("torch finds no CUDA device here; run this on a machine with one.")
     cores = os.cpu_count() or 1
     counts = [str(count) for count in (4, 8, 12) if count == 4 or count <= cores - 2]
-    update_speed.main(["--out", str(options.results / UPDATES)])
+    update_speed.main(["--devices", "cuda", "--out", str(options.results / UPDATES)])
     runs = ["--task", "hopper", "--update-to-data", "1", "--rounds", "5", "--steps", "5000"]
     train_speed.main(["--gpu", *runs, "--runners", *counts, "--out", str(options.results / RUNNERS)])
-    trials = ["--trials", "1", "5", "--steps", "20000", "--every", "1000"]
+    runners = "2" if cores >= 16 else "1"
+    trials = ["--trials", "1", "5", "--steps", "20000", "--every", "1000", "--num-env-runners", runners]
     grid.main(["--gpu", *trials, "--out", str(options.results / GRID)])
     print("\n".join(verdicts(list(figures(options.results)))))
 

@@ -53,7 +53,9 @@ def sweep_file(task: str, algorithm: str, steps: int, every: int) -> dict[str, A
     }
 
 
-def run(sweep: Mapping[str, Any], num_trials: int, gpu: bool, directory: Path) -> list[Curve]:
+def run(
+    sweep: Mapping[str, Any], num_trials: int, gpu: bool, num_env_runners: int, directory: Path
+) -> list[Curve]:
     """Runs the sweep with `num_trials` seeds, all at a time; one curve for each trial.
 
     Raises:
@@ -63,6 +65,7 @@ def run(sweep: Mapping[str, Any], num_trials: int, gpu: bool, directory: Path) -
     source.write_text(yaml.safe_dump(dict(sweep)))
     options = ["--seeds", f"0-{num_trials - 1}", "--wandb", "disabled", "--out", str(out)]
     options += ["--gpus-per-learner", str(round(1 / num_trials, 3))] if gpu else []
+    options += ["--num-env-runners", str(num_env_runners)]
     command = [sys.executable, "-m", "rllib_hpo.cli", "sweep", str(source), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -95,14 +98,16 @@ def aggregate_speed(curves: Sequence[Curve]) -> float:
 
 
 def measure(
-    sweep: Mapping[str, Any], counts: Sequence[int], rounds: int, gpu: bool
+    sweep: Mapping[str, Any], counts: Sequence[int], rounds: int, gpu: bool, num_env_runners: int = 0
 ) -> dict[int, list[float]]:
     """Aggregate steps per second by number of trials, one number a round."""
     speeds: dict[int, list[float]] = {count: [] for count in counts}
     for k in range(rounds):
         for count in counts:
             with tempfile.TemporaryDirectory(prefix="grid_") as directory:
-                speeds[count].append(aggregate_speed(run(sweep, count, gpu, Path(directory))))
+                speeds[count].append(
+                    aggregate_speed(run(sweep, count, gpu, num_env_runners, Path(directory)))
+                )
             print(f"round {k + 1} of {rounds}, {count} trials: {speeds[count][-1]:.0f} steps/s", flush=True)
     return speeds
 
@@ -150,6 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--every", type=int, default=250, help="steps between the evaluations that it is timed by"
     )
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--num-env-runners", type=int, default=0, help="remote runners of every trial")
     parser.add_argument("--gpu", action="store_true", help="all trials of a sweep share one GPU")
     parser.add_argument(
         "--out", type=Path, help="JSON file (default results/grid.json, with --gpu grid_gpu.json)"
@@ -157,9 +163,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     facts = machine.facts()
     sweep = sweep_file(options.task, options.algorithm, options.steps, options.every)
-    summary = summarise(measure(sweep, options.trials, options.rounds, options.gpu))
+    summary = summarise(measure(sweep, options.trials, options.rounds, options.gpu, options.num_env_runners))
     print("\n" + table(summary))
-    content = {"benchmark": "grid", "machine": facts, "sweep": sweep, "gpu": options.gpu, "trials": summary}
+    content = {
+        "benchmark": "grid",
+        "machine": facts,
+        "sweep": sweep,
+        "gpu": options.gpu,
+        "num_env_runners": options.num_env_runners,
+        "trials": summary,
+    }
     machine.write_json(
         options.out or machine.RESULTS / ("grid_gpu.json" if options.gpu else "grid.json"), content
     )

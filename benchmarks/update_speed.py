@@ -1,7 +1,8 @@
 """What an update costs: by algorithm, input size, device and how it runs, beside its bare matrix products.
 
     python -m benchmarks.update_speed
-    python -m benchmarks.update_speed --compiled    # on a CPU, beside torch.compile
+    python -m benchmarks.update_speed --compiled          # on a CPU, beside torch.compile
+    python -m benchmarks.update_speed --devices cuda      # on a GPU alone, which then does not idle in between
 
 Batches hold 256 transitions, everything else is the settings' defaults: equal critics, and a base policy of one
 hidden layer where SAC has two. The floor of an update is every matrix product that the algorithm needs, forward and
@@ -10,7 +11,9 @@ and nothing else. Updates and floors take turns in one process, a chunk of each 
 reported are medians, ratios of medians, and the 10th to 90th percentile of the ratios by round.
 
 A CPU is timed by the process's own time, so that others on the machine disturb little; a GPU by the clock, with
-updates drawn from a replay and made as a CUDA graph and kernel by kernel.
+updates drawn from a replay and made as a CUDA graph and kernel by kernel, beside a floor that is a graph too. There a
+chunk is what takes a quarter of a second, and the same again goes before it, since an idle GPU is a slow one; updates
+have their diagnostics, every hundredth time, as in a run.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from rllib_hpo.settings import ActorCriticSettings
 
 BATCH_SIZE, REPLAY_ROWS = 256, 10_000
+GPU_SECONDS = 0.25
+"""How long a chunk takes on a GPU."""
 SIZES = {"Hopper": (11, 3), "Humanoid": (376, 17)}
 """Dimensions of observations and actions."""
 
@@ -216,12 +221,12 @@ def make_updates(contestant: Contestant) -> Callable[[int], None]:
     settings = algorithms()[contestant.algorithm]
     if contestant.mode == "floor":
         floor = make_floor(needed_products(settings, obs_dim, action_dim), contestant.device)
+        if contestant.device == "cuda":
+            floor = _captured(floor)
         return lambda times: _repeat(floor, times)
-    changes = {
-        "cuda_graph": contestant.mode == "graph",
-        "diagnostics_interval": 10**9,
-        "replay_capacity": REPLAY_ROWS,
-    }
+    changes = {"cuda_graph": contestant.mode == "graph", "replay_capacity": REPLAY_ROWS}
+    if contestant.device == "cpu":
+        changes["diagnostics_interval"] = 10**9
     settings = settings.model_copy(update=changes)
     model = ActorCritic(obs_dim, action_dim, settings, seed=0).to(torch.device(contestant.device))
     if contestant.mode == "compiled":
@@ -235,6 +240,16 @@ def make_updates(contestant: Contestant) -> Callable[[int], None]:
     return learner.update_from_replay
 
 
+def _captured(function: Callable[[], None]) -> Callable[[], None]:
+    import torch
+
+    from rllib_hpo.learning.graph import CudaGraphCapture
+
+    capture = CudaGraphCapture(torch.device("cuda", torch.cuda.current_device()))
+    capture.warm_up(function)
+    return capture(function)
+
+
 def _repeat(function: Callable[[], None], times: int) -> None:
     for _ in range(times):
         function()
@@ -243,13 +258,20 @@ def _repeat(function: Callable[[], None], times: int) -> None:
 def measure(entrants: Sequence[Contestant], rounds: int, chunk: int) -> dict[Contestant, list[float]]:
     """Milliseconds per update, one number a round: of the process on a CPU, of the clock on a GPU."""
     runs = {entrant: make_updates(entrant) for entrant in entrants}
-    for run in runs.values():
+    chunks = {}
+    for entrant, run in runs.items():
         run(max(chunk, 10))  # past the warm-ups of a graph, and oneDNN's first meeting with every shape
+        chunks[entrant] = chunk if entrant.device == "cpu" else _chunk_for(GPU_SECONDS, run, chunk)
     times: dict[Contestant, list[float]] = {entrant: [] for entrant in entrants}
     for _ in range(rounds):
         for entrant, run in runs.items():
-            times[entrant].append(_timed(run, chunk, entrant.device))
+            times[entrant].append(_timed(run, chunks[entrant], entrant.device))
     return times
+
+
+def _chunk_for(seconds: float, run: Callable[[int], None], least: int) -> int:
+    """As many updates as take so long on a GPU."""
+    return max(least, round(seconds * 1e3 / _timed(run, least, "cuda")))
 
 
 def _timed(run: Callable[[int], None], chunk: int, device: str) -> float:
@@ -259,6 +281,7 @@ def _timed(run: Callable[[int], None], chunk: int, device: str) -> float:
         return (time.process_time() - began) / chunk * 1e3
     import torch
 
+    run(chunk)
     torch.cuda.synchronize()
     began = time.perf_counter()
     run(chunk)
@@ -347,13 +370,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         action="store_true",
         help="samplers compiled with inductor, too (wants a C++ compiler, and minutes the first time)",
     )
+    parser.add_argument("--devices", nargs="+", choices=("cpu", "cuda"), help="default: all that there are")
     options = parser.parse_args(arguments)
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
     torch.set_num_threads(1)
     facts = machine.facts()
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    devices = options.devices or ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     if "cuda" in devices:
         facts["gpu"] = torch.cuda.get_device_name()
     rows = summarise(measure(contestants(devices, compiled=options.compiled), options.rounds, options.chunk))
