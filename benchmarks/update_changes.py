@@ -1,0 +1,183 @@
+"""What each change that `PROFILE.md` tells of is worth: updates with one of them undone, beside updates with all.
+
+    python -m benchmarks.update_changes
+
+On a CPU, one thread, in the process's own time. All take turns in one process, a chunk of each per round; reported are
+medians, and the 10th to 90th percentile of the ratios by round. Above 1 the change makes updates faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+from benchmarks import machine, update_speed
+from benchmarks.pairs import Ratio
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+UPDATES = (
+    ("sac", "Hopper"),
+    ("sac", "Humanoid"),
+    ("sac-hpo, K = 3", "Hopper"),
+    ("sac-hpo, K = 3", "Humanoid"),
+)
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    from rllib_hpo import products
+
+    with mock.patch.object(products, "HAS_ONEDNN", new=False):
+        yield
+
+
+@contextmanager
+def _critics_together() -> Iterator[None]:
+    from rllib_hpo import critics
+
+    with mock.patch.object(critics, "_separate", lambda weights, biases: [critics.Layers(weights, biases)]):
+        yield
+
+
+@contextmanager
+def _both_critics_gradients() -> Iterator[None]:
+    from rllib_hpo import critics
+
+    with mock.patch.object(critics, "ROWS_WORTH_SPLITTING", 10**9):
+        yield
+
+
+@contextmanager
+def _rows_without_blocks() -> Iterator[None]:
+    from rllib_hpo import critics
+
+    with mock.patch.object(critics, "BLOCK", 1):
+        yield
+
+
+@contextmanager
+def _matrices_of_one_column() -> Iterator[None]:
+    import torch
+
+    def addmv(bias: Any, matrix: Any, vector: Any) -> Any:
+        return torch.addmm(bias, matrix, vector.unsqueeze(-1)).squeeze(-1)
+
+    with mock.patch("rllib_hpo.products.torch.addmv", addmv):
+        yield
+
+
+@contextmanager
+def _policy_by_autograd() -> Iterator[None]:
+    from torch import nn
+
+    from rllib_hpo.networks import ReluMLP
+    from rllib_hpo.samplers.gaussian import GaussianPolicy, tanh_gaussian
+
+    def forward(self: Any, inputs: Any, detached_rows: int = 0) -> Any:
+        return nn.Sequential.forward(self, inputs)
+
+    def draw(self: Any, obs: Any, noise: Any, detached_rows: int = 0) -> Any:
+        return tanh_gaussian(*self(obs, detached_rows), noise)
+
+    with (
+        mock.patch.object(ReluMLP, "forward", forward),
+        mock.patch.object(GaussianPolicy, "draw", draw),
+    ):
+        yield
+
+
+@contextmanager
+def _chain_by_autograd() -> Iterator[None]:
+    from rllib_hpo.samplers.hamiltonian import HamiltonianSampler
+
+    with mock.patch.object(HamiltonianSampler, "_learns_from_the_chain", return_value=False):
+        yield
+
+
+@contextmanager
+def _adam_as_torch_has_it() -> Iterator[None]:
+    from rllib_hpo.learning import update
+
+    with mock.patch.object(update, "adam_step", lambda optimizer, skip=None: optimizer.step()):
+        yield
+
+
+CHANGES: Mapping[str, Callable[[], AbstractContextManager[None]]] = {
+    "large products go to oneDNN": _without_onednn,
+    "critics take turns": _critics_together,
+    "back through the smaller critic alone": _both_critics_gradients,
+    "rows in blocks of 32": _rows_without_blocks,
+    "a single output is a matrix-vector product": _matrices_of_one_column,
+    "the policy's backward pass written out": _policy_by_autograd,
+    "the chain's backward pass written out": _chain_by_autograd,
+    "Adam's kernel called directly": _adam_as_torch_has_it,
+}
+"""What undoes each."""
+
+
+def measure(algorithm: str, size: str, rounds: int, chunk: int) -> dict[str, list[float]]:
+    """Milliseconds per update, one number a round, with nothing undone ("") and with each change undone."""
+    contexts = {"": nullcontext, **CHANGES}
+    if not algorithm.startswith("sac-hpo"):
+        del contexts["the chain's backward pass written out"]
+    runs = {}
+    for name, undone in contexts.items():
+        runs[name] = update_speed.make_updates(update_speed.Contestant(algorithm, size, "cpu", "eager"))
+        with undone():
+            runs[name](max(chunk, 10))
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            with contexts[name]():
+                began = time.process_time()
+                run(chunk)
+                times[name].append((time.process_time() - began) / chunk * 1e3)
+    return times
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures, prints a table and writes the JSON."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.update_changes", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--chunk", type=int, default=20, help="updates of one contestant in a round")
+    parser.add_argument("--out", type=Path, default=machine.RESULTS / "update_changes.json")
+    options = parser.parse_args(arguments)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+    facts = machine.facts()
+    found: dict[str, dict[str, Any]] = {}
+    for algorithm, size in UPDATES:
+        times = measure(algorithm, size, options.rounds, options.chunk)
+        found[f"{algorithm}, {size}"] = {
+            "ms_per_update": sorted(times[""])[len(times[""]) // 2],
+            "undone": {name: asdict(Ratio.of(each, times[""])) for name, each in times.items() if name},
+            "rounds_ms": times,
+        }
+    print(table(found))
+    machine.write_json(options.out, {"benchmark": "update_changes", "machine": facts, "updates": found})
+
+
+def table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Times of an update without each change, over those with all, in Markdown."""
+    lines = [f"| without | {' | '.join(found)} |", f"| --- |{' ---: |' * len(found)}"]
+    for name in CHANGES:
+        cells = [str(Ratio(**row["undone"][name])) if name in row["undone"] else "" for row in found.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
