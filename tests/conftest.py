@@ -17,6 +17,25 @@ for name, value in DEFAULTS.items():
     os.environ.setdefault(name, value)
 
 
+REAL_RUNS = "tests/cluster/"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says what the tests that bring clusters up took; cluster/README.md has the figure of one day."""
+    reports = [
+        report
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if isinstance(report, pytest.TestReport) and report.nodeid.startswith(REAL_RUNS)
+    ]
+    ran = sum(report.when == "call" and not report.skipped for report in reports)
+    if ran:
+        summed = sum(report.duration for report in reports)
+        passed = max(report.stop for report in reports) - min(report.start for report in reports)
+        line = f"{REAL_RUNS}: {ran} tests took {summed:.0f} s, {passed:.0f} s from the first's start to the last's end"
+        terminalreporter.write_line(line)
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
     """Says, as the very last, which tests of several machines were skipped, and why: that is easily overlooked."""

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import rllib_hpo
 from rllib_hpo.errors import UserError
+from rllib_hpo.experiments.driver import DRIVERS, OLDER_CUDA, kernel_driver, needed_driver
 
 _ROOT = Path(rllib_hpo.__file__).parents[1]
 _GIB = 1 << 30
@@ -148,12 +149,20 @@ def torch_check(driver: Path = Path("/proc/driver/nvidia/version")) -> Check:
             f"{built} has no CUDA, but there is a driver",
             "install torch from PyPI's own index",
         )
-    return Check(
-        "GPU",
-        "problem",
-        f"{built} (CUDA {torch.version.cuda}) cannot use the driver {driver.read_text().splitlines()[0][:80]}",
-        "update the driver, or see whether CUDA_VISIBLE_DEVICES or the container hides the GPU",
-    )
+    return driver_check(built, torch.version.cuda, driver.read_text())
+
+
+def driver_check(built: str, cuda: str, driver: str) -> Check:
+    """Why torch finds no GPU, though there is a driver: it is too old for that CUDA, or something hides the GPU."""
+    found = f"{built} (CUDA {cuda}) cannot use the driver {driver.splitlines()[0][:80]}"
+    needed, there = needed_driver(cuda), kernel_driver(driver)
+    hidden = "see whether CUDA_VISIBLE_DEVICES or the container hides the GPU"
+    if there is not None and there >= needed:
+        return Check("GPU", "problem", found, hidden)
+    remedy = f"update the driver to {needed} or later"
+    if needed > min(DRIVERS.values()):
+        remedy += f", or install torch from {OLDER_CUDA}"
+    return Check("GPU", "problem", found, remedy if there else f"{remedy}; else {hidden}")
 
 
 def process_check(subject: str, code: str, remedy: str) -> Check:

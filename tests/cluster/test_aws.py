@@ -16,7 +16,7 @@ import pytest
 from tests.cluster.lab import HEAD, HOME, WORKSTATION, Lab, brought_up, running_lab, wait_until
 from tests.experiments.lives import REPOSITORY
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 RANGE, BUCKET = "198.51.100.7/32", "rllib-hpo-results-of-a-test"
 AWS = {

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +19,7 @@ import yaml
 from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.cluster_check import check_file
 from rllib_hpo.experiments.cluster_check.placement import read_machines
+from rllib_hpo.experiments.driver import DRIVER, OLDER_CUDA, TORCH
 from rllib_hpo.experiments.machines import Machines, NodeType, Plan, trials_at_a_time
 from rllib_hpo.experiments.sweep_config import read_sweep
 from rllib_hpo.experiments.trial_resources import resources
@@ -73,6 +76,65 @@ def test_a_mistake_is_named_with_line_and_remedy(mistake: str, tmp_path: Path) -
     assert planted["says"] in problem
     assert planted["remedy"] in problem
     assert problem[-1] in ".?"
+
+
+def test_the_needed_driver_stands_where_users_look() -> None:
+    """And is that of the torch in constraints.txt: another torch may be built for another CUDA."""
+    assert f"\ntorch=={TORCH}." in (ROOT / "constraints.txt").read_text()
+    for file in ("README.md", "cluster/README.md", "cluster/Dockerfile", *FILES):
+        assert f"driver {DRIVER} or later" in (ROOT / file).read_text(), file
+
+
+def test_an_older_image_will_do_with_another_torch(tmp_path: Path) -> None:
+    text = (ROOT / GCP).read_text().replace(f"nvidia-{DRIVER}", "nvidia-570")
+    path = tmp_path / "gpu_gcp.yaml"
+    path.write_text(
+        text.replace("google-api-python-client", f"--extra-index-url {OLDER_CUDA} google-api-python-client")
+    )
+    assert check_file(path) == []
+
+
+@pytest.fixture
+def slurm_node(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the batch file up to Ray's start, on a node whose nvidia-smi says what it is given."""
+    programs = tmp_path / ".venv" / "bin"
+    programs.mkdir(parents=True)
+
+    def run(says: str, fails: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+        scripts = {
+            "nvidia-smi": f"echo '{says}'; echo '{says}'; exit {fails}",
+            "hostname": "echo 127.0.0.1",
+            "python": "exit 0",
+            "ray": "echo started; exit 7",
+        }
+        for name, script in scripts.items():
+            (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+            (programs / name).chmod(0o755)
+        return subprocess.run(
+            ["bash", str(ROOT / SLURM)],
+            env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "SLURM_JOB_ID": "1",
+                 "SLURM_SUBMIT_DIR": str(tmp_path), **environment},
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+
+    return run
+
+
+def test_slurms_job_ends_at_once_where_the_driver_is_too_old(
+    slurm_node: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    done = slurm_node("570.86.15")
+    assert (done.returncode, done.stdout) == (2, "")
+    (said,) = done.stderr.splitlines()
+    assert said.startswith(
+        "error: NVIDIA's driver 570.86.15 on 127.0.0.1 is older than the 580 that torch needs;"
+    )
+    for fine in (
+        slurm_node(f"{DRIVER}.95.05"),
+        slurm_node("570.86.15", NVIDIA_DRIVER="525"),
+        slurm_node("no GPU", 9),
+    ):
+        assert (fine.returncode, fine.stdout) == (7, "started\n"), fine.stderr
 
 
 def test_a_bare_file_of_aws_is_told_what_ray_would_do(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rllib_hpo.experiments import doctor
+from rllib_hpo.experiments.driver import DRIVER
 from tests.test_cli import run
 
 NODE = {
@@ -69,6 +70,27 @@ def test_limits(tmp_path: Path) -> None:
     mounts.write_text(f"/dev/sda / ext4 rw 0 0\nserver:/x {tmp_path} nfs4 rw 0 0\n")
     assert doctor.disk_check(tmp_path / "runs", mounts).state == "note"
     assert doctor.file_system(Path("/"), mounts) == "ext4"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "module", "remedy"),
+    [
+        (
+            "13.0",
+            "x86_64 Kernel Module  570.86.15 ",
+            f"update the driver to {DRIVER} or later, or install torch",
+        ),
+        ("13.0", f"Open Kernel Module for x86_64  {DRIVER}.95.05 ", "see whether CUDA_VISIBLE_DEVICES"),
+        ("12.6", "x86_64 Kernel Module  570.86.15 ", "see whether CUDA_VISIBLE_DEVICES"),
+        ("12.6", "x86_64 Kernel Module  470.10 ", "update the driver to 525 or later"),
+        ("13.0", "unheard of ", f"update the driver to {DRIVER} or later"),
+    ],
+)
+def test_a_gpu_that_torch_does_not_find(cuda: str, module: str, remedy: str) -> None:
+    check = doctor.driver_check("torch 2", cuda, f"NVRM version: NVIDIA UNIX {module} Thu May  1 2026\nGCC\n")
+    assert check.state == "problem"
+    assert check.remedy.startswith(remedy)
+    assert module.strip() in check.found
 
 
 def test_files(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@
 | run killed at any instant | test_crash.py |
 | node killed | here, with clocks that are twelve hours apart |
 | disk full | test_checkpoints.py for one run, tests/results/test_storage.py for rows; here for a sweep |
-| storage away | test_storage_mirror.py, test_nothing_is_lost_while_the_server_is_away |
+| storage away | test_storage_mirror.py, test_nothing_is_lost_while_the_server_is_away_for_a_minute |
 | newest checkpoint corrupt | test_checkpoints.py, test_a_damaged_one_is_passed_over_with_a_message; here for a sweep |
 
 faults.py breaks them, and `python -m benchmarks.faults` measures what each costs.

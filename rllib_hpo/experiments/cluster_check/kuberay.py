@@ -17,6 +17,9 @@ from rllib_hpo.experiments.yaml_lines import Place, YamlLines
 KINDS = ("RayCluster", "RayJob")
 CRD_FILES = {"RayCluster": "ray.io_rayclusters.yaml", "RayJob": "ray.io_rayjobs.yaml"}
 _OPEN_SERVICES = ("LoadBalancer", "NodePort")
+_SAME_IN_JSON_SCHEMA = frozenset(
+    {"type", "enum", "pattern", "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems"}
+)
 
 
 def check(documents: Sequence[YamlLines], findings: Findings, crds: Path | None = None) -> None:
@@ -32,7 +35,8 @@ def check(documents: Sequence[YamlLines], findings: Findings, crds: Path | None 
         findings.add(1, "there is neither a RayCluster nor a RayJob", "check the `kind`")
     for document, kind in zip(documents, kinds, strict=True):
         if kind in KINDS:
-            check_schema(document, document.values, _schema(str(kind), crds), str(kind), findings)
+            wanted = operators_schema(str(kind), crds) if crds else schema(str(kind))
+            check_schema(document, document.values, wanted, str(kind), findings)
             _check_cluster(document, "NetworkPolicy" in kinds, findings)
             if kind == "RayJob":
                 _check_job(document, findings)
@@ -81,41 +85,52 @@ def custom_resources(group: Mapping[str, Any]) -> dict[str, float]:
     return declared
 
 
-def _schema(kind: str, crds: Path | None) -> dict[str, Any]:
-    if crds is None:
-        text = (resources.files(__package__) / "kuberay_schema.yaml").read_text()
-        schemas: dict[str, Any] = yaml.safe_load(text)
-        return {"$defs": schemas["$defs"], **schemas[kind]}
+def schema(kind: str) -> dict[str, Any]:
+    """That of a RayCluster or a RayJob, with the types of Kubernetes in it."""
+    files = resources.files(__package__)
+    schemas: dict[str, Any] = yaml.safe_load((files / "kuberay_schema.yaml").read_text())
+    kubernetes = json.loads((files / "kubernetes_types.json").read_text())
+    return {"$defs": kubernetes["$defs"] | schemas["$defs"], **schemas[kind]}
+
+
+def operators_schema(kind: str, crds: Path) -> dict[str, Any]:
+    """That of the operator's own definition, in which keys that Kubernetes would drop are mistakes.
+
+    Raises:
+        UserError: If there is none, or not of this version of the API.
+    """
     path = crds / CRD_FILES[kind]
     try:
         definition = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         versions = {version["name"]: version["schema"] for version in definition["spec"]["versions"]}
-        schema: dict[str, Any] = versions["v1"]["openAPIV3Schema"]
+        found: dict[str, Any] = versions["v1"]["openAPIV3Schema"]
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(
             f"--crds {crds}: {path.name} is not there or defines no version v1 ({error})."
         ) from None
-    _make_strict(schema)
-    schema["properties"]["metadata"] = {"type": "object"}
-    return schema
+    strict = _strict(found)
+    strict["properties"]["metadata"] = {"type": "object"}  # Kubernetes' own, and not spelt out there
+    return strict
 
 
-def _make_strict(node: Any) -> None:
-    """Kubernetes drops unknown keys without a word; here they are mistakes."""
-    if isinstance(node, dict):
-        if node.get("x-kubernetes-int-or-string"):
-            node.pop("type", None)
-        if (
-            node.get("type") == "object"
-            and isinstance(node.get("properties"), dict)
-            and not node.get("x-kubernetes-preserve-unknown-fields")
-        ):
-            node.setdefault("additionalProperties", False)
-        for value in node.values():
-            _make_strict(value)
-    elif isinstance(node, list):
-        for value in node:
-            _make_strict(value)
+def _strict(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A structural schema of Kubernetes as a JSON schema that takes no key which Kubernetes would drop."""
+    strict = {key: value for key, value in node.items() if key in _SAME_IN_JSON_SCHEMA}
+    if node.get("x-kubernetes-int-or-string"):
+        strict["type"] = ["integer", "string"]
+    elif node.get("nullable"):
+        strict["type"] = [node["type"], "null"]
+    properties = {key: _strict(value) for key, value in node.get("properties", {}).items()}
+    if isinstance(node.get("items"), Mapping):
+        strict["items"] = _strict(node["items"])
+    # Defaults are filled in before Kubernetes looks for what is required.
+    strict["required"] = [key for key in node.get("required", []) if "default" not in node["properties"][key]]
+    more = node.get("additionalProperties")
+    if isinstance(more, Mapping):
+        strict["additionalProperties"] = _strict(more)
+    elif node.get("type") == "object" and not (more or node.get("x-kubernetes-preserve-unknown-fields")):
+        strict["additionalProperties"] = False
+    return strict | {"properties": properties}
 
 
 def _check_cluster(document: YamlLines, has_policy: bool, findings: Findings) -> None:
@@ -177,6 +192,12 @@ def _check_spending(document: YamlLines, findings: Findings) -> None:
     for place in list(groups(document))[1:]:
         group = find(values, place) or {}
         least, most = group.get("minReplicas"), group.get("maxReplicas")
+        if most is None:
+            findings.add(
+                document.line(place),
+                f"{group.get('groupName')} has no maxReplicas, and KubeRay takes two thousand million",
+                "write the most workers you want to pay for",
+            )
         for key in ("minReplicas", "replicas"):
             if isinstance(most, int) and isinstance(group.get(key), int) and group[key] > most:
                 findings.add(

@@ -24,6 +24,7 @@ from rllib_hpo.experiments.cluster_check.findings import (
     Findings,
     check_schema,
 )
+from rllib_hpo.experiments.driver import DRIVER, OLDER_CUDA, TORCH, TORCH_CUDA, image_driver
 from rllib_hpo.experiments.machines import LOCAL, ROLLOUTS
 from rllib_hpo.experiments.yaml_lines import Place, YamlLines
 
@@ -279,12 +280,31 @@ def _check_rules(document: YamlLines, findings: Findings) -> None:
 
 def _check_gcp(document: YamlLines, findings: Findings) -> None:
     for name, node_type in _mapping(document.values.get("available_node_types")).items():
-        if "networkInterfaces" not in _mapping(_mapping(node_type).get("node_config")):
+        place: Place = ("available_node_types", name, "node_config")
+        config = _mapping(_mapping(node_type).get("node_config"))
+        if "networkInterfaces" not in config:
             findings.add(
-                document.line(("available_node_types", name, "node_config")),
+                document.line(place),
                 f"{name} names no network: the project's default one has ssh open to the world",
                 "name one of your own in networkInterfaces (cluster/gcp_setup.sh)",
             )
+        disks = config.get("disks")
+        for i, disk in enumerate(disks if isinstance(disks, list) else []):
+            image = _mapping(_mapping(disk).get("initializeParams")).get("sourceImage")
+            _check_driver(document, (*place, "disks", i, "initializeParams", "sourceImage"), image, findings)
+
+
+def _check_driver(document: YamlLines, place: Place, image: Any, findings: Findings) -> None:
+    """An image's driver is new enough for the torch that nodes install."""
+    driver = image_driver(str(image))
+    # Where the commands name an index of torch for another CUDA, the driver may be older.
+    chosen = any("download.pytorch.org/whl/" in text for _, text in commands(document))
+    if driver is not None and driver < DRIVER and not chosen:
+        findings.add(
+            document.line(place),
+            f"this image has NVIDIA's driver {driver}, with which torch {TORCH} (CUDA {TORCH_CUDA}) finds no GPU",
+            f"name a family with driver {DRIVER} or later, or install torch from {OLDER_CUDA}",
+        )
 
 
 def _mapping(value: Any) -> Mapping[Any, Any]:
