@@ -24,7 +24,10 @@ from rllib_hpo.learning.update import Optimizers, make_optimizers
 from rllib_hpo.rllib.torch_options import set_torch_options
 
 COLLECTIVE_PATIENCE_S = 45.0
-"""How long a learner waits for another that is silent, as where its machine is gone; a death shows at once."""
+"""How long a learner waits for another that is silent, as where its machine is gone; a death shows at once.
+
+With `learners.GRACE_S` it makes the 50 s after which a run ends, of the minute that users are promised.
+"""
 
 _PROGRESS = "progress"
 
