@@ -27,6 +27,7 @@ COUNTED = (
     "policy_lag_mean",
     "policy_lag_max",
     "wire_bytes_per_transition",
+    "weights_bytes_per_transition",
 )
 """What the pipeline counts by itself."""
 

@@ -15,7 +15,7 @@ from rllib_hpo.learning.staging import Staging
 _logger = logging.getLogger(__name__)
 
 FIRST_ROWS = 65_536
-"""Rows that a replay on a GPU begins with; it doubles as it fills. (On a CPU pages count as rows arrive.)"""
+"""Rows that a replay on a GPU begins with, at most; it doubles as it fills. (On a CPU pages count as rows arrive.)"""
 
 STAGED_ROWS = 1024
 """Rows that are on their way to a GPU at a time."""
@@ -49,6 +49,11 @@ class RowLayout(NamedTuple):
     def width(self) -> int:
         """Numbers in a row."""
         return 2 * self.obs_dim + self.action_dim + 2
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of a row."""
+        return self.width * torch.float32.itemsize
 
     def pack(
         self,
@@ -148,20 +153,27 @@ class Replay:
         return device.type != "cpu"
 
     def _first_rows(self, device: torch.device) -> Tensor:
-        num_rows = min(FIRST_ROWS, self.capacity) if self._grows(device) else self.capacity
+        num_rows = sizes_while_growing(self.capacity)[0] if self._grows(device) else self.capacity
+        return self._new_rows(num_rows, device)
+
+    def _new_rows(self, num_rows: int, device: torch.device) -> Tensor:
         return torch.empty((num_rows, self.layout.width), dtype=torch.float32, device=device)
 
     def _make_room(self, places: int) -> None:
         """Grows, by doubling, until there are so many places; on to the host's memory if there are no more here."""
-        num_rows = len(self._rows)
-        if places <= num_rows:
+        if places <= len(self._rows):
             return
-        while num_rows < places:
-            num_rows = min(2 * num_rows, self.capacity)
+        num_rows = next(size for size in sizes_while_growing(self.capacity) if size >= places)
         try:
-            grown = self._rows.new_empty((num_rows, self.layout.width))
+            grown = self._new_rows(num_rows, self.device)
         except torch.OutOfMemoryError:
-            _logger.warning("The replay moves to the host's memory: %s has none left for it.", self.device)
+            _logger.warning(
+                "The replay moves to the host's memory, and batches reach the GPU by way of pinned memory: it grows to "
+                "%d rows, and %s has no %.1f GiB left for them.",
+                num_rows,
+                self.device,
+                num_rows * self.layout.num_bytes / 2**30,
+            )
             grown = self._first_rows(torch.device("cpu"))
         grown[: len(self._rows)] = self._rows
         self._rows = grown
@@ -195,13 +207,13 @@ def _with_room(layout: RowLayout, capacity: int, device: torch.device) -> torch.
     """`device`, or the CPU if the replay would not fit beside everything else there."""
     if device.type != "cuda":
         return device
-    needed = capacity * layout.width * torch.float32.itemsize
+    needed = most_rows(capacity) * layout.num_bytes
     free, total = _memory(device)
     if fits(needed, free, total):
         return device
     _logger.warning(
         "The replay lives in the host's memory, and batches reach the GPU by way of pinned memory: its %d rows take "
-        "%.1f GiB, and %s has %.1f GiB free for them.",
+        "%.1f GiB while it grows, and %s has %.1f GiB free for them.",
         capacity,
         needed / 2**30,
         device,
@@ -217,9 +229,19 @@ def _memory(device: torch.device) -> tuple[int, int]:
     return min(free, allowed - torch.cuda.memory_reserved(device)), allowed
 
 
-def fits(needed: int, free: int, total: int) -> bool:
-    """Whether a replay of `needed` bytes fits a device with `free` of `total` bytes free.
+def sizes_while_growing(capacity: int) -> list[int]:
+    """Rows that a replay on a GPU has places for, from first to last: its capacity, halved again and again."""
+    sizes = [capacity]
+    while sizes[-1] > FIRST_ROWS:
+        sizes.append(-(-sizes[-1] // 2))
+    return sizes[::-1]
 
-    The last time it grows, half of it and all of it exist at a time.
-    """
-    return 1.5 * needed <= free - SPARE_SHARE * total
+
+def most_rows(capacity: int) -> int:
+    """Places that exist at a time at most: the last time that it grows, half of the capacity and all of it."""
+    return sum(sizes_while_growing(capacity)[-2:])
+
+
+def fits(needed: int, free: int, total: int) -> bool:
+    """Whether `needed` bytes fit a device with `free` of `total` bytes free."""
+    return needed <= free - SPARE_SHARE * total

@@ -12,7 +12,7 @@ import ray
 from ray.rllib.utils.annotations import override
 
 from rllib_hpo.rllib.learners import Learners, Trained
-from rllib_hpo.rllib.remote import Weights
+from rllib_hpo.rllib.remote import Weights, pickled_bytes
 from rllib_hpo.rllib.sampling import Block
 
 MAX_TRAIN_CALLS = 2
@@ -54,6 +54,11 @@ class Feeding(ABC):
     @abstractmethod
     def weights(self) -> Weights:
         """The newest that are to be had without waiting for updates under way."""
+
+    def _put_weights(self, number: int) -> Weights:
+        """Reads the learner's, behind which there are `number` updates, to where runners can fetch them."""
+        state = self._read_weights()
+        return Weights(number, ray.put(state), pickled_bytes(state))
 
     @abstractmethod
     def look_after(self) -> None:
@@ -122,7 +127,7 @@ class FeedingHere(Feeding):
     def weights(self) -> Weights:
         number = self._core.trainer.num_updates
         if self._weights is None or self._weights.number != number:
-            self._weights = Weights(number, ray.put(self._read_weights()))
+            self._weights = self._put_weights(number)
         return self._weights
 
     @override(Feeding)
@@ -146,6 +151,8 @@ class _Fed:
     """Of learners that are not done with it."""
     waited_s: float = 0.0
     """How long those that are done had nothing to do before, all together."""
+    weights_bytes: int = 0
+    """Of the new weights, which one of them hands back."""
 
 
 class FeedingRemotely(Feeding):
@@ -177,7 +184,7 @@ class FeedingRemotely(Feeding):
     @override(Feeding)
     def feed(self, block: Block, num_updates: int) -> None:
         trained = self._learners.train(block.rows, slice(block.start, block.end), num_updates)
-        self._fed.append(_Fed(block.num_steps, self._updates_made(), trained, list(trained.waited_s)))
+        self._fed.append(_Fed(block.num_steps, self._updates_made(), trained, list(trained.learned)))
 
     @override(Feeding)
     def look_after(self) -> None:
@@ -189,9 +196,9 @@ class FeedingRemotely(Feeding):
         self._hear_from_learners()
         while self._fed and not self._fed[0].waiting:
             fed = self._fed.pop(0)
-            self.waited_s += fed.waited_s / len(fed.trained.waited_s)
+            self.waited_s += fed.waited_s / len(fed.trained.learned)
             if fed.trained.num_updates:
-                self._weights = Weights(fed.updates_made, fed.trained.weights)
+                self._weights = Weights(fed.updates_made, fed.trained.weights, fed.weights_bytes)
 
     def _hear_from_learners(self) -> None:
         """Takes in all answers that are there: where a learner died, the oldest block's may never be whole."""
@@ -201,7 +208,9 @@ class FeedingRemotely(Feeding):
         over = set(ready)
         for fed in self._fed:
             for ref in [ref for ref in fed.waiting if ref in over]:
-                fed.waited_s += self._learners.answer(ref, waiting)
+                learned = self._learners.answer(ref, waiting)
+                fed.waited_s += learned.waited_s
+                fed.weights_bytes += learned.weights_bytes
                 fed.waiting.remove(ref)
 
     @override(Feeding)
@@ -211,7 +220,7 @@ class FeedingRemotely(Feeding):
     @override(Feeding)
     def weights(self) -> Weights:
         if self._weights is None:  # none were handed back yet
-            self._weights = Weights(self._updates_made(), ray.put(self._read_weights()))
+            self._weights = self._put_weights(self._updates_made())
         return self._weights
 
     @override(Feeding)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy.typing as npt
+import ray
+import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.learner import Learner
+from ray.rllib.core.learner.torch import torch_learner
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.utils.annotations import override
 
+from rllib_hpo.errors import SettingsError
 from rllib_hpo.learning.memory import limit_gpu_memory, told_of_in_a_sentence
 from rllib_hpo.learning.parallel import ALONE, Replica
 from rllib_hpo.learning.replay_learner import ReplayLearner
@@ -18,9 +24,42 @@ from rllib_hpo.learning.update import Optimizers, make_optimizers
 from rllib_hpo.rllib.torch_options import set_torch_options
 
 COLLECTIVE_PATIENCE_S = 45.0
-"""How long a learner waits for another that is silent, as where its machine is gone; a death shows at once."""
+"""How long a learner waits for another that is silent, as where its machine is gone; a death shows at once.
+
+With `learners.GRACE_S` it makes the 50 s after which a run ends, of the minute that users are promised.
+"""
 
 _PROGRESS = "progress"
+
+
+@contextmanager
+def device_without_ray(local: bool) -> Iterator[None]:
+    """Keeps RLlib from starting a Ray cluster to place a learner in this process (`local`) on its GPU.
+
+    RLlib asks Ray which GPUs it has given this process before it looks whether Ray runs here at all; where it does
+    not, the answer is not used.
+    """
+    get_device = torch_learner.get_device
+    if local and not ray.is_initialized():
+        torch_learner.get_device = _local_device
+    try:
+        yield
+    finally:
+        torch_learner.get_device = get_device
+
+
+def _local_device(config: Any, num_gpus: float) -> torch.device:
+    """The GPU of a learner that Ray has given none, or the CPU.
+
+    Raises:
+        SettingsError: If there is no such GPU.
+    """
+    if not num_gpus:
+        return torch.device("cpu")
+    index, number = config.local_gpu_idx, torch.cuda.device_count()
+    if index >= number:
+        raise SettingsError(f"local_gpu_idx={index}, but torch finds {number} GPUs here, numbered from 0.")
+    return torch.device("cuda", index)
 
 
 class ActorCriticLearner(TorchLearner):
@@ -40,7 +79,8 @@ class ActorCriticLearner(TorchLearner):
     @override(TorchLearner)
     def build(self) -> None:
         set_torch_options(self.config.num_torch_threads)
-        super().build()
+        with device_without_ray(self.config.num_learners == 0):
+            super().build()
         model = self.module[DEFAULT_MODULE_ID].unwrapped().model
         if self.config.limit_gpu_memory:
             limit_gpu_memory(self.config.num_gpus_per_learner, model.log_alpha.device)

@@ -32,8 +32,8 @@ class Trained(NamedTuple):
 
     num_updates: int
     """That every learner makes."""
-    waited_s: list[ray.ObjectRef]
-    """For each learner the seconds that it had nothing to do before."""
+    learned: list[ray.ObjectRef]
+    """Each learner's `Learned`."""
     weights: ray.ObjectRef
     """The new ones, if any updates are made."""
 
@@ -88,7 +88,7 @@ class Learners:
             call = TrainCall(where, due, gives_weights=rank == 0)
             # As an argument of its own Ray puts the rows in place over there, and not through this process.
             asked.append(actor.apply.options(num_returns=2).remote(call, *([rows] if rank == shard else [])))
-        return Trained(due, [waited_s for waited_s, _ in asked], asked[0][1])
+        return Trained(due, [learned for learned, _ in asked], asked[0][1])
 
     @property
     def num_waiting(self) -> int:

@@ -190,7 +190,7 @@ class ModuleStack(stack.Stack):
     def set_state(self, state: dict[str, Any]) -> None:
         self.pipeline.set_state(state.get("blocks", []))
         self.learners.set_state(state, state["env_steps"])
-        if state["runners"]:
+        if state["runners"] and self.config.num_env_runners > 0:  # else nobody would fetch them
             states = ray.put(state["runners"])
             self.pipeline.on_remote_runners(
                 lambda runner: runner.set_state(ray.get(states).get(runner.worker_index, {}))

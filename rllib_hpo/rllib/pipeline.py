@@ -227,6 +227,7 @@ class Pipeline:
             metrics |= {"policy_lag_mean": sum(lags) / len(lags), "policy_lag_max": float(max(lags))}
         if traffic.num_steps:
             metrics["wire_bytes_per_transition"] = traffic.num_bytes / traffic.num_steps
+            metrics["weights_bytes_per_transition"] = traffic.weights_bytes / traffic.num_steps
         self._lags, self._most_lead, self._arrived_while_learning = [], 0, 0
         self.feeding.waited_s = 0.0
         return metrics

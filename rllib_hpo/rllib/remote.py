@@ -62,12 +62,16 @@ class Weights(NamedTuple):
     number: int
     state: ray.ObjectRef
     """Of `ActorCriticLearner.acting_state`."""
+    num_bytes: int
+    """Of the state, pickled; taken where it was made, once."""
 
-    def give_to(self, runner: ColumnarEnvRunner) -> None:
-        """Runs where the runner is, and fetches nothing that it has already."""
-        if runner.weights_id != self.state.hex():
-            runner.set_state({COMPONENT_RL_MODULE: self.state, WEIGHTS_SEQ_NO: self.number})
-            runner.weights_id = self.state.hex()
+    def give_to(self, runner: ColumnarEnvRunner) -> int:
+        """Runs where the runner is, and fetches nothing that it has already; the bytes it fetched."""
+        if runner.weights_id == self.state.hex():
+            return 0
+        runner.set_state({COMPONENT_RL_MODULE: self.state, WEIGHTS_SEQ_NO: self.number})
+        runner.weights_id = self.state.hex()
+        return self.num_bytes
 
 
 class Sampled(NamedTuple):
@@ -79,6 +83,8 @@ class Sampled(NamedTuple):
     """Number of the weights that acted."""
     waited_s: float
     """How long the runner had nothing to do before."""
+    weights_bytes: int
+    """Of the weights that it fetched for this; 0 where it had them."""
     num_bytes: int
     """Of the rows and all that travels with them, pickled."""
 
@@ -97,13 +103,23 @@ class SampleRequest(NamedTuple):
         """Runs where the runner is."""
         waited_s = since(runner.idle_since)
         runner.join(self.joins_at, self.seed)
-        if not self.random_actions:
-            self.weights.give_to(runner)
+        weights_bytes = 0 if self.random_actions else self.weights.give_to(runner)
         rollout = runner.sample(num_steps=self.num_steps, random_actions=self.random_actions)
-        sampled = Sampled(len(rollout.rows), rollout.episodes, rollout.weights_seq_no, waited_s, 0)
+        sampled = Sampled(
+            len(rollout.rows), rollout.episodes, rollout.weights_seq_no, waited_s, weights_bytes, num_bytes=0
+        )
         num_bytes = pickled_bytes(rollout.rows) + pickled_bytes(sampled)
         runner.idle_since = time.perf_counter()
         return sampled._replace(num_bytes=num_bytes), rollout.rows
+
+
+class Learned(NamedTuple):
+    """What the driver hears of a block that was learned from; new weights travel beside it."""
+
+    waited_s: float
+    """How long the learner had nothing to do before."""
+    weights_bytes: int
+    """Of the weights beside it, pickled; 0 without any."""
 
 
 class TrainCall(NamedTuple):
@@ -116,18 +132,19 @@ class TrainCall(NamedTuple):
 
     def __call__(
         self, learner: Any, rows: npt.NDArray[np.float32] | None = None
-    ) -> tuple[float, dict[str, Any] | None]:
+    ) -> tuple[Learned, dict[str, Any] | None]:
         """Runs where the learner is; rows that another learner has are None here.
 
         Returns:
-            The seconds it had nothing to do before, and the weights if they are wanted and moved.
+            What the driver hears, and the weights if they are wanted and moved.
         """
         waited_s = since(learner.idle_since)
         if rows is not None:
             learner.core.add_transitions(rows[self.rows])
         learner.core.update_from_replay(self.num_updates)
         learner.idle_since = time.perf_counter()
-        return waited_s, learner.acting_state() if self.gives_weights and self.num_updates else None
+        weights = learner.acting_state() if self.gives_weights and self.num_updates else None
+        return Learned(waited_s, 0 if weights is None else pickled_bytes(weights)), weights
 
 
 def since(moment: float | None) -> float:

@@ -69,6 +69,13 @@ class Traffic:
     runners_waited_s: float = 0.0
     weights_fetched: int = 0
     """How often a runner began to act with other weights than before."""
+    weights_bytes: int = 0
+    """That were fetched so, pickled; runners of one node share what has come there."""
+
+    def fetched(self, num_bytes: int) -> None:
+        """Counts weights that a runner fetched; 0 bytes where it had them."""
+        self.weights_fetched += num_bytes > 0
+        self.weights_bytes += num_bytes
 
 
 class Sampling(ABC):
@@ -143,7 +150,7 @@ class SamplingHere(Sampling):
     def ask(self, runner: int, request: SampleRequest) -> Block:
         """Samples."""
         if not request.random_actions:
-            request.weights.give_to(self._runner)
+            self.traffic.fetched(request.weights.give_to(self._runner))
         rollout = self._runner.sample(num_steps=request.num_steps, random_actions=request.random_actions)
         self.traffic.num_steps += len(rollout.rows)
         self.traffic.num_bytes += pickled_bytes(rollout.rows)
@@ -210,7 +217,6 @@ class RemoteSampling(Sampling):
         self._in_flight: dict[int, _InFlight] = {}
         self._pings: dict[int, ray.ObjectRef] = {}
         self._last_asked: dict[int, int] = {}
-        self._acts_with: dict[int, int] = {}
         self._num_requests, self._late = 0, set[int]()
         self._next_ping = self._waiting_since = time.monotonic()
 
@@ -263,9 +269,7 @@ class RemoteSampling(Sampling):
         traffic.num_steps += sampled.num_rows
         traffic.num_bytes += sampled.num_bytes
         traffic.runners_waited_s += sampled.waited_s
-        if not is_random and self._acts_with.get(runner) != sampled.weights_seq_no:
-            self._acts_with[runner] = sampled.weights_seq_no
-            traffic.weights_fetched += 1
+        traffic.fetched(sampled.weights_bytes)
         return Block(rows, 0, sampled.num_rows, sampled.episodes, sampled.weights_seq_no, is_random, runner)
 
     def _has_died(self, runner: int, error: RayError) -> None:
@@ -276,7 +280,6 @@ class RemoteSampling(Sampling):
     def _is_gone(self, runner: int) -> None:
         self._manager.set_actor_state(runner, healthy=False)
         self._in_flight.pop(runner, None)
-        self._acts_with.pop(runner, None)
         self._late.discard(runner)
 
     def _note_the_late(self) -> None:
@@ -407,7 +410,6 @@ class RemoteSampling(Sampling):
     def forget(self) -> None:
         self.give_up_the_late()  # what is asked of them next would wait behind what is forgotten
         self._in_flight.clear()
-        self._acts_with.clear()
 
     @override(Sampling)
     def stop(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from rllib_hpo.learning import replay as replay_module
 from rllib_hpo.learning.actor_critic import ActorCritic
 from rllib_hpo.learning.feed import RowFeed
 from rllib_hpo.learning.graph import WARM_UPS, Capture, CudaGraphCapture, make_capture
+from rllib_hpo.learning.guards import DeviceGuard
 from rllib_hpo.learning.replay import Batch, Replay, RowLayout, fits
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.learning.trainer import Trainer
@@ -117,8 +119,14 @@ def _capture(device: str) -> Capture:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("settings", DIFFERENT.values(), ids=DIFFERENT)
 def test_updates_in_bulk_equal_eager_ones(settings: ActorCriticSettings, device: str) -> None:
-    """After 200 updates with the same batches and noise, every parameter, target and optimizer state agrees."""
+    """After 200 updates with the same batches and noise, every parameter, target and optimizer state agrees.
+
+    On a CPU to the last bit, if eager ones are guarded alike; else but for the rounding of target critics, which move
+    by target + tau (online - target) under a guard that may freeze them, and by one `lerp` without.
+    """
     eager, bulk = _learner(settings, None, device), _learner(settings, _capture(device), device)
+    guarded = _learner(settings, None, device)
+    guarded.trainer.guard = DeviceGuard(guarded.trainer.device)
     generator = torch.Generator().manual_seed(0)
     sampler = eager.trainer.model.sampler
     for k in range(200):
@@ -127,11 +135,15 @@ def test_updates_in_bulk_equal_eager_ones(settings: ActorCriticSettings, device:
             name: torch.randn((2 * ROWS, *shape), generator=generator).to(device)
             for name, shape in sampler.noise_shapes.items()
         }
-        eager.trainer.update(LAYOUT.unpack(rows), noise)
-        eager.trainer.count(1, lambda rows=rows, noise=noise: (LAYOUT.unpack(rows), noise))
+        for learner in (eager, guarded):
+            learner.trainer.update(LAYOUT.unpack(rows), noise)
+            learner.trainer.count(1, lambda rows=rows, noise=noise: (LAYOUT.unpack(rows), noise))
         _update_in_bulk(bulk, rows, noise)
     assert bulk.trainer.bulk is not None
     assert bulk.trainer.bulk.num_captures == 1
+    if device == "cpu":
+        ours, theirs = _tensors(bulk), _tensors(guarded)
+        assert [name for name, value in theirs.items() if not torch.equal(ours[name], value)] == []
     _assert_close(bulk, eager)
 
 
@@ -149,16 +161,23 @@ def test_a_graph_that_draws_from_the_replay_equals_eager_updates(settings: Actor
 
 
 def _assert_close(one: ReplayLearner, other: ReplayLearner) -> None:
-    """Parameters, targets, optimizer states and metrics, to the accuracy of float32 after some hundred updates."""
-    ours, theirs = _tensors(one), _tensors(other)
+    """Parameters, targets, optimizer states and metrics, to the accuracy of float32 after some hundred updates.
+
+    On a CPU within a few roundings of a tensor's largest number: 4e-7 of it was the most that any settings showed. A
+    GPU may sum products in another order and in TF32; how much less it needs than it is given here is not measured.
+    """
+    ours, theirs, on_cpu = _tensors(one), _tensors(other), one.trainer.device.type == "cpu"
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
+        rounding = float(8 * torch.finfo(torch.float32).eps * value.abs().max())
+        rtol, atol = (0.0, rounding) if on_cpu else (2e-3, 2e-5)
         torch.testing.assert_close(
-            ours[name], value, rtol=2e-3, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}"
+            ours[name], value, rtol=rtol, atol=atol, msg=lambda text, n=name: f"{n}: {text}"
         )
     first, second = one.flush_metrics(), other.flush_metrics()
     assert first.keys() == second.keys()
-    assert first == pytest.approx(second, rel=1e-3, abs=1e-4)
+    # A gain in Q is a difference of sums, and loses digits.
+    assert first == pytest.approx(second, rel=1e-5 if on_cpu else 1e-3, abs=1e-6 if on_cpu else 1e-4)
 
 
 def _update_in_bulk(learner: ReplayLearner, rows: Tensor, noise: dict[str, Tensor]) -> None:
@@ -435,17 +454,63 @@ def test_a_restored_run_knows_nothing_of_what_was_before(in_bulk: bool) -> None:
 
 def test_a_replay_grows_where_memory_is_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """It doubles up to its capacity, and holds what a replay of full size holds."""
+    whole = Replay(LAYOUT, 100)
     monkeypatch.setattr(replay_module, "FIRST_ROWS", 8)
     monkeypatch.setattr(Replay, "_grows", lambda self, device: True)
-    replay, whole = Replay(LAYOUT, 100), Replay(LAYOUT, 100)
-    monkeypatch.undo()
+    replay = Replay(LAYOUT, 100)
     sizes = []
     for k in range(15):
         for ring in (replay, whole):
             ring.add(_rows(9, seed=k))
         sizes.append(len(replay.rows))
-    assert sizes == [16, 32, 32, 64, 64, 64, 64, *[100] * 8]
+    assert sizes == [13, 25, 50, 50, 50, *[100] * 10]
     assert all(np.array_equal(a, b) for a, b in zip(replay.read(35, 135), whole.read(35, 135), strict=True))
+
+
+class Ledger:
+    """Counts the places of a replay that exist at a time, from allocation to release."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.held = self.most = 0
+        monkeypatch.setattr(Replay, "_grows", lambda _, device: True)
+        monkeypatch.setattr(Replay, "_new_rows", self._allocate)
+
+    def _allocate(self, num_rows: int, device: torch.device) -> Tensor:
+        self.held += num_rows
+        self.most = max(self.most, self.held)
+        rows = torch.empty((num_rows, 1), device="meta")
+        weakref.finalize(rows, self._release, num_rows)
+        return rows
+
+    def _release(self, num_rows: int) -> None:
+        self.held -= num_rows
+
+
+CAPACITIES = [
+    *range(1, 40),
+    *(near + 65_536 * factor for factor in (1, 2, 3, 15, 16) for near in (-1, 0, 1)),
+    *(100_000, 500_001, 1_000_000, 1_100_000, 3_000_000, 12_345_679),
+]
+
+
+@pytest.mark.parametrize("first", [1, 7, 65_536])
+def test_growing_takes_half_as_much_again_and_no_more(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row by row, or in large blocks, of any capacity: what exists at a time is what room was looked for."""
+    monkeypatch.setattr(replay_module, "FIRST_ROWS", first)
+    for capacity in CAPACITIES:
+        for block in {1, capacity // 3 + 1, capacity}:
+            ledger = Ledger(monkeypatch)
+            replay, places = Replay(LAYOUT, capacity), 0
+            assert len(replay.rows) <= first
+            while places < capacity:
+                # The next block that there is no place for.
+                places = min(capacity, max(places + block, len(replay.rows) + 1))
+                replay._make_room(places)
+                assert len(replay.rows) >= places
+            assert len(replay.rows) == ledger.held == capacity
+            assert ledger.most <= replay_module.most_rows(capacity) <= 1.5 * capacity + 0.5
+            if block == 1:
+                assert ledger.most == replay_module.most_rows(capacity)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -492,10 +557,10 @@ def _resident_bytes() -> int:
 
 
 @pytest.mark.parametrize(
-    ("needed", "free", "expected"), [(40, 80, True), (46, 80, True), (47, 80, False), (10, 20, False)]
+    ("needed", "free", "expected"), [(60, 80, True), (70, 80, True), (71, 80, False), (11, 20, False)]
 )
 def test_what_fits(needed: int, free: int, expected: bool) -> None:
-    """A tenth of the device is left alone, and growing takes half as much again."""
+    """A tenth of the device is left alone."""
     assert fits(needed, free, 100) is expected
 
 
@@ -508,7 +573,8 @@ def test_a_replay_keeps_to_its_share_of_a_gpu(
 ) -> None:
     """Of 100 rows' worth of memory, 80 free; for 20 rows, which take half as much again when they grow."""
     layout = RowLayout(OBS, DIM)
-    row = layout.width * 4
+    row = layout.num_bytes
+    monkeypatch.setattr(replay_module, "FIRST_ROWS", 10)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80 * row, 100 * row))
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda index: share)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: reserved * row)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 
 from rllib_hpo.rllib.config import ActorCriticConfig
@@ -24,7 +25,7 @@ def _config(stack: str, algorithm: str) -> ActorCriticConfig:
 @EVERY_ALGORITHM
 @pytest.mark.parametrize("stack", ["new", "old"])
 def test_a_run_in_one_process(stack: str, algorithm: str, tmp_path: Path) -> None:
-    """Acting uses the learner's own networks; the trained policy is read onto the CPU."""
+    """Acting uses the learner's own networks; the trained policy is read onto the CPU; no Ray cluster is started."""
     with running(_config(stack, algorithm)) as run:
         result = train_to(run, 80)
         assert run.actor.log_alpha.device.type == "cuda"
@@ -35,3 +36,4 @@ def test_a_run_in_one_process(stack: str, algorithm: str, tmp_path: Path) -> Non
     with loaded(tmp_path) as again:
         assert again.env_steps == 80
         train_to(again, 120)
+    assert not ray.is_initialized()

@@ -401,6 +401,34 @@ def test_a_transition_crosses_the_wire_once_and_little_with_it(num_learners: int
         assert 1 < iteration.get("wire_bytes_per_transition", 1.1 * row) / row <= 1.2
 
 
+@pytest.mark.parametrize(
+    ("num_env_runners", "num_learners"),
+    [(2, 0), *(pytest.param(n, 1, marks=pytest.mark.slow) for n in (0, 2))],
+)
+def test_weights_on_the_wire_are_counted_where_they_are_fetched(
+    num_env_runners: int, num_learners: int
+) -> None:
+    """In turns, with an update every 32 steps: once by each runner when they are new, and none for the warm-up."""
+    settings = {
+        "warmup_steps": 48,
+        "steps_per_iteration": 48,
+        "evaluation_every": 480,
+        "checkpoint_every": 480,
+    }
+    config = overlapping(num_env_runners=num_env_runners, num_learners=num_learners, **settings)
+    config.training(update_to_data=1 / 32)
+    with running(config.env_runners(max_lead_steps=0)) as algorithm:
+        found = measured(algorithm, 144)
+        context = ray._private.worker.global_worker.get_serialization_context()
+        as_sent = context.serialize(algorithm.stack.learners.acting_state()).total_bytes
+    # At steps 48 (the first ones), 80 and 112.
+    fetched = [times * max(1, num_env_runners) for times in (0, 2, 1)]
+    assert [iteration["weights_fetched"] for iteration in found] == fetched
+    for iteration, times in zip(found, fetched, strict=True):
+        # Ray adds what says where each buffer lies.
+        assert iteration["weights_bytes_per_transition"] * 48 == pytest.approx(times * as_sent, rel=0.15)
+
+
 @pytest.mark.parametrize("lead", [-1, 7, 8.5, "many", True])
 def test_an_impossible_lead_is_refused(lead: Any) -> None:
     with pytest.raises(SettingsError, match=rf"max_lead_steps={lead!r} must be 'auto', 0 .* from 8 on"):

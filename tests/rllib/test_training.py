@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 
-from rllib_hpo.errors import NonFiniteError
+from rllib_hpo.errors import NonFiniteError, SettingsError
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.settings import SETTINGS
 from tests.rllib.environments import CountingEnv, NoisyEnv
@@ -33,6 +34,61 @@ def test_ray_is_not_needed(algorithm: str, tmp_path: Any) -> None:
         built.train()
     with loaded(tmp_path / "checkpoint") as resumed:
         resumed.train()
+    assert not ray.is_initialized()
+
+
+@pytest.fixture
+def pretended_gpus(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
+    """Two GPUs that torch finds; what a learner would put on one stays on the CPU. Where that would have been."""
+    placed: list[torch.device] = []
+
+    def stay(learner: Any, module: Any) -> None:
+        placed.append(learner._device)
+        learner._device = torch.device("cpu")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(TorchLearner, "_map_module_to_device", stay)
+    return placed
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_ray_is_not_needed_for_a_gpu(index: int, pretended_gpus: list[torch.device], tmp_path: Path) -> None:
+    """RLlib asks Ray for the devices of a learner, also of one in this process, and that starts a cluster."""
+    import ray
+
+    with running(tiny_config().learners(num_gpus_per_learner=1, local_gpu_idx=index)) as built:
+        train_to(built, 80)
+        built.evaluate()
+        built.save_to_path(tmp_path)
+        built.restore_from_path(tmp_path)
+        built.train()
+    with loaded(tmp_path) as resumed:
+        resumed.train()
+    assert not ray.is_initialized()
+    assert pretended_gpus == [torch.device("cuda", index)] * 2
+
+
+@pytest.mark.usefixtures("pretended_gpus")
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    config = tiny_config().learners(num_gpus_per_learner=1, local_gpu_idx=2)
+    with pytest.raises(SettingsError, match="local_gpu_idx=2, but torch finds 2 GPUs here, numbered from 0"):
+        config.build_algo()
+
+
+def test_ray_is_not_needed_to_go_on_without_runners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint holds the states of remote runners, which a run without any has nobody to send to."""
+    import ray
+
+    with running(tiny_config()) as built:
+        train_to(built, 40)
+        monkeypatch.setattr(
+            built.stack.pipeline, "on_remote_runners", lambda call: {1: call(built.env_runner)}
+        )
+        built.save_to_path(tmp_path)
+    with running(tiny_config()) as other:
+        other.restore_from_path(tmp_path)
+        train_to(other, 80)
     assert not ray.is_initialized()
 
 

@@ -1,0 +1,161 @@
+"""Runs whose replay grows while they learn, as it does on a GPU: what reads it follows it wherever it goes.
+
+The GPU is pretended: memory of the CPU that is taken at once, of which there is so much and no more.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rllib_hpo.learning import replay as replay_module
+from rllib_hpo.learning.feed import IndexFeed, RowFeed
+from rllib_hpo.learning.graph import WARM_UPS
+from rllib_hpo.learning.replay import Replay
+from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
+from tests.rllib.tiny import EVERY_ALGORITHM, assert_equal, facts, running, tiny_config, train_to
+
+CAPACITY = 200
+SIZES = [13, 25, 50, 100, 200]
+"""That the replay has one after the other."""
+
+
+class PretendedGPU:
+    """Where replays are that are made from here on.
+
+    Args:
+        monkeypatch: Pretends.
+        room: Rows that a replay there can have at most; whoever asks for more is answered as torch does.
+    """
+
+    ELSEWHERE = torch.device("meta")
+    """Stands for the host, so that it is another device than the one that learns."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, room: int = CAPACITY) -> None:
+        self.room, self.is_full = room, False
+        make = Replay._new_rows
+
+        def new_rows(replay: Replay, num_rows: int, device: torch.device) -> Tensor:
+            if num_rows > self.room and not self.is_full:
+                self.is_full = True
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return make(replay, num_rows, torch.device("cpu"))
+
+        here = torch.device("cpu")
+        monkeypatch.setattr(replay_module, "FIRST_ROWS", 16)
+        monkeypatch.setattr(Replay, "_new_rows", new_rows)
+        monkeypatch.setattr(Replay, "_grows", lambda replay, device: not self.is_full)
+        monkeypatch.setattr(Replay, "device", property(lambda _: self.ELSEWHERE if self.is_full else here))
+
+
+class PlacedCapture:
+    """Repeats a function by calling it; as of a graph, what it read must still be in its place.
+
+    Args:
+        algorithm: Whose updates are captured.
+    """
+
+    def __init__(self, algorithm: ActorCriticAlgorithm) -> None:
+        self._core = algorithm.local_learner
+        self.warm_ups = self.captures = 0
+        self._core.trainer.update_in_bulk(self)
+
+    @property
+    def feed(self) -> Any:
+        """Where batches come from."""
+        return self._core.trainer.bulk._feed  # type: ignore[union-attr]
+
+    def warm_up(self, function: Callable[[], None]) -> None:
+        self.warm_ups += 1
+        function()
+
+    def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
+        self.captures += 1
+        places = self._places()
+
+        def repeat() -> None:
+            assert self._places() == places
+            function()
+
+        return repeat
+
+    def _places(self) -> list[int]:
+        places = [tensor.data_ptr() for tensor in self.feed.tensors()]
+        return [*places, self._core.replay.rows.data_ptr()] if isinstance(self.feed, IndexFeed) else places
+
+
+def _facts_of_a_run(algorithm: str, steps: int) -> dict[str, Any]:
+    """Of one whose replay has its full size from the beginning."""
+    with running(tiny_config(algorithm, replay_capacity=CAPACITY)) as built:
+        PlacedCapture(built)
+        train_to(built, steps)
+        return facts(built)
+
+
+@EVERY_ALGORITHM
+def test_updates_follow_a_replay_that_grows(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each growth moves the rows, so what was captured is captured anew; nothing else changes, around the end too."""
+    expected = _facts_of_a_run(algorithm, 240)
+    PretendedGPU(monkeypatch)
+    with running(tiny_config(algorithm, replay_capacity=CAPACITY)) as built:
+        capture, sizes = PlacedCapture(built), []
+        while built.env_steps < 240:
+            built.train()
+            sizes.append(len(built.local_learner.replay.rows))
+        assert_equal(expected, facts(built))
+    assert sizes == [50, 100, 200, 200, 200, 200]
+    # Updates begin at 20 rows, for which there are 25 places, and meet three larger ones.
+    assert (capture.captures, capture.warm_ups) == (4, 4 * WARM_UPS)
+
+
+@EVERY_ALGORITHM
+def test_updates_follow_a_replay_that_moves_to_the_host(
+    algorithm: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where memory ends while it grows, no row and no update is lost, and the log says why it moved."""
+    expected = _facts_of_a_run(algorithm, 240)
+    gpu = PretendedGPU(monkeypatch, room=50)
+    with running(tiny_config(algorithm, replay_capacity=CAPACITY)) as built:
+        capture = PlacedCapture(built)
+        train_to(built, 40)
+        assert isinstance(capture.feed, IndexFeed)
+        assert not gpu.is_full
+        train_to(built, 240)
+        assert isinstance(capture.feed, RowFeed)
+        assert len(built.local_learner.replay.rows) == CAPACITY
+        assert_equal(expected, facts(built))
+    # For 25 places, for 50, and for batches that the host gathers.
+    assert (capture.captures, capture.warm_ups) == (3, 3 * WARM_UPS)
+    (moved,) = (record for record in caplog.records if record.name == replay_module.__name__)
+    assert moved.levelname == "WARNING"
+    assert re.fullmatch(
+        r"The replay moves to the host's memory, and batches reach the GPU by way of pinned memory: "
+        r"it grows to 100 rows, and \w+ has no 0\.0 GiB left for them\.",
+        moved.getMessage(),
+    )
+
+
+@pytest.mark.parametrize("room", [CAPACITY, 50])
+def test_a_checkpoint_fills_a_replay_that_grows(
+    room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that finds no room for the rows of the checkpoint, and goes on from the host's memory."""
+    expected = _facts_of_a_run("sac", 160)
+    with running(tiny_config(replay_capacity=CAPACITY)) as built:
+        PlacedCapture(built)
+        train_to(built, 80)
+        built.save_to_path(tmp_path)
+    gpu = PretendedGPU(monkeypatch, room)
+    with running(tiny_config(replay_capacity=CAPACITY)) as other:
+        capture = PlacedCapture(other)
+        other.restore_from_path(tmp_path)
+        train_to(other, 160)
+        assert gpu.is_full == (room == 50)
+        assert isinstance(capture.feed, RowFeed if gpu.is_full else IndexFeed)
+        assert_equal(expected, facts(other))
