@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -189,7 +190,8 @@ def kill(pids: list[int]) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("how_many", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("how_many", [1, 2])
 def test_runners_that_are_killed_are_replaced(how_many: int) -> None:
     """What they had handed on counts, what they were asked for is given up, and nothing is repeated."""
     seen: list[int] = []
@@ -251,16 +253,8 @@ def hanging(directory: Path, bad_step: int, **settings: Any) -> ActorCriticConfi
 
 
 # Leads: turns; a fragment, which the one that hangs could use up; and the default.
-@pytest.mark.parametrize(
-    ("bad_step", "lead"),
-    [
-        (3, "auto"),
-        *(
-            pytest.param(*each, marks=pytest.mark.slow)
-            for each in ((3, 0), (3, 8), (15, 0), (15, 8), (15, "auto"))
-        ),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("bad_step", "lead"), list(itertools.product((3, 15), (0, 8, "auto"))))
 def test_a_runner_that_hangs_is_given_up_before_a_checkpoint(
     lead: Any,
     bad_step: int,
@@ -304,7 +298,6 @@ def test_a_runner_that_hangs_is_given_up_before_a_checkpoint_off_schedule(tmp_pa
         train_to(algorithm, 120)
 
 
-@pytest.mark.slow
 def test_a_runner_that_hangs_ends_a_run_that_may_lose_none(tmp_path: Path) -> None:
     """In a sentence, at the checkpoint; and the run can be stopped."""
     config = hanging(tmp_path, 3).fault_tolerance(restart_failed_env_runners=False)
