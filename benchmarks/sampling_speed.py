@@ -9,6 +9,7 @@ Algorithms take turns; reported are medians over the rounds of environment steps
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -42,11 +43,16 @@ def measure(runners: Mapping[str, Sampler], rounds: int, steps: int) -> dict[str
     speeds: dict[str, list[float]] = {name: [] for name in runners}
     for sample in runners.values():
         sample(steps)
-    for _ in range(rounds):
-        for name, sample in runners.items():
-            began = time.process_time()
-            sample(steps)
-            speeds[name].append(steps / (time.process_time() - began))
+    gc.collect()
+    gc.disable()  # else one algorithm's rounds may pay for all that the process holds
+    try:
+        for _ in range(rounds):
+            for name, sample in runners.items():
+                began = time.process_time()
+                sample(steps)
+                speeds[name].append(steps / (time.process_time() - began))
+    finally:
+        gc.enable()
     return speeds
 
 

@@ -7,14 +7,19 @@ from collections import Counter
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
 
 DEFAULTS = {
     "OMP_NUM_THREADS": "1",  # equal numbers of threads give equal numbers
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # Ray's own 15 starves workers wherever anything else runs
     "WANDB_MODE": "offline",
 }
 for name, value in DEFAULTS.items():
     os.environ.setdefault(name, value)
+
+settings.register_profile("suite", deadline=None)  # how long an example takes is the machine's affair
+settings.load_profile("suite")
 
 
 REAL_RUNS = "tests/cluster/"

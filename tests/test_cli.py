@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 from pathlib import Path
@@ -176,3 +177,10 @@ def test_help_and_tasks_introduce_a_newcomer(capsys: pytest.CaptureFixture[str])
         assert run(*words) == 0
         printed = capsys.readouterr().out
         assert all(word in printed for word in expected)
+
+
+def test_the_making_of_a_cache_of_fonts_is_not_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """As matplotlib does it on a machine where it is new, if that takes five seconds."""
+    assert run("tasks") == 0
+    logging.getLogger("matplotlib.font_manager").warning("building the font cache")
+    assert capsys.readouterr().err == ""

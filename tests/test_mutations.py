@@ -44,7 +44,7 @@ def test_exit_code(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_every_mutation_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each planted mistake makes at least one fast test fail."""
     monkeypatch.setattr(sys, "argv", ["mutations"])

@@ -71,6 +71,8 @@ def main() -> None:
         format="%(message)s",
         handlers=[RichHandler(console=errors, show_time=False, show_path=False)],
     )
+    # On a new machine it warns that it makes its cache of fonts.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         app()
     except UserError as error:

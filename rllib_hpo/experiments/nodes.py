@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rllib_hpo.errors import StorageError, UserError, WorkerDiedError
+from rllib_hpo.experiments.ray_session import ray_session
 from rllib_hpo.learning.parallel import LOST
 from rllib_hpo.rllib.remote import successes
 
@@ -38,12 +41,14 @@ def alive() -> dict[str, str]:
     }
 
 
-def ask(question: Callable[[], Any], patience_s: float = PATIENCE_S) -> dict[str, Any]:
-    """The answer of every node by its id, None for those that give none; it takes no CPU from a trial."""
+def ask(
+    question: Callable[[], Any], nodes: Iterable[str] | None = None, patience_s: float = PATIENCE_S
+) -> dict[str, Any]:
+    """The answer of every node, or of some, by its id, None for those that give none; it takes no CPU from a trial."""
     remote = ray.remote(num_cpus=0, max_retries=0)(question)
     asked = {
         remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(): node
-        for node in alive()
+        for node in (alive() if nodes is None else nodes)
     }
     answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=patience_s)
     answers: dict[str, Any] = dict.fromkeys(asked.values())
@@ -160,28 +165,51 @@ def report(directory: Path) -> list[dict[str, Any]]:
 
 
 def _clocks() -> dict[str, float | None]:
-    """Seconds by which each node's clock is ahead, to within the time an answer takes."""
-    import time
+    """Seconds by which each node's clock is ahead, to within half the time an answer takes."""
 
     def now() -> float:
         import time
 
         return time.time()
 
-    ask(now)  # starts a worker on every node: the second answer comes in milliseconds
-    before = time.time()
-    answers = ask(now)
-    middle = (before + time.time()) / 2
-    return {node: None if there is None else there - middle for node, there in answers.items()}
+    # The first question starts a worker on every node: further answers come in milliseconds. One by one, so that a
+    # slow node does not shift what another says.
+    return {
+        node: None if answer is None else _ahead_s(partial(_answer, now, node))
+        for node, answer in ask(now).items()
+    }
+
+
+def _answer(question: Callable[[], float], node: str) -> float | None:
+    answer: float | None = ask(question, [node])[node]
+    return answer
+
+
+def _ahead_s(tell: Callable[[], float | None]) -> float | None:
+    """By how much a clock is ahead: of three answers that whose way was the shortest, told in its middle."""
+    best: tuple[float, float] | None = None
+    for _ in range(3):
+        before = time.time()
+        there = tell()
+        after = time.time()
+        if there is None:
+            break
+        if best is None or after - before < best[0]:
+            best = after - before, there - (before + after) / 2
+    return None if best is None else best[1]
 
 
 def main() -> None:
-    """Prints the report of the cluster that RAY_ADDRESS names."""
-    ray.init(log_to_driver=False)
+    """Prints the report of the cluster that RAY_ADDRESS names; a failure is one sentence and exit code 2."""
     directory = Path(sys.argv[1]).expanduser()
     while not directory.is_dir():
         directory = directory.parent
-    line = json.dumps({"directory": str(directory), "nodes": report(directory)})
+    try:
+        with ray_session(log_to_driver=False):
+            line = json.dumps({"directory": str(directory), "nodes": report(directory)})
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2)
     sys.stdout.write(f"{REPORT}{line}\n")
 
 

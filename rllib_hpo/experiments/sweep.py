@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune import PlacementGroupFactory
 
@@ -27,6 +26,7 @@ from rllib_hpo.experiments.checkpoints import CheckpointStore
 from rllib_hpo.experiments.machines import machines_here, trials_at_a_time
 from rllib_hpo.experiments.mirror import Mirror
 from rllib_hpo.experiments.nodes import refuse_unshared
+from rllib_hpo.experiments.ray_session import ray_session
 from rllib_hpo.experiments.run_config import RunConfig, resolve_saved
 from rllib_hpo.experiments.storage import Storage, fetch, publish
 from rllib_hpo.experiments.stored_checkpoints import steps_on
@@ -248,7 +248,7 @@ def run_sweep(
             with storage.reached():
                 storage.remove(f"trials/{name}/{ERROR_FILE}")
     if waiting:
-        with cluster():
+        with ray_session():
             machines = machines_here()
             requests = {name: resources(configs[name], machines.keep_rollouts_apart) for name in waiting}
             check_placeable(requests, machines)
@@ -419,25 +419,9 @@ def capacity(sweep: Sweep) -> tuple[str, int]:
     Raises:
         SettingsError: If a trial can never be placed.
     """
-    with cluster() if os.environ.get("RAY_ADDRESS") else nullcontext():
+    with ray_session() if os.environ.get("RAY_ADDRESS") else nullcontext():
         machines = machines_here()
     requests = {trial.name: resources(trial.config, machines.keep_rollouts_apart) for trial in sweep.trials}
     check_placeable(requests, machines)
     at_a_time = min(trials_at_a_time(request.bundles, machines) for request in requests.values())
     return f"{machines.total('CPU'):g} CPUs and {machines.total('GPU'):g} GPUs", at_a_time
-
-
-@contextmanager
-def cluster() -> Iterator[None]:
-    """The cluster RAY_ADDRESS names, or Ray on this machine for as long as the context lasts."""
-    if ray.is_initialized():
-        yield
-        return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.ERROR)
-    else:
-        ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    try:
-        yield
-    finally:
-        ray.shutdown()

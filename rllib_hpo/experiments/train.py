@@ -14,8 +14,6 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-import ray
-
 from rllib_hpo.errors import CheckpointError, SettingsError, UserError
 from rllib_hpo.experiments.checkpoints import CheckpointStore
 from rllib_hpo.experiments.events import EventLog
@@ -24,6 +22,7 @@ from rllib_hpo.experiments.mirror import Mirror
 from rllib_hpo.experiments.nodes import refuse_unshared_learner
 from rllib_hpo.experiments.operator_metrics import OperatorMetrics
 from rllib_hpo.experiments.progress import Progress
+from rllib_hpo.experiments.ray_session import ray_session
 from rllib_hpo.experiments.run_config import RunConfig, resolve_saved
 from rllib_hpo.experiments.tensorboard import TensorBoard
 from rllib_hpo.experiments.wandb_logger import WandbOptions, WandbRun, describe_run, group_of, return_metric
@@ -389,20 +388,8 @@ def _local_ray(config: RunConfig) -> Iterator[None]:
     """Ray for this run: none without remote workers, else the cluster RAY_ADDRESS names, or one on this machine."""
     run = config.run
     workers = run.num_env_runners + run.num_learners + run.evaluation_num_env_runners
-    if workers == 0 or ray.is_initialized():
+    if workers == 0:
         yield
         return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.ERROR)
-    else:
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, workers + 1),
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
-    try:
+    with ray_session(num_cpus=max(os.cpu_count() or 1, workers + 1)):
         yield
-    finally:
-        ray.shutdown()

@@ -21,7 +21,8 @@ KEY = ("sweep", "algorithm", "task", "trial_id", "env_steps")
 COMPACTED = "compacted.parquet"
 """The file of a task folder that `compact` merges the others into."""
 _SINGLE_ROW = re.compile(r"-\d{10}\.parquet$")
-_ATTEMPTS = 5
+_ATTEMPTS = 50
+"""At rows that are compacted while they are read; damage, where every file still stands, is told at once."""
 
 
 def read_rows(roots: str | Path | Iterable[str | Path]) -> pa.Table:

@@ -171,13 +171,17 @@ class Pipeline:
         self._sampling.begin_waiting()
 
     def _wait(self) -> None:
-        """Until something has arrived or been learned, or runners need looking after."""
+        """As `_wait_for_a_change`; the learner has nothing else to do meanwhile."""
         began = time.monotonic()
+        self._wait_for_a_change()
+        self.feeding.idled(time.monotonic() - began)
+
+    def _wait_for_a_change(self) -> None:
+        """Until something has arrived or been learned, or runners need looking after."""
         if refs := self._sampling.refs() + self.feeding.refs():
             ray.wait(refs, num_returns=1, timeout=_LONGEST_WAIT_S, fetch_local=True)
         else:
             time.sleep(0.1)
-        self.feeding.idled(time.monotonic() - began)
 
     def _check_patience(self) -> None:
         """Patience is with runners, not with a learner that owes updates."""
@@ -200,7 +204,7 @@ class Pipeline:
         self._take_in()
         while self._sampling.steps_in_flight():
             self._sampling.give_up_the_late()
-            self._wait()
+            self._wait_for_a_change()  # it is a checkpoint that waits, and not the learner
             self._take_in()
 
     def on_remote_runners(self, call: Callable[[Any], Any]) -> dict[int, Any]:

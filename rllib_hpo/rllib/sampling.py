@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from rllib_hpo.rllib.remote import SampleRequest, check_tolerated, fetch, pickle
 
 _logger = logging.getLogger(__name__)
 _SECONDS_BETWEEN_PINGS = 1.0
+_SECONDS_TO_DIE = 5.0
+"""How long one that was killed is not asked for signs of life: it might still give one."""
 GRACE_S = 5.0
 """How long runners get to hand on what they are at work on when the run ends."""
 
@@ -216,6 +219,7 @@ class RemoteSampling(Sampling):
         self._manager = algorithm.env_runner_group._worker_manager
         self._in_flight: dict[int, _InFlight] = {}
         self._pings: dict[int, ray.ObjectRef] = {}
+        self._killed_at: dict[int, float] = {}
         self._last_asked: dict[int, int] = {}
         self._num_requests, self._late = 0, set[int]()
         self._next_ping = self._waiting_since = time.monotonic()
@@ -323,6 +327,7 @@ class RemoteSampling(Sampling):
         """Kills one that hangs; `_look_after_the_dead` takes its replacement into service."""
         self._is_gone(runner)
         ray.kill(self._manager.actors()[runner], no_restart=False)
+        self._killed_at[runner] = time.monotonic()
         check_tolerated(self._config, f"Environment runner {runner} {why}")
         _logger.warning("Environment runner %d %s; it was killed, and what it owes is given up.", runner, why)
 
@@ -368,8 +373,11 @@ class RemoteSampling(Sampling):
             self._algorithm.runners_are_back(restored)
         if time.monotonic() < self._next_ping:
             return
-        self._next_ping = time.monotonic() + _SECONDS_BETWEEN_PINGS
+        now = time.monotonic()
+        self._next_ping = now + _SECONDS_BETWEEN_PINGS
         for runner, actor in self._manager.actors().items():
+            if now - self._killed_at.get(runner, -math.inf) < _SECONDS_TO_DIE:
+                continue
             if not self._manager.is_actor_healthy(runner) and runner not in self._pings:
                 self._pings[runner] = actor.ping.remote()
 

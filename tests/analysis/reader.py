@@ -40,7 +40,7 @@ class Reader:
     def wait(self, condition: str, *arguments: Any) -> Any:
         from selenium.webdriver.support.ui import WebDriverWait
 
-        return WebDriverWait(self.driver, 20).until(
+        return WebDriverWait(self.driver, 60).until(
             lambda driver: driver.execute_script(f"return {condition}", *arguments)
         )
 

@@ -32,10 +32,11 @@ def test_trials_double_up_to_the_cores(cores, counts):
 
 
 @pytest.mark.slow
-def test_it_times_a_real_sweep(tmp_path):
+def test_it_times_a_real_sweep(tmp_path, monkeypatch):
     out = tmp_path / "grid.json"
+    monkeypatch.setattr(grid, "WARMUP_STEPS", 100)  # trials learn for longer than they may begin apart
 
-    grid.main(["--trials", "2", "--steps", "1000", "--every", "100", "--rounds", "1", "--out", str(out)])
+    grid.main(["--trials", "2", "--steps", "4000", "--every", "100", "--rounds", "1", "--out", str(out)])
 
     row = json.loads(out.read_text())["trials"]["2"]
     assert row["steps_per_s"] > 0

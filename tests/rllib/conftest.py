@@ -17,12 +17,19 @@ def ray_session() -> Iterator[None]:
     import ray
 
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    ray.init(
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        runtime_env={"env_vars": {"PYTHONPATH": path}},
-    )
+    for attempt in range(3):  # a busy machine may need longer than the 30 s that Ray gives its own parts
+        try:
+            ray.init(
+                num_cpus=4,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                runtime_env={"env_vars": {"PYTHONPATH": path}},
+            )
+            break
+        except Exception:  # of no kind of its own
+            ray.shutdown()
+            if attempt == 2:
+                raise
     yield
     ray.shutdown()

@@ -74,7 +74,7 @@ BOTH_WAYS = pytest.mark.parametrize(
 )
 """For what holds however far sampling may lead learning."""
 COUNTED = list(itertools.product((1, 3), (0.25, 1.0, 2.0), (0, 1)))
-COUNTED_FIRST = {(1, 0.25, 0), (3, 2.0, 1)}
+COUNTED_FIRST = {(3, 0.25, 0)}
 
 
 @pytest.mark.parametrize(
@@ -156,6 +156,7 @@ def test_a_remote_learner_alone_equals_a_local_one() -> None:
     assert_equal(found[0], found[1])
 
 
+@pytest.mark.slow
 def test_runs_with_runners_repeat() -> None:
     """Requests name how many steps each runner takes, and blocks are stored in the runners' order."""
     found = []
@@ -178,17 +179,25 @@ def kill_a_runner(algorithm: ActorCriticAlgorithm) -> None:
     """SIGKILL to the first one, as the kernel does when memory is short; returns when it is gone."""
     pid = on_runners(algorithm, lambda runner: os.getpid())[0]
     os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while Path(f"/proc/{pid}/stat").exists() and time.monotonic() < deadline:
-        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-            break
+    deadline = time.monotonic() + 60
+    while runs(pid):
+        assert time.monotonic() < deadline, "SIGKILL did not end it"
         time.sleep(0.01)
 
 
-def wait_for_the_replacement(algorithm: ActorCriticAlgorithm) -> None:
+def runs(pid: int) -> bool:
+    """Whether there is such a process, and it is no zombie."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # it went before it was looked at, or while it was read
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_for_the_replacement(algorithm: ActorCriticAlgorithm, runner: int = 1) -> None:
     """Asks Ray, not the algorithm, whose own bookkeeping is to be tested."""
-    actor = algorithm.env_runner_group._worker_manager.actors()[1]
-    deadline = time.monotonic() + 60
+    actor = algorithm.env_runner_group._worker_manager.actors()[runner]
+    deadline = time.monotonic() + 200
     while time.monotonic() < deadline:
         try:
             ray.get(actor.ping.remote())
@@ -196,6 +205,15 @@ def wait_for_the_replacement(algorithm: ActorCriticAlgorithm) -> None:
         except RayActorError:
             time.sleep(0.1)
     raise AssertionError("Ray did not start the actor anew")
+
+
+def take_them_back(algorithm: ActorCriticAlgorithm) -> None:
+    """Lets the algorithm look after its runners, whom it asks once a second, until all of them are in service."""
+    deadline = time.monotonic() + 120
+    while len(algorithm.env_runner_group.healthy_env_runner_ids()) < algorithm.config.num_env_runners:
+        assert time.monotonic() < deadline, "a runner that is back stays out of service"
+        algorithm.stack.pipeline._take_in()
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("noticed", [True, pytest.param(False, marks=pytest.mark.slow)])
@@ -215,8 +233,7 @@ def test_a_runner_that_dies_is_replaced(noticed: bool, tmp_path: Path) -> None:
         if noticed:
             train_to(algorithm, 60)
         wait_for_the_replacement(algorithm)
-        while len(algorithm.env_runner_group.healthy_env_runner_ids()) < 2:  # asked once a second
-            algorithm.stack.pipeline._sampling.arrived()
+        take_them_back(algorithm)
         earliest, latest = (44, 60) if noticed else (40, 40)
         train_to(algorithm, 80)
         assert seen == ([[1]] if noticed else [])
@@ -259,6 +276,7 @@ def test_a_runner_that_dies_may_end_the_run(lead: Any) -> None:
             algorithm.train()
 
 
+@pytest.mark.slow
 @BOTH_WAYS
 def test_a_runner_that_dies_may_be_missed(lead: Any) -> None:
     config = remote_config().env_runners(max_lead_steps=lead)
@@ -271,7 +289,7 @@ def test_a_runner_that_dies_may_be_missed(lead: Any) -> None:
         assert on_learner(algorithm, learner_facts)["total_rows"] == 80
 
 
-@pytest.mark.parametrize("trouble", ["slow", "dead"])
+@pytest.mark.parametrize("trouble", [pytest.param("slow", marks=pytest.mark.slow), "dead"])
 def test_runners_that_hand_on_nothing_end_the_run(trouble: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether they die at every request or answer too late: training does not wait for ever."""
     monkeypatch.setattr("rllib_hpo.rllib.stack.RUNNER_PATIENCE_S", 2.0)
