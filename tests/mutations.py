@@ -147,15 +147,29 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "tanh correction missing",
         "samplers/gaussian.py",
-        "gaussian_log_prob(noise, log_std) - tanh_log_det(pre_tanh)",
-        "gaussian_log_prob(noise, log_std)",
+        "log_density - tanh_log_det(pre_tanh)",
+        "log_density",
+        ("samplers/test_gaussian.py",),
+    ),
+    Mutation(
+        "tanh's derivative missing in the gradient of the log-density",
+        "samplers/gaussian.py",
+        "of_pre_tanh.addcmul_(action, of_log_density.unsqueeze(-1), value=2)",
+        "pass",
+        ("samplers/test_gaussian.py",),
+    ),
+    Mutation(
+        "gradient of a log-std beyond its limits",
+        "samplers/gaussian.py",
+        ".mul_(is_inside)",
+        "",
         ("samplers/test_gaussian.py",),
     ),
     Mutation(
         "sign of the flow's log-determinant",
         "samplers/radial_flow.py",
-        "log_std) - log_det - tanh_log_det",
-        "log_std) + log_det - tanh_log_det",
+        "log_density - log_det",
+        "log_density + log_det",
         UPDATE,
     ),
     Mutation(

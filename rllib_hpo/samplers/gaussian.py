@@ -37,12 +37,18 @@ class GaussianPolicy(nn.Module):
         return _mean_and_log_std(self.network(obs, detached_rows))
 
     def draw(self, obs: Tensor, noise: Tensor, detached_rows: int = 0) -> tuple[Tensor, Tensor]:
-        """What `tanh_gaussian` makes of mean, log-std and noise (B, A), with few operations for the gradient."""
+        """u = mean + std * noise, (B, A), and its log-density, (B,), of obs (B, S) and noise (B, A)."""
         outputs = self.network(obs, detached_rows)
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return tanh_gaussian(*_mean_and_log_std(outputs), noise)
-        drawn: tuple[Tensor, Tensor] = _TanhGaussian.apply(outputs, noise, detached_rows)  # type: ignore[no-untyped-call]
+        if _is_traced():
+            mean, log_std = _mean_and_log_std(outputs)
+            return mean + log_std.exp() * noise, gaussian_log_prob(noise, log_std)
+        drawn: tuple[Tensor, Tensor] = _Draw.apply(outputs, noise, detached_rows)  # type: ignore[no-untyped-call]
         return drawn
+
+
+def _is_traced() -> bool:
+    """Whether a backward pass that is written out would be of no use, or in the way."""
+    return not torch.is_grad_enabled() or torch.compiler.is_compiling()
 
 
 def _mean_and_log_std(outputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,48 +68,60 @@ def tanh_log_det(pre_tanh: Tensor) -> Tensor:
 
 def tanh_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Action tanh(mean + std * noise), (B, A), and its log-density, (B,)."""
-    pre_tanh = mean + log_std.exp() * noise
-    return torch.tanh(pre_tanh), gaussian_log_prob(noise, log_std) - tanh_log_det(pre_tanh)
+    return squash(mean + log_std.exp() * noise, gaussian_log_prob(noise, log_std))
 
 
-class _TanhGaussian(torch.autograd.Function):
-    """`tanh_gaussian` of a network's outputs (B, 2 A), with log |d tanh(u) / du| as -2 log cosh(u)."""
+def squash(pre_tanh: Tensor, log_density: Tensor, detached_rows: int = 0) -> tuple[Tensor, Tensor]:
+    """tanh(u), (B, A), and its log-density, (B,), of u (B, A) and that of u; some rows without a gradient."""
+    if _is_traced():
+        return torch.tanh(pre_tanh), log_density - tanh_log_det(pre_tanh)
+    squashed: tuple[Tensor, Tensor] = _Squash.apply(pre_tanh, log_density, detached_rows)  # type: ignore[no-untyped-call]
+    return squashed
+
+
+class _Draw(torch.autograd.Function):
+    """`GaussianPolicy.draw` of a network's outputs (B, 2 A)."""
 
     @staticmethod
     def forward(ctx: Any, outputs: Tensor, noise: Tensor, detached_rows: int) -> tuple[Tensor, Tensor]:
         mean, log_std = _mean_and_log_std(outputs)
         offset = log_std.exp() * noise
-        pre_tanh = mean + offset
-        action = torch.tanh(pre_tanh)
-        # -log pi, but for what is constant: (n^2 + log 2 pi) / 2 + log std - 2 log cosh(u), summed.
-        terms = torch.sub(log_std, torch.logaddexp(pre_tanh, -pre_tanh), alpha=2)
-        constant = outputs.shape[-1] // 2 * (0.5 * math.log(2 * math.pi) + 2 * math.log(2))
-        log_prob = -constant - torch.addcmul(terms, noise, noise, value=0.5).sum(-1)
+        constant = log_std.shape[-1] * 0.5 * math.log(2 * math.pi)
+        log_density = -constant - torch.addcmul(log_std, noise, noise, value=0.5).sum(-1)
         is_inside = log_std == outputs[:, log_std.shape[-1] :]
+        ctx.save_for_backward(offset[detached_rows:], is_inside[detached_rows:])
         ctx.detached_rows = detached_rows
-        ctx.save_for_backward(*(value[detached_rows:] for value in (action, offset, is_inside)))
-        ctx.set_materialize_grads(False)
-        return action, log_prob
+        return mean + offset, log_density
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor, None, None]:
-        action, offset, is_inside = ctx.saved_tensors
-        of_action, of_log_prob = (None if g is None else g[ctx.detached_rows :] for g in grad_outputs)
-        dim = action.shape[-1]
-        of_outputs = action.new_empty(len(action), 2 * dim)
-        of_mean, of_log_std = of_outputs[:, :dim], of_outputs[:, dim:]
-        if of_action is None:
-            of_mean.zero_()
-        else:
-            torch.ops.aten.tanh_backward.grad_input(of_action, action, grad_input=of_mean)
-        if of_log_prob is not None:  # d log cosh(u) / du = tanh(u)
-            of_mean.addcmul_(action, of_log_prob.unsqueeze(-1), value=2)
-        torch.mul(of_mean, offset, out=of_log_std)
-        if of_log_prob is not None:
-            of_log_std.sub_(of_log_prob.unsqueeze(-1))
-        of_log_std.mul_(is_inside)
-        return F.pad(of_outputs, (0, 0, ctx.detached_rows, 0)), None, None
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        offset, is_inside = ctx.saved_tensors
+        of_drawn, of_log_density = (grad[ctx.detached_rows :] for grad in grad_outputs)
+        of_log_std = torch.addcmul(-of_log_density.unsqueeze(-1), of_drawn, offset).mul_(is_inside)
+        return F.pad(torch.cat([of_drawn, of_log_std], -1), (0, 0, ctx.detached_rows, 0)), None, None
+
+
+class _Squash(torch.autograd.Function):
+    """`squash`, with log |d tanh(u) / du| as -2 log cosh(u)."""
+
+    @staticmethod
+    def forward(ctx: Any, pre_tanh: Tensor, log_density: Tensor, detached_rows: int) -> tuple[Tensor, Tensor]:
+        action = torch.tanh(pre_tanh)
+        log_cosh = torch.logaddexp(pre_tanh, -pre_tanh).sum(-1) - pre_tanh.shape[-1] * math.log(2)
+        ctx.save_for_backward(action[detached_rows:])
+        ctx.detached_rows = detached_rows
+        return action, torch.add(log_density, log_cosh, alpha=2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+        (action,) = ctx.saved_tensors
+        of_action, of_log_density = (grad[ctx.detached_rows :] for grad in grad_outputs)
+        # The derivative of log cosh is tanh.
+        of_pre_tanh = torch.ops.aten.tanh_backward(of_action, action)
+        of_pre_tanh.addcmul_(action, of_log_density.unsqueeze(-1), value=2)
+        return F.pad(of_pre_tanh, (0, 0, ctx.detached_rows, 0)), grad_outputs[1], None
 
 
 class GaussianSampler(Sampler):
@@ -133,4 +151,4 @@ class GaussianSampler(Sampler):
         detached_rows: int = 0,
     ) -> Sample:
         """Draws one action per state; see `Sampler.forward`."""
-        return Sample(*self.policy.draw(obs, noise["base"], detached_rows))
+        return Sample(*squash(*self.policy.draw(obs, noise["base"], detached_rows), detached_rows))

@@ -18,7 +18,7 @@ from rllib_hpo.errors import SettingsError
 from rllib_hpo.samplers.base import Mode, Noise, Sample, Sampler
 from rllib_hpo.samplers.chain import Direction, Steps, gated_leapfrog
 from rllib_hpo.samplers.forces import GatedForce, unit_gradient
-from rllib_hpo.samplers.gaussian import GaussianPolicy
+from rllib_hpo.samplers.gaussian import GaussianPolicy, squash
 from rllib_hpo.samplers.leapfrog import leapfrog
 from rllib_hpo.samplers.tempering import tempering_scales
 from rllib_hpo.settings import SACHPOSettings
@@ -135,7 +135,7 @@ class HamiltonianSampler(Sampler):
 
     def initial_action(self, obs: Tensor, noise: Noise, detached_rows: int = 0) -> tuple[Tensor, Tensor]:
         """a_0 (B, A) and its log-density (B,): the Gaussian's, where the chain begins."""
-        return self.policy.draw(obs, noise["base"], detached_rows)
+        return squash(*self.policy.draw(obs, noise["base"], detached_rows), detached_rows)
 
     def initial_momentum(self, action: Tensor, noise: Noise, mode: Mode) -> Tensor:
         """rho_0 = noise / sqrt(beta_0), (B, A); zero without momentum noise."""

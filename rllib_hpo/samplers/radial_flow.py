@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rllib_hpo.critics import ConditionedCritic
 from rllib_hpo.samplers.base import Mode, Noise, Sample, Sampler
-from rllib_hpo.samplers.gaussian import GaussianPolicy, gaussian_log_prob, tanh_log_det
+from rllib_hpo.samplers.gaussian import GaussianPolicy, squash
 from rllib_hpo.settings import SACNFSettings
 
 CENTER_STD = 0.1
@@ -164,7 +164,6 @@ class RadialFlowSampler(Sampler):
         detached_rows: int = 0,
     ) -> Sample:
         """Draws one action per state; see `Sampler.forward`."""
-        mean, log_std = self.policy(obs, detached_rows)
-        pre_tanh, log_det = self.flow(mean + log_std.exp() * noise["base"], detached_rows)
-        log_prob = gaussian_log_prob(noise["base"], log_std) - log_det - tanh_log_det(pre_tanh)
-        return Sample(torch.tanh(pre_tanh), log_prob)
+        z, log_density = self.policy.draw(obs, noise["base"], detached_rows)
+        pre_tanh, log_det = self.flow(z, detached_rows)
+        return Sample(*squash(pre_tanh, log_density - log_det, detached_rows))

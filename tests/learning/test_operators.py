@@ -16,11 +16,11 @@ from rllib_hpo.learning.update import make_optimizers
 from rllib_hpo.settings import ActorCriticSettings, SACHPOSettings, SACNFSettings, SACSettings
 
 AT_MOST: dict[str, tuple[ActorCriticSettings, int]] = {
-    "sac": (SACSettings(), 115),
-    "sac, automatic temperature": (SACSettings(alpha="auto"), 132),
-    "sac-nf": (SACNFSettings(), 237),
-    "sac-hpo, K = 1": (SACHPOSettings(leapfrog_steps=1), 169),
-    "sac-hpo, K = 3": (SACHPOSettings(leapfrog_steps=3), 247),
+    "sac": (SACSettings(), 119),
+    "sac, automatic temperature": (SACSettings(alpha="auto"), 136),
+    "sac-nf": (SACNFSettings(), 223),
+    "sac-hpo, K = 1": (SACHPOSettings(leapfrog_steps=1), 173),
+    "sac-hpo, K = 3": (SACHPOSettings(leapfrog_steps=3), 251),
 }
 VIEWS = {"alias", "as_strided", "detach", "expand", "permute", "select", "slice", "split", "squeeze", "t"}
 VIEWS |= {"_reshape_alias", "_unsafe_view", "transpose", "unbind", "unsqueeze", "view"}

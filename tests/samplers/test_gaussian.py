@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rllib_hpo.samplers.gaussian import GaussianPolicy, tanh_gaussian, tanh_log_det
+from rllib_hpo.samplers.gaussian import GaussianPolicy, gaussian_log_prob, squash, tanh_gaussian, tanh_log_det
 from tests.reference import densities as reference
 
 
@@ -95,12 +95,14 @@ def _policy_and_inputs() -> tuple[GaussianPolicy, torch.Tensor, torch.Tensor]:
 def test_a_draw_equals_autograd(of: tuple[float, float], detached_rows: int) -> None:
     """Action and log-density, and their gradients in states and parameters, some rows without."""
     policy, obs, noise = _policy_and_inputs()
-    drawn = policy.draw(obs, noise, detached_rows)
-    plain = tanh_gaussian(*policy(obs), noise)
+    drawn = squash(*policy.draw(obs, noise, detached_rows), detached_rows)
+    mean, log_std = policy(obs)
+    u = mean + log_std.exp() * noise
+    plain = torch.tanh(u), gaussian_log_prob(noise, log_std) - tanh_log_det(u)
     for ours, theirs in zip(drawn, plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     with torch.no_grad():
-        torch.testing.assert_close(policy.draw(obs, noise), plain, rtol=0.0, atol=0.0)
+        torch.testing.assert_close(squash(*policy.draw(obs, noise)), plain, rtol=0.0, atol=0.0)
     weights = torch.linspace(0.5, 2, 40, dtype=torch.float64).unsqueeze(-1)[detached_rows:]
     found, expected = (
         torch.autograd.grad(
