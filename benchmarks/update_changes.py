@@ -57,14 +57,6 @@ def _both_critics_gradients() -> Iterator[None]:
 
 
 @contextmanager
-def _rows_without_blocks() -> Iterator[None]:
-    from rllib_hpo import critics
-
-    with mock.patch.object(critics, "BLOCK", 1):
-        yield
-
-
-@contextmanager
 def _matrices_of_one_column() -> Iterator[None]:
     import torch
 
@@ -112,7 +104,6 @@ CHANGES: Mapping[str, Callable[[], AbstractContextManager[None]]] = {
     "large products go to oneDNN": _without_onednn,
     "critics take turns": _critics_together,
     "back through the smaller critic alone": _both_critics_gradients,
-    "rows in blocks of 32": _rows_without_blocks,
     "a single output is a matrix-vector product": _matrices_of_one_column,
     "the policy's backward pass written out": _policy_by_autograd,
     "the chain's backward pass written out": _chain_by_autograd,

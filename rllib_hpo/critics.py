@@ -15,9 +15,6 @@ from rllib_hpo.networks import input_gradient, layer_values, parameter_gradients
 ROWS_WORTH_SPLITTING = 64
 """Rows from which, on a CPU, going back through the smaller critic alone beats masking the larger."""
 
-BLOCK = 32
-"""The rows of a critic are filled up to a multiple of this, since every new shape costs oneDNN a millisecond."""
-
 
 class Layers(NamedTuple):
     """Parameters of one critic, or of both with a 2 in front of every shape."""
@@ -166,16 +163,14 @@ class ConditionedCritic:
         """The same, going back through each network with those rows only where it is the smaller: half the work."""
         first_is_larger = q[0] > q[1]
         order = first_is_larger.to(torch.uint8).argsort(stable=True)  # the first network's rows come first
-        num_rows, num_second = len(order), int(first_is_larger.sum())
-        result = q.new_empty(num_rows, self._networks[0].weights[0].shape[1] - self._critic.obs_dim)
-        for k, num in enumerate((num_rows - num_second, num_second)):
-            # Rows of the other network fill up the last block; what comes of them is dropped.
-            padded = min(-(-num // BLOCK) * BLOCK, num_rows)
-            first, own = (0, slice(0, num)) if k == 0 else (num_rows - padded, slice(padded - num, padded))
-            rows = order[first : first + padded]
-            values = [value.index_select(0, rows) for value in hidden[k]]
-            gradient = input_gradient(values, self._from_action(self._networks[k]), q.new_ones(padded, 1))
-            result.index_copy_(0, rows[own], gradient[own])
+        num_first = len(order) - int(first_is_larger.sum())
+        result = q.new_empty(len(order), self._networks[0].weights[0].shape[1] - self._critic.obs_dim)
+        for network, values, rows in zip(
+            self._networks, hidden, (order[:num_first], order[num_first:]), strict=True
+        ):
+            own = [value.index_select(0, rows) for value in values]
+            gradient = input_gradient(own, self._from_action(network), q.new_ones(len(rows), 1))
+            result.index_copy_(0, rows, gradient)
         return result
 
     def _from_action(self, network: Layers) -> list[Tensor]:

@@ -217,8 +217,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "rows of the larger twin kept",
         "critics.py",
-        "slice(padded - num, padded)",
-        "slice(0, num)",
+        "(order[:num_first], order[num_first:])",
+        "(order[num_first:], order[:num_first])",
         CRITICS,
     ),
     Mutation(
