@@ -112,7 +112,7 @@ CHANGES: Mapping[str, Callable[[], AbstractContextManager[None]]] = {
 """What undoes each."""
 
 
-def measure(algorithm: str, size: str, rounds: int, chunk: int) -> dict[str, list[float]]:
+def measure(algorithm: str, size: str, rounds: int, chunk: int, warm_up: int) -> dict[str, list[float]]:
     """Milliseconds per update, one number a round, with nothing undone ("") and with each change undone."""
     contexts = {"": nullcontext, **CHANGES}
     if not algorithm.startswith("sac-hpo"):
@@ -121,7 +121,7 @@ def measure(algorithm: str, size: str, rounds: int, chunk: int) -> dict[str, lis
     for name, undone in contexts.items():
         runs[name] = update_speed.make_updates(update_speed.Contestant(algorithm, size, "cpu", "eager"))
         with undone():
-            runs[name](max(chunk, 10))
+            runs[name](warm_up)
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
@@ -137,8 +137,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.update_changes", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--chunk", type=int, default=20, help="updates of one contestant in a round")
+    parser.add_argument("--warm-up", type=int, default=update_speed.WARM_UP)
     parser.add_argument("--out", type=Path, default=machine.RESULTS / "update_changes.json")
     options = parser.parse_args(arguments)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -148,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     facts = machine.facts()
     found: dict[str, dict[str, Any]] = {}
     for algorithm, size in UPDATES:
-        times = measure(algorithm, size, options.rounds, options.chunk)
+        times = measure(algorithm, size, options.rounds, options.chunk, options.warm_up)
         found[f"{algorithm}, {size}"] = {
             "ms_per_update": sorted(times[""])[len(times[""]) // 2],
             "undone": {name: asdict(Ratio.of(each, times[""])) for name, each in times.items() if name},

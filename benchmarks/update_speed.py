@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from rllib_hpo.settings import ActorCriticSettings
 
 BATCH_SIZE, REPLAY_ROWS = 256, 10_000
+WARM_UP = 200
+"""Updates before the first that count: oneDNN's first meeting with a shape, and there are as many as rows, costs 1 ms."""
 GPU_SECONDS = 0.25
 """How long a chunk takes on a GPU."""
 SIZES = {"Hopper": (11, 3), "Humanoid": (376, 17)}
@@ -255,12 +257,14 @@ def _repeat(function: Callable[[], None], times: int) -> None:
         function()
 
 
-def measure(entrants: Sequence[Contestant], rounds: int, chunk: int) -> dict[Contestant, list[float]]:
+def measure(
+    entrants: Sequence[Contestant], rounds: int, chunk: int, warm_up: int = WARM_UP
+) -> dict[Contestant, list[float]]:
     """Milliseconds per update, one number a round: of the process on a CPU, of the clock on a GPU."""
     runs = {entrant: make_updates(entrant) for entrant in entrants}
     chunks = {}
     for entrant, run in runs.items():
-        run(max(chunk, 10))  # past the warm-ups of a graph, and oneDNN's first meeting with every shape
+        run(max(chunk, warm_up))
         chunks[entrant] = chunk if entrant.device == "cpu" else _chunk_for(GPU_SECONDS, run, chunk)
     times: dict[Contestant, list[float]] = {entrant: [] for entrant in entrants}
     for _ in range(rounds):
@@ -370,6 +374,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         action="store_true",
         help="samplers compiled with inductor, too (wants a C++ compiler, and minutes the first time)",
     )
+    parser.add_argument("--warm-up", type=int, default=WARM_UP, help="updates before the first that count")
     parser.add_argument("--devices", nargs="+", choices=("cpu", "cuda"), help="default: all that there are")
     options = parser.parse_args(arguments)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -380,7 +385,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     devices = options.devices or ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     if "cuda" in devices:
         facts["gpu"] = torch.cuda.get_device_name()
-    rows = summarise(measure(contestants(devices, compiled=options.compiled), options.rounds, options.chunk))
+    entrants = contestants(devices, compiled=options.compiled)
+    rows = summarise(measure(entrants, options.rounds, options.chunk, options.warm_up))
     print(table(rows))
     for line in misses(rows):
         print(f"not reached: {line}")

@@ -36,7 +36,7 @@ def test_it_measures_and_writes_the_rounds(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(update_speed, "SIZES", {"small": (4, 2)})
     monkeypatch.setattr(update_changes, "UPDATES", (("sac", "small"), ("sac-hpo, K = 3", "small")))
     out = tmp_path / "changes.json"
-    update_changes.main(["--rounds", "2", "--chunk", "1", "--out", str(out)])
+    update_changes.main(["--rounds", "2", "--chunk", "1", "--warm-up", "3", "--out", str(out)])
     updates = json.loads(out.read_text())["updates"]
     assert list(updates["sac-hpo, K = 3, small"]["undone"]) == list(CHANGES)
     assert len(updates["sac, small"]["undone"]) == len(CHANGES) - 1

@@ -103,7 +103,7 @@ def test_it_measures_and_writes_the_rounds(tmp_path, capsys, monkeypatch):
     out = tmp_path / "speed.json"
     monkeypatch.setattr(update_speed, "SIZES", {"small": (4, 2)})
 
-    update_speed.main(["--rounds", "2", "--chunk", "1", "--out", str(out)])
+    update_speed.main(["--rounds", "2", "--chunk", "1", "--warm-up", "3", "--out", str(out)])
 
     updates = [row for row in json.loads(out.read_text())["updates"] if row["device"] == "cpu"]
     assert [row["algorithm"] for row in updates] == list(algorithms())
