@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 BATCH_SIZE, REPLAY_ROWS = 256, 10_000
 WARM_UP = 200
-"""Updates before the first that count: oneDNN's first meeting with a shape, and there are as many as rows, costs 1 ms."""
+"""Updates before the first that counts: oneDNN's first meeting with a number of rows costs a millisecond."""
 GPU_SECONDS = 0.25
 """How long a chunk takes on a GPU."""
 SIZES = {"Hopper": (11, 3), "Humanoid": (376, 17)}
