@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,3 +47,6 @@ def _process(
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=world_size)
     torch.save(job(Replica.of_this_process(patience_s)), f"{directory}/{rank}.pt")
+    sys.stdout.flush()
+    # An interpreter that ends takes gloo's threads down in any order, and once in a while aborts over it.
+    os._exit(0)
