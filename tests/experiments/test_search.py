@@ -106,6 +106,13 @@ def assert_reports(lines: list[str], best: dict[str, Any], space: list[str]) -> 
     return command
 
 
+@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.py")), ids=lambda path: path.stem)
+def test_a_script_finds_what_it_imports(script: Path) -> None:
+    if "optuna" in script.stem:
+        pytest.importorskip("optuna")
+    assert "SPACE" in runpy.run_path(str(script))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_asha_stops_what_is_worse(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 from rllib_hpo import SACHPO
 from rllib_hpo.experiments import search
-from rllib_hpo.experiments.sweep import cluster
+from rllib_hpo.experiments.ray_session import ray_session
 
 SPACE = {
     "momentum_std_explore": tune.loguniform(0.1, 3.0),
@@ -26,7 +26,7 @@ def main() -> None:
         grace_period=max(1, options.steps // 9),  # rungs at a ninth and a third of the steps
         reduction_factor=3,
     )
-    with cluster():
+    with ray_session():
         tuner = tune.Tuner(
             SACHPO,
             param_space=config,

@@ -9,7 +9,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from rllib_hpo import SACHPO
 from rllib_hpo.experiments import search
-from rllib_hpo.experiments.sweep import cluster
+from rllib_hpo.experiments.ray_session import ray_session
 
 SPACE = {
     "alpha": tune.loguniform(
@@ -25,7 +25,7 @@ SPACE = {
 def main() -> None:
     """Searches, and prints the best settings."""
     options = search.options(__doc__, SPACE, steps=100_000, num_samples=40)
-    with cluster():
+    with ray_session():
         tuner = tune.Tuner(
             SACHPO,
             param_space=search.configure(options).training(**options.space),

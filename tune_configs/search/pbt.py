@@ -8,7 +8,7 @@ from ray.tune.schedulers import PopulationBasedTraining
 
 from rllib_hpo import SACHPO
 from rllib_hpo.experiments import search
-from rllib_hpo.experiments.sweep import cluster
+from rllib_hpo.experiments.ray_session import ray_session
 
 SPACE = {
     "momentum_std_explore": tune.loguniform(0.1, 3.0),
@@ -26,7 +26,7 @@ def main() -> None:
         hyperparam_mutations=options.space,
         synch=True,  # trials are compared at equal steps, on machines with few cores too
     )
-    with cluster():
+    with ray_session():
         tuner = tune.Tuner(
             SACHPO,
             param_space=config.training(
