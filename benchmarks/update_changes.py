@@ -32,39 +32,31 @@ UPDATES = (
 )
 
 
-@contextmanager
-def _without_onednn() -> Iterator[None]:
+def _without_onednn() -> AbstractContextManager[Any]:
     from rllib_hpo import products
 
-    with mock.patch.object(products, "HAS_ONEDNN", new=False):
-        yield
+    return mock.patch.object(products, "HAS_ONEDNN", new=False)
 
 
-@contextmanager
-def _critics_together() -> Iterator[None]:
+def _critics_together() -> AbstractContextManager[Any]:
     from rllib_hpo import critics
 
-    with mock.patch.object(critics, "_separate", lambda weights, biases: [critics.Layers(weights, biases)]):
-        yield
+    return mock.patch.object(critics, "_separate", lambda weights, biases: [critics.Layers(weights, biases)])
 
 
-@contextmanager
-def _both_critics_gradients() -> Iterator[None]:
+def _both_critics_gradients() -> AbstractContextManager[Any]:
     from rllib_hpo import critics
 
-    with mock.patch.object(critics, "ROWS_WORTH_SPLITTING", 10**9):
-        yield
+    return mock.patch.object(critics, "ROWS_WORTH_SPLITTING", 10**9)
 
 
-@contextmanager
-def _matrices_of_one_column() -> Iterator[None]:
+def _matrices_of_one_column() -> AbstractContextManager[Any]:
     import torch
 
     def addmv(bias: Any, matrix: Any, vector: Any) -> Any:
         return torch.addmm(bias, matrix, vector.unsqueeze(-1)).squeeze(-1)
 
-    with mock.patch("rllib_hpo.products.torch.addmv", addmv):
-        yield
+    return mock.patch("rllib_hpo.products.torch.addmv", addmv)
 
 
 @contextmanager
@@ -79,28 +71,24 @@ def _policy_by_autograd() -> Iterator[None]:
 
     with (
         mock.patch.object(ReluMLP, "forward", forward),
-        mock.patch.object(gaussian, "_is_traced", return_value=True),
+        mock.patch.object(gaussian, "is_learning", return_value=False),
     ):
         yield
 
 
-@contextmanager
-def _chain_by_autograd() -> Iterator[None]:
+def _chain_by_autograd() -> AbstractContextManager[Any]:
     from rllib_hpo.samplers.hamiltonian import HamiltonianSampler
 
-    with mock.patch.object(HamiltonianSampler, "_learns_from_the_chain", return_value=False):
-        yield
+    return mock.patch.object(HamiltonianSampler, "_learns_from_the_chain", return_value=False)
 
 
-@contextmanager
-def _adam_as_torch_has_it() -> Iterator[None]:
+def _adam_as_torch_has_it() -> AbstractContextManager[Any]:
     from rllib_hpo.learning import update
 
-    with mock.patch.object(update, "adam_step", lambda optimizer, skip=None: optimizer.step()):
-        yield
+    return mock.patch.object(update, "adam_step", lambda optimizer, skip=None: optimizer.step())
 
 
-CHANGES: Mapping[str, Callable[[], AbstractContextManager[None]]] = {
+CHANGES: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
     "large products go to oneDNN": _without_onednn,
     "critics take turns": _critics_together,
     "back through the smaller critic alone": _both_critics_gradients,

@@ -29,6 +29,11 @@ def linear(in_units: int, out_units: int, generator: torch.Generator | None, sca
     return layer
 
 
+def is_learning() -> bool:
+    """Whether backward passes that are written out are wanted: gradients are, and nobody compiles or exports."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
 def layer_values(inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Tensor]:
     """The inputs (B, I), the hidden layers' values, each (B, H), and the output of a ReLU network.
 
@@ -91,7 +96,7 @@ class ReluMLP(nn.Sequential):
         """
         layers = [layer for layer in self if isinstance(layer, nn.Linear)]
         weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if not is_learning():
             return layer_values(inputs, weights, biases)[-1]
         result: Tensor = _ReluMLP.apply(inputs, detached_rows, *weights, *biases)  # type: ignore[no-untyped-call]
         return result

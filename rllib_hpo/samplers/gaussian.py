@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from rllib_hpo.critics import ConditionedCritic
-from rllib_hpo.networks import ReluMLP
+from rllib_hpo.networks import ReluMLP, is_learning
 from rllib_hpo.samplers.base import Mode, Noise, Sample, Sampler
 from rllib_hpo.settings import ActorCriticSettings
 
@@ -39,16 +39,11 @@ class GaussianPolicy(nn.Module):
     def draw(self, obs: Tensor, noise: Tensor, detached_rows: int = 0) -> tuple[Tensor, Tensor]:
         """u = mean + std * noise, (B, A), and its log-density, (B,), of obs (B, S) and noise (B, A)."""
         outputs = self.network(obs, detached_rows)
-        if _is_traced():
+        if not is_learning():
             mean, log_std = _mean_and_log_std(outputs)
             return mean + log_std.exp() * noise, gaussian_log_prob(noise, log_std)
         drawn: tuple[Tensor, Tensor] = _Draw.apply(outputs, noise, detached_rows)  # type: ignore[no-untyped-call]
         return drawn
-
-
-def _is_traced() -> bool:
-    """Whether a backward pass that is written out would be of no use, or in the way."""
-    return not torch.is_grad_enabled() or torch.compiler.is_compiling()
 
 
 def _mean_and_log_std(outputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,7 +68,7 @@ def tanh_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor,
 
 def squash(pre_tanh: Tensor, log_density: Tensor, detached_rows: int = 0) -> tuple[Tensor, Tensor]:
     """tanh(u), (B, A), and its log-density, (B,), of u (B, A) and that of u; some rows without a gradient."""
-    if _is_traced():
+    if not is_learning():
         return torch.tanh(pre_tanh), log_density - tanh_log_det(pre_tanh)
     squashed: tuple[Tensor, Tensor] = _Squash.apply(pre_tanh, log_density, detached_rows)  # type: ignore[no-untyped-call]
     return squashed

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rllib_hpo.critics import ConditionedCritic
 from rllib_hpo.errors import SettingsError
+from rllib_hpo.networks import is_learning
 from rllib_hpo.samplers.base import Mode, Noise, Sample, Sampler
 from rllib_hpo.samplers.chain import Direction, Steps, gated_leapfrog
 from rllib_hpo.samplers.forces import GatedForce, unit_gradient
@@ -193,8 +194,7 @@ class HamiltonianSampler(Sampler):
 
     def _learns_from_the_chain(self, mode: Mode) -> bool:
         """Whether gradients are asked for, of a chain that has steps of constant size."""
-        wanted = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        return wanted and self.chains[mode].num_steps > 0 and not self.settings.learn_step_size
+        return is_learning() and self.chains[mode].num_steps > 0 and not self.settings.learn_step_size
 
     def _momentum_penalty(self, momentum: Tensor, alpha: Tensor) -> Tensor:
         """alpha beta_0 |rho_K|^2 / 2, (B,), the last term of eq. (12), with the beta_0 of training."""
