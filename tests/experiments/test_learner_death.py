@@ -53,7 +53,7 @@ def test_a_run_ends_with_a_sentence_and_is_resumed(tmp_path: Path) -> None:
         kill_a_learner(process, directory, after=400)
         began = time.monotonic()
         code, out, err = ended(process)
-        assert time.monotonic() - began < 150  # with gloo's own patience it would be half an hour
+        assert time.monotonic() - began < 60  # the minute that users are promised
     assert code == 2, (out, err)
     assert err.strip().splitlines() == [f"Error: {SENTENCE}"]
     failed = read_events(directory / EVENTS_FILE)[-1]
