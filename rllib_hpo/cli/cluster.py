@@ -75,12 +75,15 @@ def doctor(
     shared: Annotated[
         str, typer.Option(metavar="DIR", help="With --address: a directory that all its nodes should share.")
     ] = "~/runs",
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where runs are to go: says what its file system can do.")
+    ] = Path("runs"),
 ) -> None:
     """Say what is wrong with this installation, or with a cluster. Exit code 2 if anything is."""
     from rllib_hpo.experiments import doctor as checks
 
     found = 0
-    for check in checks.all_checks(files or [], address, shared):
+    for check in checks.all_checks(files or [], address, shared, out):
         found += check.state == "problem"
         console.print(checks.line(check), soft_wrap=True)
     if found:

@@ -6,13 +6,14 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rllib_hpo.errors import CheckpointError, StorageError
 from rllib_hpo.results import write_atomically
-from rllib_hpo.rllib.checkpointing import MANIFEST, read_manifest, verify
+from rllib_hpo.rllib.checkpointing import MANIFEST, follow, read_manifest, verify
 
 if TYPE_CHECKING:
     from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
@@ -26,6 +27,8 @@ _logger = logging.getLogger(__name__)
 class CheckpointStore:
     """RUN/checkpoints/step-0000010000/ and so on, with links `last` and `best`. One process writes at a time.
 
+    Where the file system has no symbolic links, `last` and `best` are small text files with a checkpoint's name.
+
     Args:
         run_dir: The run's directory.
         keep: How many of the newest to keep; the best is kept besides.
@@ -38,6 +41,8 @@ class CheckpointStore:
         self._returns_file = self.directory / RETURNS_FILE
         self.on_passed_over: Callable[[Path, CheckpointError], None] | None = None
         """Is told of every checkpoint that could not be used, and why."""
+        self.repaired: dict[str, str | None] = {}
+        """Links that `restore_newest` had to repair, and the checkpoint each named before, if any."""
 
     def save(self, algorithm: ActorCriticAlgorithm) -> Path:
         """Writes a checkpoint under a temporary name, renames it, and removes those no longer wanted.
@@ -88,7 +93,9 @@ class CheckpointStore:
         return self._newest(verify)
 
     def restore_newest(self, algorithm: ActorCriticAlgorithm) -> Path | None:
-        """Puts the newest checkpoint that is intact, replay included, into `algorithm`.
+        """Puts the newest checkpoint that is intact, replay included, into `algorithm`, and repairs the links.
+
+        A run that was killed between the rename of a checkpoint and the exchange of a link left the old link.
 
         Returns:
             That checkpoint, or None if the run has none yet.
@@ -96,7 +103,31 @@ class CheckpointStore:
         Raises:
             CheckpointError: If there are finished checkpoints, and none fits; nothing is removed.
         """
-        return self._newest(algorithm.restore_from_path)
+        newest = self._newest(algorithm.restore_from_path)
+        if newest is not None:
+            self._repair_links(newest)
+        return newest
+
+    def linked(self, name: str) -> str | None:
+        """Name of the checkpoint that the link `last` or `best` leads to, or None where it leads to none."""
+        link = self.directory / name
+        target = link.with_name(os.path.basename(os.readlink(link))) if link.is_symlink() else follow(link)
+        return target.name if target != link and target.is_dir() else None
+
+    def _repair_links(self, newest: Path) -> None:
+        intact = self._intact() or [newest]
+        best = self._best(intact)
+        try:
+            for name, target in (("last", newest), ("best", best)):
+                before = self.linked(name)
+                if before == target.name:
+                    continue
+                self._link(name, target)
+                # A return that became known after the last checkpoint may make another one the best.
+                if name == "last" or before not in {path.name for path in intact}:
+                    self.repaired[name] = before
+        except OSError as error:  # nothing that the run needs: the next checkpoint sets both
+            _logger.warning("Could not repair the links in %s: %s", self.directory, error)
 
     def _newest(self, use: Callable[[Path], Any]) -> Path | None:
         """The newest checkpoint that `use` takes without a CheckpointError."""
@@ -129,18 +160,37 @@ class CheckpointStore:
         return [path for path in paths if path not in self._unusable and _is_intact(path)]
 
     def _link(self, name: str, target: Path) -> None:
-        temporary = self.directory / f".{name}.tmp"
+        """Lets `last` or `best` lead to a checkpoint, whatever the file system offers for that."""
+        link, temporary = self.directory / name, self.directory / f".{name}.tmp"
+        if link.is_dir() and not link.is_symlink():  # a tool that follows links has copied the run
+            self._set_aside(link)
         temporary.unlink(missing_ok=True)
-        temporary.symlink_to(target.name)
-        temporary.replace(self.directory / name)
+        try:
+            temporary.symlink_to(target.name)
+        except OSError:  # file systems without links differ in the error; a full disk refuses this, too
+            write_atomically(link, f"{target.name}\n".encode())
+        else:
+            temporary.replace(link)
+
+    def _set_aside(self, copy: Path) -> None:
+        """Removes the copy of a checkpoint that stands here intact; keeps any other under another name."""
+        manifest = copy / MANIFEST
+        for path in self._intact():
+            if manifest.is_file() and manifest.read_bytes() == (path / MANIFEST).read_bytes():
+                shutil.rmtree(copy)
+                return
+        names = (copy.with_name(f"{copy.name}-{number}") for number in count(1))
+        copy.rename(next(path for path in names if not path.exists()))
+
+    def _best(self, intact: Sequence[Path]) -> Path:
+        """The one with the highest return, of equals the earliest."""
+        returns = self.returns()
+        return max(intact, key=lambda path: evaluation_return(read_manifest(path), returns))
 
     def _prune(self) -> None:
         """Removes old checkpoints, replay segments that none of the rest lists, and what killed writers left."""
         intact = self._intact()
-        returns = self.returns()
-        best = max(
-            intact, key=lambda path: evaluation_return(read_manifest(path), returns)
-        )  # the earliest of equals
+        best = self._best(intact)
         self._link("best", best)
         wanted = {*intact[-self.keep :], best}
         for path in [*self.directory.glob("step-*"), *self.directory.glob(".step-*.tmp")]:
@@ -163,6 +213,7 @@ def find_checkpoint(path: Path) -> Path:
         if newest is None:
             raise CheckpointError(f"The run {path} has no finished checkpoint yet.")
         return newest
+    path = follow(path)
     if not path.is_dir():
         raise CheckpointError(f"There is no checkpoint {path}.")
     read_manifest(path)

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 import rllib_hpo
 from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.driver import DRIVERS, OLDER_CUDA, kernel_driver, needed_driver
+from rllib_hpo.experiments.file_system import LACKS, lacking, nearest_folder
 
 _ROOT = Path(rllib_hpo.__file__).parents[1]
 _GIB = 1 << 30
@@ -45,18 +46,21 @@ def line(check: Check) -> str:
 
 
 def all_checks(
-    files: Sequence[Path] = (), address: str | None = None, shared: str = "~/runs"
+    files: Sequence[Path] = (),
+    address: str | None = None,
+    shared: str = "~/runs",
+    out: Path = Path("runs"),
 ) -> Iterator[Check]:
-    """Checks of this machine, of files and of a cluster, one after the other."""
-    yield from local_checks()
+    """Checks of this machine and of where runs go, of files and of a cluster, one after the other."""
+    yield from local_checks(out)
     for file in files:
         yield file_check(file)
     if address is not None:
         yield from cluster_checks(address, shared)
 
 
-def local_checks() -> Iterator[Check]:
-    """Checks of this machine."""
+def local_checks(out: Path = Path("runs")) -> Iterator[Check]:
+    """Checks of this machine, and of the directory that runs go to."""
     yield python_check(sys.version_info[:3])
     yield from version_checks(installed(), _ROOT / "constraints.txt")
     yield torch_check()
@@ -66,7 +70,8 @@ def local_checks() -> Iterator[Check]:
     yield egl_check()
     yield wandb_check(os.environ, Path.home() / ".netrc")
     yield token_check(Path.home() / ".ray" / "auth_token")
-    yield disk_check(Path("runs"))
+    yield disk_check(out)
+    yield file_system_check(out)
     yield open_files_check(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     yield shared_memory_check(Path("/dev/shm"))
     yield ray_results_check(Path.home() / "ray_results")
@@ -230,9 +235,7 @@ def token_check(token: Path) -> Check:
 
 def disk_check(directory: Path, mounts: Path = Path("/proc/mounts")) -> Check:
     """Space and kind of the file system that results go to."""
-    place = directory.absolute()
-    while not place.exists():
-        place = place.parent
+    place = nearest_folder(directory)
     free, kind = shutil.disk_usage(place).free, file_system(place, mounts)
     found = f"{directory}: {free / _GIB:.0f} GiB free, {kind}"
     if free < 2 * _GIB:
@@ -244,6 +247,21 @@ def disk_check(directory: Path, mounts: Path = Path("/proc/mounts")) -> Check:
     if kind in _NETWORK or kind.startswith("fuse"):
         return Check("disk", "note", found, "a network file system: a local --out with --storage is faster")
     return Check("disk", "ok", found)
+
+
+def file_system_check(directory: Path) -> Check:
+    """What the file system that runs go to can do; runs make do without what it lacks."""
+    try:
+        lacks = lacking(directory)
+    except OSError as error:
+        found = f"{directory} cannot be written: {error.strerror or error}"
+        return Check(
+            "file system", "problem", found, "give --out elsewhere, or ask for the right to write there"
+        )
+    if lacks:
+        remedy = "; ".join(dict.fromkeys(LACKS[what] for what in lacks))
+        return Check("file system", "note", f"{directory} has no {', no '.join(lacks)}", remedy)
+    return Check("file system", "ok", f"{directory} has {', '.join(LACKS)}")
 
 
 def file_system(path: Path, mounts: Path) -> str:

@@ -202,7 +202,12 @@ class TrainingRun:
                 mirror.start(self.algorithm.env_steps)
             self.algorithm.on_row = self._evaluated_to
             self._operators = OperatorMetrics(about, self.algorithm)
-            self._events.begin(self.algorithm.env_steps, checkpoint, {**about, "steps": config.run.steps})
+            self.resumed_from = None if checkpoint is None else read_manifest(checkpoint)
+            self._events.begin(
+                self.algorithm.env_steps,
+                checkpoint,
+                {**about, "steps": config.run.steps, **self._found()},
+            )
             self._open = opened.pop_all()
 
     def __enter__(self) -> Self:
@@ -224,9 +229,8 @@ class TrainingRun:
         result: dict[str, Any] = self.algorithm.train()
         self._operators.iteration(flat_metrics(result), time.perf_counter() - began)
         self._log(result)
-        scheduled = self.algorithm.schedule.checkpoint_due(self.algorithm.env_steps)
-        if scheduled or self.is_complete:
-            self.save(scheduled=scheduled)
+        if self.is_complete or self.algorithm.schedule.checkpoint_due(self.algorithm.env_steps):
+            self.save()
         if self.is_complete and self._options.video and self._wandb.is_on:
             self._wandb.log_video(self._film, self.algorithm.env_steps)
         return result
@@ -254,6 +258,25 @@ class TrainingRun:
         env_steps = int(path.name.removeprefix("step-"))
         self._events.write("checkpoint_passed_over", env_steps, path=str(path), error=str(error))
 
+    def _found(self) -> dict[str, Any]:
+        """What the event of a resume says beside the checkpoint: how environments go on, and links repaired."""
+        if self.resumed_from is None:
+            return {}
+        links = {"repaired_links": self.store.repaired} if self.store.repaired else {}
+        return {"environments": self.resumed_from.get("environments", "unknown"), **links}
+
+    @property
+    def resume_line(self) -> str | None:
+        """What a person should know of the checkpoint that the run goes on from; None for a new run."""
+        if self.resumed_from is None:
+            return None
+        line = f"Resumed at step {self.resumed_from['env_steps']:,}"
+        if self.resumed_from.get("environments") == "rebuilt":
+            line += ", with environments that were rebuilt and begin new episodes"
+        for name, before in self.store.repaired.items():
+            line += f"; the link checkpoints/{name}, which led to {before or 'nothing'}, is repaired"
+        return f"{line}."
+
     def ended(self, error: BaseException | None = None) -> None:
         """Writes down how this life of the run ended; what comes after the first call is not written."""
         is_built = hasattr(self, "algorithm")
@@ -272,18 +295,19 @@ class TrainingRun:
             Path(config.results_dir), config.sweep, config.algorithm, self.config.task.name, config.trial_id
         )
 
-    def save(self, *, scheduled: bool = False) -> None:
-        """Writes a checkpoint unless this step has one; off schedule only if it is exact (see `checkpoint_every`)."""
+    def save(self) -> None:
+        """Writes a checkpoint unless this step has one; its manifest says whether it holds the environments."""
         env_steps = self.algorithm.env_steps
-        if env_steps != self._saved and (scheduled or self.algorithm.is_savable()):
+        if env_steps != self._saved:
             path = self.store.save(self.algorithm)
-            self._events.write("checkpoint", env_steps, path=str(path))
+            manifest = read_manifest(path)
+            environments = manifest["environments"]
+            self._events.write("checkpoint", env_steps, path=str(path), environments=environments)
             if self._mirror is not None:
                 self._mirror.checkpoint(path)
             if self._options.artifacts and self._wandb.is_on:
-                manifest = read_manifest(path)
                 about = {key: manifest[key] for key in ("algorithm", "task", "env", "env_steps", "versions")}
-                is_best = path.samefile(self.store.directory / "best")
+                is_best = path.name == self.store.linked("best")
                 self._wandb.log_model(path, [*manifest["files"], MANIFEST], about, is_best=is_best)
             self._saved = env_steps
 
@@ -309,6 +333,8 @@ def train(
         _stop_request() as stop,
         progress.running(run.algorithm, config.run.steps),
     ):
+        if run.resume_line is not None:
+            progress.console.print(run.resume_line, highlight=False, soft_wrap=True)
         while not run.is_complete and stop.signal is None:
             progress.report(run.algorithm, run.iterate())
         if stop.signal is not None:  # at whatever instant it came

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
 
+from rllib_hpo.durable import sync
 from rllib_hpo.errors import CheckpointError, StorageError
 from rllib_hpo.learning.replay import Replay
 
@@ -69,7 +69,7 @@ def _write_segment(replay: Replay, start: int, directory: Path) -> Segment:
             for piece in pieces:
                 piece.tofile(file)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         temporary.replace(directory / name)
     except OSError as error:
         temporary.unlink(missing_ok=True)

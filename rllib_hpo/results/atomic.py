@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from rllib_hpo.durable import sync, sync_path
 from rllib_hpo.errors import StorageError
 
 
@@ -26,7 +27,7 @@ def write_atomically(path: Path, data: bytes) -> Path:
         except OSError:
             temporary.unlink(missing_ok=True)  # a full disk should at least get these bytes back
             raise
-        _sync_folder(path.parent)
+        sync_path(path.parent)
     except OSError as error:
         raise StorageError(f"Cannot write {path}: {error.strerror or error}.") from error
     return path
@@ -36,13 +37,4 @@ def _write_and_sync(path: Path, data: bytes) -> None:
     with path.open("wb") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(file.fileno())

@@ -362,7 +362,7 @@ class ActorCriticAlgorithm(Algorithm):
         self.stack.join(self.env_steps)
 
     def is_savable(self) -> bool:
-        """Whether a checkpoint taken now resumes as well as one taken on schedule."""
+        """Whether a checkpoint taken now holds every environment as it is; those that it lacks are rebuilt."""
         return self.stack.is_savable()
 
     @override(Algorithm)
@@ -448,7 +448,7 @@ class ActorCriticAlgorithm(Algorithm):
         Raises:
             CheckpointError: If the checkpoint is incomplete or damaged.
         """
-        directory = path.to_directory() if isinstance(path, Checkpoint) else path
+        directory = path.to_directory() if isinstance(path, Checkpoint) else checkpointing.follow(Path(path))
         manifest = checkpointing.verify(Path(directory))
         run = manifest["config"]
         with without_object_store(run["num_env_runners"] == 0 and run["num_learners"] == 0):
@@ -469,10 +469,11 @@ class ActorCriticAlgorithm(Algorithm):
             CheckpointError: If the checkpoint is incomplete, damaged, of another algorithm or task, or made
                 with a setting that cannot change.
         """
-        manifest = checkpointing.verify(Path(path))
+        path = checkpointing.follow(Path(path))
+        manifest = checkpointing.verify(path)
         checkpointing.check_fits(manifest, self)
         # First, because its damage is found only by reading it; nothing else has changed then.
-        checkpointing.restore_replay(self, manifest, Path(path))
+        checkpointing.restore_replay(self, manifest, path)
         with without_object_store(self._is_local(self.config)):
             if self.config.is_old_stack:
                 self.__setstate__(Algorithm._checkpoint_info_to_algorithm_state(get_checkpoint_info(path)))

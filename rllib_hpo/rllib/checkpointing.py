@@ -3,6 +3,8 @@
 A checkpoint directory is RLlib's own (so `Algorithm.from_checkpoint` and Tune read it) and, beside it,
 `manifest.json`: the files with their checksums, the replay's segments, and what the checkpoint belongs to.
 With several learners each has its segments in a folder of its own, `shard-0` and so on, and "shards" is their number.
+"environments" is "saved" where a run that goes on from the checkpoint finds its environments in the middle of their
+episodes, as they were, and "rebuilt" where it builds them anew, since their simulator's state cannot be saved.
 RLlib stores its components as pickles: load checkpoints of people you trust only.
 
 A checkpoint may be loaded into a configuration other than its own, as when PBT clones a trial:
@@ -24,10 +26,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rllib_hpo.durable import sync_path
 from rllib_hpo.errors import CheckpointError
 from rllib_hpo.learning.shards import count_rows
 from rllib_hpo.results.atomic import write_atomically
@@ -67,6 +71,7 @@ def complete(algorithm: ActorCriticAlgorithm, directory: Path) -> None:
         "trial": {"id": algorithm.config.tune_trial, "seed": algorithm.config.seed},
         "env_steps": algorithm.env_steps,
         "evaluation": algorithm.latest_evaluation,
+        "environments": "saved" if algorithm.is_savable() else "rebuilt",
         "wrappers": algorithm.stack.wrapper_state(),
         "versions": versions(),
         "replay": {
@@ -80,8 +85,20 @@ def complete(algorithm: ActorCriticAlgorithm, directory: Path) -> None:
         },
     }
     for path in files:
-        _sync(path)
+        sync_path(path)
     write_atomically(directory / MANIFEST, json.dumps(manifest, indent=1).encode())
+
+
+def follow(path: Path) -> Path:
+    """The checkpoint that `path` names: itself, or that of a link `last` or `best` kept as a small text file.
+
+    Such a file stands where the file system refuses symbolic links, and holds the name of a checkpoint beside it.
+    """
+    if not path.is_file():
+        return path
+    with path.open("rb") as file:
+        name = re.fullmatch(rb"(step-\d+)\s*", file.read(64))
+    return path.with_name(name[1].decode()) if name else path
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -201,11 +218,3 @@ def restore_replay(algorithm: ActorCriticAlgorithm, manifest: dict[str, Any], di
 
 def _crc32(path: Path) -> int:
     return zlib.crc32(path.read_bytes())
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,7 +9,7 @@ from typing import Any
 
 from rllib_hpo.errors import UserError
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
-from rllib_hpo.rllib.checkpointing import api_stack, verify
+from rllib_hpo.rllib.checkpointing import api_stack, follow, verify
 from rllib_hpo.rllib.config import make_config
 
 
@@ -29,6 +29,7 @@ def convert(checkpoint: Path, out: Path) -> str:
     """
     if out.exists():
         raise UserError(f"{out} already exists; choose another --out.")
+    checkpoint = follow(checkpoint)
     manifest = verify(checkpoint)
     run, stack = manifest["config"], api_stack(manifest)
     other = "new" if stack == "old" else "old"

@@ -162,7 +162,8 @@ class PolicyStack(stack.Stack):
 
     @override(stack.Stack)
     def is_savable(self) -> bool:
-        return True
+        """Never: see `rebuild_unsavable_envs`."""
+        return False
 
     @override(stack.Stack)
     def stop(self) -> None:

@@ -76,7 +76,7 @@ class Stack(ABC):
 
     @abstractmethod
     def is_savable(self) -> bool:
-        """Whether a checkpoint taken now resumes as well as one taken on schedule."""
+        """Whether a checkpoint taken now holds every environment as it is; those that it lacks are rebuilt."""
 
     @abstractmethod
     def stop(self) -> None:

@@ -11,7 +11,7 @@ from ray.rllib.policy.policy import Policy
 
 from rllib_hpo.errors import CheckpointError
 from rllib_hpo.learning.actor_critic import Actor
-from rllib_hpo.rllib.checkpointing import api_stack, verify
+from rllib_hpo.rllib.checkpointing import api_stack, follow, verify
 from rllib_hpo.rllib.rl_module import ActorCriticModule
 from rllib_hpo.rllib.torch_policy import ActorCriticTorchPolicy
 
@@ -38,6 +38,7 @@ def load_policy(checkpoint: Path) -> TrainedPolicy:
     Raises:
         CheckpointError: If the checkpoint is incomplete, damaged or of something else.
     """
+    checkpoint = follow(checkpoint)
     manifest = verify(checkpoint, with_replay=False)  # models that went through W&B have none
     if api_stack(manifest) == "old":
         return _of_old_stack(checkpoint, manifest)

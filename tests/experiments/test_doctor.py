@@ -117,7 +117,7 @@ def test_nodes() -> None:
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "local_checks", lambda: iter([doctor.python_check(sys.version_info[:3])]))
+    monkeypatch.setattr(doctor, "local_checks", lambda out: iter([doctor.python_check(sys.version_info[:3])]))
     assert run("doctor") == 0
     assert run("doctor", "--address", "http://127.0.0.1:9") == 2
     printed = capsys.readouterr()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rllib_hpo.errors import CheckpointError, StorageError
-from rllib_hpo.learning import segments as module
 from rllib_hpo.learning.replay import Replay
 from rllib_hpo.learning.segments import SegmentList, load_segments, save_new_segment
 from tests.learning.test_replay import LAYOUT, numbered
@@ -169,7 +169,7 @@ def test_a_full_disk_costs_nothing(
     def full(descriptor: int) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match="No space left on device"):
         save_new_segment(replay, segments, tmp_path)
     monkeypatch.undo()
