@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ from rllib_hpo.errors import CheckpointError, StorageError
 from rllib_hpo.experiments.checkpoints import CheckpointStore, find_checkpoint
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.checkpointing import verify
+from rllib_hpo.rllib.trained_policy import load_policy
 from tests.experiments.lives import (
     CLI,
     REPOSITORY,
@@ -31,7 +33,7 @@ from tests.experiments.lives import (
     resumed,
     run,
 )
-from tests.rllib.tiny import EVERY_ALGORITHM, assert_equal, facts, running, tiny_config, train_to
+from tests.rllib.tiny import EVERY_ALGORITHM, assert_equal, facts, loaded, running, tiny_config, train_to
 
 EVERY = 40
 
@@ -237,6 +239,81 @@ def test_best_goes_by_a_checkpoints_own_weights(tmp_path: Path) -> None:
             store.save(built)
     assert os.readlink(tmp_path / "checkpoints" / "best") == "step-0000000080"
     assert checkpoints(tmp_path) == [80, 200]
+
+
+def a_folder(link: Path) -> None:
+    """As `cp -rL` and uploads leave a link: as a copy of what it led to."""
+    shutil.copytree(link.with_name("step-0000000080"), link)
+
+
+STALE = {
+    "an older checkpoint": (lambda link: link.symlink_to("step-0000000040"), "step-0000000040"),
+    "nothing": (lambda link: None, None),
+    "a checkpoint that is gone": (lambda link: link.symlink_to("step-0000000020"), None),
+    "a file of an older checkpoint": (lambda link: link.write_text("step-0000000040\n"), "step-0000000040"),
+    "half a file": (lambda link: link.write_text("step-"), None),
+    "a folder": (a_folder, None),
+}
+
+
+@pytest.fixture(scope="module")
+def twice_saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with two checkpoints."""
+    directory = tmp_path_factory.mktemp("twice saved") / "run"
+    trained(directory, 2)
+    return directory
+
+
+@pytest.mark.parametrize("stale", STALE)
+def test_a_link_that_a_killed_writer_left_is_repaired(stale: str, twice_saved: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(twice_saved, directory, symlinks=True)
+    link, (make, before) = directory / "checkpoints" / "last", STALE[stale]
+    best = os.readlink(link.with_name("best"))
+    link.unlink()
+    make(link)
+    store = CheckpointStore(directory)
+    with a_run(directory) as built:
+        assert store.restore_newest(built) == link.with_name("step-0000000080")
+    assert store.repaired == {"last": before}
+    assert os.readlink(link) == store.linked("last") == "step-0000000080"
+    assert os.readlink(link.with_name("best")) == best
+    assert sorted(path.name for path in link.parent.iterdir() if not path.name.startswith(".")) == [
+        "best",
+        "last",
+        "step-0000000040",
+        "step-0000000080",
+    ]
+
+
+def test_a_damaged_newest_one_takes_the_links_with_it(twice_saved: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(twice_saved, directory, symlinks=True)
+    DAMAGES["a flipped byte"](directory / "checkpoints" / "step-0000000080")
+    (directory / "checkpoints" / "best").unlink()
+    (directory / "checkpoints" / "best").symlink_to("step-0000000080")
+    with a_run(directory) as built:
+        store = CheckpointStore(directory)
+        store.restore_newest(built)
+    assert store.repaired == {"last": "step-0000000080", "best": "step-0000000080"}
+    assert {store.linked(name) for name in ("last", "best")} == {"step-0000000040"}
+
+
+def test_without_symbolic_links_files_stand_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def symlink(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "symlink", symlink)
+    saved = trained(tmp_path, 2)
+    last = tmp_path / "checkpoints" / "last"
+    assert (last.is_symlink(), last.read_text()) == (False, "step-0000000080\n")
+    assert CheckpointStore(tmp_path).linked("last") == find_checkpoint(last).name == "step-0000000080"
+    with loaded(last) as again:
+        assert_equal(facts(again)["learner"], saved["learner"])
+    with a_run(tmp_path) as built:
+        built.restore_from_path(last)
+        assert built.env_steps == 80
+    assert load_policy(last).manifest["env_steps"] == 80
 
 
 def test_a_moved_run_goes_on_where_it_is_now(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import sys
 from pathlib import Path
 
@@ -70,6 +73,25 @@ def test_limits(tmp_path: Path) -> None:
     mounts.write_text(f"/dev/sda / ext4 rw 0 0\nserver:/x {tmp_path} nfs4 rw 0 0\n")
     assert doctor.disk_check(tmp_path / "runs", mounts).state == "note"
     assert doctor.file_system(Path("/"), mounts) == "ext4"
+
+
+def test_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = doctor.file_system_check(tmp_path / "not" / "there")
+    assert (check.state, "symbolic links" in check.found) == ("ok", True)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    for module, name in ((os, "symlink"), (fcntl, "flock"), (os, "fsync")):
+        monkeypatch.setattr(module, name, refuse)
+    check = doctor.file_system_check(tmp_path)
+    assert check.state == "note"
+    assert "no symbolic links, no file locks, no fsync of files, no fsync of folders" in check.found
+    assert check.remedy.count("a power cut may cost the newest rows and checkpoints") == 1
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    check = doctor.file_system_check(Path("/proc/nowhere"))
+    assert (check.state, check.found.startswith("/proc/nowhere cannot be written: ")) == ("problem", True)
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,24 @@ def test_a_checkpoint_that_is_damaged(tmp_path: Path) -> None:
     assert (resumed["event"], resumed["env_steps"], stopped["event"]) == ("resumed", 40, "stopped")
 
 
+def test_a_link_that_was_repaired(tmp_path: Path) -> None:
+    with training(tmp_path / "run") as run:
+        while not run.is_complete:
+            run.iterate()
+        assert run.resume_line is None
+    last = tmp_path / "run/checkpoints/last"
+    last.unlink()
+    last.symlink_to("step-0000000040")
+    with training(tmp_path / "run") as run:
+        line = run.resume_line
+    assert line == (
+        "Resumed at step 80; the link checkpoints/last, which led to step-0000000040, is repaired."
+    )
+    (resumed,) = [e for e in read_events(tmp_path / "run" / EVENTS_FILE) if e["event"] == "resumed"]
+    assert resumed["repaired_links"] == {"last": "step-0000000040"}
+    assert resumed["environments"] == "saved"
+
+
 def test_a_run_that_cannot_go_on(tmp_path: Path) -> None:
     with training(tmp_path / "run", steps=40) as run:
         run.iterate()
