@@ -97,7 +97,8 @@ class ActorCriticSettings(BaseModel):
         PositiveInt,
         Field(
             description="Environment steps between checkpoints. Environments whose simulator cannot be saved "
-            "are rebuilt at these steps in every run, so that a resumed run equals an uninterrupted one."
+            "are rebuilt at these steps in every run, so that a run resumed from one equals an uninterrupted one. "
+            "The end of a run and a stop by a signal leave a checkpoint in any case."
         ),
     ] = 10_000
     steps_per_iteration: Annotated[
