@@ -9,8 +9,9 @@ import gymnasium as gym
 from ray.rllib.env.env_context import EnvContext
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
+from rllib_hpo.errors import NonFiniteError, SettingsError
 from rllib_hpo.learning.actor_critic import Actor
-from rllib_hpo.tasks import check_spaces, make_env
+from rllib_hpo.tasks import ActionScaling, Boundary, boundary, check_spaces, make_env
 from rllib_hpo.tasks.wrappers import parse_wrappers
 
 
@@ -21,13 +22,22 @@ def environment_maker(
 
     As in RLlib, a class or a registered creator is called with the `EnvContext` of `env_config`, and a
     gymnasium id gets `env_config` as keyword arguments of `rllib_hpo.tasks.make_env`.
+
+    Raises:
+        SettingsError: If the config names an environment that was made already.
     """
+    if isinstance(config.env, gym.Env):
+        raise SettingsError(
+            f"env={type(config.env.unwrapped).__name__} is an environment that was made already: give its class, a "
+            "function that makes one, or a gymnasium id, since every runner makes its own."
+        )
+    name = label(config.env)
     context = EnvContext(config.env_config, worker_index=worker_index, num_workers=config.num_env_runners)
     if callable(config.env):
-        return lambda: config.env(context)
+        return lambda: boundary.made(lambda: config.env(context), name)
     if _global_registry.contains(ENV_CREATOR, config.env):
         creator = _global_registry.get(ENV_CREATOR, config.env)
-        return lambda: creator(context)
+        return lambda: boundary.made(lambda: creator(context), name)
     # The runner checks spaces and every number itself; gymnasium's checker would cost a tenth of a step.
     arguments = {"disable_env_checker": True, "training": training, **config.env_config}
     return lambda: make_env(config.env, **arguments)
@@ -38,8 +48,13 @@ def stateful_wrappers(config: Any) -> list[str]:
     return [spec.name for spec in parse_wrappers(config.env_config.get("wrappers", ())) if spec.has_state]
 
 
+def label(env: Any) -> str:
+    """What an environment is called: its id, or the name of its class or function."""
+    return env if isinstance(env, str) else getattr(env, "__name__", "env")
+
+
 def try_out(config: Any) -> None:
-    """Makes the environment and its networks once, here: what is wrong with them would end remote runners.
+    """Makes the environment and its networks once, here, and steps it: what is wrong would end remote runners.
 
     Raises:
         UserError: Saying what is wrong.
@@ -49,5 +64,11 @@ def try_out(config: Any) -> None:
         check_spaces(env)
         obs_dim, action_dim = map(gym.spaces.flatdim, (env.observation_space, env.action_space))
         Actor(obs_dim, action_dim, config.settings(), seed=0)
+        tried = Boundary(env, label(config.env))
+        try:
+            tried.reset(env, seed=0)
+            tried.step(env, ActionScaling.of(env.action_space).to_env([0.0] * action_dim))
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error} at the first step of an episode.") from error
     finally:
-        env.close()
+        boundary.close(env, label(config.env))

@@ -17,7 +17,7 @@ import pytest
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from rllib_hpo.errors import NonFiniteError, SettingsError, UserError
+from rllib_hpo.errors import NonFiniteError, SettingsError, UserCodeError, UserError
 from rllib_hpo.results import read_rows
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.config import ActorCriticConfig
@@ -324,8 +324,8 @@ def test_a_learner_that_dies_ends_the_run_with_a_sentence(lead: Any) -> None:
             r"The observation of .* at step 10 of an episode of environment 0 of runner",
         ),
         ("reward", NonFiniteError, r"The reward of .* at step 10 of an episode of environment 0 of runner"),
-        ("error", RuntimeError, "the user's own mistake"),
-        ("stubborn error", RayError, "the user's own, which no other process can unpickle"),
+        ("error", UserCodeError, r"'CountingEnv' raised RuntimeError in step\(\): the user's own mistake"),
+        ("stubborn error", UserCodeError, "the user's own, which no other process can unpickle"),
     ],
 )
 def test_an_error_at_a_runner_stops_the_run(bad: str, error: type[Exception], phrase: str) -> None:

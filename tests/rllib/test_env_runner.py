@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from rllib_hpo.errors import NonFiniteError, UserError
+from rllib_hpo.errors import NonFiniteError, UserCodeError, UserError
 from rllib_hpo.learning.replay import Batch
 from rllib_hpo.rllib.env_runner import ColumnarEnvRunner, Rollout
 from rllib_hpo.streams import seed_sequence
@@ -275,8 +275,13 @@ def test_what_is_not_finite_is_named(make_runner: MakeRunner, bad: str, value: f
 
 def test_the_users_own_error_comes_through(make_runner: MakeRunner) -> None:
     runner = make_runner(CountingEnv, env_config={"bad": "error", "bad_step": 2})
-    with pytest.raises(RuntimeError, match="the user's own mistake"):
+    message = r"'CountingEnv' raised RuntimeError in step\(\): the user's own mistake \(environments.py, line"
+    with pytest.raises(UserCodeError, match=message) as caught:
         runner.sample(num_steps=5)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert caught.value.traceback.count("Traceback") == 1
+    assert "in _fail" in caught.value.traceback
+    assert "boundary.py" not in caught.value.traceback
 
 
 class ImageEnv(CountingEnv):
