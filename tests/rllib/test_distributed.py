@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError
 
 from rllib_hpo.errors import NonFiniteError, SettingsError, UserCodeError, UserError
 from rllib_hpo.results import read_rows

@@ -314,3 +314,29 @@ def test_environments_get_their_options(make_runner: MakeRunner) -> None:
     assert make_runner("Pendulum-v1", env_config={"g": 5.0}).env.unwrapped.g == 5.0
     runner = make_runner(CountingEnv, env_config={"length": 9})
     assert runner.env.config == {"length": 9}
+
+
+class NarrowEnv(CountingEnv):
+    """Declares three numbers and hands over one; takes float64 actions within bounds that are no float32."""
+
+    action_space = gym.spaces.Box(-0.1, 0.1, (1,), np.float64)
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Broadcasts into a row, if nobody looks."""
+        assert action in self.action_space
+        observation, *others = super().step(action)
+        return (observation[:1] if self.config["narrow"] else observation), *others  # type: ignore[return-value]
+
+
+def test_an_observation_is_not_broadcast(make_runner: MakeRunner) -> None:
+    runner = make_runner(NarrowEnv, env_config={"narrow": True})
+    with pytest.raises(
+        UserCodeError, match=r"'NarrowEnv' returned .* as the observation from step\(\).*shape \(3,\)"
+    ):
+        runner.sample(num_steps=1)
+
+
+def test_actions_stay_inside_bounds_that_are_no_float32(make_runner: MakeRunner) -> None:
+    runner = make_runner(NarrowEnv, env_config={"narrow": False})
+    runner._actions = lambda obs, random: np.ones((len(obs), 1), np.float32)
+    runner.sample(num_steps=5)
