@@ -94,22 +94,28 @@ def sweep(
     if dry_run:
         _print_sweep(grid)
         return
+    is_new = files is None
     if files is None:
         files, remote = _started(grid, source, out, storage, imports)
     elif given or seeds is not None:
         sweeps.plan_trials(grid, files, imports or ())
-    if remote is not None:
-        sweeps.publish_sweep(files, remote)
     names = [trial.name for trial in grid.trials] if only is not None else None
     options = WandbOptions(wandb, wandb_artifacts, wandb_video)
-    outcome = sweeps.run_sweep(
-        files,
-        SweepProgress(console),
-        only=names,
-        max_concurrent=max_concurrent,
-        wandb=options,
-        storage=remote,
-    )
+    try:
+        if remote is not None:
+            sweeps.publish_sweep(files, remote)
+        outcome = sweeps.run_sweep(
+            files,
+            SweepProgress(console),
+            only=names,
+            max_concurrent=max_concurrent,
+            wandb=options,
+            storage=remote,
+        )
+    except UserError:
+        if is_new:
+            sweeps.remove_new_sweep(files, remote)
+        raise
     _print_outcome(files, outcome, remote)
 
 

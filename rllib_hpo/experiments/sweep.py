@@ -171,6 +171,21 @@ def describe_broken(broken: Mapping[str, UserError]) -> UserError:
     )
 
 
+def remove_new_sweep(files: SweepFiles, storage: Storage | None = None) -> None:
+    """Removes a sweep that was refused before any trial began, so that the corrected command can make it."""
+    trials = files.directory / "trials"
+    begun = [path for path in trials.glob("*/*") if path.name != CONFIG_FILE]
+    if begun or files.results.exists():
+        return
+    with suppress(OSError, StorageError):
+        if storage is not None:
+            storage.remove(PLAN_FILE)
+        shutil.rmtree(trials)
+        for path in (files.plan, files.sweep_file):
+            path.unlink(missing_ok=True)
+        files.directory.rmdir()
+
+
 def plan_trials(sweep: Sweep, files: SweepFiles, imports: Sequence[str] = ()) -> None:
     """Adds trials to a sweep's directory, or more steps to those it has.
 

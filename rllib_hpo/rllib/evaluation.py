@@ -99,7 +99,7 @@ def warn_of_cut(played: Evaluation, env: str, max_episode_steps: int) -> bool:
     if played.episodes_cut:
         _logger.warning(
             "%d of %d evaluation episodes of %s had not ended after evaluation_max_episode_steps=%d steps and were cut "
-            "there. Let episodes end, for instance with `--set env_config={max_episode_steps: 1000}`.",
+            "there. Let episodes end, for instance with `--set 'env_config={max_episode_steps: 1000}'`.",
             played.episodes_cut,
             len(played.returns),
             env,

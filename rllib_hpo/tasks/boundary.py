@@ -202,15 +202,20 @@ class CheckedEnv(gym.Wrapper[Any, Any, Any, Any]):
         self._boundary = Boundary(env, name)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        """As `Boundary.reset`; `options` must be None."""
-        return self._boundary.reset(self.env, seed), {}
+        """As `Boundary.reset`, in the dtype of the space; `options` are not handed on."""
+        return self._in_space(self._boundary.reset(self.env, seed)), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """As `Boundary.step`; actions are brought inside the bounds in the environment's dtype."""
         space = self.env.action_space
         assert isinstance(space, gym.spaces.Box)
         inside = np.clip(np.asarray(action, space.dtype), space.low, space.high)
-        return *self._boundary.step(self.env, inside), {}
+        obs, reward, terminated, truncated = self._boundary.step(self.env, inside)
+        return self._in_space(obs), reward, terminated, truncated, {}
+
+    def _in_space(self, obs: NDArray[np.float32]) -> NDArray[Any]:
+        """RLlib looks whether observations are in their space, dtype included."""
+        return obs.astype(self.env.observation_space.dtype, copy=False)
 
     def close(self) -> None:
         """As the function `close`."""

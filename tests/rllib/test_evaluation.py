@@ -231,7 +231,7 @@ def test_a_bad_evaluation_stops_the_run(bad: str) -> None:
         running(config) as algorithm,
         pytest.raises(
             NonFiniteError,
-            match=rf"The {bad} is not finite at step 3 of .* evaluation.* after 0 environment steps",
+            match=rf"The {bad} of CountingEnv is not finite at step 3 of .* evaluation.* after 0 environment steps",
         ),
     ):
         algorithm.train()
@@ -277,7 +277,7 @@ def test_episodes_without_an_end_are_cut(
         "3 of 3 evaluation episodes of EndlessEnv had not ended after evaluation_max_episode_steps=7"
         in warning
     )
-    assert "--set env_config={max_episode_steps: 1000}" in warning
+    assert "--set 'env_config={max_episode_steps: 1000}'" in warning
 
 
 def test_episodes_that_end_at_the_limit_are_not_cut() -> None:
