@@ -32,7 +32,7 @@ from rllib_hpo.results.writer import write_row
 from rllib_hpo.rllib import checkpointing
 from rllib_hpo.rllib.config import ActorCriticConfig, SACGaussianConfig, SACHPOConfig, SACNFConfig
 from rllib_hpo.rllib.env_runner import Episode
-from rllib_hpo.rllib.environment import environment_maker, label, try_out
+from rllib_hpo.rllib.environment import WorkerEnvCreator, environment_maker, label, try_out
 from rllib_hpo.rllib.evaluation import Evaluation, Watch, episode_seeds, evaluate, warn_of_cut
 from rllib_hpo.rllib.evaluation_runners import DueEvaluation, EvaluationRunners
 from rllib_hpo.rllib.module_stack import PIPELINE_RESULTS, ModuleStack
@@ -42,7 +42,6 @@ from rllib_hpo.rllib.schedule import Schedule
 from rllib_hpo.rllib.stack import Stack
 from rllib_hpo.rllib.torch_options import set_torch_options
 from rllib_hpo.rllib.torch_policy import POLICIES, ActorCriticTorchPolicy
-from rllib_hpo.tasks.boundary import CheckedEnv
 
 _PROGRESS = "progress"
 
@@ -69,8 +68,7 @@ class ActorCriticAlgorithm(Algorithm):
     @override(Algorithm)
     def _get_env_id_and_creator(env_specifier: Any, config: ActorCriticConfig) -> tuple[str, Any]:
         """Environments as the new stack's runners make them: quietly, and with errors a user understands."""
-        name = label(env_specifier)
-        return name, lambda context: CheckedEnv(environment_maker(config, context.worker_index)(), name)
+        return label(env_specifier), WorkerEnvCreator(config)
 
     @override(Algorithm)
     def setup(self, config: ActorCriticConfig) -> None:
@@ -92,7 +90,7 @@ class ActorCriticAlgorithm(Algorithm):
         """Watches evaluations in this process: see `rllib_hpo.rllib.evaluation.Watch`."""
         self._has_warned_of_cut = False
         if config.num_env_runners + config.evaluation_num_env_runners > 0:
-            try_out(config)
+            self.env_creator.spaces = try_out(config)
         with without_object_store(self._is_local(config)):
             super().setup(config)
         self.stack: Stack = PolicyStack(self) if config.is_old_stack else ModuleStack(self)

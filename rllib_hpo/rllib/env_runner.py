@@ -92,6 +92,10 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             # RLlib loses what a remote constructor raises; it is told in place of the spaces, or of samples.
             self._failure = error
 
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
     def _set_streams(self, seed: int, joined_at: int) -> None:
         """Every runner has streams of its own; a replacement of a dead one does not repeat its draws."""
         self._seed, self._owner = seed, ("runner", self.worker_index, joined_at)
@@ -161,8 +165,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             NonFiniteError: If an observation or reward is NaN or infinite.
             UserCodeError: If an environment raises an error or does not keep to its interface.
         """
-        if self._failure is not None:
-            raise self._failure
+        self._raise_failure()
         rows = np.empty((num_steps, self.layout.width), np.float32)
         episodes: list[Episode] = []
         done = 0
@@ -249,6 +252,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         noticing. Whoever joins later than at step 0 takes other streams than those before it, and starts
         new episodes.
         """
+        self._raise_failure()
         seed = self._seed if seed is None else seed
         if not self._has_joined and (env_steps > 0 or seed != self._seed):
             self.reseed(seed, env_steps)
@@ -321,6 +325,8 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
 
     @override(Checkpointable)
     def set_state(self, state: dict[str, Any]) -> None:
+        if self._failure is not None:  # the next request for samples raises it
+            return
         if COMPONENT_RL_MODULE in state:
             weights = state[COMPONENT_RL_MODULE]
             weights = ray.get(weights) if isinstance(weights, ray.ObjectRef) else weights

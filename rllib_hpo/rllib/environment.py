@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import gymnasium as gym
 from ray.rllib.env.env_context import EnvContext
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
-from rllib_hpo.errors import NonFiniteError, SettingsError
+from rllib_hpo.errors import NonFiniteError, SettingsError, UserError
 from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.tasks import ActionScaling, Boundary, boundary, check_spaces, make_env
 from rllib_hpo.tasks.wrappers import parse_wrappers
@@ -53,8 +53,49 @@ def label(env: Any) -> str:
     return env if isinstance(env, str) else getattr(env, "__name__", "env")
 
 
-def try_out(config: Any) -> None:
+class UnmadeEnv(gym.Env[Any, Any]):
+    """In place of an environment that a remote worker could not make: whoever resets it gets the error.
+
+    RLlib would lose what the constructor of a RolloutWorker raises.
+    """
+
+    def __init__(self, error: UserError, spaces: tuple[gym.Space[Any], gym.Space[Any]]) -> None:
+        self.observation_space, self.action_space = spaces
+        self._error = error
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> NoReturn:
+        """Raises the error."""
+        raise self._error
+
+
+class WorkerEnvCreator:
+    """Makes environments for RLlib's RolloutWorkers.
+
+    Args:
+        config: Of the algorithm.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self._config = config
+        self.spaces: tuple[gym.Space[Any], gym.Space[Any]] | None = None
+        """Of observations and actions, once they are known."""
+
+    def __call__(self, context: EnvContext) -> gym.Env[Any, Any]:
+        """The environment of one worker."""
+        name = label(self._config.env)
+        try:
+            return boundary.CheckedEnv(environment_maker(self._config, context.worker_index)(), name)
+        except UserError as error:
+            if context.worker_index == 0 or self.spaces is None:
+                raise
+            return UnmadeEnv(error, self.spaces)
+
+
+def try_out(config: Any) -> tuple[gym.Space[Any], gym.Space[Any]]:
     """Makes the environment and its networks once, here, and steps it: what is wrong would end remote runners.
+
+    Returns:
+        The spaces of observations and actions.
 
     Raises:
         UserError: Saying what is wrong.
@@ -70,5 +111,6 @@ def try_out(config: Any) -> None:
             tried.step(env, ActionScaling.of(env.action_space).to_env([0.0] * action_dim))
         except NonFiniteError as error:
             raise NonFiniteError(f"{error} at the first step of an episode.") from error
+        return env.observation_space, env.action_space
     finally:
         boundary.close(env, label(config.env))

@@ -344,6 +344,37 @@ def test_an_error_at_a_runner_stops_the_run(bad: str, error: type[Exception], ph
     assert any("environments.py" in text or "env_runner.py" in text for text in causes)
 
 
+class BrokenAtRunners(CountingEnv):
+    """Raises in the remote runners `at` from `where` on: "constructor", "reset"."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        self._break("constructor")
+
+    def _break(self, where: str) -> None:
+        if self.config["where"] == where and self.runner == self.config["at"]:
+            raise OSError(f"no licence for the {where}")
+
+    def reset(self, **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        """Raises, or starts the next episode."""
+        self._break("reset")
+        return super().reset(**options)
+
+
+@pytest.mark.parametrize(("where", "at"), [("reset", 1), ("constructor", 1), ("constructor", 2)])
+@pytest.mark.parametrize("new_stack", [True, False])
+def test_what_breaks_at_runners_only_is_said(where: str, at: int, new_stack: bool) -> None:
+    """And not that an index was out of range."""
+    config = remote_config(env=BrokenAtRunners, num_env_runners=2)
+    if not new_stack:
+        config = tiny_config(env=BrokenAtRunners).api_stack(False, False).env_runners(num_env_runners=2)
+    config.environment(env_config={"length": 4, "where": where, "at": at})
+    message = f"'BrokenAtRunners' .*OSError.*no licence for the {where}"
+    with pytest.raises(UserCodeError, match=message) as caught, running(config) as algorithm:
+        algorithm.train()
+    assert caught.value.traceback.count("Traceback") == 1
+
+
 def test_a_bad_loss_at_a_remote_learner_stops_the_run() -> None:
     def poison(learner: Any) -> None:
         replay = learner.core.replay
