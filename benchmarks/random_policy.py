@@ -15,7 +15,7 @@ import numpy as np
 from rllib_hpo.analysis.random_policy import FILE
 from rllib_hpo.results import episode_statistics
 from rllib_hpo.results.provenance import provenance
-from rllib_hpo.tasks import all_tasks, make_env
+from rllib_hpo.tasks import Boundary, all_tasks, make_env
 
 OTHER_VERSIONS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5", "Pendulum-v1")
 
@@ -23,14 +23,15 @@ OTHER_VERSIONS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Human
 def play(env_id: str, num_episodes: int) -> dict[str, float]:
     """Episodes with the seeds 0, 1, ..., in one environment."""
     env = make_env(env_id)
+    checked = Boundary(env)
     env.action_space.seed(0)
     returns, lengths = [], []
     for seed in range(num_episodes):
-        env.reset(seed=seed)
+        checked.reset(env, seed)
         total, length, over = 0.0, 0, False
         while not over:
-            _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
-            total, length, over = total + float(reward), length + 1, terminated or truncated
+            _, reward, terminated, truncated = checked.step(env, env.action_space.sample())
+            total, length, over = total + reward, length + 1, terminated or truncated
         returns.append(total)
         lengths.append(length)
     env.close()

@@ -18,6 +18,24 @@ class UnknownNameError(UserError, ValueError):
     """A task, algorithm, sampler or option of that name does not exist."""
 
 
+class UserCodeError(UserError):
+    """Code of the user's, such as an environment, raised an error or broke the interface that it implements.
+
+    Args:
+        message: The sentence.
+        traceback: Of the user's error, as text, since a `__cause__` does not travel between processes; "" for none.
+    """
+
+    def __init__(self, message: str, traceback: str = "") -> None:
+        super().__init__(message)
+        self.traceback = traceback
+
+
+def with_traceback(error: UserError) -> str:
+    """The sentence and, below it, the traceback of the user's own code where there is one."""
+    return f"{error}\n{getattr(error, 'traceback', '')}".rstrip("\n")
+
+
 class NonFiniteError(UserError, ArithmeticError):
     """A NaN or an infinity appeared in an observation, a reward, a loss or a parameter."""
 

@@ -31,7 +31,7 @@ class ActorCriticSettings(BaseModel):
     changeable: ClassVar[frozenset[str]] = frozenset(
         """
         gamma lr tau train_batch_size_per_learner alpha target_entropy objective_critic
-        evaluation_every evaluation_episodes checkpoint_every steps_per_iteration
+        evaluation_every evaluation_episodes evaluation_max_episode_steps checkpoint_every steps_per_iteration
         diagnostics_interval num_torch_threads cuda_graph tf32
         """.split()
     )
@@ -93,6 +93,12 @@ class ActorCriticSettings(BaseModel):
         PositiveInt, Field(description="Environment steps between evaluations (and one at step 0).")
     ] = 10_000
     evaluation_episodes: Annotated[PositiveInt, Field(description="Noise-free episodes per evaluation.")] = 10
+    evaluation_max_episode_steps: Annotated[
+        PositiveInt,
+        Field(
+            description="Steps at which an evaluation cuts an episode that has not ended; rows count those cut."
+        ),
+    ] = 10_000
     checkpoint_every: Annotated[
         PositiveInt,
         Field(

@@ -20,21 +20,28 @@ class Still(gym.Env[Any, Any]):
     ) -> None:
         self.observation_space, self.action_space = observation_space, action_space
         self.bad, self.steps = bad, 0
+        self._do("constructor")
+
+    def _do(self, where: str) -> None:
+        if self.bad == where:
+            raise LookupError(f"no licence in the {where}")
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
+        self._do("reset")
         return np.zeros(self.observation_space.shape, np.float32), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.steps += 1
         steps_taken[self.bad] += 1
         bad_now = self.bad if steps_taken[self.bad] > LIMIT else ""
+        self._do("late step" if bad_now else "")
         obs = np.full(self.observation_space.shape, np.nan if bad_now == "observation" else 0.0, np.float32)
         return obs, float("nan") if bad_now == "reward" else 1.0, False, self.steps % 10 == 0, {}
 
 
-LIMIT = 125
-"""Steps of all instances, those of evaluations included, before they go bad."""
+LIMIT = 126
+"""Steps of all instances, those of evaluations and of the trial at the start included, before they go bad."""
 steps_taken: Counter[str] = Counter()
 
 SPACES = {
@@ -42,6 +49,9 @@ SPACES = {
     "Images-v0": {"observation_space": Box(0, 255, (8, 8, 3), np.uint8)},
     "NaNObservation-v0": {"bad": "observation"},
     "NaNReward-v0": {"bad": "reward"},
+    "RaisingConstructor-v0": {"bad": "constructor"},
+    "RaisingReset-v0": {"bad": "reset"},
+    "RaisingStep-v0": {"bad": "late step"},
 }
 for name, kwargs in SPACES.items():
     gym.register(name, entry_point=Still, kwargs=kwargs)

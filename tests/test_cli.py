@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from rllib_hpo.cli import main
 from rllib_hpo.experiments.checkpoints import CheckpointStore
+from rllib_hpo.experiments.events import EVENTS_FILE, read_events
 
 TINY = {
     "hidden_units": 8,
@@ -84,7 +86,7 @@ def test_mistakes_end_in_one_sentence(
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("Error: ")
     assert expected in line
-    assert not (tmp_path / "run" / "results").exists()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("task", "what"), [("NaNObservation-v0", "observation"), ("NaNReward-v0", "reward")])
@@ -101,6 +103,76 @@ def test_what_is_not_finite_is_named_and_nothing_is_lost(
     newest = CheckpointStore(tmp_path / "run").newest_valid()
     assert newest is not None
     assert newest.name == "step-0000000080"
+
+
+@pytest.mark.parametrize("where", ["constructor", "reset"])
+@pytest.mark.usefixtures("environments")
+def test_a_users_own_error_at_the_start(
+    where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The sentence, then the traceback, once; nothing is left that would block the corrected command."""
+    task = f"Raising{where.capitalize()}-v0"
+    assert train(tmp_path / "run", "--import", "bad_environments", "--task", task) == 2
+    sentence, *trace = capsys.readouterr().err.strip().splitlines()
+    assert sentence.startswith(f"Error: Environment '{task}' ")
+    assert f"LookupError{' in reset()' if where == 'reset' else ''}: no licence in the {where}" in sentence
+    assert trace[0] == "Traceback (most recent call last):"
+    assert trace[-1] == f"LookupError: no licence in the {where}"
+    assert sum("Traceback" in line for line in trace) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("stack", ["new", "old"])
+@pytest.mark.usefixtures("environments")
+def test_a_users_own_error_while_training(
+    stack: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last checkpoint and all rows stand, and the events say what it was."""
+    import bad_environments
+
+    monkeypatch.setattr(bad_environments, "steps_taken", Counter())
+    words = ["--import", "bad_environments", "--task", "RaisingStep-v0", "--steps", "200"]
+    assert train(tmp_path / "run", *words, api_stack=stack) == 2
+    err = capsys.readouterr().err
+    said = "Environment 'RaisingStep-v0' raised LookupError in step(): no licence in the late step"
+    assert err.count("Traceback (most recent call last):") == 1
+    assert f"Error: {said}" in err
+    failed = read_events(tmp_path / "run" / EVENTS_FILE)[-1]
+    assert failed["event"] == "failed"
+    assert failed["error"].startswith(said)
+    assert CheckpointStore(tmp_path / "run").newest_valid() is not None
+
+
+SWEEP = """
+sweep: little
+description: Two tasks, one of them broken.
+algorithms: [sac]
+tasks: [Pendulum-v1, CartPole-v1, RaisingReset-v0]
+seeds: 0-1
+settings: {steps: 200, warmup_steps: 50, hidden_units: 8, evaluation_episodes: 1}
+"""
+
+
+@pytest.mark.usefixtures("environments")
+def test_a_sweep_with_broken_environments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A dry run shows the others, with a sentence for the broken ones; a start is refused and leaves nothing."""
+    file, out = tmp_path / "little.yaml", tmp_path / "sweep"
+    file.write_text(SWEEP)
+    words = [str(file), "--out", str(out), "--import", "bad_environments"]
+    assert run("sweep", *words, "--dry-run") == 2
+    printed = capsys.readouterr()
+    assert "2 trials, 400 environment steps" in printed.out
+    assert "sac-Pendulum-v1-seed1" in printed.out
+    assert "CartPole" not in printed.out
+    assert run("sweep", *words) == 2
+    for told in (printed.err, capsys.readouterr().err):
+        sentence = told.splitlines()[0]
+        assert (
+            "sac-CartPole-v1-seed0, sac-CartPole-v1-seed1 (Environment 'CartPole-v1' has Discrete" in sentence
+        )
+        assert "sac-RaisingReset-v0-seed0" in sentence
+        assert told.count("Traceback (most recent call last):") == 1
+        assert not out.exists()
 
 
 def test_a_run_goes_on_only_as_it_began(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from rllib_hpo.results.atomic import write_atomically
 from rllib_hpo.samplers.base import Mode, draw_noise, zero_noise
 from rllib_hpo.samplers.hamiltonian import HamiltonianSampler
 from rllib_hpo.streams import TorchStreams
-from rllib_hpo.tasks import make_env
+from rllib_hpo.tasks import Boundary, boundary, make_env
 
 _INK, _MUTED = "#222222", "#666666"
 _BEFORE, _AFTER = "#0072B2", "#D55E00"
@@ -48,16 +48,16 @@ def rollout_state(policy: DeployedPolicy, seed: int, num_steps: int) -> Array:
     """The observation (S,) that the noise-free policy reaches after `num_steps` of a seeded episode."""
     env = make_env(policy.metadata.env, **policy.metadata.env_config)
     try:
-        obs, _ = env.reset(seed=seed)
+        checked = Boundary(env)
+        state: Array = checked.reset(env, seed)
         for _ in range(num_steps):
             with torch.no_grad():
-                action = policy(torch.as_tensor(np.asarray(obs, np.float32)[None])).numpy()[0]
-            obs, _, terminated, truncated, _ = env.step(action)
+                action = policy(torch.as_tensor(state[None])).numpy()[0]
+            state, _, terminated, truncated = checked.step(env, action.astype(env.action_space.dtype))
             if terminated or truncated:
                 break
-        state: Array = np.asarray(obs, np.float32)
     finally:
-        env.close()
+        boundary.close(env)
     return state
 
 

@@ -20,7 +20,7 @@ from rllib_hpo.cli.policies import convert, evaluate, export, policy_shape
 from rllib_hpo.cli.results import add, check, compact, report, show
 from rllib_hpo.cli.runs import train
 from rllib_hpo.cli.sweeps import dashboard, sweep
-from rllib_hpo.errors import UserError
+from rllib_hpo.errors import UserCodeError, UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -77,4 +77,6 @@ def main() -> None:
         app()
     except UserError as error:
         errors.print(f"Error: {error}", style="red", soft_wrap=True)
+        if isinstance(error, UserCodeError) and error.traceback:
+            errors.print(error.traceback.rstrip(), soft_wrap=True)
         sys.exit(2)

@@ -94,22 +94,28 @@ def sweep(
     if dry_run:
         _print_sweep(grid)
         return
+    is_new = files is None
     if files is None:
         files, remote = _started(grid, source, out, storage, imports)
     elif given or seeds is not None:
         sweeps.plan_trials(grid, files, imports or ())
-    if remote is not None:
-        sweeps.publish_sweep(files, remote)
     names = [trial.name for trial in grid.trials] if only is not None else None
     options = WandbOptions(wandb, wandb_artifacts, wandb_video)
-    outcome = sweeps.run_sweep(
-        files,
-        SweepProgress(console),
-        only=names,
-        max_concurrent=max_concurrent,
-        wandb=options,
-        storage=remote,
-    )
+    try:
+        if remote is not None:
+            sweeps.publish_sweep(files, remote)
+        outcome = sweeps.run_sweep(
+            files,
+            SweepProgress(console),
+            only=names,
+            max_concurrent=max_concurrent,
+            wandb=options,
+            storage=remote,
+        )
+    except UserError:
+        if is_new:
+            sweeps.remove_new_sweep(files, remote)
+        raise
     _print_outcome(files, outcome, remote)
 
 
@@ -147,12 +153,16 @@ def _resumed(resume: str | None, storage: str | None, out: Path | None) -> tuple
 
 
 def _print_sweep(grid: Any) -> None:
-    """What a sweep would run, on what, and for how long."""
+    """What a sweep would run, on what, and for how long; trials that cannot begin are named in the end."""
     from rllib_hpo.experiments import estimate
     from rllib_hpo.experiments import sweep as sweeps
     from rllib_hpo.experiments.trial_resources import describe, resources
 
     with console.status("timing the trials on this machine"):
+        broken = sweeps.broken_trials(grid)
+        grid = grid.without(broken)
+        if not grid.trials:
+            raise sweeps.describe_broken(broken)
         seconds = estimate.time_trials(grid)
     table = Table("trial", "steps", "asks for", "hours")
     for trial in grid.trials:
@@ -167,6 +177,8 @@ def _print_sweep(grid: Any) -> None:
         f"about {hours:.1f} hours in all (timed on one core of this machine; a GPU or slower cores change it)",
         soft_wrap=True,
     )
+    if broken:
+        raise sweeps.describe_broken(broken)
 
 
 def _print_outcome(files: Any, outcome: Any, storage: Any) -> None:

@@ -17,7 +17,7 @@ from rllib_hpo.learning.replay import RowLayout
 from rllib_hpo.learning.trainer import Trainer
 from rllib_hpo.learning.update import make_optimizers
 from rllib_hpo.streams import TorchStreams
-from rllib_hpo.tasks import make_env
+from rllib_hpo.tasks import Boundary, boundary, make_env
 
 
 class Cost(NamedTuple):
@@ -34,7 +34,7 @@ class Cost(NamedTuple):
         """The whole trial, in one process; evaluations are counted with full-length episodes."""
         settings, steps = config.settings, config.run.steps
         updates = max(0, steps - settings.warmup_steps) * settings.update_to_data
-        length = _episode_length(config.task.env_id)
+        length = min(_episode_length(config.task.env_id), settings.evaluation_max_episode_steps)
         evaluated = (steps // settings.evaluation_every + 1) * settings.evaluation_episodes * length
         return (steps + evaluated) * (self.env_step + self.act) + updates * self.update
 
@@ -64,18 +64,19 @@ def time_one(config: RunConfig) -> Cost:
     torch.set_num_threads(config.settings.num_torch_threads)
     env = make_env(config.task.env_id, **config.run.env_config)
     try:
-        env.reset(seed=0)
+        checked = Boundary(env)
+        checked.reset(env, seed=0)
         env.action_space.seed(0)
 
         def step() -> None:
-            _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+            _, _, terminated, truncated = checked.step(env, env.action_space.sample())
             if terminated or truncated:
-                env.reset()
+                checked.reset(env)
 
         obs_dim, action_dim = map(gym.spaces.flatdim, (env.observation_space, env.action_space))
         env_step = _seconds(step, 50)
     finally:
-        env.close()
+        boundary.close(env)
     model = ActorCritic(obs_dim, action_dim, config.settings, seed=0)
     trainer = Trainer(model, make_optimizers(model, config.settings), config.settings, seed=0)
     rows = torch.rand(
@@ -107,4 +108,4 @@ def _episode_length(env_id: str) -> int:
     try:
         return (env.spec.max_episode_steps if env.spec is not None else None) or 1_000
     finally:
-        env.close()
+        boundary.close(env)

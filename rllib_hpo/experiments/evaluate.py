@@ -14,14 +14,23 @@ import torch
 from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.checkpoints import find_checkpoint
 from rllib_hpo.learning.actor_critic import Actor
-from rllib_hpo.rllib.evaluation import Evaluation, evaluate
+from rllib_hpo.rllib.evaluation import Evaluation, Watch, evaluate, warn_of_cut
 from rllib_hpo.rllib.trained_policy import load_policy
+from rllib_hpo.settings import ActorCriticSettings
 from rllib_hpo.streams import seed_sequence
-from rllib_hpo.tasks import ActionScaling, make_env, wrappers
+from rllib_hpo.tasks import ActionScaling, Boundary, boundary, make_env, wrappers
 
 
-def evaluate_checkpoint(path: Path, num_episodes: int, seed: int = 0) -> tuple[Evaluation, dict[str, Any]]:
+def evaluate_checkpoint(
+    path: Path, num_episodes: int, seed: int = 0, watch: Watch | None = None
+) -> tuple[Evaluation, dict[str, Any]]:
     """Plays noise-free episodes, seeded by `seed` independently of the run's own evaluations.
+
+    Args:
+        path: A checkpoint or a run directory.
+        num_episodes: How many to play.
+        seed: Of the episodes.
+        watch: Hears of the steps made so far.
 
     Raises:
         UserError: If the checkpoint or its environment is not to be had.
@@ -36,11 +45,19 @@ def evaluate_checkpoint(path: Path, num_episodes: int, seed: int = 0) -> tuple[E
         lambda: make_env(config["env"], training=False, **config["env_config"]),
         [int(state >> 1) for state in states],
         manifest.get("wrappers", ()),
+        max_episode_steps=_max_episode_steps(config),
+        watch=watch,
     )
+    warn_of_cut(played, config["env"], _max_episode_steps(config))
     return played, manifest
 
 
-def film(path: Path, video: Path, seed: int = 0) -> float:
+def _max_episode_steps(config: dict[str, Any]) -> int:
+    default = ActorCriticSettings.model_fields["evaluation_max_episode_steps"].default
+    return int(config.get("evaluation_max_episode_steps", default))
+
+
+def film(path: Path, video: Path, seed: int = 0, watch: Watch | None = None) -> float:
     """Plays one noise-free episode and writes it as a film (.mp4 or .gif); returns its return.
 
     Raises:
@@ -53,9 +70,10 @@ def film(path: Path, video: Path, seed: int = 0) -> float:
     env = make_env(config["env"], training=False, **{**config["env_config"], "render_mode": "rgb_array"})
     wrappers.set_state(env, policy.manifest.get("wrappers", ()), frozen=True)
     try:
-        frames, episode_return = _play_frames(policy.actor, env, seed)
+        frames, played = _play_frames(policy.actor, env, seed, _max_episode_steps(config), watch)
     finally:
-        env.close()
+        boundary.close(env)
+    warn_of_cut(played, config["env"], _max_episode_steps(config))
     try:
         import imageio.v2 as imageio
 
@@ -65,19 +83,23 @@ def film(path: Path, video: Path, seed: int = 0) -> float:
         raise UserError(
             f"Could not write {video}: {reason}; `pip install 'rllib-hpo[video]'` has what it needs."
         ) from error
-    return episode_return
+    return played.returns[0]
 
 
-def _play_frames(actor: Actor, env: gym.Env[Any, Any], seed: int) -> tuple[list[Any], float]:
-    scaling = ActionScaling.of(env.action_space)
-    obs, _ = env.reset(seed=seed)
+def _play_frames(
+    actor: Actor, env: gym.Env[Any, Any], seed: int, max_episode_steps: int, watch: Watch | None
+) -> tuple[list[Any], Evaluation]:
+    scaling, checked = ActionScaling.of(env.action_space), Boundary(env)
+    obs = checked.reset(env, seed)
     frames, total, over = [_frame(env)], 0.0, False
-    while not over:
-        action = actor.act(torch.as_tensor(np.asarray(obs, np.float32)[None])).numpy()
-        obs, reward, terminated, truncated, _ = env.step(scaling.to_env(action)[0])
+    while not over and len(frames) <= max_episode_steps:
+        action = actor.act(torch.as_tensor(obs[None])).numpy()
+        obs, reward, terminated, truncated = checked.step(env, scaling.to_env(action)[0])
         frames.append(_frame(env))
-        total, over = total + float(reward), terminated or truncated
-    return frames, total
+        total, over = total + reward, terminated or truncated
+        if watch is not None:
+            watch(len(frames) - 1)
+    return frames, Evaluation([total], [len(frames) - 1], int(not over))
 
 
 def _frame(env: gym.Env[Any, Any]) -> Any:

@@ -21,7 +21,15 @@ from typing import Any
 from ray import tune
 from ray.tune import PlacementGroupFactory
 
-from rllib_hpo.errors import CheckpointError, SettingsError, StorageError, UserError, WorkerDiedError
+from rllib_hpo.errors import (
+    CheckpointError,
+    SettingsError,
+    StorageError,
+    UserCodeError,
+    UserError,
+    WorkerDiedError,
+    with_traceback,
+)
 from rllib_hpo.experiments.checkpoints import CheckpointStore
 from rllib_hpo.experiments.machines import machines_here, trials_at_a_time
 from rllib_hpo.experiments.mirror import Mirror
@@ -32,11 +40,19 @@ from rllib_hpo.experiments.storage import Storage, fetch, publish
 from rllib_hpo.experiments.stored_checkpoints import steps_on
 from rllib_hpo.experiments.sweep_config import Sweep, Trial
 from rllib_hpo.experiments.sweep_progress import SweepProgress
-from rllib_hpo.experiments.train import CONFIG_FILE, RunFiles, TrainingRun, flat_metrics, quiet_ray
+from rllib_hpo.experiments.train import (
+    CONFIG_FILE,
+    RunFiles,
+    TrainingRun,
+    flat_metrics,
+    quiet_ray,
+    to_rllib,
+)
 from rllib_hpo.experiments.trial_resources import check_placeable, resources
 from rllib_hpo.experiments.wandb_logger import WandbOptions
 from rllib_hpo.results import write_atomically
 from rllib_hpo.rllib.checkpointing import read_manifest
+from rllib_hpo.rllib.environment import try_out
 from rllib_hpo.tasks import import_modules
 
 SWEEP_FILE, PLAN_FILE, ERROR_FILE = "sweep.yaml", "plan.json", "error.txt"
@@ -94,15 +110,80 @@ def start_sweep(sweep: Sweep, source: Path, files: SweepFiles, imports: Sequence
         imports: Modules that register tasks or algorithms; trials import them, wherever they run.
 
     Raises:
-        UserError: If the directory already holds something.
+        UserError: If the directory already holds something, or trials cannot begin; nothing is made then.
     """
     if files.directory.exists() and any(files.directory.iterdir()):
         raise UserError(
             f"{files.directory} already exists; go on with `--resume {files.directory}`, or choose another --out."
         )
+    refuse_broken(sweep)
     files.directory.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, files.sweep_file)
     plan_trials(sweep, files, imports)
+
+
+def broken_trials(sweep: Sweep) -> dict[str, UserError]:
+    """What keeps trials from beginning, by name: their environments and networks are made and tried out here."""
+    tried: dict[str, UserError | None] = {}
+    broken = {}
+    for trial in sweep.trials:
+        values = {**trial.config.values(), "seed": 0, "steps": 0}
+        key = json.dumps(values, sort_keys=True, default=str)
+        if key not in tried:
+            tried[key] = _problem(trial)
+        if (problem := tried[key]) is not None:
+            broken[trial.name] = problem
+    return broken
+
+
+def _problem(trial: Trial) -> UserError | None:
+    try:
+        config = to_rllib(trial.config, RunFiles(Path(trial.name)))
+        config.validate()
+        try_out(config)
+    except UserError as error:
+        return error
+    return None
+
+
+def refuse_broken(sweep: Sweep) -> None:
+    """Refuses a sweep with trials that cannot begin.
+
+    Raises:
+        UserError: Naming them, with what is wrong.
+    """
+    if broken := broken_trials(sweep):
+        raise describe_broken(broken)
+
+
+def describe_broken(broken: Mapping[str, UserError]) -> UserError:
+    """One error for all trials that cannot begin; each reason stands in it once."""
+    names: dict[str, list[str]] = {}
+    for name, error in broken.items():
+        names.setdefault(str(error), []).append(name)
+    reasons = "; ".join(
+        f"{', '.join(of_one[:3])}{f' and {len(of_one) - 3} more' if len(of_one) > 3 else ''} ({reason.rstrip('.')})"
+        for reason, of_one in names.items()
+    )
+    trace = next((error.traceback for error in broken.values() if isinstance(error, UserCodeError)), "")
+    return UserCodeError(
+        f"Trials cannot begin: {reasons}. Mend them, or leave them out of the sweep file.", trace
+    )
+
+
+def remove_new_sweep(files: SweepFiles, storage: Storage | None = None) -> None:
+    """Removes a sweep that was refused before any trial began, so that the corrected command can make it."""
+    trials = files.directory / "trials"
+    begun = [path for path in trials.glob("*/*") if path.name != CONFIG_FILE]
+    if begun or files.results.exists():
+        return
+    with suppress(OSError, StorageError):
+        if storage is not None:
+            storage.remove(PLAN_FILE)
+        shutil.rmtree(trials)
+        for path in (files.plan, files.sweep_file):
+            path.unlink(missing_ok=True)
+        files.directory.rmdir()
 
 
 def plan_trials(sweep: Sweep, files: SweepFiles, imports: Sequence[str] = ()) -> None:
@@ -396,8 +477,9 @@ class SweepTrial(tune.Trainable):
         try:
             yield
         except UserError as error:
-            self._write_error(f"{error}\n", error)
-            if isinstance(error, WorkerDiedError):
+            self._write_error(f"{with_traceback(error)}\n", error)
+            # A simulator may raise what it will not raise again.
+            if isinstance(error, WorkerDiedError) or (isinstance(error, UserCodeError) and error.traceback):
                 raise
         except Exception as error:
             self._write_error(traceback.format_exc(), error)

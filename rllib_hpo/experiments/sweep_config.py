@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -127,6 +127,12 @@ class Sweep:
             trials = tuple(trial for trial in trials if _of(trial, key) == value)
         if not trials:
             raise SettingsError("No trial of the sweep is all of that.")
+        return Sweep(self.name, self.description, trials)
+
+    def without(self, names: Iterable[str]) -> Sweep:
+        """The trials of other names; maybe none."""
+        left_out = set(names)
+        trials = tuple(trial for trial in self.trials if trial.name not in left_out)
         return Sweep(self.name, self.description, trials)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,7 @@ from rllib_hpo.results import merge_trial, trial_id
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.checkpointing import MANIFEST, read_manifest
 from rllib_hpo.rllib.config import ActorCriticConfig, make_config
+from rllib_hpo.rllib.environment import try_out
 
 CONFIG_FILE = "config.yaml"
 SINGLE_RUNS = "single"
@@ -43,6 +45,8 @@ class RunFiles:
     directory: Path
     shared_results: Path | None = None
     """Where rows go that are not the run's alone, as those of a sweep."""
+    is_new: bool = False
+    """Whether the directory was made just now, for a run that is to begin."""
 
     @property
     def config(self) -> Path:
@@ -77,15 +81,28 @@ def start_run(config: RunConfig, out: Path) -> RunFiles:
     """Makes the directory of a new run and stores its configuration there.
 
     Raises:
-        UserError: If the directory already holds something.
+        UserError: If the directory already holds something, or the environment cannot be used; nothing is made then.
     """
     # Hidden files do not count: a run killed in its very first moment leaves one.
     if out.exists() and (not out.is_dir() or any(not path.name.startswith(".") for path in out.iterdir())):
         raise UserError(f"{out} already exists; go on with `--resume {out}`, or choose another --out.")
-    files = RunFiles(out)
-    to_rllib(config, files).validate()
+    files = RunFiles(out, is_new=True)
+    rllib_config = to_rllib(config, files)
+    rllib_config.validate()
+    try_out(rllib_config)
     config.save(files.config)
     return files
+
+
+def remove_new_run(directory: Path) -> None:
+    """Removes what `start_run` and a run that never began made; hidden files that were there before stay."""
+    with suppress(OSError):
+        for path in directory.iterdir():
+            if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
+                shutil.rmtree(path)
+            elif not path.name.startswith(".") or path.name == ".lock":
+                path.unlink()
+        directory.rmdir()
 
 
 def open_run(directory: Path, steps: int | None, changed: Mapping[str, Any]) -> tuple[RunConfig, RunFiles]:
@@ -168,6 +185,7 @@ class TrainingRun:
     ) -> None:
         self.config, self._open, self._options, self._mirror = config, ExitStack(), wandb, mirror
         self._evaluated: int | None = None
+        self._files, self._has_begun = files, False
         identity = trial_id(files.directory)
         group = files.directory.name if sweep == SINGLE_RUNS else group_of(sweep, config.run.task)
         self.store = CheckpointStore(files.directory, keep_checkpoints)
@@ -176,6 +194,8 @@ class TrainingRun:
         about = _identity(config, files, sweep)
         with ExitStack() as opened:  # what was opened is closed again if the next cannot be
             opened.enter_context(locked(files.directory))
+            if files.is_new:
+                opened.push(lambda kind, *_: self._refused(kind))
             opened.push(lambda kind, error, trace: self.ended(error))
             if mirror is not None:
                 mirror.restore()
@@ -208,6 +228,7 @@ class TrainingRun:
                 checkpoint,
                 {**about, "steps": config.run.steps, **self._found()},
             )
+            self._has_begun = True
             self._open = opened.pop_all()
 
     def __enter__(self) -> Self:
@@ -217,6 +238,10 @@ class TrainingRun:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._open.__exit__(kind, error, trace)
+
+    def _refused(self, kind: type[BaseException] | None) -> None:
+        if kind is not None and issubclass(kind, Exception) and not self._has_begun:
+            remove_new_run(self._files.directory)
 
     @property
     def is_complete(self) -> bool:
@@ -364,6 +389,7 @@ def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:
         "evaluation/return_mean": evaluation["episode_return_mean"],
         "evaluation/return_std": evaluation["episode_return_std"],
         "evaluation/episode_length_mean": evaluation["episode_len_mean"],
+        "evaluation/episodes_cut": evaluation.get("episodes_cut"),
         "evaluation/env_steps": result["evaluation"]["env_steps"],
         **{f"learner/{name}": value for name, value in result["learners"]["default_policy"].items()},
         **{f"pipeline/{name}": value for name, value in result.get("pipeline", {}).items()},

@@ -57,7 +57,7 @@ def read_files(files: list[str]) -> pa.Table:
         table = _read(files)
     except (OSError, pa.ArrowException) as error:
         raise _damage(files, str(error)) from error
-    if any(column.null_count for column in table.columns):
+    if any(table[field.name].null_count for field in SCHEMA if not field.nullable):
         raise _damage(files, "columns are missing")
     newest = pc.max(table["schema_version"]).as_py()
     if newest > SCHEMA_VERSION:
@@ -137,7 +137,7 @@ def _damage(files: list[str], reason: str) -> StorageError:
     for file in files:
         try:
             table = _read([file])
-            missing = [name for name in SCHEMA.names if table[name].null_count]
+            missing = [field.name for field in SCHEMA if not field.nullable and table[field.name].null_count]
             own = f"it lacks {', '.join(missing)}" if missing else ""
         except (OSError, pa.ArrowException) as error:
             own = str(error).splitlines()[0].rstrip(".")

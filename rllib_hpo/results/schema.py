@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
-"""Version 1 had no column `diagnostics`; its rows are read with an empty one."""
+SCHEMA_VERSION = 3
+"""Version 1 had no column `diagnostics`; its rows are read with an empty one. Before 3, `episodes_cut` is null."""
 
 
-def _column(name: str, type_: pa.DataType, description: str) -> pa.Field:
-    return pa.field(name, type_, nullable=False, metadata={"description": description})
+def _column(name: str, type_: pa.DataType, description: str, *, nullable: bool = False) -> pa.Field:
+    return pa.field(name, type_, nullable=nullable, metadata={"description": description})
 
 
 SCHEMA = pa.schema(
@@ -38,6 +38,12 @@ SCHEMA = pa.schema(
         _column("return_std", pa.float64(), "Population standard deviation over the same episodes."),
         _column("returns", pa.list_(pa.float64()), "Undiscounted return of every episode, in order."),
         _column("episode_length_mean", pa.float64(), "Mean number of environment steps per episode."),
+        _column(
+            "episodes_cut",
+            pa.int64(),
+            "Episodes cut at evaluation_max_episode_steps; null in rows of versions that cut none.",
+            nullable=True,
+        ),
         _column("weights_env_steps", pa.int64(), "env_steps at which the evaluated weights were frozen."),
         _column("updates", pa.int64(), "Gradient updates behind the evaluated weights."),
         _column(
@@ -91,6 +97,7 @@ class EvaluationRow:
     git_commit: str
     versions: str
     diagnostics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    episodes_cut: int | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

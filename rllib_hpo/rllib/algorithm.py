@@ -32,8 +32,8 @@ from rllib_hpo.results.writer import write_row
 from rllib_hpo.rllib import checkpointing
 from rllib_hpo.rllib.config import ActorCriticConfig, SACGaussianConfig, SACHPOConfig, SACNFConfig
 from rllib_hpo.rllib.env_runner import Episode
-from rllib_hpo.rllib.environment import environment_maker, try_out
-from rllib_hpo.rllib.evaluation import Evaluation, episode_seeds, evaluate
+from rllib_hpo.rllib.environment import WorkerEnvCreator, environment_maker, label, try_out
+from rllib_hpo.rllib.evaluation import Evaluation, Watch, episode_seeds, evaluate, warn_of_cut
 from rllib_hpo.rllib.evaluation_runners import DueEvaluation, EvaluationRunners
 from rllib_hpo.rllib.module_stack import PIPELINE_RESULTS, ModuleStack
 from rllib_hpo.rllib.policy_stack import PolicyStack
@@ -68,8 +68,7 @@ class ActorCriticAlgorithm(Algorithm):
     @override(Algorithm)
     def _get_env_id_and_creator(env_specifier: Any, config: ActorCriticConfig) -> tuple[str, Any]:
         """Environments as the new stack's runners make them: quietly, and with errors a user understands."""
-        name = env_specifier if isinstance(env_specifier, str) else getattr(env_specifier, "__name__", "env")
-        return name, lambda context: environment_maker(config, context.worker_index)()
+        return label(env_specifier), WorkerEnvCreator(config)
 
     @override(Algorithm)
     def setup(self, config: ActorCriticConfig) -> None:
@@ -87,8 +86,11 @@ class ActorCriticAlgorithm(Algorithm):
         self.latest_evaluation: dict[str, Any] | None = None
         self.on_row: Callable[[Path], None] | None = None
         """Is told of the file of every row."""
+        self.watch: Watch | None = None
+        """Watches evaluations in this process: see `rllib_hpo.rllib.evaluation.Watch`."""
+        self._has_warned_of_cut = False
         if config.num_env_runners + config.evaluation_num_env_runners > 0:
-            try_out(config)
+            self.env_creator.spaces = try_out(config)
         with without_object_store(self._is_local(config)):
             super().setup(config)
         self.stack: Stack = PolicyStack(self) if config.is_old_stack else ModuleStack(self)
@@ -245,6 +247,7 @@ class ActorCriticAlgorithm(Algorithm):
         self.evaluation_runners.begin(due, self.stack.frozen_weights().state)
 
     def _conclude_evaluations(self, *, at_least: int = 0) -> None:
+        self.evaluation_runners.watch = self.watch
         for due, played in self.evaluation_runners.concluded(at_least=at_least):
             self._conclude(due, played)
 
@@ -278,16 +281,27 @@ class ActorCriticAlgorithm(Algorithm):
         self._call_back("on_evaluate_start")
         self.stack.refresh_actor()
         make = environment_maker(self.config, training=False)
-        return evaluate(self.actor, make, due.seeds, due.wrapper_state)
+        return evaluate(
+            self.actor,
+            make,
+            due.seeds,
+            due.wrapper_state,
+            max_episode_steps=self.settings.evaluation_max_episode_steps,
+            watch=self.watch,
+        )
 
     def _result(self, due: DueEvaluation, played: Evaluation) -> dict[str, Any]:
-        """What RLlib's results say of an evaluation."""
+        """What RLlib's results say of an evaluation; the first with episodes that were cut is warned of."""
+        if not self._has_warned_of_cut:
+            limit = self.settings.evaluation_max_episode_steps
+            self._has_warned_of_cut = warn_of_cut(played, label(self.config.env), limit)
         statistics = episode_statistics(played.returns, played.lengths)
         evaluation = {
             ENV_RUNNER_RESULTS: {
                 EPISODE_RETURN_MEAN: statistics["return_mean"],
                 EPISODE_LEN_MEAN: statistics["episode_length_mean"],
                 "episode_return_std": statistics["return_std"],
+                "episodes_cut": played.episodes_cut,
             },
             "env_steps": due.env_steps,
         }
@@ -317,6 +331,7 @@ class ActorCriticAlgorithm(Algorithm):
             weights_env_steps=due.env_steps,
             updates=due.updates,
             diagnostics=due.diagnostics,
+            episodes_cut=played.episodes_cut,
             eval_sampler=self.settings.evaluation_sampler(),
             config_json=canonical_json(config),
             config_hash=config_hash(config),
@@ -330,11 +345,7 @@ class ActorCriticAlgorithm(Algorithm):
 
     def run_config(self) -> dict[str, Any]:
         """What decides this run's numbers, as plain values; `rllib-hpo train --config` accepts it."""
-        env = (
-            self.config.env
-            if isinstance(self.config.env, str)
-            else getattr(self.config.env, "__name__", "env")
-        )
+        env = label(self.config.env)
         return {
             "algorithm": self.config.algorithm,
             "task": self.config.task or env,

@@ -206,7 +206,9 @@ class ActorCriticConfig(AlgorithmConfig):
 
     @override(AlgorithmConfig)
     def evaluation(self, **options: Any) -> Self:
-        """Sets `evaluation_every` (environment steps) and `evaluation_episodes`; RLlib's options go to RLlib.
+        """Sets `evaluation_every`, `evaluation_episodes` and `evaluation_max_episode_steps`; RLlib's go to RLlib.
+
+        `evaluation_every` counts environment steps; `evaluation_max_episode_steps` cuts episodes that do not end.
 
         With `evaluation_num_env_runners` of 1 or more, evaluations run beside training on so many CPU actors, one
         on each at a time, with weights frozen at their step; with 0, the default, training waits for each.

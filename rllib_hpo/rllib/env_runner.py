@@ -20,15 +20,18 @@ from ray.rllib.utils.annotations import override
 from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
-from rllib_hpo.errors import NonFiniteError
+from rllib_hpo.errors import NonFiniteError, UserError
 from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.learning.replay import RowLayout
-from rllib_hpo.rllib.environment import environment_maker
+from rllib_hpo.rllib.environment import environment_maker, label
 from rllib_hpo.rllib.rl_module import ActorCriticModule
 from rllib_hpo.rllib.torch_options import set_torch_options
 from rllib_hpo.streams import TorchStreams, derived_seed, numpy_generator
-from rllib_hpo.tasks import ActionScaling, check_spaces, wrappers
+from rllib_hpo.tasks import ActionScaling, Boundary, boundary, check_spaces, wrappers
 from rllib_hpo.tasks.simulator_state import capture, restore
+
+_FAILURE = "failure"
+"""Where `get_spaces` of a remote runner that could not be made says why."""
 
 
 class Episode(NamedTuple):
@@ -76,9 +79,22 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         """When the last request was done with, on the clock of `time.perf_counter`."""
         self._set_streams(self.config.seed, joined_at=0)
         self._has_joined = False
-        if self.worker_index > 0 or self.config.num_env_runners == 0:
-            self.make_env()
-        self.make_module()
+        if isinstance(self.spaces.get(_FAILURE), UserError):
+            raise self.spaces[_FAILURE]
+        self._failure: UserError | None = None
+        try:
+            if self.worker_index > 0 or self.config.num_env_runners == 0:
+                self.make_env()
+            self.make_module()
+        except UserError as error:
+            if self.worker_index == 0:
+                raise
+            # RLlib loses what a remote constructor raises; it is told in place of the spaces, or of samples.
+            self._failure = error
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
     def _set_streams(self, seed: int, joined_at: int) -> None:
         """Every runner has streams of its own; a replacement of a dead one does not repeat its draws."""
@@ -95,6 +111,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self.envs = [self._make() for _ in range(num_envs)]
         self.env = self.envs[0]
         check_spaces(self.env)
+        self._boundary = Boundary(self.env, label(self.config.env))
         self._scaling = ActionScaling.of(self.env.action_space)
         self.layout = RowLayout(
             *(gym.spaces.flatdim(s) for s in (self.env.observation_space, self.env.action_space))
@@ -125,8 +142,11 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         return derived_seed(self._seed, *self._owner, "environment", i, self._num_builds[i])
 
     def _begin_episode(self, i: int, seed: int | None = None) -> None:
-        self._obs[i], self._returns[i], self._lengths[i] = self.envs[i].reset(seed=seed)[0], 0.0, 0
-        self._check_finite(self._obs[i], 0.0, i)
+        self._returns[i], self._lengths[i] = 0.0, 0
+        try:
+            self._obs[i] = self._boundary.reset(self.envs[i], seed)
+        except NonFiniteError as error:
+            raise self._located(error, i) from error
 
     @override(EnvRunner)
     def make_module(self) -> None:
@@ -143,7 +163,9 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
 
         Raises:
             NonFiniteError: If an observation or reward is NaN or infinite.
+            UserCodeError: If an environment raises an error or does not keep to its interface.
         """
+        self._raise_failure()
         rows = np.empty((num_steps, self.layout.width), np.float32)
         episodes: list[Episode] = []
         done = 0
@@ -164,11 +186,13 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         rewards, terminateds = np.empty(len(which), np.float32), np.empty(len(which), np.bool_)
         next_obs = np.empty_like(obs)
         for k, (i, action) in enumerate(zip(which, self._scaling.to_env(actions), strict=True)):
-            observation, reward, terminated, truncated, _ = self.envs[i].step(action)
+            try:
+                observation, reward, terminated, truncated = self._boundary.step(self.envs[i], action)
+            except NonFiniteError as error:
+                raise self._located(error, i) from error
             self._obs[i] = next_obs[k] = observation
             rewards[k], terminateds[k], self._stepped[i] = reward, terminated, True
-            self._check_finite(next_obs[k], rewards[k], i)
-            self._returns[i] += float(reward)
+            self._returns[i] += reward
             self._lengths[i] += 1
             if terminated or truncated:
                 episodes.append(Episode(float(self._returns[i]), int(self._lengths[i])))
@@ -184,14 +208,11 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         result: npt.NDArray[np.float32] = actions.cpu().numpy()
         return result
 
-    def _check_finite(self, obs: npt.NDArray[np.float32], reward: float, i: int) -> None:
-        """Of values as they are stored: what float32 cannot hold is infinite."""
-        if not (np.isfinite(obs).all() and np.isfinite(reward)):
-            what = "The reward" if np.isfinite(obs).all() else "The observation"
-            raise NonFiniteError(
-                f"{what} of {self.config.env} is not finite at step {int(self._lengths[i]) + 1} of an "
-                f"episode of environment {i} of runner {self.worker_index}"
-            )
+    def _located(self, error: NonFiniteError, i: int) -> NonFiniteError:
+        return NonFiniteError(
+            f"{error} at step {int(self._lengths[i]) + 1} of an episode of environment {i} of runner "
+            f"{self.worker_index}"
+        )
 
     def wrapper_state(self) -> list[tuple[str, Any]]:
         """What the wrappers of the first environment have gathered: an evaluation needs it."""
@@ -212,7 +233,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
 
     def _rebuild(self, i: int, num_builds: int, gathered: list[tuple[str, Any]]) -> None:
         """Another environment, whose wrappers begin with what they have `gathered`."""
-        self.envs[i].close()
+        boundary.close(self.envs[i], self._boundary.name)
         self.envs[i], self._num_builds[i], self._stepped[i] = self._make(), num_builds, False
         self._built_with[i] = gathered
         wrappers.set_state(self.envs[i], gathered)
@@ -231,6 +252,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         noticing. Whoever joins later than at step 0 takes other streams than those before it, and starts
         new episodes.
         """
+        self._raise_failure()
         seed = self._seed if seed is None else seed
         if not self._has_joined and (env_steps > 0 or seed != self._seed):
             self.reseed(seed, env_steps)
@@ -243,6 +265,8 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
 
     @override(EnvRunner)
     def get_spaces(self) -> dict[str, Any]:
+        if self._failure is not None:
+            return {_FAILURE: self._failure}
         if self.env is None:
             return dict(self.spaces)
         spaces = (self.env.observation_space, self.env.action_space)
@@ -256,13 +280,13 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
 
     @override(EnvRunner)
     def assert_healthy(self) -> None:
-        if not self.envs:
+        if not self.envs and self._failure is None:
             raise RuntimeError(f"runner {self.worker_index} has no environment")
 
     @override(EnvRunner)
     def stop(self) -> None:
         for env in self.envs:
-            env.close()
+            boundary.close(env, label(self.config.env))
         self.envs = []
 
     @override(Checkpointable)
@@ -301,6 +325,8 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
 
     @override(Checkpointable)
     def set_state(self, state: dict[str, Any]) -> None:
+        if self._failure is not None:  # the next request for samples raises it
+            return
         if COMPONENT_RL_MODULE in state:
             weights = state[COMPONENT_RL_MODULE]
             weights = ray.get(weights) if isinstance(weights, ray.ObjectRef) else weights

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import gymnasium as gym
 from ray.rllib.env.env_context import EnvContext
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
+from rllib_hpo.errors import NonFiniteError, SettingsError, UserError
 from rllib_hpo.learning.actor_critic import Actor
-from rllib_hpo.tasks import check_spaces, make_env
+from rllib_hpo.tasks import ActionScaling, Boundary, boundary, check_spaces, make_env
 from rllib_hpo.tasks.wrappers import parse_wrappers
 
 
@@ -21,13 +22,22 @@ def environment_maker(
 
     As in RLlib, a class or a registered creator is called with the `EnvContext` of `env_config`, and a
     gymnasium id gets `env_config` as keyword arguments of `rllib_hpo.tasks.make_env`.
+
+    Raises:
+        SettingsError: If the config names an environment that was made already.
     """
+    if isinstance(config.env, gym.Env):
+        raise SettingsError(
+            f"env={type(config.env.unwrapped).__name__} is an environment that was made already: give its class, a "
+            "function that makes one, or a gymnasium id, since every runner makes its own."
+        )
+    name = label(config.env)
     context = EnvContext(config.env_config, worker_index=worker_index, num_workers=config.num_env_runners)
     if callable(config.env):
-        return lambda: config.env(context)
+        return lambda: boundary.made(lambda: config.env(context), name)
     if _global_registry.contains(ENV_CREATOR, config.env):
         creator = _global_registry.get(ENV_CREATOR, config.env)
-        return lambda: creator(context)
+        return lambda: boundary.made(lambda: creator(context), name)
     # The runner checks spaces and every number itself; gymnasium's checker would cost a tenth of a step.
     arguments = {"disable_env_checker": True, "training": training, **config.env_config}
     return lambda: make_env(config.env, **arguments)
@@ -38,8 +48,54 @@ def stateful_wrappers(config: Any) -> list[str]:
     return [spec.name for spec in parse_wrappers(config.env_config.get("wrappers", ())) if spec.has_state]
 
 
-def try_out(config: Any) -> None:
-    """Makes the environment and its networks once, here: what is wrong with them would end remote runners.
+def label(env: Any) -> str:
+    """What an environment is called: its id, or the name of its class or function."""
+    return env if isinstance(env, str) else getattr(env, "__name__", "env")
+
+
+class UnmadeEnv(gym.Env[Any, Any]):
+    """In place of an environment that a remote worker could not make: whoever resets it gets the error.
+
+    RLlib would lose what the constructor of a RolloutWorker raises.
+    """
+
+    def __init__(self, error: UserError, spaces: tuple[gym.Space[Any], gym.Space[Any]]) -> None:
+        self.observation_space, self.action_space = spaces
+        self._error = error
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> NoReturn:
+        """Raises the error."""
+        raise self._error
+
+
+class WorkerEnvCreator:
+    """Makes environments for RLlib's RolloutWorkers.
+
+    Args:
+        config: Of the algorithm.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self._config = config
+        self.spaces: tuple[gym.Space[Any], gym.Space[Any]] | None = None
+        """Of observations and actions, once they are known."""
+
+    def __call__(self, context: EnvContext) -> gym.Env[Any, Any]:
+        """The environment of one worker."""
+        name = label(self._config.env)
+        try:
+            return boundary.CheckedEnv(environment_maker(self._config, context.worker_index)(), name)
+        except UserError as error:
+            if context.worker_index == 0 or self.spaces is None:
+                raise
+            return UnmadeEnv(error, self.spaces)
+
+
+def try_out(config: Any) -> tuple[gym.Space[Any], gym.Space[Any]]:
+    """Makes the environment and its networks once, here, and steps it: what is wrong would end remote runners.
+
+    Returns:
+        The spaces of observations and actions.
 
     Raises:
         UserError: Saying what is wrong.
@@ -49,5 +105,12 @@ def try_out(config: Any) -> None:
         check_spaces(env)
         obs_dim, action_dim = map(gym.spaces.flatdim, (env.observation_space, env.action_space))
         Actor(obs_dim, action_dim, config.settings(), seed=0)
+        tried = Boundary(env, label(config.env))
+        try:
+            tried.reset(env, seed=0)
+            tried.step(env, ActionScaling.of(env.action_space).to_env([0.0] * action_dim))
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error} at the first step of an episode.") from error
+        return env.observation_space, env.action_space
     finally:
-        env.close()
+        boundary.close(env, label(config.env))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +14,11 @@ import torch
 from rllib_hpo.errors import NonFiniteError
 from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.streams import seed_sequence
-from rllib_hpo.tasks import ActionScaling, wrappers
+from rllib_hpo.tasks import ActionScaling, Boundary, boundary, wrappers
+
+_logger = logging.getLogger(__name__)
+Watch = Callable[[int], None]
+"""Hears how many environment steps an evaluation has made, often; what it raises ends the evaluation."""
 
 
 class Evaluation(NamedTuple):
@@ -22,6 +26,8 @@ class Evaluation(NamedTuple):
 
     returns: list[float]
     lengths: list[int]
+    episodes_cut: int = 0
+    """Episodes that did not end by themselves within `evaluation_max_episode_steps`."""
 
 
 def episode_seeds(seed: int, evaluation: int, num_episodes: int) -> list[int]:
@@ -35,6 +41,9 @@ def evaluate(
     make: Callable[[], gym.Env[Any, Any]],
     seeds: list[int],
     wrapper_state: Sequence[Sequence[Any]] = (),
+    *,
+    max_episode_steps: int = 10_000,
+    watch: Watch | None = None,
 ) -> Evaluation:
     """Plays one noise-free episode per seed, in step, so that one forward pass serves all of them.
 
@@ -45,39 +54,69 @@ def evaluate(
         make: Makes an environment.
         seeds: Of the episodes.
         wrapper_state: What the wrappers have gathered in training (`rllib_hpo.tasks.wrappers`); they gather no more.
+        max_episode_steps: Steps at which an episode that has not ended is cut.
+        watch: Called with the environment steps made so far, after each step of all episodes.
 
     Raises:
         NonFiniteError: If an observation or reward is not finite.
+        UserCodeError: If the environment raises an error or does not keep to its interface.
     """
-    envs = [make() for _ in seeds]
+    envs: list[gym.Env[Any, Any]] = []
     try:
-        for env in envs:
-            wrappers.set_state(env, wrapper_state, frozen=True)
-        scaling = ActionScaling.of(envs[0].action_space)
-        obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)]).astype(
-            np.float32
-        )
+        for _ in seeds:
+            envs.append(make())
+            wrappers.set_state(envs[-1], wrapper_state, frozen=True)
+        scaling, checked = ActionScaling.of(envs[0].action_space), Boundary(envs[0])
+        obs = np.stack([_first(checked, env, seed) for env, seed in zip(envs, seeds, strict=True)])
         returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
-        running = list(range(len(seeds)))
+        running, cut = list(range(len(seeds))), 0
         while running:
             actions = scaling.to_env(_noise_free(actor, obs[running]))
             ended = set()
             for i, action in zip(running, actions, strict=True):
-                obs[i], reward, terminated, truncated, _ = envs[i].step(action)
-                returns[i] += float(reward)
                 lengths[i] += 1
-                if not (math.isfinite(reward) and np.isfinite(obs[i]).all()):
-                    what = "observation" if math.isfinite(reward) else "reward"
-                    raise NonFiniteError(
-                        f"The {what} is not finite at step {lengths[i]} of an episode of an evaluation"
-                    )
+                try:
+                    obs[i], reward, terminated, truncated = checked.step(envs[i], action)
+                except NonFiniteError as error:
+                    raise _located(error, int(lengths[i])) from error
+                returns[i] += reward
                 if terminated or truncated:
                     ended.add(i)
+                elif lengths[i] >= max_episode_steps:
+                    ended.add(i)
+                    cut += 1
             running = [i for i in running if i not in ended]
+            if watch is not None:
+                watch(int(lengths.sum()))
     finally:
         for env in envs:
-            env.close()
-    return Evaluation(returns.tolist(), lengths.tolist())
+            boundary.close(env)
+    return Evaluation(returns.tolist(), lengths.tolist(), cut)
+
+
+def warn_of_cut(played: Evaluation, env: str, max_episode_steps: int) -> bool:
+    """Warns where episodes were cut, since their returns depend on where; whether it did."""
+    if played.episodes_cut:
+        _logger.warning(
+            "%d of %d evaluation episodes of %s had not ended after evaluation_max_episode_steps=%d steps and were cut "
+            "there. Let episodes end, for instance with `--set 'env_config={max_episode_steps: 1000}'`.",
+            played.episodes_cut,
+            len(played.returns),
+            env,
+            max_episode_steps,
+        )
+    return played.episodes_cut > 0
+
+
+def _first(checked: Boundary, env: gym.Env[Any, Any], seed: int) -> npt.NDArray[np.float32]:
+    try:
+        return checked.reset(env, seed)
+    except NonFiniteError as error:
+        raise _located(error, 1) from error
+
+
+def _located(error: NonFiniteError, step: int) -> NonFiniteError:
+    return NonFiniteError(f"{error} at step {step} of an episode of an evaluation")
 
 
 def _noise_free(actor: Actor, obs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -25,9 +25,10 @@ from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
 from rllib_hpo.errors import NonFiniteError, UserError
 from rllib_hpo.rllib import stack
 from rllib_hpo.rllib.environment import environment_maker
-from rllib_hpo.rllib.evaluation import Evaluation, evaluate
+from rllib_hpo.rllib.evaluation import Evaluation, Watch, evaluate
 from rllib_hpo.rllib.remote import fetch
 from rllib_hpo.rllib.torch_options import set_torch_options
+from rllib_hpo.tasks import boundary
 
 _logger = logging.getLogger(__name__)
 MAX_RETRIES = 3
@@ -53,6 +54,14 @@ class EvaluationRunner:
 
     def __init__(self, config: Any) -> None:
         set_torch_options(config.num_torch_threads)
+        self._max_episode_steps = config.settings().evaluation_max_episode_steps
+        self._failure: UserError | None = None
+        try:
+            self._build(config)
+        except UserError as error:
+            self._failure = error  # Ray would hand on its text only
+
+    def _build(self, config: Any) -> None:
         self._make = environment_maker(config, training=False)
         env = self._make()
         spaces = (env.observation_space, env.action_space)
@@ -61,15 +70,25 @@ class EvaluationRunner:
             inference_only=True,
         )
         self._module = spec.build()
-        env.close()
+        boundary.close(env)
 
     def ping(self) -> None:
-        """Answers once the constructor is done."""
+        """Answers once the constructor is done; raises what it raised."""
+        if self._failure is not None:
+            raise self._failure
 
-    def evaluate(self, weights: dict[str, Any], due: DueEvaluation) -> Evaluation:
+    def evaluate(self, weights: dict[str, Any], due: DueEvaluation, watch: Watch | None = None) -> Evaluation:
         """As `rllib_hpo.rllib.evaluation.evaluate`."""
+        self.ping()
         self._module.set_state(weights)
-        return evaluate(self._module.model, self._make, due.seeds, due.wrapper_state)
+        return evaluate(
+            self._module.model,
+            self._make,
+            due.seeds,
+            due.wrapper_state,
+            max_episode_steps=self._max_episode_steps,
+            watch=watch,
+        )
 
 
 @dataclass
@@ -95,6 +114,8 @@ class EvaluationRunners:
         runner = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=MAX_RETRIES)(EvaluationRunner)
         self._runners = [runner.remote(config) for _ in range(config.evaluation_num_env_runners)]
         self._pending: deque[_Pending] = deque()
+        self.watch: Watch | None = None
+        """Watches evaluations that are made up in this process."""
         self.waited_s = 0.0
         """How long training has waited for evaluations since this was last set to 0."""
         try:
@@ -172,7 +193,7 @@ class EvaluationRunners:
         began, steps = time.perf_counter(), pending.due.env_steps
         try:
             if pending.played is None:
-                return EvaluationRunner(self._config).evaluate(_at_hand(pending.weights), pending.due)
+                return self._played_here(pending)
             played: Evaluation = fetch(pending.played)
         except RayActorError as error:
             if error.actor_init_failed:
@@ -185,6 +206,9 @@ class EvaluationRunners:
         finally:
             self.waited_s += time.perf_counter() - began
         return played
+
+    def _played_here(self, pending: _Pending) -> Evaluation:
+        return EvaluationRunner(self._config).evaluate(_at_hand(pending.weights), pending.due, self.watch)
 
     def get_state(self) -> list[dict[str, Any]]:
         """What is pending, weights and all: where a run is killed, the one that goes on with it makes it up."""

@@ -3,6 +3,7 @@
 Importing this package registers the PyBullet environments with gymnasium, without importing a simulator.
 """
 
+from rllib_hpo.tasks.boundary import Boundary, env_name
 from rllib_hpo.tasks.environments import ActionScaling, check_spaces, make_env, register_environments
 from rllib_hpo.tasks.registry import Task, all_tasks, find_task, import_modules, register_task
 
@@ -10,9 +11,11 @@ register_environments()
 
 __all__ = [
     "ActionScaling",
+    "Boundary",
     "Task",
     "all_tasks",
     "check_spaces",
+    "env_name",
     "find_task",
     "import_modules",
     "make_env",

@@ -10,9 +10,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from rllib_hpo.errors import UnknownNameError, UserError, nearest
+from rllib_hpo.tasks.boundary import env_name, made
 from rllib_hpo.tasks.wrappers import parse_wrappers, wrap
 
 PYBULLET_IDS = (
@@ -66,22 +67,38 @@ def make_env(env_id: str, *, wrappers: Any = (), training: bool = True, **kwargs
     Raises:
         UnknownNameError: No such id.
         UserError: It exists but cannot be made here, for instance because its simulator is not installed.
+        UserCodeError: Its constructor raises an error.
     """
     layers, spec = parse_wrappers(wrappers), find_spec(env_id)
     if spec is None:
         close = nearest(env_id, gym.registry)
         hint = f" Did you mean '{close}'?" if close else " Is the package that registers it imported?"
         raise UnknownNameError(f"Unknown environment '{env_id}'.{hint}")
+    found: EnvSpec = spec
+    return made(lambda: wrap(_make(found, env_id, kwargs), layers, training=training), env_id)
+
+
+def _make(spec: EnvSpec, env_id: str, kwargs: dict[str, Any]) -> gym.Env[Any, Any]:
     try:
         if isinstance(spec.entry_point, str):
             importlib.import_module(spec.entry_point.partition(":")[0])
         _send_mujoco_warnings_to_logging()
         # A spec instead of an id: gymnasium warns of newer versions only where it looks up an id.
-        env = gym.make(spec, **kwargs)
+        return gym.make(spec, **kwargs)
     except (gym.error.Error, ImportError, TypeError) as error:
+        if isinstance(error, TypeError) and not _is_gymnasiums(error):
+            raise
         reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(f"Environment '{env_id}' could not be made: {reason}.") from error
-    return wrap(env, layers, training=training)
+
+
+def _is_gymnasiums(error: TypeError) -> bool:
+    """Whether gymnasium raised it, or the call of a constructor with arguments that it does not take."""
+    first = error.__cause__ or error.__context__ or error
+    trace = first.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("gymnasium.")
 
 
 def _send_mujoco_warnings_to_logging() -> None:
@@ -102,7 +119,7 @@ def check_spaces(env: gym.Env[Any, Any]) -> None:
         UserError: Actions are not a bounded one-dimensional Box of floats, or observations are not a
             one-dimensional Box.
     """
-    name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+    name = env_name(env)
     problem = _action_problem(env.action_space)
     if problem:
         raise UserError(
@@ -122,9 +139,12 @@ def _action_problem(space: gym.Space[Any]) -> str | None:
         return f"actions of shape {space.shape}"
     if not np.issubdtype(space.dtype, np.floating):
         return f"actions of type {space.dtype}"
-    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+    with np.errstate(over="ignore"):  # actions are computed in float32: what it cannot hold is no bound
+        low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+        is_bounded = np.isfinite(low).all() and np.isfinite(high).all() and np.isfinite(high - low).all()
+    if not is_bounded:
         return "unbounded actions"
-    if not (space.low < space.high).all():
+    if not (low < high).all():
         return "an action component that cannot vary"
     return None
 
@@ -143,28 +163,39 @@ def _observation_problem(space: gym.Space[Any]) -> str | None:
 class ActionScaling:
     """Between the learner's actions in [-1, 1] and an environment's bounds, elementwise."""
 
-    def __init__(self, low: ArrayLike, high: ArrayLike) -> None:
-        """Takes the environment's bounds, each of shape (A,)."""
+    def __init__(self, low: ArrayLike, high: ArrayLike, dtype: DTypeLike = np.float32) -> None:
+        """Takes the environment's bounds, each of shape (A,), and the dtype of its actions."""
         bottom, top = np.asarray(low, np.float64), np.asarray(high, np.float64)
-        self.low: NDArray[np.float32] = bottom.astype(np.float32)
-        self.high: NDArray[np.float32] = top.astype(np.float32)
+        self.low: NDArray[np.float32] = _rounded_inwards(bottom, np.inf)
+        self.high: NDArray[np.float32] = _rounded_inwards(top, -np.inf)
         self.center: NDArray[np.float32] = (bottom / 2 + top / 2).astype(np.float32)
         self.half: NDArray[np.float32] = (top / 2 - bottom / 2).astype(np.float32)
+        self.dtype = np.dtype(dtype)
+        self._bounds = np.asarray(low, self.dtype), np.asarray(high, self.dtype)
 
     @classmethod
     def of(cls, space: gym.Space[Any]) -> ActionScaling:
         """The scaling to the bounded action space of an environment that passed `check_spaces`."""
         assert isinstance(space, gym.spaces.Box)
-        return cls(space.low, space.high)
+        return cls(space.low, space.high, space.low.dtype)
 
-    def to_env(self, action: ArrayLike) -> NDArray[np.float32]:
-        """Actions of any shape (..., A), clipped to [-1, 1] and rescaled to the bounds, in float32."""
+    def to_env(self, action: ArrayLike) -> NDArray[Any]:
+        """Actions of any shape (..., A), clipped to [-1, 1] and rescaled to the bounds, in the environment's dtype."""
         unit = np.clip(np.asarray(action, np.float32), -1.0, 1.0)
-        # Clipped again, since rounding may step just outside the bounds.
-        scaled: NDArray[np.float32] = np.clip(self.center + self.half * unit, self.low, self.high)
+        # Clipped again, and last of all, since rounding may step just outside the bounds.
+        scaled: NDArray[Any] = np.clip(
+            (self.center + self.half * unit).astype(self.dtype, copy=False), *self._bounds
+        )
         return scaled
 
     def from_env(self, action: ArrayLike) -> NDArray[np.float32]:
         """The inverse: actions (..., A) within the bounds, as numbers in [-1, 1], in float32."""
         unit = (np.asarray(action, np.float32) - self.center) / self.half
         return np.clip(unit, -1.0, 1.0)
+
+
+def _rounded_inwards(bounds: NDArray[np.float64], towards: float) -> NDArray[np.float32]:
+    """The nearest float32 numbers that are not beyond `bounds`; those that a float32 can hold stay as they are."""
+    rounded = bounds.astype(np.float32)
+    is_beyond = rounded < bounds if towards > 0 else rounded > bounds
+    return np.where(is_beyond, np.nextafter(rounded, np.float32(towards)), rounded)

@@ -191,6 +191,7 @@ def test_what_never_fits_is_refused_at_once(tmp_path: Path) -> None:
     )
     assert "asks for 501 CPUs, but there are" in printed
     assert "it would wait forever" in printed
+    assert not (tmp_path / "sweep").exists()
     printed = run(str(written(tmp_path)), "--dry-run", "--gpus-per-learner", "1", cwd=tmp_path, code=2)
     assert "asks for 1 GPUs, but there are 0" in printed
     assert time.monotonic() - began < 240  # two starts of the command; waiting for room has no end

@@ -187,3 +187,14 @@ def test_rows_of_the_first_schema_are_read_with_no_diagnostics(tmp_path: Path) -
     pq.write_table(make_row().to_arrow().drop_columns(["diagnostics"]), path)
     with pytest.raises(StorageError, match="it lacks diagnostics"):
         read_rows(tmp_path)
+
+
+def test_rows_from_before_episodes_were_cut_say_nothing_of_it(tmp_path: Path) -> None:
+    old = make_row(schema_version=2).to_arrow().drop_columns(["episodes_cut"])
+    path = write_row(tmp_path, make_row(seed=1, episodes_cut=3)).parent / "old-0000000000.parquet"
+    pq.write_table(old, path)
+    table = read_rows(tmp_path)
+    assert table.schema.equals(SCHEMA)
+    assert [row.episodes_cut for row in rows_from_arrow(table)] == [None, 3]
+    compact(tmp_path)
+    assert read_rows(tmp_path).equals(table)

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError
 
-from rllib_hpo.errors import NonFiniteError, SettingsError, UserError
+from rllib_hpo.errors import NonFiniteError, SettingsError, UserCodeError, UserError
 from rllib_hpo.results import read_rows
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.config import ActorCriticConfig
@@ -324,8 +324,8 @@ def test_a_learner_that_dies_ends_the_run_with_a_sentence(lead: Any) -> None:
             r"The observation of .* at step 10 of an episode of environment 0 of runner",
         ),
         ("reward", NonFiniteError, r"The reward of .* at step 10 of an episode of environment 0 of runner"),
-        ("error", RuntimeError, "the user's own mistake"),
-        ("stubborn error", RayError, "the user's own, which no other process can unpickle"),
+        ("error", UserCodeError, r"'CountingEnv' raised RuntimeError in step\(\): the user's own mistake"),
+        ("stubborn error", UserCodeError, "the user's own, which no other process can unpickle"),
     ],
 )
 def test_an_error_at_a_runner_stops_the_run(bad: str, error: type[Exception], phrase: str) -> None:
@@ -342,6 +342,37 @@ def test_an_error_at_a_runner_stops_the_run(bad: str, error: type[Exception], ph
         causes.append(str(cause))
         cause = cause.__cause__
     assert any("environments.py" in text or "env_runner.py" in text for text in causes)
+
+
+class BrokenAtRunners(CountingEnv):
+    """Raises in the remote runners `at` from `where` on: "constructor", "reset"."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        self._break("constructor")
+
+    def _break(self, where: str) -> None:
+        if self.config["where"] == where and self.runner == self.config["at"]:
+            raise OSError(f"no licence for the {where}")
+
+    def reset(self, **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        """Raises, or starts the next episode."""
+        self._break("reset")
+        return super().reset(**options)
+
+
+@pytest.mark.parametrize(("where", "at"), [("reset", 1), ("constructor", 1), ("constructor", 2)])
+@pytest.mark.parametrize("new_stack", [True, False])
+def test_what_breaks_at_runners_only_is_said(where: str, at: int, new_stack: bool) -> None:
+    """And not that an index was out of range."""
+    config = remote_config(env=BrokenAtRunners, num_env_runners=2)
+    if not new_stack:
+        config = tiny_config(env=BrokenAtRunners).api_stack(False, False).env_runners(num_env_runners=2)
+    config.environment(env_config={"length": 4, "where": where, "at": at})
+    message = f"'BrokenAtRunners' .*OSError.*no licence for the {where}"
+    with pytest.raises(UserCodeError, match=message) as caught, running(config) as algorithm:
+        algorithm.train()
+    assert caught.value.traceback.count("Traceback") == 1
 
 
 def test_a_bad_loss_at_a_remote_learner_stops_the_run() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from rllib_hpo.errors import NonFiniteError, UserError
+from rllib_hpo.errors import NonFiniteError, UserCodeError, UserError
 from rllib_hpo.learning.replay import Batch
 from rllib_hpo.rllib.env_runner import ColumnarEnvRunner, Rollout
 from rllib_hpo.streams import seed_sequence
@@ -275,8 +275,13 @@ def test_what_is_not_finite_is_named(make_runner: MakeRunner, bad: str, value: f
 
 def test_the_users_own_error_comes_through(make_runner: MakeRunner) -> None:
     runner = make_runner(CountingEnv, env_config={"bad": "error", "bad_step": 2})
-    with pytest.raises(RuntimeError, match="the user's own mistake"):
+    message = r"'CountingEnv' raised RuntimeError in step\(\): the user's own mistake \(environments.py, line"
+    with pytest.raises(UserCodeError, match=message) as caught:
         runner.sample(num_steps=5)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert caught.value.traceback.count("Traceback") == 1
+    assert "in _fail" in caught.value.traceback
+    assert "boundary.py" not in caught.value.traceback
 
 
 class ImageEnv(CountingEnv):
@@ -309,3 +314,29 @@ def test_environments_get_their_options(make_runner: MakeRunner) -> None:
     assert make_runner("Pendulum-v1", env_config={"g": 5.0}).env.unwrapped.g == 5.0
     runner = make_runner(CountingEnv, env_config={"length": 9})
     assert runner.env.config == {"length": 9}
+
+
+class NarrowEnv(CountingEnv):
+    """Declares three numbers and hands over one; takes float64 actions within bounds that are no float32."""
+
+    action_space = gym.spaces.Box(-0.1, 0.1, (1,), np.float64)
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Broadcasts into a row, if nobody looks."""
+        assert action in self.action_space
+        observation, *others = super().step(action)
+        return (observation[:1] if self.config["narrow"] else observation), *others  # type: ignore[return-value]
+
+
+def test_an_observation_is_not_broadcast(make_runner: MakeRunner) -> None:
+    runner = make_runner(NarrowEnv, env_config={"narrow": True})
+    with pytest.raises(
+        UserCodeError, match=r"'NarrowEnv' returned .* as the observation from step\(\).*shape \(3,\)"
+    ):
+        runner.sample(num_steps=1)
+
+
+def test_actions_stay_inside_bounds_that_are_no_float32(make_runner: MakeRunner) -> None:
+    runner = make_runner(NarrowEnv, env_config={"narrow": False})
+    runner._actions = lambda obs, random: np.ones((len(obs), 1), np.float32)
+    runner.sample(num_steps=5)

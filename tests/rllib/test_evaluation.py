@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -229,7 +231,7 @@ def test_a_bad_evaluation_stops_the_run(bad: str) -> None:
         running(config) as algorithm,
         pytest.raises(
             NonFiniteError,
-            match=rf"The {bad} is not finite at step 3 of .* evaluation.* after 0 environment steps",
+            match=rf"The {bad} of CountingEnv is not finite at step 3 of .* evaluation.* after 0 environment steps",
         ),
     ):
         algorithm.train()
@@ -244,3 +246,61 @@ def test_weights_that_stopped_are_not_evaluated(tmp_path: Path) -> None:
         with pytest.raises(NonFiniteError, match=r"The critic loss is not finite at update 1, after 40 env"):
             algorithm.train()
     assert read_rows(tmp_path)["env_steps"].to_pylist() == [0]
+
+
+class EndlessEnv(CountingEnv):
+    """Never ends an episode by itself."""
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Pays 1, for ever."""
+        observation, *_ = super().step(action)
+        return observation, 1.0, False, False, {}
+
+
+@pytest.mark.parametrize("stack", [True, False])
+def test_episodes_without_an_end_are_cut(
+    stack: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rows count them, and one warning for the whole run says what to do."""
+    config = tiny_config(
+        env=EndlessEnv, evaluation_every=40, evaluation_episodes=3, evaluation_max_episode_steps=7
+    )
+    config.api_stack(stack, stack).environment(env_config={}).results(results_dir=str(tmp_path))
+    with running(config) as algorithm, caplog.at_level(logging.WARNING, "rllib_hpo"):
+        result = train_to(algorithm, 40)
+    assert result["evaluation"]["env_runners"]["episodes_cut"] == 3
+    rows = read_rows(tmp_path)
+    assert rows["episodes_cut"].to_pylist() == [3, 3]
+    assert rows["returns"].to_pylist() == [[7.0] * 3] * 2
+    (warning,) = [record.getMessage() for record in caplog.records if "cut" in record.getMessage()]
+    assert (
+        "3 of 3 evaluation episodes of EndlessEnv had not ended after evaluation_max_episode_steps=7"
+        in warning
+    )
+    assert "--set 'env_config={max_episode_steps: 1000}'" in warning
+
+
+def test_episodes_that_end_at_the_limit_are_not_cut() -> None:
+    with running(tiny_config(env=CountingEnv).environment(env_config={"length": 4})) as built:
+
+        def cut(limit: int) -> int:
+            make = lambda: CountingEnv({"length": 4})  # noqa: E731
+            return evaluate(built.actor, make, [1, 2], max_episode_steps=limit).episodes_cut
+
+        assert [cut(3), cut(4)] == [2, 0]
+
+
+def test_an_evaluation_can_be_watched_and_ended() -> None:
+    seen: list[int] = []
+
+    def watch(steps: int) -> None:
+        seen.append(steps)
+        if steps >= 12:
+            raise KeyboardInterrupt
+
+    config = tiny_config(env=EndlessEnv, evaluation_episodes=3).environment(env_config={})
+    with running(config) as algorithm:
+        algorithm.watch = watch
+        with pytest.raises(KeyboardInterrupt):
+            algorithm.evaluate()
+    assert seen == [3, 6, 9, 12]

@@ -209,9 +209,7 @@ def test_a_bad_evaluation_stops_the_run() -> None:
     """Training, which makes 20 steps, does not meet it."""
     env_config = {"length": 30, "bad": "reward", "bad_step": 21, "value": float("nan")}
     config = tiny_config(env=CountingEnv, steps_per_iteration=20).environment(env_config=env_config)
-    message = (
-        r"reward is not finite at step 21 of an episode of an evaluation of the weights of step 0, after 20 "
-    )
+    message = r"reward of CountingEnv is not finite at step 21 of an episode of an evaluation of the weights of step 0"
     with (
         running(config.evaluation(evaluation_num_env_runners=1)) as algorithm,
         pytest.raises(NonFiniteError, match=message),

@@ -118,6 +118,9 @@ UNIT = Box(-1.0, 1.0, (2,))
         (FLAT, Discrete(2), "Discrete actions"),
         (FLAT, Dict({"a": UNIT}), "Dict actions"),
         (FLAT, Box(-np.inf, 1.0, (2,)), "unbounded actions"),
+        (FLAT, Box(-1e300, 1e300, (2,), np.float64), "unbounded actions"),
+        (FLAT, Box(-3e38, 3e38, (2,), np.float32), "unbounded actions"),
+        (FLAT, Box(1e9, 1e9 + 1, (2,), np.float64), "component that cannot vary"),
         (FLAT, Box(-1.0, 1.0, (2, 2)), r"actions of shape \(2, 2\)"),
         (FLAT, Box(0, 5, (2,), np.int64), "actions of type int64"),
         (FLAT, Box(np.zeros(2), np.array([0.0, 1.0]), dtype=np.float64), "component that cannot vary"),
@@ -170,3 +173,40 @@ def test_scaled_actions_never_leave_the_bounds():
         scaled = scaling.to_env(action)
         assert scaled in space
         np.testing.assert_allclose(scaling.from_env(scaled), action, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble])
+def test_actions_are_the_environments(dtype):
+    """In its dtype, and inside its bounds, of which 0.1 is no float32: also after both were computed in float32."""
+    rng = np.random.default_rng(0)
+    high = rng.uniform(0.05, 3, 500).astype(dtype)
+    space = Box(-high, high / dtype(3), dtype=dtype)
+    scaling = ActionScaling.of(space)
+    for action in (-np.ones(500), np.ones(500), rng.uniform(-1, 1, 500)):
+        scaled = scaling.to_env(action)
+        assert scaled.dtype == dtype
+        assert (space.low <= scaled).all()
+        assert (scaled <= space.high).all()
+        assert scaled in space
+    np.testing.assert_allclose(scaling.to_env(np.ones(500)), space.high, rtol=1e-6)
+
+
+def test_the_bound_that_is_no_float32_is_kept():
+    box = Box(-0.1, 0.1, (1,), np.float64)
+    assert ActionScaling.of(box).to_env([1.0]).tolist() == [0.1]
+    scaling = ActionScaling(box.low, box.high)  # as exported policies, whose actions are float32
+    assert scaling.low >= box.low
+    assert scaling.high <= box.high
+
+
+def test_float32_actions_are_those_they_always_were():
+    rng = np.random.default_rng(1)
+    low = rng.normal(size=1000).astype(np.float32)
+    high = low + rng.uniform(0.01, 5, 1000).astype(np.float32)
+    action = rng.uniform(-1.1, 1.1, (20, 1000)).astype(np.float32)
+    bottom, top = low.astype(np.float64), high.astype(np.float64)
+    center, half = (bottom / 2 + top / 2).astype(np.float32), (top / 2 - bottom / 2).astype(np.float32)
+    before = np.clip(center + half * np.clip(action, -1.0, 1.0), low, high)
+    now = ActionScaling.of(Box(low, high)).to_env(action)
+    assert now.dtype == np.float32
+    assert now.tobytes() == before.tobytes()

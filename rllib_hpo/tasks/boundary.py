@@ -1,0 +1,256 @@
+"""The boundary to environments: what one hands over becomes numbers here, or a sentence that says why it cannot.
+
+Runners, evaluations and films all make, reset and step environments through this module.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from rllib_hpo.errors import NonFiniteError, UserCodeError, UserError
+
+_logger = logging.getLogger(__name__)
+Env = gym.Env[Any, Any]
+_LARGEST = float(np.finfo(np.float32).max)
+_NUMBERS = "fiub"
+"""Kinds of NumPy dtypes that are real numbers."""
+_OLD_API = (
+    "wrap an environment of the old gym API with shimmy.GymV21CompatibilityV0 or shimmy.GymV26CompatibilityV0"
+)
+_VECTOR_REWARD = (
+    "the reward must be one number: add up several objectives, for instance with mo_gymnasium.LinearReward, "
+    "named in env_config: {wrappers: [...]}"
+)
+
+
+def env_name(env: Env) -> str:
+    """The gymnasium id of an environment, or the name of its class."""
+    return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+
+
+def made(create: Callable[[], Any], name: str) -> Env:
+    """The environment that `create` returns.
+
+    Raises:
+        UserCodeError: If it raises an error, or returns something else than an environment.
+    """
+    try:
+        env = create()
+    except UserError:
+        raise
+    except Exception as error:
+        raise _raised(error, name, "could not be made: its constructor raised") from error
+    if isinstance(env, gym.Env):
+        return env
+    if env is None:
+        what = "the function that makes it returned None; it must return the environment"
+    elif isinstance(env, type):
+        what = f"the function that makes it returned the class {env.__name__}; it must return an instance"
+    elif callable(getattr(env, "reset", None)) and callable(getattr(env, "step", None)):
+        what = f"{type(env).__name__} is not a gymnasium.Env; derive from it, or {_OLD_API}"
+    else:
+        what = f"the function that makes it returned {_described(env)}; it must return a gymnasium.Env"
+    raise UserCodeError(f"Environment '{name}' could not be made: {what}.")
+
+
+def close(env: Env, name: str = "") -> None:
+    """Closes an environment; what it raises is a warning, since nothing depends on it."""
+    try:
+        env.close()
+    except Exception as error:  # noqa: BLE001  (the user's code may raise anything)
+        _logger.warning(
+            "Environment '%s' raised %s in close(): %s. It is not used any more, so this changes no result.",
+            name or env_name(env),
+            type(error).__name__,
+            error,
+        )
+
+
+class Boundary:
+    """Resets and steps environments of one kind, and checks what they hand over.
+
+    Args:
+        env: One of them.
+        name: What errors call it; by default its gymnasium id or class.
+    """
+
+    def __init__(self, env: Env, name: str | None = None) -> None:
+        self.name = name or env_name(env)
+        self._shape = env.observation_space.shape
+
+    def reset(self, env: Env, seed: int | None = None) -> NDArray[np.float32]:
+        """The first observation (S,) of an episode.
+
+        Raises:
+            UserCodeError: If the environment raises an error, or returns what its space does not declare.
+            NonFiniteError: If the observation is not finite in float32.
+        """
+        try:
+            result: Any = env.reset(seed=seed)
+        except UserError:
+            raise
+        except Exception as error:
+            for keyword in ("seed", "options"):
+                if isinstance(error, TypeError) and f"unexpected keyword argument '{keyword}'" in str(error):
+                    self._refuse_reset(keyword, error)
+            raise _raised(error, self.name, "raised", "reset") from error
+        is_pair = isinstance(result, (tuple, list)) and len(result) == 2
+        if not (is_pair and (result[1] is None or isinstance(result[1], Mapping))):
+            raise UserCodeError(
+                f"Environment '{self.name}' returned {_described(result)} from reset(), where (observation, info) was "
+                f"expected: add the dictionary info, or {_OLD_API}."
+            )
+        return self._observation(result[0], "reset")
+
+    def step(self, env: Env, action: NDArray[Any]) -> tuple[NDArray[np.float32], float, bool, bool]:
+        """Observation (S,), reward, terminated and truncated.
+
+        Raises:
+            UserCodeError: If the environment raises an error, or returns what gymnasium or its space does not allow.
+            NonFiniteError: If the observation or the reward is not finite in float32.
+        """
+        try:
+            result: Any = env.step(action)
+        except UserError:
+            raise
+        except Exception as error:
+            raise _raised(error, self.name, "raised", "step") from error
+        if not (isinstance(result, (tuple, list)) and len(result) == 5):
+            self._refuse_step(result)
+        observation, reward, terminated, truncated, _ = result
+        obs = self._observation(observation, "step")
+        if not isinstance(reward, float):
+            reward = self._reward(reward)
+        if not -_LARGEST <= reward <= _LARGEST:
+            raise NonFiniteError(f"The reward of {self.name} is not finite")
+        if terminated is not True and terminated is not False:
+            terminated = self._flag(terminated, "terminated")
+        if truncated is not True and truncated is not False:
+            truncated = self._flag(truncated, "truncated")
+        return obs, float(reward), terminated, truncated
+
+    def _observation(self, value: Any, method: str) -> NDArray[np.float32]:
+        array = value if value.__class__ is np.ndarray else _as_array(value)
+        if array is None or array.shape != self._shape or array.dtype.kind not in _NUMBERS:
+            raise UserCodeError(
+                f"Environment '{self.name}' returned {_described(value)} as the observation from {method}(), but its "
+                f"observation_space declares numbers of shape {self._shape}: return what it declares, or declare "
+                "what it returns."
+            )
+        obs: NDArray[np.float32] = array.astype(np.float32)
+        if not np.isfinite(obs).all():
+            raise NonFiniteError(f"The observation of {self.name} is not finite")
+        return obs
+
+    def _reward(self, value: Any) -> float:
+        array = _as_array(value)
+        if array is not None and array.size == 1 and array.dtype.kind in _NUMBERS:
+            return float(array.reshape(-1)[0])
+        several = array is not None and array.size > 1 and array.dtype.kind in _NUMBERS
+        remedy = _VECTOR_REWARD if several else "the reward must be one number"
+        raise UserCodeError(
+            f"Environment '{self.name}' returned {_described(value)} as the reward from step(), where a number was "
+            f"expected: {remedy}."
+        )
+
+    def _flag(self, value: Any, which: str) -> bool:
+        if isinstance(value, np.bool_):
+            return bool(value)
+        array = _as_array(value)
+        if array is not None and array.size == 1 and array.dtype.kind in _NUMBERS:
+            number = array.reshape(-1)[0]
+            if number in (0, 1):
+                return bool(number)
+        raise UserCodeError(
+            f"Environment '{self.name}' returned {_described(value)} as {which} from step(), where True or False was "
+            "expected: step() must return (observation, reward, terminated, truncated, info)."
+        )
+
+    def _refuse_step(self, result: Any) -> NoReturn:
+        remedy = (
+            f"a 4-tuple is the old gym API, so {_OLD_API}"
+            if isinstance(result, (tuple, list)) and len(result) == 4
+            else "return all five"
+        )
+        raise UserCodeError(
+            f"Environment '{self.name}' returned {_described(result)} from step(), where (observation, reward, "
+            f"terminated, truncated, info) was expected: {remedy}."
+        )
+
+    def _refuse_reset(self, keyword: str, error: TypeError) -> NoReturn:
+        raise UserCodeError(
+            f"Environment '{self.name}' has a reset() that does not take '{keyword}': define it as reset(self, *, "
+            f"seed=None, options=None), or {_OLD_API}."
+        ) from error
+
+
+class CheckedEnv(gym.Wrapper[Any, Any, Any, Any]):
+    """The outermost wrapper for callers that step an environment themselves, as RLlib's RolloutWorkers do."""
+
+    def __init__(self, env: Env, name: str | None = None) -> None:
+        super().__init__(env)
+        self._boundary = Boundary(env, name)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        """As `Boundary.reset`, in the dtype of the space; `options` are not handed on."""
+        return self._in_space(self._boundary.reset(self.env, seed)), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """As `Boundary.step`; actions are brought inside the bounds in the environment's dtype."""
+        space = self.env.action_space
+        assert isinstance(space, gym.spaces.Box)
+        inside = np.clip(np.asarray(action, space.dtype), space.low, space.high)
+        obs, reward, terminated, truncated = self._boundary.step(self.env, inside)
+        return self._in_space(obs), reward, terminated, truncated, {}
+
+    def _in_space(self, obs: NDArray[np.float32]) -> NDArray[Any]:
+        """RLlib looks whether observations are in their space, dtype included."""
+        return obs.astype(self.env.observation_space.dtype, copy=False)
+
+    def close(self) -> None:
+        """As the function `close`."""
+        close(self.env, self._boundary.name)
+
+
+def _as_array(value: Any) -> NDArray[Any] | None:
+    try:
+        return np.asarray(value)
+    except Exception:  # noqa: BLE001  # ragged lists, tensors on a GPU, objects with an __array__ of their own
+        return None
+
+
+def _described(value: Any) -> str:
+    """A value from an environment as a noun phrase: its type, and what tells it apart."""
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, np.ndarray) and value.size != 1:
+        return f"an array of shape {value.shape} and type {value.dtype}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"a {type(value).__name__}"
+
+
+def _raised(error: Exception, name: str, what: str, method: str = "") -> UserCodeError:
+    """An error of the environment's as a sentence, with its traceback from the environment on."""
+    trace = error.__traceback__.tb_next if error.__traceback__ is not None else None
+    text = "".join(traceback.format_exception(type(error), error, trace))
+    where = f" in {method}()" if method else ""
+    reason = " ".join(str(error).split()).rstrip(".")
+    said = f"{type(error).__name__}{where}" + (f": {reason}" if reason else "")
+    return UserCodeError(f"Environment '{name}' {what} {said}{_place(trace)}.", text)
+
+
+def _place(trace: TracebackType | None) -> str:
+    if trace is None:
+        return ""
+    frame = inspect.getinnerframes(trace, context=0)[-1]
+    return f" ({Path(frame.filename).name}, line {frame.lineno})"
