@@ -94,6 +94,7 @@ class ActorCriticAlgorithm(Algorithm):
             with without_object_store(self._is_local(config)):
                 super().setup(config)
             self.stack: Stack = PolicyStack(self) if config.is_old_stack else ModuleStack(self)
+            self.actor.refuse_untunable_temperature()
             self.evaluation_runners = EvaluationRunners(config)
 
     @staticmethod

@@ -48,6 +48,6 @@ def try_out(config: Any) -> None:
     try:
         check_spaces(env)
         obs_dim, action_dim = map(gym.spaces.flatdim, (env.observation_space, env.action_space))
-        Actor(obs_dim, action_dim, config.settings(), seed=0)
+        Actor(obs_dim, action_dim, config.settings(), seed=0).refuse_untunable_temperature()
     finally:
         env.close()

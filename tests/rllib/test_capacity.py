@@ -48,7 +48,7 @@ def asking(
         ),
         (
             asking(runners=3, learners=1, gpus=1),
-            r"num_env_runners=3, num_learners=1 and num_gpus_per_learner=1 ask for 3 CPUs and 1 GPU, but this .*no GPU, .*\.learners\(num_gpus_per_learner=0\)",
+            r"num_learners=1 and num_gpus_per_learner=1 ask for 3 CPUs and 1 GPU.*\.learners\(num_gpus_per_learner=0\)",
         ),
     ],
 )
