@@ -154,7 +154,8 @@ def _figure(figure: Mapping[str, Any]) -> str:
 
 def _differences(differences: Mapping[str, Any]) -> str:
     if not differences.get("rows"):
-        return '<p class="note">All configurations are the same but for task and seed.</p>'
+        what = "The configurations that are compared" if differences.get("searches") else "All configurations"
+        return f'<p class="note">{what} are the same but for task and seed.</p>'
     return _table("What differs", differences)
 
 

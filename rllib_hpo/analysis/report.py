@@ -22,9 +22,11 @@ from rllib_hpo.analysis.figures import (
 )
 from rllib_hpo.analysis.page import write_page
 from rllib_hpo.analysis.runs import Run, runs_of, series_of, tasks_of
+from rllib_hpo.analysis.searches import problems_table, search_tables
 from rllib_hpo.analysis.tables import Table, all_tables, differences_table, final, normalised, scores_of
 from rllib_hpo.errors import UserError
 from rllib_hpo.results.atomic import write_atomically
+from rllib_hpo.results.configurations import cells_in
 
 SEED = 0
 """Of the bootstrap: the same rows give the same report."""
@@ -32,6 +34,8 @@ SEED = 0
 
 def write_report(table: pa.Table, out: Path, title: str = "") -> dict[str, Path]:
     """Writes index.html, figures (PDF, PNG), tables (CSV, Markdown, LaTeX) and the evaluations as CSV.
+
+    A search for settings is shown trial by trial, apart from the comparisons; what `results check` finds is shown too.
 
     Args:
         table: Rows as `read_rows` gives them.
@@ -45,10 +49,10 @@ def write_report(table: pa.Table, out: Path, title: str = "") -> dict[str, Path]
         UserError: If there are no rows.
         StorageError: If a file cannot be written.
     """
-    runs = runs_of(table)
-    if not runs:
+    if not table.num_rows:
         raise UserError("There are no evaluation rows to report on.")
-    tables = all_tables(runs, np.random.default_rng(SEED))
+    runs = runs_of(table)
+    tables = tables_of(table, runs)
     figures = _figures(table, runs)
     images = {name: to_bytes(figure, "svg") for name, (figure, _) in figures.items()}
     for name, (figure, _) in figures.items():
@@ -71,6 +75,13 @@ def write_report(table: pa.Table, out: Path, title: str = "") -> dict[str, Path]
         "tables": write_atomically(out / "tables.md", markdown.encode()).parent / "tables.md",
         "evaluations": write_atomically(out / "evaluations.csv", _evaluations(table)),
     }
+
+
+def tables_of(table: pa.Table, runs: Sequence[Run]) -> list[Table]:
+    """Every table of a report: what is wrong with the rows, comparisons of `runs`, and searches trial by trial."""
+    problems = problems_table(table)
+    compared = all_tables(runs, np.random.default_rng(SEED)) if runs else []
+    return [*([problems] if problems else []), *compared, *search_tables(table)]
 
 
 def page_data(
@@ -110,7 +121,11 @@ def page_data(
             {"title": one.title, "note": one.note, "columns": one.columns, "rows": one.rows} for one in tables
         ],
         "figures": [],
-        "differences": {"columns": differences.columns, "rows": differences.rows},
+        "differences": {
+            "columns": differences.columns,
+            "rows": differences.rows,
+            "searches": sum(cell.is_search for cell in cells_in(table).values()),
+        },
         "configs": {run.config_hash: dict(run.config) for run in runs},
     }
 
@@ -121,13 +136,21 @@ def _subtitle(table: pa.Table, runs: Sequence[Run]) -> str:
     versions = json.loads(table["versions"][table.num_rows - 1].as_py())
     named = ", ".join(f"{name} {versions[name]}" for name in ("ray", "torch", "mujoco") if name in versions)
     return (
-        f"{table.num_rows:,} evaluations of {len(runs)} runs; commit {', '.join(commits)}; "
+        f"{table.num_rows:,} evaluations of {_counted(table, runs)}; commit {', '.join(commits)}; "
         f"trained on {', '.join(devices)}; {named}"
     )
 
 
+def _counted(table: pa.Table, runs: Sequence[Run]) -> str:
+    """How many runs are compared, and how many trials of searches are not."""
+    searched = sum(cell.num_trials for cell in cells_in(table).values() if cell.is_search)
+    return f"{len(runs)} runs" + (f" and {searched} trials of searches" if searched else "")
+
+
 def _figures(table: pa.Table, runs: Sequence[Run]) -> dict[str, tuple[Figure, str]]:
     """Each figure with its caption; those over all tasks where scores can be normalised."""
+    if not runs:  # of a search alone there is nothing to average
+        return {}
     figures = {"curves": (learning_curve_figure(table), "Learning curves")}
     displacement = displacement_figure(runs)
     if displacement is not None:

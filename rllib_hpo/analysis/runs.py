@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from rllib_hpo.results.configurations import CellKey, cells_in
 from rllib_hpo.tasks import all_tasks
 
 Floats = NDArray[np.float64]
@@ -70,25 +71,30 @@ class Series(NamedTuple):
 def runs_of(table: pa.Table) -> list[Run]:
     """The runs in rows that `read_rows` gave, in the order of their labels and seeds.
 
+    Trials of one algorithm and variant whose configurations differ have different labels, by what differs. The trials
+    of a search (`Cell.is_search`) are left out: they are no seeds of one configuration, see `searches_of`.
     Evaluations that stand there more than once (two trials of one seed) are averaged.
     """
+    cells = cells_in(table)
     several_sweeps = len(table["sweep"].unique()) > 1
     columns = {name: table[name].to_pylist() for name in (*_KEYS, "env_steps", "trial_id", "config_hash")}
     places: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for place, key in enumerate(zip(*(columns[name] for name in _KEYS), strict=True)):
-        places[key].append(place)
+        cell = cells[_cell_key(key)]
+        if not cell.is_search:
+            places[(*key, cell.lines[columns["config_hash"][place]])].append(place)
     numbers = {name: table[name].to_numpy().astype(np.float64) for name in _NUMBERS}
     diagnostics = [dict(pairs) for pairs in table["diagnostics"].to_pylist()]
     configs = {hash_: json.loads(text) for hash_, text in _distinct(table)}
     runs = []
-    for (sweep, algorithm, variant, task, env_id, seed), own in places.items():
+    for (sweep, algorithm, variant, task, env_id, seed, line), own in places.items():
         last = own[-1]
         steps, groups = _by_step([columns["env_steps"][place] for place in own], own)
         names = sorted({name for place in own for name in diagnostics[place]})
         hash_ = columns["config_hash"][last]
         runs.append(
             Run(
-                label=label_of(algorithm, variant, sweep if several_sweeps else ""),
+                label=label_of(algorithm, variant, sweep if several_sweeps else "", line),
                 algorithm=algorithm,
                 variant=variant,
                 sweep=sweep,
@@ -114,6 +120,10 @@ def runs_of(table: pa.Table) -> list[Run]:
 _KEYS = ("sweep", "algorithm", "variant", "task", "env_id", "seed")
 
 
+def _cell_key(key: Sequence[Any]) -> CellKey:
+    return CellKey(**{name: value for name, value in zip(_KEYS, key, strict=True) if name != "seed"})
+
+
 def _distinct(table: pa.Table) -> Iterable[tuple[str, str]]:
     """Each configuration once, with its hash."""
     pairs = (
@@ -133,9 +143,9 @@ def _by_step(steps: Sequence[int], places: Sequence[int]) -> tuple[NDArray[np.in
     return np.array(ordered, np.int64), [groups[step] for step in ordered]
 
 
-def label_of(algorithm: str, variant: str, sweep: str = "") -> str:
-    """What an algorithm and variant is called in figures: "SAC-HPO (k-1)"."""
-    extra = [part for part in (variant if variant != "default" else "", sweep) if part]
+def label_of(algorithm: str, variant: str, sweep: str = "", line: str = "") -> str:
+    """What an algorithm and variant is called in figures: "SAC-HPO (k-1)", "SAC-HPO (step_size=0.05)"."""
+    extra = [part for part in (variant if variant != "default" else "", sweep, line) if part]
     name = NAMES.get(algorithm, algorithm)
     return f"{name} ({', '.join(extra)})" if extra else name
 

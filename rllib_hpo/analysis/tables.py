@@ -14,6 +14,7 @@ from rllib_hpo.analysis import statistics
 from rllib_hpo.analysis.random_policy import random_return
 from rllib_hpo.analysis.runs import BASELINE, Floats, Run, TaskId, cells_of, series_of, tasks_of
 from rllib_hpo.analysis.statistics import Interval
+from rllib_hpo.results.configurations import filled
 
 NOTHING = "-"
 
@@ -345,9 +346,11 @@ def differences_table(runs: Sequence[Run]) -> Table:
     """The settings in which the algorithms and variants differ; what a task sets is listed by task."""
     labels = [series.label for series in series_of(runs)]
     settings: dict[str, dict[str, set[str]]] = {}
+    written = dict.fromkeys(name for run in runs for name in run.config)
     for run in runs:
-        for name, value in run.config.items():
-            settings.setdefault(name, {}).setdefault(run.label, set()).add(_short(value))
+        config = filled(run.config)
+        for name in (name for name in written if name in config):
+            settings.setdefault(name, {}).setdefault(run.label, set()).add(_short(config[name]))
     rows = []
     for name, by_label in settings.items():
         if name in ("seed", "task", "env"):

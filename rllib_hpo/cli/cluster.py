@@ -51,9 +51,9 @@ def _plan_sweep(sweep_file: Path, changes: dict[str, Any], cluster: Path) -> str
         SettingsError: If one of them never could.
     """
     from rllib_hpo.experiments.cluster_check.placement import read_machines
-    from rllib_hpo.experiments.machines import trials_at_a_time
     from rllib_hpo.experiments.sweep_config import read_sweep
     from rllib_hpo.experiments.trial_resources import describe, resources
+    from rllib_hpo.rllib.machines import trials_at_a_time
 
     machines = read_machines(cluster)
     counts = []

@@ -38,14 +38,15 @@ def show(
     ] = False,
 ) -> None:
     """Print the table so far; also while a sweep is running."""
-    import numpy as np
-
-    from rllib_hpo.analysis.report import SEED
+    from rllib_hpo.analysis.report import tables_of
     from rllib_hpo.analysis.runs import runs_of
-    from rllib_hpo.analysis.tables import all_tables, progress_table
+    from rllib_hpo.analysis.searches import search_tables
+    from rllib_hpo.analysis.tables import progress_table
 
-    runs = runs_of(_rows(directories))
-    for table in [progress_table(runs), *(all_tables(runs, np.random.default_rng(SEED)) if full else [])]:
+    rows = _rows(directories)
+    runs = runs_of(rows)
+    progress = [progress_table(runs)] if runs else []
+    for table in [*progress, *(tables_of(rows, runs) if full else search_tables(rows))]:
         shown = Table(
             *(Column(name, justify="left" if i == 0 else "right") for i, name in enumerate(table.columns))
         )

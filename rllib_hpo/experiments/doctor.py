@@ -18,6 +18,7 @@ import rllib_hpo
 from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.driver import DRIVERS, OLDER_CUDA, kernel_driver, needed_driver
 from rllib_hpo.experiments.file_system import LACKS, lacking, nearest_folder
+from rllib_hpo.rllib.cluster_address import refuse_dead_address
 
 _ROOT = Path(rllib_hpo.__file__).parents[1]
 _GIB = 1 << 30
@@ -70,6 +71,7 @@ def local_checks(out: Path = Path("runs")) -> Iterator[Check]:
     yield egl_check()
     yield wandb_check(os.environ, Path.home() / ".netrc")
     yield token_check(Path.home() / ".ray" / "auth_token")
+    yield address_check()
     yield disk_check(out)
     yield file_system_check(out)
     yield open_files_check(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
@@ -231,6 +233,18 @@ def token_check(token: Path) -> Check:
     if stat.S_IMODE(token.stat().st_mode) & 0o077:
         return Check("Ray's token", "problem", f"others may read {token}", f"chmod 600 {token}")
     return Check("Ray's token", "ok", f"{token}, mode 0600")
+
+
+def address_check() -> Check:
+    """Whether the cluster that RAY_ADDRESS names answers."""
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        return Check("RAY_ADDRESS", "ok", "not set: Ray runs on this machine")
+    try:
+        refuse_dead_address()
+    except UserError as error:
+        return Check("RAY_ADDRESS", "problem", str(error))
+    return Check("RAY_ADDRESS", "ok", address)
 
 
 def disk_check(directory: Path, mounts: Path = Path("/proc/mounts")) -> Check:

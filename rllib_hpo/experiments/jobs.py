@@ -36,6 +36,7 @@ POLL_S = 1.0
 PATIENCE_S = 600.0
 """How long a cluster that no longer answers is tried again before following it is given up; the job goes on."""
 TIMEOUTS_S = (10.0, 120.0)  # to connect, and to answer
+FIRST_TIMEOUTS_S = (10.0, 15.0)  # the same when the cluster is asked for its version, which takes it no time
 
 
 class Unreachable(UserError):
@@ -68,7 +69,8 @@ class Client(JobSubmissionClient):
     """Ray's client, which by itself waits forever for a cluster that does not answer."""
 
     def _do_request(self, *arguments: Any, **options: Any) -> requests.Response:
-        return super()._do_request(*arguments, **{"timeout": TIMEOUTS_S, **options})
+        timeouts = FIRST_TIMEOUTS_S if "/api/version" in arguments else TIMEOUTS_S
+        return super()._do_request(*arguments, **{"timeout": timeouts, **options})
 
     @property
     def ray_version(self) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from rllib_hpo.errors import UserError
+from rllib_hpo.rllib.cluster_address import refuse_dead_address
 
 _ATTEMPTS = 2
 """On a busy machine Ray's parts may need longer than the 30 s that Ray gives them; then they are in memory."""
@@ -30,7 +31,8 @@ def ray_session(*, log_to_driver: bool = True, **options: Any) -> Iterator[None]
     if ray.is_initialized():
         yield
         return
-    if address := os.environ.get("RAY_ADDRESS"):  # Ray itself tries that for minutes
+    if address := os.environ.get("RAY_ADDRESS"):
+        refuse_dead_address()  # Ray itself tries for minutes
         _start(
             1, f"Cannot reach the Ray cluster {address} that RAY_ADDRESS names", log_to_driver=log_to_driver
         )

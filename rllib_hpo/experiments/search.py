@@ -17,6 +17,7 @@ from rich.table import Table
 from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.run_config import numeric
 from rllib_hpo.experiments.train import quiet_ray
+from rllib_hpo.results.configurations import SEARCH_VARIANT
 from rllib_hpo.rllib.config import SACHPOConfig
 
 METRIC = "evaluation/env_runners/episode_return_mean"
@@ -81,7 +82,8 @@ def configure(given: argparse.Namespace) -> SACHPOConfig:
     """
     config = SACHPOConfig.for_task(given.task).training(**given.settings).debugging(log_level="ERROR")
     config.settings()
-    return config.results(results_dir=str(given.out.absolute() / "results"), sweep=given.out.name)
+    results_dir = str(given.out.absolute() / "results")
+    return config.results(results_dir=results_dir, sweep=given.out.name, variant=SEARCH_VARIANT)
 
 
 def run_config(given: argparse.Namespace) -> tune.RunConfig:

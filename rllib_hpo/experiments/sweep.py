@@ -31,7 +31,6 @@ from rllib_hpo.errors import (
     with_traceback,
 )
 from rllib_hpo.experiments.checkpoints import CheckpointStore
-from rllib_hpo.experiments.machines import machines_here, trials_at_a_time
 from rllib_hpo.experiments.mirror import Mirror
 from rllib_hpo.experiments.nodes import refuse_unshared
 from rllib_hpo.experiments.ray_session import ray_session
@@ -53,6 +52,7 @@ from rllib_hpo.experiments.wandb_logger import WandbOptions
 from rllib_hpo.results import write_atomically
 from rllib_hpo.rllib.checkpointing import read_manifest
 from rllib_hpo.rllib.environment import try_out
+from rllib_hpo.rllib.machines import machines_here, trials_at_a_time
 from rllib_hpo.tasks import import_modules
 
 SWEEP_FILE, PLAN_FILE, ERROR_FILE = "sweep.yaml", "plan.json", "error.txt"

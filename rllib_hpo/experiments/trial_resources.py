@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from ray.tune import PlacementGroupFactory
 
 from rllib_hpo.errors import SettingsError
-from rllib_hpo.experiments.machines import ROLLOUTS, Machines, Plan
 from rllib_hpo.experiments.run_config import RunConfig
+from rllib_hpo.rllib.machines import ROLLOUTS, Machines, Plan
 
 _A_RUNNERS_SHARE = 0.001
 """Of what a node declares of ROLLOUTS: its CPUs are what counts."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rllib_hpo.critics import ConditionedCritic, TwinCritic
+from rllib_hpo.errors import SettingsError
 from rllib_hpo.samplers import find_sampler
 from rllib_hpo.samplers.base import Mode, Noise, Sample, draw_noise, zero_noise
 from rllib_hpo.settings import ActorCriticSettings
@@ -75,6 +76,23 @@ class Actor(nn.Module):
             detached_rows=detached_rows,
         )
         return sample
+
+    @torch.no_grad()
+    def refuse_untunable_temperature(self) -> None:
+        """Refuses 'alpha: auto' with a sampler that has no density, whose entropy nothing can be tuned by.
+
+        Raises:
+            SettingsError: Naming the sampler and what to set.
+        """
+        if self.settings.alpha != "auto":
+            return
+        device = self.log_alpha.device
+        obs = torch.zeros(1, self.obs_dim, device=device)
+        if self.sample(obs, zero_noise(self.sampler, 1, device), "train").log_prob is None:
+            raise SettingsError(
+                f"alpha='auto' cannot be tuned: the sampler '{self.settings.sampler}' has no density (its log_prob is "
+                "None). Set alpha to a number, as alpha=0.2."
+            )
 
     @torch.no_grad()
     def act(self, obs: Tensor, streams: TorchStreams | None = None) -> Tensor:

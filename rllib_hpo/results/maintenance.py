@@ -6,7 +6,7 @@ import io
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from rllib_hpo.errors import StorageError
 from rllib_hpo.results.atomic import write_atomically
+from rllib_hpo.results.configurations import Cell, CellKey, cells_in
 from rllib_hpo.results.reader import COMPACTED, is_single_row, read_files, row_files
 from rllib_hpo.results.schema import EvaluationRow, rows_from_arrow
 from rllib_hpo.results.writer import FILE_SCHEMA, row_path, trial_path, write_row
@@ -113,12 +114,22 @@ def check(table: pa.Table) -> list[Problem]:
     """What is missing, doubled, not finite, or of several kinds in rows that `read_rows` gave.
 
     A run's evaluations are due at 0 and every `evaluation_every` steps up to the furthest of its cell (sweep, task,
-    algorithm, variant); a cell's seeds are those of its sweep.
+    algorithm, variant); a cell's seeds are those of its sweep. The trials of a search end where it ends them and have
+    seeds of their own, so nothing of it is missing.
     """
+    cells = cells_in(table)
+    searches = {(key.sweep, key.task, key.algorithm, key.variant) for key in cells if cells[key].is_search}
     runs: dict[tuple[Any, ...], list[EvaluationRow]] = defaultdict(list)
+    trials: dict[tuple[Any, ...], list[EvaluationRow]] = defaultdict(list)
     for row in rows_from_arrow(table):
-        runs[row.sweep, row.task, row.algorithm, row.variant, row.seed].append(row)
-    problems = [*_missing_seeds(runs), *_mixed(runs)]
+        cell = (row.sweep, row.task, row.algorithm, row.variant)
+        if cell in searches:
+            trials[(*cell, row.trial_id)].append(row)
+        else:
+            runs[(*cell, row.seed)].append(row)
+    problems = [*_missing_seeds(runs), *_mixed_origins({**runs, **trials}), *_mixed_configurations(cells)]
+    for searched, rows in trials.items():
+        problems.extend(_of_rows(f"{_named(searched[:-1])}, trial {searched[-1]}", rows))
     furthest: dict[tuple[Any, ...], int] = defaultdict(int)
     for cell, rows in runs.items():
         furthest[cell[:-1]] = max(furthest[cell[:-1]], *(row.env_steps for row in rows))
@@ -133,7 +144,8 @@ def _named(cell: tuple[Any, ...]) -> str:
     return f"{name}, seed {seed[0]}" if seed else name
 
 
-def _of_run(name: str, rows: list[EvaluationRow], furthest: int) -> Iterator[Problem]:
+def _of_rows(name: str, rows: list[EvaluationRow]) -> Iterator[Problem]:
+    """What is wrong with single evaluations."""
     by_step: dict[int, list[EvaluationRow]] = defaultdict(list)
     for row in rows:
         by_step[row.env_steps].append(row)
@@ -146,6 +158,11 @@ def _of_run(name: str, rows: list[EvaluationRow], furthest: int) -> Iterator[Pro
             "duplicate",
             f"{name}: {len(doubled)} evaluations stand here more than once, of trials {', '.join(trials)}",
         )
+
+
+def _of_run(name: str, rows: list[EvaluationRow], furthest: int) -> Iterator[Problem]:
+    yield from _of_rows(name, rows)
+    by_step = {row.env_steps for row in rows}
     every = _evaluation_every(rows[0])
     absent = [step for step in range(0, furthest + 1, every) if step not in by_step] if every else []
     if absent:
@@ -169,8 +186,8 @@ def _missing_seeds(runs: Mapping[tuple[Any, ...], list[EvaluationRow]]) -> Itera
             yield Problem("missing", f"{_named(cell_key)}: no rows of seed {', '.join(map(str, absent))}")
 
 
-def _mixed(runs: Mapping[tuple[Any, ...], list[EvaluationRow]]) -> Iterator[Problem]:
-    """Environments, commits or configurations that are not the same where a mean is taken over them."""
+def _mixed_origins(runs: Mapping[tuple[Any, ...], list[EvaluationRow]]) -> Iterator[Problem]:
+    """Environments or commits that are not the same where a mean is taken over them."""
     for (sweep, task), rows in _grouped(runs, 2).items():
         ids = sorted({row.env_id for row in rows})
         if len(ids) > 1:
@@ -179,20 +196,19 @@ def _mixed(runs: Mapping[tuple[Any, ...], list[EvaluationRow]]) -> Iterator[Prob
         commits = sorted({row.git_commit[:12] or "unknown" for row in rows})
         if len(commits) > 1:
             yield Problem("mixed", f"{sweep}: rows of the commits {', '.join(commits)}")
-    for cell, rows in runs.items():
-        if len({row.config_hash for row in rows}) > 1:
-            yield Problem("mixed", f"{_named(cell)}: rows of several configurations")
-    for cell, rows in _grouped(runs, 4).items():
-        differing = _differing({row.config_hash: row.config_json for row in rows}.values())
-        if differing:  # as of a search, whose trials are not seeds of one another
-            yield Problem("mixed", f"{_named(cell)}: seeds that differ in {', '.join(differing)}")
 
 
-def _differing(configs: Iterable[str]) -> list[str]:
-    """Settings other than the seed in which configurations (JSON) differ."""
-    parsed = [json.loads(config) for config in configs]
-    names = sorted({name for config in parsed for name in config} - {"seed"})
-    return [name for name in names if any(config.get(name) != parsed[0].get(name) for config in parsed)]
+def _mixed_configurations(cells: Mapping[CellKey, Cell]) -> Iterator[Problem]:
+    """Configurations that are not the same in one cell; reports take no mean over them."""
+    for key, cell in cells.items():
+        name = _named((key.sweep, key.task, key.algorithm, key.variant))
+        for trial, names in cell.changing.items():
+            what = f"rows of several configurations: {', '.join(names)} changed during the run"
+            yield Problem("mixed", f"{name}, trial {trial}: {what}")
+        if cell.is_search:
+            yield Problem("mixed", f"{name}: {cell.refusal}")
+        elif cell.differing:
+            yield Problem("mixed", f"{name}: seeds that differ in {', '.join(cell.differing)}")
 
 
 def _grouped(

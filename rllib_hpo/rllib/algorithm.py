@@ -30,6 +30,7 @@ from rllib_hpo.results.provenance import provenance
 from rllib_hpo.results.schema import EvaluationRow, canonical_json, config_hash, episode_statistics
 from rllib_hpo.results.writer import write_row
 from rllib_hpo.rllib import checkpointing
+from rllib_hpo.rllib.capacity import ray_for_actors
 from rllib_hpo.rllib.config import ActorCriticConfig, SACGaussianConfig, SACHPOConfig, SACNFConfig
 from rllib_hpo.rllib.env_runner import Episode
 from rllib_hpo.rllib.environment import WorkerEnvCreator, environment_maker, label, try_out
@@ -91,10 +92,12 @@ class ActorCriticAlgorithm(Algorithm):
         self._has_warned_of_cut = False
         if config.num_env_runners + config.evaluation_num_env_runners > 0:
             self.env_creator.spaces = try_out(config)
-        with without_object_store(self._is_local(config)):
-            super().setup(config)
-        self.stack: Stack = PolicyStack(self) if config.is_old_stack else ModuleStack(self)
-        self.evaluation_runners = EvaluationRunners(config)
+        with ray_for_actors(config):
+            with without_object_store(self._is_local(config)):
+                super().setup(config)
+            self.stack: Stack = PolicyStack(self) if config.is_old_stack else ModuleStack(self)
+            self.actor.refuse_untunable_temperature()
+            self.evaluation_runners = EvaluationRunners(config)
 
     @staticmethod
     def _refuse_what_this_machine_cannot(config: ActorCriticConfig) -> None:

@@ -6,6 +6,7 @@ import secrets
 from numbers import Integral
 from typing import Any, Literal, Self
 
+import numpy as np
 from ray.exceptions import RayActorError
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.callbacks.callbacks import RLlibCallback
@@ -16,6 +17,7 @@ from ray.tune.result import TRIAL_INFO
 
 from rllib_hpo.errors import SettingsError, WorkerDiedError, nearest
 from rllib_hpo.learning.parallel import LOST
+from rllib_hpo.rllib.amounts import refuse_impossible_amounts
 from rllib_hpo.rllib.environment import stateful_wrappers
 from rllib_hpo.settings import ActorCriticSettings, check_learners, find_settings, parse_settings
 from rllib_hpo.streams import derived_seed
@@ -68,6 +70,15 @@ _REPLACED = {
     "grad_clip": "no gradient clipping, as in the papers",
 }
 """What to use instead of options that RLlib users may reach for."""
+
+_DROPPED = -1
+"""RLlib's mark of a deprecated option; it drops whatever is equal to it where a config is copied."""
+_DEPRECATED = frozenset(
+    name
+    for name, value in vars(AlgorithmConfig()).items()
+    if isinstance(value, int | float) and value == _DROPPED
+)
+"""Options of RLlib that no longer exist."""
 
 _ROLLOUT_CALLBACKS = (
     "on_episode_created on_episode_start on_episode_step on_episode_end on_sample_end".split()
@@ -199,10 +210,20 @@ class ActorCriticConfig(AlgorithmConfig):
 
     @override(AlgorithmConfig)
     def get_state(self) -> dict[str, Any]:
-        """Keeps settings of -1, which RLlib takes for its mark of a deprecated option and drops."""
-        ours = {*self.settings_class.model_fields, "max_lead_steps", "evaluation_num_env_runners"}
-        kept = {name: value for name, value in vars(self).items() if name in ours}
+        """Keeps options of -1, which RLlib takes for its mark of a deprecated one and drops: they would be defaults."""
+        kept = {
+            name: value
+            for name, value in vars(self).items()
+            if name in self.settings_class.model_fields
+            or (isinstance(value, int | float) and value == _DROPPED and name not in _DEPRECATED)
+        }
         return {**super().get_state(), **kept}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Takes NumPy's numbers as Python's, which JSON and the settings' types know."""
+        if isinstance(value, np.generic):
+            value = value.item()
+        super().__setattr__(name, value)
 
     @override(AlgorithmConfig)
     def evaluation(self, **options: Any) -> Self:
@@ -379,6 +400,7 @@ class ActorCriticConfig(AlgorithmConfig):
             value = getattr(self, name)
             if not (isinstance(value, Integral) and value in numbers):
                 raise SettingsError(f"{name}={value!r} must be an integer: {allowed}.")
+        refuse_impossible_amounts(self)
         if not isinstance(self.limit_gpu_memory, bool):
             raise SettingsError(f"limit_gpu_memory={self.limit_gpu_memory!r} must be True or False.")
         self._refuse_impossible_lead()

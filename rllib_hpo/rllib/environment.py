@@ -104,7 +104,7 @@ def try_out(config: Any) -> tuple[gym.Space[Any], gym.Space[Any]]:
     try:
         check_spaces(env)
         obs_dim, action_dim = map(gym.spaces.flatdim, (env.observation_space, env.action_space))
-        Actor(obs_dim, action_dim, config.settings(), seed=0)
+        Actor(obs_dim, action_dim, config.settings(), seed=0).refuse_untunable_temperature()
         tried = Boundary(env, label(config.env))
         try:
             tried.reset(env, seed=0)

@@ -86,7 +86,10 @@ def test_runs_hold_what_the_rows_say() -> None:
 
 
 def test_two_trials_of_one_seed_are_averaged_and_sweeps_told_apart() -> None:
-    again = make_row(algorithm="sac", seed=0, env_steps=1_000, returns=(300.0,), trial_id="else").to_arrow()
+    config = {"algorithm": "sac", "seed": 0, "alpha": 0.2}
+    again = make_row(
+        algorithm="sac", seed=0, env_steps=1_000, returns=(300.0,), trial_id="else", config=config
+    ).to_arrow()
     (run, *_) = runs_of(pa.concat_tables([grid(), again]))
     assert run.returns.tolist()[:3] == [0.0, 200.0, 200.0]
     other = make_row(sweep="other", algorithm="sac", trial_id="else").to_arrow()

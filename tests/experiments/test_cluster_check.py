@@ -20,9 +20,9 @@ from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.cluster_check import check_file
 from rllib_hpo.experiments.cluster_check.placement import read_machines
 from rllib_hpo.experiments.driver import DRIVER, OLDER_CUDA, TORCH
-from rllib_hpo.experiments.machines import Machines, NodeType, Plan, trials_at_a_time
 from rllib_hpo.experiments.sweep_config import read_sweep
 from rllib_hpo.experiments.trial_resources import resources
+from rllib_hpo.rllib.machines import Machines, NodeType, Plan, trials_at_a_time
 
 ROOT = Path(__file__).resolve().parents[2]
 AWS, GCP, LOCAL = (f"cluster/{name}.yaml" for name in ("gpu", "gpu_gcp", "local"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,20 @@ def test_no_start_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_cluster_that_is_not_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray itself has tried that for minutes."""
+    """Where nothing answers Ray is not even asked; where something else does, Ray has tried for minutes."""
     starts = Starts(9, monkeypatch)
-    monkeypatch.setenv("RAY_ADDRESS", "10.1.2.3:6379")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(
-        UserError, match=r"^Cannot reach the Ray cluster 10\.1\.2\.3:6379 .*: The current node"
+        UserError, match=r"^Cannot reach the Ray cluster 127\.0\.0\.1:1 .*: Connection refused"
     ):
         ray_session().__enter__()
+    assert not starts.calls
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(
+            UserError, match=r"^Cannot reach the Ray cluster 127\.0.* names: The current node"
+        ):
+            ray_session().__enter__()
     assert len(starts.calls) == 1
 
 
@@ -96,13 +104,13 @@ def test_the_job_that_asks_the_nodes_ends_with_that_sentence(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Starts(9, monkeypatch)
-    monkeypatch.setenv("RAY_ADDRESS", "10.1.2.3:6379")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setattr(sys, "argv", ["nodes", str(tmp_path)])
     with pytest.raises(SystemExit) as ended:
         nodes.main()
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("Cannot reach the Ray cluster 10.1.2.3:6379")
+    assert line.startswith("Cannot reach the Ray cluster 127.0.0.1:1")
 
 
 def test_a_clock_is_told_by_the_answer_that_came_fastest(monkeypatch: pytest.MonkeyPatch) -> None:

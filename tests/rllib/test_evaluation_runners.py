@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from ray.tune import PlacementGroupFactory
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from rllib_hpo.errors import NonFiniteError, SettingsError, StorageError, UserError
 from rllib_hpo.results import read_rows, without_volatile
@@ -223,11 +225,16 @@ def test_what_is_lacking_for_runners_is_said(
 ) -> None:
     """Where the algorithm is built, and nothing is left behind: not one that waits for a CPU, either."""
     monkeypatch.setattr("rllib_hpo.rllib.stack.RUNNER_PATIENCE_S", 5.0)
-    config = tiny_config().evaluation(evaluation_num_env_runners=9)
-    message = r"Of evaluation_num_env_runners=9 only [0-4] started within 5 seconds: each needs a CPU, and of the 4 "
+    others = placement_group([{"CPU": 1}] * 3)
+    ray.get(others.ready())
+    config = tiny_config().evaluation(evaluation_num_env_runners=4)
+    message = (
+        r"Of evaluation_num_env_runners=4 only [01] started within 5 seconds: each needs a CPU, and of the 4 "
+    )
     with pytest.raises(UserError, match=message), caplog.at_level(logging.WARNING, "rllib_hpo"):
         config.build_algo()
-    assert "of 9 evaluation runners: each needs a CPU, and of the 4 CPUs of the Ray cluster" in caplog.text
+    assert "of 4 evaluation runners: each needs a CPU, and of the 4 CPUs of the Ray cluster" in caplog.text
+    remove_placement_group(others)
     monkeypatch.undo()
     with running(tiny_config().evaluation(evaluation_num_env_runners=4)) as algorithm:
         algorithm.train()

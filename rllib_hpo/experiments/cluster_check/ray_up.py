@@ -25,8 +25,8 @@ from rllib_hpo.experiments.cluster_check.findings import (
     check_schema,
 )
 from rllib_hpo.experiments.driver import DRIVER, OLDER_CUDA, TORCH, TORCH_CUDA, image_driver
-from rllib_hpo.experiments.machines import LOCAL, ROLLOUTS
 from rllib_hpo.experiments.yaml_lines import Place, YamlLines
+from rllib_hpo.rllib.machines import LOCAL, ROLLOUTS
 
 TOKEN_FILE = "~/.ray/auth_token"
 WORLD = ("0.0.0.0/0", "::/0")

@@ -12,10 +12,10 @@ from ray.autoscaler._private.util import prepare_config
 
 from rllib_hpo.errors import SettingsError
 from rllib_hpo.experiments.cluster_check.placement import read_machines
-from rllib_hpo.experiments.machines import Machines, NodeType, machines_here, of_autoscaler, trials_at_a_time
 from rllib_hpo.experiments.run_config import RunConfig
 from rllib_hpo.experiments.sweep_config import read_sweep
 from rllib_hpo.experiments.trial_resources import check_placeable, resources
+from rllib_hpo.rllib.machines import Machines, NodeType, machines_here, of_autoscaler, trials_at_a_time
 
 ROOT = Path(__file__).resolve().parents[2]
 GPU, CPU = NodeType("gpu", {"CPU": 8, "GPU": 1}, 1), NodeType("cpu", {"CPU": 4, "rollouts": 1}, 2)

@@ -1,0 +1,76 @@
+"""What rows say besides comparisons: searches for settings, trial by trial, and what is wrong with the rows."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+
+from rllib_hpo.analysis.runs import label_of
+from rllib_hpo.analysis.tables import Table
+from rllib_hpo.results import Problem, check
+from rllib_hpo.results.configurations import Cell, CellKey, cells_in, exactly, filled, shown_values
+from rllib_hpo.results.schema import EvaluationRow, rows_from_arrow
+
+
+def search_tables(table: pa.Table) -> list[Table]:
+    """A table of trials for each search in rows that `read_rows` gave, the best return first.
+
+    Nothing is averaged: the trials of a search differ in more than their seeds, so they are no seeds of one another.
+    """
+    searches = {key: cell for key, cell in cells_in(table).items() if cell.is_search}
+    if not searches:
+        return []
+    trials: dict[CellKey, dict[str, list[EvaluationRow]]] = {key: defaultdict(list) for key in searches}
+    for row in rows_from_arrow(table):  # in the order of steps within a trial and seed
+        key = CellKey(row.sweep, row.task, row.env_id, row.algorithm, row.variant)
+        if key in searches:
+            trials[key][row.trial_id].append(row)
+    return [
+        _search_table(number, key, searches[key], trials[key])
+        for number, key in enumerate(sorted(searches), start=1)
+    ]
+
+
+def _search_table(
+    number: int, key: CellKey, cell: Cell, trials: Mapping[str, Sequence[EvaluationRow]]
+) -> Table:
+    ordered = {trial: sorted(rows, key=lambda row: row.env_steps) for trial, rows in trials.items()}
+    configs = {
+        row.config_hash: filled(json.loads(row.config_json)) for rows in trials.values() for row in rows
+    }
+    shown = {name: shown_values(config.get(name) for config in configs.values()) for name in cell.differing}
+    rows = []
+    for trial, own in sorted(ordered.items(), key=lambda one: one[1][-1].return_mean, reverse=True):
+        settings = [
+            _course([shown[name][exactly(configs[row.config_hash].get(name))] for row in own])
+            for name in cell.differing
+        ]
+        best = max(row.return_mean for row in own)
+        last = own[-1]
+        rows.append([trial, *settings, f"{last.env_steps:,}", f"{last.return_mean:,.1f}", f"{best:,.1f}"])
+    label = label_of(key.algorithm, key.variant, key.sweep)
+    note = (
+        f"This is {cell.refusal}. No mean is taken over its trials, and it is left out of every comparison."
+    )
+    columns = ["trial", *cell.differing, "steps", "latest", "best"]
+    return Table(f"search-{number}", f"Search: {label} on {key.task}", note, columns, rows)
+
+
+def _course(values: Sequence[str]) -> str:
+    """A setting's values in the order of steps, each change once: "0.05, then 0.06"."""
+    changes = [value for i, value in enumerate(values) if i == 0 or value != values[i - 1]]
+    return ", then ".join(changes)
+
+
+def problems_table(table: pa.Table) -> Table | None:
+    """What `rllib-hpo results check` says of rows; None where nothing is wrong with them."""
+    problems: list[Problem] = check(table)
+    if not problems:
+        return None
+    note = "What `rllib-hpo results check` says of these rows."
+    return Table(
+        "check", "What is wrong with the rows", note, ["kind", "what"], [list(one) for one in problems]
+    )

@@ -1,0 +1,149 @@
+"""Whether the machine or cluster could ever start the actors that a configuration asks for; else they wait for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray._private import worker as ray_worker
+from ray.rllib.algorithms.utils import _get_env_runner_bundles, _get_learner_bundles
+
+from rllib_hpo.errors import SettingsError
+from rllib_hpo.rllib.cluster_address import refuse_dead_address
+from rllib_hpo.rllib.machines import Bundle, Machines, NodeType, Plan, machines_here
+
+_NAMED = ("CPU", "GPU")
+
+
+def actors_of(config: Any) -> list[dict[str, float]]:
+    """What each actor of an algorithm asks of Ray: runners, learners and evaluation runners."""
+    learners = [] if config.is_old_stack else _get_learner_bundles(config)
+    evaluating = [{"CPU": 1.0}] * config.evaluation_num_env_runners
+    bundles = [*learners, *_get_env_runner_bundles(config), *evaluating]
+    return [_without_zeros(bundle) for bundle in bundles]
+
+
+@contextmanager
+def ray_for_actors(config: Any) -> Iterator[None]:
+    """Starts Ray, or connects to it, where `config` asks for actors, and refuses what it could never start.
+
+    Ray that was started here ends again if what is within fails.
+
+    Raises:
+        SettingsError: Naming what is asked for, what there is and what to change.
+        UserError: The cluster that RAY_ADDRESS names does not answer.
+    """
+    if not (actors := actors_of(config)):
+        yield
+        return
+    is_new = not ray.is_initialized()
+    if is_new:
+        refuse_dead_address()
+        ray.init()  # as RLlib would by itself, a little later
+    try:
+        refuse_too_little(config, actors)
+        yield
+    except BaseException:
+        if is_new:
+            ray.shutdown()
+        raise
+
+
+def refuse_too_little(config: Any, actors: Sequence[Bundle]) -> None:
+    """Compares `actors` with the placement group of a Tune trial, or else with all nodes there are or can come.
+
+    Raises:
+        SettingsError: Naming what is asked for, what there is and what to change.
+    """
+    group = _placement_group()
+    if group is not None:
+        where, machines = "the placement group of this Tune trial", _left_in(group)
+    else:
+        where, machines = _where(), _alive()
+    if Plan(machines).place(actors) is not None:
+        return
+    if group is None:
+        machines = machines_here()  # with nodes that an autoscaler can still add
+        if Plan(machines).place(actors) is not None:
+            return
+    raise SettingsError(_too_little(config, actors, machines, where))
+
+
+def _placement_group() -> Any:
+    """The placement group that actors started here go to; None where they may go anywhere."""
+    group = ray.util.get_current_placement_group()
+    captures = getattr(ray_worker.global_worker, "should_capture_child_tasks_in_placement_group", True)
+    return group if captures else None
+
+
+def _left_in(group: Any) -> Machines:
+    """The bundles of a placement group, less what this process itself was given of them."""
+    own = {kind: ray.get_runtime_context().get_assigned_resources().get(kind, 0.0) for kind in _NAMED}
+    types = []
+    for number, bundle in enumerate(group.bundle_specs):
+        free = dict(bundle)
+        for kind, taken in own.items():
+            used = min(taken, free.get(kind, 0.0))
+            own[kind], free[kind] = taken - used, free.get(kind, 0.0) - used
+        types.append(NodeType(f"bundle {number}", free, 1))
+    return Machines(tuple(types), len(types))
+
+
+def _alive() -> Machines:
+    types = [NodeType(node["NodeName"], node["Resources"], 1) for node in ray.nodes() if node["Alive"]]
+    return Machines(tuple(types), len(types))
+
+
+def _where() -> str:
+    return "this machine" if sum(node["Alive"] for node in ray.nodes()) == 1 else "the Ray cluster"
+
+
+def _too_little(config: Any, actors: Sequence[Bundle], machines: Machines, where: str) -> str:
+    """The refusal: which settings ask for how much, what there is, and which line to change."""
+    asked = {kind: sum(actor.get(kind, 0.0) for actor in actors) for kind in _NAMED}
+    short = [kind for kind in _NAMED if asked[kind] > machines.total(kind)]
+    there = " and ".join(_amount(machines.total(kind), kind) for kind in _NAMED)
+    wanted = " and ".join(_amount(asked[kind], kind) for kind in _NAMED if asked[kind])
+    fits = "" if short else ", and not in pieces that fit"
+    return (
+        f"{_settings(config)} ask for {wanted}, but {where} has {there}{fits}, so the build would wait forever; "
+        f"{_remedy(config, short, machines)}."
+    )
+
+
+def _settings(config: Any) -> str:
+    """The settings that ask for actors, as "num_env_runners=4 and num_learners=1"."""
+    names = ("num_env_runners", "evaluation_num_env_runners", "num_learners")
+    given = {name: getattr(config, name) for name in names if getattr(config, name)}
+    if config.num_learners and config.num_gpus_per_learner:
+        given["num_gpus_per_learner"] = config.num_gpus_per_learner
+    parts = [f"{name}={value}" for name, value in given.items()]
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
+
+
+def _remedy(config: Any, short: Sequence[str], machines: Machines) -> str:
+    if "GPU" in short:
+        return "learn on the CPU with .learners(num_gpus_per_learner=0), or use a machine with enough GPUs"
+    fewer = {
+        "num_env_runners": f".env_runners(num_env_runners={_fewer_runners(config, machines)})",
+        "evaluation_num_env_runners": ".evaluation(evaluation_num_env_runners=0)",
+        "num_learners": ".learners(num_learners=0)",
+    }
+    lines = [line for name, line in fewer.items() if getattr(config, name)]
+    return f"ask for fewer, as with {' and '.join(lines)}, or start Ray with more: ray.init(num_cpus=...)"
+
+
+def _fewer_runners(config: Any, machines: Machines) -> int:
+    """How many runners have room when they are all that is remote."""
+    runners = [_without_zeros(bundle) for bundle in _get_env_runner_bundles(config)]
+    return next((count for count in range(len(runners), 0, -1) if Plan(machines).place(runners[:count])), 0)
+
+
+def _without_zeros(bundle: Mapping[str, Any]) -> dict[str, float]:
+    return {kind: float(amount) for kind, amount in bundle.items() if amount}
+
+
+def _amount(number: float, kind: str) -> str:
+    return f"{number:g} {kind}{'' if number == 1 else 's'}" if number else f"no {kind}"
