@@ -56,6 +56,7 @@ def train(
     from rllib_hpo.analysis.curves import learning_curve
     from rllib_hpo.experiments.progress import Progress
     from rllib_hpo.experiments.run_config import resolve
+    from rllib_hpo.experiments.signals import exit_code
     from rllib_hpo.experiments.train import open_run, quiet_ray, start_run
     from rllib_hpo.experiments.train import train as run_training
     from rllib_hpo.experiments.wandb_logger import WandbOptions
@@ -79,12 +80,13 @@ def train(
     stopped_by = run_training(
         resolved, files, Progress(console), keep_checkpoints=keep_checkpoints, wandb=options
     )
-    learning_curve(read_rows(files.results), files.curve)
+    if any(files.results.rglob("*.parquet")):
+        learning_curve(read_rows(files.results), files.curve)
     _print_files(files)
     if stopped_by is not None:
         again = f"rllib-hpo train --resume {shlex.quote(str(files.directory))}"
         console.print(f"Stopped. Go on with: {again}", soft_wrap=True)
-        raise typer.Exit(128 + stopped_by)
+        raise typer.Exit(exit_code(stopped_by))
 
 
 def _settings(assignments: list[str] | None) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def sweep(
     With --storage s3://bucket/prefix everything durable is mirrored to s3://bucket/prefix/NAME while it runs, and
     `rllib-hpo sweep --resume s3://bucket/prefix/NAME` goes on with it on any machine.
 
-    Exit code 2 if a trial failed, 130 if the sweep was interrupted.
+    Exit code 2 if a trial failed, 130 if Ctrl-C stopped the sweep, 143 if another signal did.
     """
     import_all(imports)
     from rllib_hpo.experiments import sweep as sweeps
@@ -152,7 +152,7 @@ def _print_sweep(grid: Any) -> None:
     from rllib_hpo.experiments import sweep as sweeps
     from rllib_hpo.experiments.trial_resources import describe, resources
 
-    with console.status("timing the trials on this machine"):
+    with console.status("timing the trials on this machine", spinner="line"):  # ASCII
         seconds = estimate.time_trials(grid)
     table = Table("trial", "steps", "asks for", "hours")
     for trial in grid.trials:
@@ -170,6 +170,8 @@ def _print_sweep(grid: Any) -> None:
 
 
 def _print_outcome(files: Any, outcome: Any, storage: Any) -> None:
+    from rllib_hpo.experiments.signals import exit_code
+
     console.print(f"result rows:    {files.results}", soft_wrap=True)
     counts = f"{len(outcome.done)} done, {len(outcome.failed)} failed, {len(outcome.unfinished)} unfinished"
     console.print(f"trials:         {counts}")
@@ -181,7 +183,7 @@ def _print_outcome(files: Any, outcome: Any, storage: Any) -> None:
     if outcome.unfinished:
         again = f"rllib-hpo sweep --resume {shlex.quote(str(files.directory))}"
         console.print(f"Go on with: {again}", soft_wrap=True)
-        raise typer.Exit(130)
+        raise typer.Exit(130 if outcome.stopped_by is None else exit_code(outcome.stopped_by))
 
 
 def dashboard(

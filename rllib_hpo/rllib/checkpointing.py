@@ -67,6 +67,7 @@ def complete(algorithm: ActorCriticAlgorithm, directory: Path) -> None:
         "trial": {"id": algorithm.config.tune_trial, "seed": algorithm.config.seed},
         "env_steps": algorithm.env_steps,
         "evaluation": algorithm.latest_evaluation,
+        "owes_evaluation": algorithm.owes_evaluation,
         "wrappers": algorithm.stack.wrapper_state(),
         "versions": versions(),
         "replay": {
@@ -82,6 +83,11 @@ def complete(algorithm: ActorCriticAlgorithm, directory: Path) -> None:
     for path in files:
         _sync(path)
     write_atomically(directory / MANIFEST, json.dumps(manifest, indent=1).encode())
+
+
+def finished_steps(manifest: dict[str, Any]) -> int:
+    """Environment steps that a checkpoint holds, without the last one where its evaluation is still to be made."""
+    return int(manifest["env_steps"]) - bool(manifest.get("owes_evaluation", False))
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

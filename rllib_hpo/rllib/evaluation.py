@@ -24,9 +24,19 @@ class Evaluation(NamedTuple):
     lengths: list[int]
 
 
+class EvaluationStopped(Exception):
+    """A stop was requested before the evaluation had ended; it is made up when the run is resumed."""
+
+
 def episode_seeds(seed: int, evaluation: int, num_episodes: int) -> list[int]:
     """Seeds of the episodes of a run's evaluation number `evaluation`, the same for every algorithm."""
     states = seed_sequence(seed, "evaluation", evaluation).generate_state(num_episodes)
+    return [int(state >> 1) for state in states]
+
+
+def off_schedule_seeds(seed: int, env_steps: int, num_episodes: int) -> list[int]:
+    """Seeds of the episodes of an evaluation at step `env_steps` of a run, between two scheduled ones."""
+    states = seed_sequence(seed, "evaluation off schedule", env_steps).generate_state(num_episodes)
     return [int(state >> 1) for state in states]
 
 
@@ -35,6 +45,8 @@ def evaluate(
     make: Callable[[], gym.Env[Any, Any]],
     seeds: list[int],
     wrapper_state: Sequence[Sequence[Any]] = (),
+    *,
+    watch: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Plays one noise-free episode per seed, in step, so that one forward pass serves all of them.
 
@@ -45,6 +57,7 @@ def evaluate(
         make: Makes an environment.
         seeds: Of the episodes.
         wrapper_state: What the wrappers have gathered in training (`rllib_hpo.tasks.wrappers`); they gather no more.
+        watch: Called before each step of the episodes with the number of steps played; may raise to stop.
 
     Raises:
         NonFiniteError: If an observation or reward is not finite.
@@ -60,6 +73,8 @@ def evaluate(
         returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
         running = list(range(len(seeds)))
         while running:
+            if watch is not None:
+                watch(int(lengths.sum()))
             actions = scaling.to_env(_noise_free(actor, obs[running]))
             ended = set()
             for i, action in zip(running, actions, strict=True):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,13 +25,15 @@ from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
 from rllib_hpo.errors import NonFiniteError, UserError
 from rllib_hpo.rllib import stack
 from rllib_hpo.rllib.environment import environment_maker
-from rllib_hpo.rllib.evaluation import Evaluation, evaluate
+from rllib_hpo.rllib.evaluation import Evaluation, EvaluationStopped, evaluate
 from rllib_hpo.rllib.remote import fetch
 from rllib_hpo.rllib.torch_options import set_torch_options
 
 _logger = logging.getLogger(__name__)
 MAX_RETRIES = 3
 """How often an evaluation whose process died is repeated."""
+_WATCH_INTERVAL_S = 0.5
+"""How often a wait for an evaluation checks whether a stop was requested."""
 
 
 class DueEvaluation(NamedTuple):
@@ -66,10 +68,12 @@ class EvaluationRunner:
     def ping(self) -> None:
         """Answers once the constructor is done."""
 
-    def evaluate(self, weights: dict[str, Any], due: DueEvaluation) -> Evaluation:
+    def evaluate(
+        self, weights: dict[str, Any], due: DueEvaluation, watch: Callable[[int], None] | None = None
+    ) -> Evaluation:
         """As `rllib_hpo.rllib.evaluation.evaluate`."""
         self._module.set_state(weights)
-        return evaluate(self._module.model, self._make, due.seeds, due.wrapper_state)
+        return evaluate(self._module.model, self._make, due.seeds, due.wrapper_state, watch=watch)
 
 
 @dataclass
@@ -85,13 +89,14 @@ class EvaluationRunners:
 
     Args:
         config: Of the algorithm; `evaluation_num_env_runners` is their number.
+        watch: Called with the steps played while an evaluation is waited for; may raise `EvaluationStopped`.
 
     Raises:
         UserError: If there are not as many after `stack.RUNNER_PATIENCE_S`, or one cannot be made.
     """
 
-    def __init__(self, config: Any) -> None:
-        self._config = config
+    def __init__(self, config: Any, watch: Callable[[int], None] | None = None) -> None:
+        self._config, self._watch = config, watch
         runner = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=MAX_RETRIES)(EvaluationRunner)
         self._runners = [runner.remote(config) for _ in range(config.evaluation_num_env_runners)]
         self._pending: deque[_Pending] = deque()
@@ -159,7 +164,11 @@ class EvaluationRunners:
         """
         while self._pending and (at_least > 0 or self._is_ready(self._pending[0])):
             ended = self._pending.popleft()  # also one that failed
-            played = self._played(ended)
+            try:
+                played = self._played(ended)
+            except EvaluationStopped:
+                self._pending.appendleft(ended)
+                return
             at_least -= 1
             self._assign()
             yield ended.due, played
@@ -172,7 +181,10 @@ class EvaluationRunners:
         began, steps = time.perf_counter(), pending.due.env_steps
         try:
             if pending.played is None:
-                return EvaluationRunner(self._config).evaluate(_at_hand(pending.weights), pending.due)
+                runner = EvaluationRunner(self._config)
+                return runner.evaluate(_at_hand(pending.weights), pending.due, self._watch)
+            while self._watch and not ray.wait([pending.played], timeout=_WATCH_INTERVAL_S)[0]:
+                self._watch(0)
             played: Evaluation = fetch(pending.played)
         except RayActorError as error:
             if error.actor_init_failed:
