@@ -76,6 +76,8 @@ def train(
         resolved = resolve({**flags, "steps": steps}, config)
         files = start_run(resolved, out)
     _print_config(resolved)
+    if (warning := resolved.nothing_learned()) is not None:
+        console.print(warning, style="yellow", soft_wrap=True)
     options = WandbOptions(wandb, wandb_artifacts, wandb_video)
     stopped_by = run_training(
         resolved, files, Progress(console), keep_checkpoints=keep_checkpoints, wandb=options
