@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -83,7 +84,9 @@ def train(
         resolved, files, Progress(console), keep_checkpoints=keep_checkpoints, wandb=options
     )
     if any(files.results.rglob("*.parquet")):
-        learning_curve(read_rows(files.results), files.curve)
+        rows = read_rows(files.results)
+        learning_curve(rows, files.curve)
+        _print_last_evaluation(rows, resolved.settings.evaluation_every)
     _print_files(files)
     if stopped_by is not None:
         again = f"rllib-hpo train --resume {shlex.quote(str(files.directory))}"
@@ -115,6 +118,19 @@ def _print_config(config: Any) -> None:
         origin = config.origins[name]
         table.add_row(name, str(value), origin, style="dim" if origin == "default" else None)
     console.print(table)
+
+
+def _print_last_evaluation(rows: Any, every: int) -> None:
+    """What the run has come to, of which step, and whether that is a step of the schedule."""
+    last = max(
+        rows.select(["env_steps", "return_mean", "return_std"]).to_pylist(), key=itemgetter("env_steps")
+    )
+    off = f", off the schedule of every {every:,} steps" if last["env_steps"] % every else ""
+    console.print(
+        f"{'evaluation:':<16}return {last['return_mean']:.1f} ± {last['return_std']:.1f} at step "
+        f"{last['env_steps']:,}{off}",
+        soft_wrap=True,
+    )
 
 
 def _print_files(files: Any) -> None:

@@ -14,8 +14,8 @@ from ray.tune import Callback, Stopper
 
 from rllib_hpo.experiments.signals import StopRequest, reclaim_signals
 
-TIME_TO_SAVE_S = 20.0
-"""How long trials get to save; who stops a sweep may kill it after 30 seconds (Kubernetes, docker)."""
+TIME_TO_SAVE_S = 15.0
+"""How long trials get to save. Tune gives them 15 s more to end, and Kubernetes kills the driver after 30 s."""
 _POLL_S = 1.0
 _LOGGER = logging.getLogger(__name__)
 

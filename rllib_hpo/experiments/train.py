@@ -183,7 +183,8 @@ class TrainingRun:
                 )
             )
             checkpoint = self.store.restore_newest(self.algorithm)
-            self._saved = self.algorithm.env_steps  # a new run has nothing to save
+            # A new run has nothing to save; a checkpoint without the evaluation of its step is written again.
+            self._saved = -1 if self.algorithm.owes_evaluation else self.algorithm.env_steps
             self._board = opened.enter_context(TensorBoard(files.directory, self.algorithm.env_steps))
             self.algorithm.max_env_steps = config.run.steps
             if mirror is not None:
