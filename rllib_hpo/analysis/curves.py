@@ -36,6 +36,13 @@ class Curve(NamedTuple):
     """(N,) environment steps, strictly increasing."""
     values: NDArray[np.float64]
     """(N,) mean return of each evaluation."""
+    scheduled: NDArray[np.bool_] | None = None
+    """(N,) which of them enter moving averages; None for all."""
+
+    def smoothed(self) -> Curve:
+        """The moving average over the scheduled evaluations."""
+        chosen = slice(None) if self.scheduled is None else self.scheduled
+        return Curve(self.steps[chosen], ema(self.values[chosen]))
 
 
 class SeedMean(NamedTuple):
@@ -129,7 +136,7 @@ def _panels(runs: Sequence[Run]) -> dict[TaskId, dict[str, list[Curve]]]:
     """Curves by task, then by label, one per seed."""
     panels: dict[TaskId, dict[str, list[Curve]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        panels[run.task][run.label].append(Curve(run.steps, run.returns))
+        panels[run.task][run.label].append(Curve(run.steps, run.returns, run.scheduled))
     return panels
 
 
@@ -168,7 +175,7 @@ def _draw_panel(axis: Axes, curves: Mapping[str, Sequence[Curve]], series: Mappi
             axis.plot(
                 curve.steps, curve.values, ".", color=color, alpha=alpha, markersize=size, markeredgewidth=0
             )
-        smooth = mean_over_seeds([Curve(curve.steps, ema(curve.values)) for curve in seeds])
+        smooth = mean_over_seeds([curve.smoothed() for curve in seeds])
         if len(seeds) > 1:
             low, high = smooth.mean - smooth.std, smooth.mean + smooth.std
             axis.fill_between(smooth.steps, low, high, color=color, alpha=0.18, linewidth=0)

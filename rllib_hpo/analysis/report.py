@@ -112,6 +112,7 @@ def page_data(
                 "trial_id": run.trial_id,
                 "config": run.config_hash,
                 "steps": run.steps.tolist(),
+                "scheduled": run.scheduled.tolist(),
                 **{name: values.tolist() for name, values in run.numbers.items()},
                 "diagnostics": {name: values.tolist() for name, values in run.diagnostics.items()},
             }

@@ -59,6 +59,16 @@ class Run:
         """(N,) mean return of each evaluation."""
         return self.numbers["return_mean"]
 
+    @property
+    def scheduled(self) -> NDArray[np.bool_]:
+        """(N,) whether each evaluation is at a multiple of `evaluation_every`.
+
+        Not so are the ends of runs, which enter no mean over the last evaluations; all count where there are no
+        others but the one at step 0.
+        """
+        on_schedule = self.steps % int(self.config.get("evaluation_every") or 1) == 0
+        return on_schedule if (on_schedule & (self.steps > 0)).any() else np.ones_like(on_schedule)
+
 
 class Series(NamedTuple):
     """How one algorithm and variant is shown, everywhere alike."""

@@ -110,14 +110,19 @@ def scores_of(runs: Sequence[Run], score: Callable[[Floats], float]) -> Scores:
 
     Args:
         runs: Of one or several tasks and algorithms.
-        score: Of returns (N,), as `best` and `final`.
+        score: Of scheduled returns (N,), as `best` and `final`.
     """
     common = common_steps(runs)
     values = {
-        cell: {run.seed: score(run.returns[run.steps <= common[run.task]]) for run in own}
+        cell: {run.seed: score(_scheduled_up_to(run, common[run.task])) for run in own}
         for cell, own in cells_of(runs).items()
     }
     return Scores(values, tasks_of(runs), [series.label for series in series_of(runs)])
+
+
+def _scheduled_up_to(run: Run, step: int) -> Floats:
+    within = run.steps <= step
+    return run.returns[within & run.scheduled] if (within & run.scheduled).any() else run.returns[within]
 
 
 def best(returns: Floats) -> float:
@@ -329,8 +334,8 @@ def progress_table(runs: Sequence[Run]) -> Table:
                 str(len(own)),
                 reached,
                 _plain(np.array([run.returns[-1] for run in own])),
-                _plain(np.array([final(run.returns) for run in own])),
-                _plain(np.array([best(run.returns) for run in own])),
+                _plain(np.array([final(run.returns[run.scheduled]) for run in own])),
+                _plain(np.array([best(run.returns[run.scheduled]) for run in own])),
             ]
         )
     columns = ["task", "algorithm", "seeds", "steps", "latest", "mean of the last 5", "best"]

@@ -21,6 +21,7 @@ from rllib_hpo.cli.results import add, check, compact, report, show
 from rllib_hpo.cli.runs import train
 from rllib_hpo.cli.sweeps import dashboard, sweep
 from rllib_hpo.errors import UserCodeError, UserError
+from rllib_hpo.experiments.standard_streams import make_streams_safe
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Train, sweep and compare SAC, SAC-NF and SAC-HPO (actions evolved by Hamiltonian dynamics) on Ray RLlib.",
-    epilog="Start with: `rllib-hpo train --algorithm sac-hpo --task hopper --steps 10000 --out runs/first`",
+    epilog="Start with: `rllib-hpo train --algorithm sac-hpo --task hopper --steps 30000 --out runs/first`",
 )
 app.command()(train)
 app.command()(sweep)
@@ -66,6 +67,7 @@ app.add_typer(cluster_app, name="cluster")
 
 def main() -> None:
     """The entry point `rllib-hpo`."""
+    make_streams_safe()
     logging.basicConfig(
         level=logging.WARNING,
         format="%(message)s",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,6 +57,7 @@ def train(
     from rllib_hpo.analysis.curves import learning_curve
     from rllib_hpo.experiments.progress import Progress
     from rllib_hpo.experiments.run_config import resolve
+    from rllib_hpo.experiments.signals import exit_code
     from rllib_hpo.experiments.train import open_run, quiet_ray, start_run
     from rllib_hpo.experiments.train import train as run_training
     from rllib_hpo.experiments.wandb_logger import WandbOptions
@@ -75,16 +77,21 @@ def train(
         resolved = resolve({**flags, "steps": steps}, config)
         files = start_run(resolved, out)
     _print_config(resolved)
+    if (warning := resolved.nothing_learned()) is not None:
+        console.print(warning, style="yellow", soft_wrap=True)
     options = WandbOptions(wandb, wandb_artifacts, wandb_video)
     stopped_by = run_training(
         resolved, files, Progress(console), keep_checkpoints=keep_checkpoints, wandb=options
     )
-    learning_curve(read_rows(files.results), files.curve)
+    if any(files.results.rglob("*.parquet")):
+        rows = read_rows(files.results)
+        learning_curve(rows, files.curve)
+        _print_last_evaluation(rows, resolved.settings.evaluation_every)
     _print_files(files)
     if stopped_by is not None:
         again = f"rllib-hpo train --resume {shlex.quote(str(files.directory))}"
         console.print(f"Stopped. Go on with: {again}", soft_wrap=True)
-        raise typer.Exit(128 + stopped_by)
+        raise typer.Exit(exit_code(stopped_by))
 
 
 def _settings(assignments: list[str] | None) -> dict[str, Any]:
@@ -111,6 +118,19 @@ def _print_config(config: Any) -> None:
         origin = config.origins[name]
         table.add_row(name, str(value), origin, style="dim" if origin == "default" else None)
     console.print(table)
+
+
+def _print_last_evaluation(rows: Any, every: int) -> None:
+    """What the run has come to, of which step, and whether that is a step of the schedule."""
+    last = max(
+        rows.select(["env_steps", "return_mean", "return_std"]).to_pylist(), key=itemgetter("env_steps")
+    )
+    off = f", off the schedule of every {every:,} steps" if last["env_steps"] % every else ""
+    console.print(
+        f"{'evaluation:':<16}return {last['return_mean']:.1f} ± {last['return_std']:.1f} at step "
+        f"{last['env_steps']:,}{off}",
+        soft_wrap=True,
+    )
 
 
 def _print_files(files: Any) -> None:

@@ -63,7 +63,7 @@ def sweep(
     With --storage s3://bucket/prefix everything durable is mirrored to s3://bucket/prefix/NAME while it runs, and
     `rllib-hpo sweep --resume s3://bucket/prefix/NAME` goes on with it on any machine.
 
-    Exit code 2 if a trial failed, 130 if the sweep was interrupted.
+    Exit code 2 if a trial failed, 130 if Ctrl-C stopped the sweep, 143 if another signal did.
     """
     import_all(imports)
     from rllib_hpo.experiments import sweep as sweeps
@@ -91,6 +91,7 @@ def sweep(
     grid = read_sweep(source, seeds, given)
     if only is not None:
         grid = grid.only(**pairs(only))
+    _warn_of_warm_up(grid)
     if dry_run:
         _print_sweep(grid)
         return
@@ -152,13 +153,24 @@ def _resumed(resume: str | None, storage: str | None, out: Path | None) -> tuple
     return files, remote
 
 
+def _warn_of_warm_up(grid: Any) -> None:
+    """A line for each reason why trials will learn nothing."""
+    reasons: dict[str, list[str]] = {}
+    for trial in grid.trials:
+        if (reason := trial.config.nothing_learned()) is not None:
+            reasons.setdefault(reason, []).append(trial.name)
+    for reason, names in reasons.items():
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        console.print(f"{names[0]}{others}: {reason}", style="yellow", soft_wrap=True)
+
+
 def _print_sweep(grid: Any) -> None:
     """What a sweep would run, on what, and for how long; trials that cannot begin are named in the end."""
     from rllib_hpo.experiments import estimate
     from rllib_hpo.experiments import sweep as sweeps
     from rllib_hpo.experiments.trial_resources import describe, resources
 
-    with console.status("timing the trials on this machine"):
+    with console.status("timing the trials on this machine", spinner="line"):  # ASCII
         broken = sweeps.broken_trials(grid)
         grid = grid.without(broken)
         if not grid.trials:
@@ -182,6 +194,8 @@ def _print_sweep(grid: Any) -> None:
 
 
 def _print_outcome(files: Any, outcome: Any, storage: Any) -> None:
+    from rllib_hpo.experiments.signals import exit_code
+
     console.print(f"result rows:    {files.results}", soft_wrap=True)
     counts = f"{len(outcome.done)} done, {len(outcome.failed)} failed, {len(outcome.unfinished)} unfinished"
     console.print(f"trials:         {counts}")
@@ -193,7 +207,7 @@ def _print_outcome(files: Any, outcome: Any, storage: Any) -> None:
     if outcome.unfinished:
         again = f"rllib-hpo sweep --resume {shlex.quote(str(files.directory))}"
         console.print(f"Go on with: {again}", soft_wrap=True)
-        raise typer.Exit(130)
+        raise typer.Exit(130 if outcome.stopped_by is None else exit_code(outcome.stopped_by))
 
 
 def dashboard(

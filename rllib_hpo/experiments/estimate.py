@@ -35,7 +35,7 @@ class Cost(NamedTuple):
         settings, steps = config.settings, config.run.steps
         updates = max(0, steps - settings.warmup_steps) * settings.update_to_data
         length = min(_episode_length(config.task.env_id), settings.evaluation_max_episode_steps)
-        evaluated = (steps // settings.evaluation_every + 1) * settings.evaluation_episodes * length
+        evaluated = (-(-steps // settings.evaluation_every) + 1) * settings.evaluation_episodes * length
         return (steps + evaluated) * (self.env_step + self.act) + updates * self.update
 
 

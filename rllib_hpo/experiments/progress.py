@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 
 REFRESH_S = 0.5
+EVALUATION_LINE_S = 30.0
+"""How often an evaluation under way gets a line where there is no bar."""
 
 
 class _StepsPerSecond(ProgressColumn):
@@ -30,7 +33,7 @@ class Progress:
     def __init__(self, console: Console) -> None:
         self.console = console
         self._bar = Bar(
-            TextColumn("training"),
+            TextColumn("{task.fields[doing]}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             _StepsPerSecond(),
@@ -40,17 +43,33 @@ class Progress:
             expand=True,
             speed_estimate_period=60,
         )
-        self._reported = -1
 
     @contextmanager
     def running(self, algorithm: ActorCriticAlgorithm, steps: int) -> Iterator[None]:
         """Shows the bar while the context lasts; a thread follows `algorithm.env_steps`."""
         done = threading.Event()
-        task = self._bar.add_task("training", total=steps, completed=algorithm.env_steps, last_return="-")
+        task = self._bar.add_task(
+            "training", total=steps, completed=algorithm.env_steps, last_return="-", doing="training"
+        )
 
         def follow() -> None:
+            last_line = time.monotonic()
             while not done.wait(REFRESH_S):
-                self._bar.update(task, completed=algorithm.env_steps, last_return=_last_return(algorithm))
+                played = algorithm.evaluation_steps
+                self._bar.update(
+                    task,
+                    completed=algorithm.env_steps,
+                    last_return=_last_return(algorithm),
+                    doing=f"evaluating ({played:,} steps played)" if played else "training",
+                )
+                if not played:
+                    last_line = time.monotonic()
+                elif not self.console.is_terminal and time.monotonic() - last_line > EVALUATION_LINE_S:
+                    last_line = time.monotonic()
+                    self.console.print(
+                        f"step {algorithm.env_steps:>9,}   evaluating: {played:,} steps played",
+                        highlight=False,
+                    )
 
         follower = threading.Thread(target=follow, daemon=True, name="progress")
         with self._bar:
@@ -62,15 +81,11 @@ class Progress:
                 follower.join()
                 self._bar.update(task, completed=algorithm.env_steps, last_return=_last_return(algorithm))
 
-    def report(self, algorithm: ActorCriticAlgorithm, result: Mapping[str, Any]) -> None:
-        """A line for an evaluation that was not reported yet."""
-        evaluation = result["evaluation"]
-        if evaluation["env_steps"] <= self._reported:
-            return
-        self._reported = evaluation["env_steps"]
+    def report(self, evaluation: Mapping[str, Any]) -> None:
+        """Print a line for an evaluation, given as RLlib's results hold it."""
         numbers = evaluation["env_runners"]
         self.console.print(
-            f"step {self._reported:>9,}   evaluation return {numbers['episode_return_mean']:9.1f} "
+            f"step {evaluation['env_steps']:>9,}   evaluation return {numbers['episode_return_mean']:9.1f} "
             f"± {numbers['episode_return_std']:.1f}   episode length {numbers['episode_len_mean']:.0f}",
             highlight=False,
         )

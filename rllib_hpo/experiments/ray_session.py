@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+import ray._private.utils
 
 from rllib_hpo.errors import UserError
+from rllib_hpo.experiments.signals import children_spared, owns_signals
 from rllib_hpo.rllib.cluster_address import refuse_dead_address
 
 _ATTEMPTS = 2
@@ -48,11 +50,29 @@ def ray_session(*, log_to_driver: bool = True, **options: Any) -> Iterator[None]
 def _start(attempts: int, trouble: str, **options: Any) -> None:
     for attempt in range(1, attempts + 1):
         try:
-            ray.init(logging_level=logging.ERROR, **options)
+            with _without_handlers(), children_spared():
+                ray.init(logging_level=logging.ERROR, **options)
             return
+        except (KeyboardInterrupt, SystemExit):  # a signal: what has started must not stay
+            ray.shutdown()
+            raise
         except Exception as error:  # what Ray raises then is of no kind of its own
             ray.shutdown()
             if attempt == attempts:
                 said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
                 tried = f" (tried {attempts} times)" if attempts > 1 else ""
                 raise UserError(f"{trouble}{tried}: {said}.") from error
+
+
+@contextmanager
+def _without_handlers() -> Iterator[None]:
+    """Keeps Ray from replacing our handler of SIGTERM: its own ends this process before anything is saved."""
+    if not owns_signals():
+        yield
+        return
+    utils, before = ray._private.utils, ray._private.utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = before

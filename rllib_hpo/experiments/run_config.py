@@ -71,6 +71,10 @@ class RunConfig:
         """All values in one flat mapping, in the order of their documentation."""
         return {**self.run.model_dump(), **self.settings.model_dump()}
 
+    def nothing_learned(self) -> str | None:
+        """Why no update will be made, as a sentence; None where some are."""
+        return nothing_learned(self.run.steps, self.settings)
+
     def to_yaml(self) -> str:
         """YAML that `--config` accepts, each line with the origin of its value."""
         lines = [f"{name}: {_inline(value)}  # {self.origins[name]}" for name, value in self.values().items()]
@@ -79,6 +83,21 @@ class RunConfig:
     def save(self, path: Path) -> None:
         """Writes the YAML, atomically."""
         write_atomically(path, self.to_yaml().encode())
+
+
+def nothing_learned(steps: int, settings: ActorCriticSettings) -> str | None:
+    """Why a run of `steps` environment steps makes no update, as a sentence; None where it makes some."""
+    warmup, rate = settings.warmup_steps, settings.update_to_data
+    if (steps - warmup) * rate >= 1:
+        return None
+    if steps > warmup:
+        reason, remedy = f"update_to_data={rate:g}", "set a larger update_to_data, or give more steps"
+    else:
+        reason, remedy = (
+            f"warmup_steps={warmup:,}",
+            f"give more than {warmup:,} steps, or set fewer warmup_steps",
+        )
+    return f"Nothing will be learned: {reason} leaves no update in {steps:,} steps; {remedy}."
 
 
 def resolve(flags: Mapping[str, Any], file: Path | None = None) -> RunConfig:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rllib_hpo.errors import UserError
-from rllib_hpo.experiments.run_config import numeric
+from rllib_hpo.experiments.run_config import nothing_learned, numeric
 from rllib_hpo.experiments.train import quiet_ray
 from rllib_hpo.results.configurations import SEARCH_VARIANT
 from rllib_hpo.rllib.config import SACHPOConfig
@@ -61,7 +61,9 @@ def options(
     if not given.space:
         parser.error(f"nothing is left to search: --set fixes {', '.join(space)}.")
     try:
-        configure(given)
+        settings = configure(given).settings()
+        if (warning := nothing_learned(given.steps, settings)) is not None:
+            _console.print(warning, style="yellow", soft_wrap=True)
     except UserError as error:
         parser.error(str(error))
     return given

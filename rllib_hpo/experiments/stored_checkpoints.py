@@ -25,7 +25,7 @@ from rllib_hpo.experiments.checkpoints import (
 )
 from rllib_hpo.experiments.storage import Storage, reason
 from rllib_hpo.results import write_atomically
-from rllib_hpo.rllib.checkpointing import MANIFEST, read_manifest, verify
+from rllib_hpo.rllib.checkpointing import MANIFEST, finished_steps, read_manifest, verify
 
 _RETURNS = f"checkpoints/{RETURNS_FILE}"
 KEPT = 2
@@ -47,7 +47,7 @@ def steps_on(storage: Storage) -> int:
                 if all(
                     sizes.get(f"checkpoints/{name}/{file}") == about["bytes"] for file, about in files
                 ) and all(f"replay/{segment['file']}" in sizes for segment in manifest["replay"]["segments"]):
-                    return int(manifest["env_steps"])
+                    return finished_steps(manifest)
             except (ValueError, KeyError):  # a damaged manifest; the trial says so when it starts
                 continue
     return 0

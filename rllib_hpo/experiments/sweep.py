@@ -14,7 +14,7 @@ import shutil
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,13 @@ from rllib_hpo.experiments.mirror import Mirror
 from rllib_hpo.experiments.nodes import refuse_unshared
 from rllib_hpo.experiments.ray_session import ray_session
 from rllib_hpo.experiments.run_config import RunConfig, resolve_saved
+from rllib_hpo.experiments.signals import StopRequest, stop_request
+from rllib_hpo.experiments.standard_streams import make_streams_safe
 from rllib_hpo.experiments.storage import Storage, fetch, publish
 from rllib_hpo.experiments.stored_checkpoints import steps_on
 from rllib_hpo.experiments.sweep_config import Sweep, Trial
 from rllib_hpo.experiments.sweep_progress import SweepProgress
+from rllib_hpo.experiments.sweep_stop import SignalsKept, SweepStop, when_stopped
 from rllib_hpo.experiments.train import (
     CONFIG_FILE,
     RunFiles,
@@ -50,7 +53,7 @@ from rllib_hpo.experiments.train import (
 from rllib_hpo.experiments.trial_resources import check_placeable, resources
 from rllib_hpo.experiments.wandb_logger import WandbOptions
 from rllib_hpo.results import write_atomically
-from rllib_hpo.rllib.checkpointing import read_manifest
+from rllib_hpo.rllib.checkpointing import finished_steps, read_manifest
 from rllib_hpo.rllib.environment import try_out
 from rllib_hpo.rllib.machines import machines_here, trials_at_a_time
 from rllib_hpo.tasks import import_modules
@@ -98,6 +101,8 @@ class Outcome:
     unfinished: tuple[str, ...]
     failed: Mapping[str, Path]
     """Where the error of each failed trial stands."""
+    stopped_by: int | None = None
+    """The number of the signal that stopped it."""
 
 
 def start_sweep(sweep: Sweep, source: Path, files: SweepFiles, imports: Sequence[str] = ()) -> None:
@@ -296,7 +301,7 @@ def steps_done(files: RunFiles, storage: Storage | None = None) -> int:
     if storage is not None:
         return steps_on(storage.child("trials").child(files.directory.name))
     newest = CheckpointStore(files.directory).newest_valid()
-    return 0 if newest is None else int(read_manifest(newest)["env_steps"])
+    return 0 if newest is None else finished_steps(read_manifest(newest))
 
 
 def run_sweep(
@@ -328,16 +333,35 @@ def run_sweep(
         if storage is not None:
             with storage.reached():
                 storage.remove(f"trials/{name}/{ERROR_FILE}")
+    stopped_by = None
     if waiting:
-        with ray_session():
-            machines = machines_here()
-            requests = {name: resources(configs[name], machines.keep_rollouts_apart) for name in waiting}
-            check_placeable(requests, machines)
-            if storage is None:
-                refuse_unshared(files.directory)
-            with progress.running({name: configs[name].run.steps for name in names}, done_before):
-                _tune(files, plan, requests, progress, max_concurrent, wandb, keep_checkpoints, storage)
-    return _outcome(files, names, configs, storage)
+        with stop_request(progress.console) as stop:
+            try:
+                with ray_session():
+                    machines = machines_here()
+                    requests = {
+                        name: resources(configs[name], machines.keep_rollouts_apart) for name in waiting
+                    }
+                    check_placeable(requests, machines)
+                    if storage is None:
+                        refuse_unshared(files.directory)
+                    with progress.running({name: configs[name].run.steps for name in names}, done_before):
+                        _tune(
+                            files,
+                            plan,
+                            requests,
+                            progress,
+                            max_concurrent,
+                            wandb,
+                            keep_checkpoints,
+                            storage,
+                            stop,
+                        )
+            except SystemExit:
+                if stop.can_save:  # a second signal; else no trial has started, and nothing is lost
+                    raise
+            stopped_by = stop.signal
+    return replace(_outcome(files, names, configs, storage), stopped_by=stopped_by)
 
 
 def _tune(
@@ -349,7 +373,10 @@ def _tune(
     wandb: WandbOptions,
     keep_checkpoints: int,
     storage: Storage | None,
+    stop: StopRequest,
 ) -> None:
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # ours saves every trial, whichever the signal
+    stopper = SweepStop(stop, progress.running_trials)
     trainable = tune.with_resources(SweepTrial, lambda config: requests[config["trial"]])
     tuner = tune.Tuner(
         trainable,
@@ -362,6 +389,7 @@ def _tune(
             "wandb": wandb,
             "keep_checkpoints": keep_checkpoints,
             "storage": None if storage is None else storage.uri,
+            "stop_key": stopper.key,
         },
         tune_config=tune.TuneConfig(
             max_concurrent_trials=max_concurrent,
@@ -374,10 +402,12 @@ def _tune(
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
             # Else Tune makes one when a trial ends, below a directory that other nodes may not see.
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            callbacks=[progress],
+            stop=stopper,
+            callbacks=[progress, SignalsKept()],
             verbose=0,
         ),
     )
+    stop.can_save = True
     for result in tuner.fit():
         error, name = (result.metrics or {}).get("error"), (result.config or {}).get("trial")
         if error and name and not files.error(name).exists():  # on another node's disk
@@ -412,7 +442,10 @@ class SweepTrial(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Builds the run, and goes on from its newest checkpoint."""
+        make_streams_safe()
         quiet_ray()
+        self._is_stopped = False
+        when_stopped(config.get("stop_key", ""), self._stop)
         files = SweepFiles(Path(config["directory"]))
         name = config["trial"]
         self._error, self._run, self._mirror, self._failure = files.error(name), None, None, ""
@@ -438,22 +471,32 @@ class SweepTrial(tune.Trainable):
                 mirror=self._mirror,
             )
 
+    def _stop(self) -> None:
+        """The driver was asked to stop: end the iteration, and the trial with it; runs in another thread."""
+        self._is_stopped = True
+        if self._run is not None:
+            self._run.request_stop()
+
     def step(self) -> dict[str, Any]:
-        """One iteration; schedulers and people see its evaluation."""
+        """One iteration, and a checkpoint where the sweep is stopped; schedulers and people see its evaluation."""
         metrics: dict[str, float] = {}
         run = self._run
         with self._reported():
-            if run is not None and not run.is_complete:
+            if run is not None and not (run.is_complete or self._is_stopped):
                 metrics = flat_metrics(run.iterate())
+            if run is not None and self._is_stopped:
+                run.save()
             if run is not None and run.is_complete and self._mirror is not None:
                 self._mirror.finish()
         env_steps = 0 if run is None else run.algorithm.env_steps
+        is_complete = run is not None and run.is_complete
         return {
             **metrics,
             "env_steps": env_steps,
             "failed": bool(self._failure),
+            "stopped": self._is_stopped and not is_complete,
             "error": self._failure,
-            "done": bool(self._failure or (run and run.is_complete)),
+            "done": bool(self._failure or self._is_stopped or is_complete),
         }
 
     def cleanup(self) -> None:

@@ -20,7 +20,7 @@ class SweepProgress(Callback):
     """
 
     def __init__(self, console: Console) -> None:
-        self._console = console
+        self.console = console
         self._bar = Progress(
             TextColumn("{task.fields[state]}"),
             BarColumn(bar_width=None),
@@ -65,14 +65,17 @@ class SweepProgress(Callback):
         name = trial.config["trial"]
         self._done[name] = int(result.get("env_steps", self._done[name]))
         if result.get("done"):
-            self._end(name, "failed" if result.get("failed") else "done")
+            if result.get("stopped") and not result.get("failed"):
+                self._saved(name)
+            else:
+                self._end(name, "failed" if result.get("failed") else "done")
         self._refresh()
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its process, its learner, all its runners or its machine died, and it is to run again."""
         name = trial.config["trial"]
         self._running.discard(name)
-        self._console.print(
+        self.console.print(
             f"again   {name}   {self._done[name]:,} steps   it died, and goes on from its last checkpoint",
             highlight=False,
             soft_wrap=True,
@@ -88,12 +91,20 @@ class SweepProgress(Callback):
         """Nothing of it: Tune pickles its callbacks for a restore that a sweep does not need."""
         return {}
 
+    def running_trials(self) -> set[str]:
+        """Names of the trials that run now."""
+        return set(self._running)
+
+    def _saved(self, name: str) -> None:
+        self._running.discard(name)
+        self.console.print(f"saved   {name}   {self._done[name]:,} steps", highlight=False)
+
     def _end(self, name: str, how: str) -> None:
         self._running.discard(name)
         if self._ended.get(name) != how:
             self._ended[name] = how
             count = f"{len(self._ended)} of {len(self._steps)}"
-            self._console.print(f"{count}   {how}   {name}   {self._done[name]:,} steps", highlight=False)
+            self.console.print(f"{count}   {how}   {name}   {self._done[name]:,} steps", highlight=False)
 
     def _refresh(self) -> None:
         states = list(self._ended.values())

@@ -6,13 +6,12 @@ import logging
 import math
 import os
 import shutil
-import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 from rllib_hpo.errors import CheckpointError, SettingsError, UserError
@@ -25,6 +24,7 @@ from rllib_hpo.experiments.operator_metrics import OperatorMetrics
 from rllib_hpo.experiments.progress import Progress
 from rllib_hpo.experiments.ray_session import ray_session
 from rllib_hpo.experiments.run_config import RunConfig, resolve_saved
+from rllib_hpo.experiments.signals import stop_request
 from rllib_hpo.experiments.tensorboard import TensorBoard
 from rllib_hpo.experiments.wandb_logger import WandbOptions, WandbRun, describe_run, group_of, return_metric
 from rllib_hpo.results import merge_trial, trial_id
@@ -62,19 +62,6 @@ class RunFiles:
     def curve(self) -> Path:
         """The learning curve."""
         return self.directory / "curve.png"
-
-
-class StopRequest:
-    """Whether the user asked to stop: the first signal ends the run after the iteration, the second at once."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        """The handler of the signal `number`."""
-        if self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal = number
 
 
 def start_run(config: RunConfig, out: Path) -> RunFiles:
@@ -184,8 +171,9 @@ class TrainingRun:
         mirror: Mirror | None = None,
     ) -> None:
         self.config, self._open, self._options, self._mirror = config, ExitStack(), wandb, mirror
-        self._evaluated: int | None = None
         self._files, self._has_begun = files, False
+        self.on_evaluation: Callable[[Mapping[str, Any]], None] | None = None
+        """Called with each evaluation's entry in RLlib's results, once, when its row is written."""
         identity = trial_id(files.directory)
         group = files.directory.name if sweep == SINGLE_RUNS else group_of(sweep, config.run.task)
         self.store = CheckpointStore(files.directory, keep_checkpoints)
@@ -215,7 +203,8 @@ class TrainingRun:
                 )
             )
             checkpoint = self.store.restore_newest(self.algorithm)
-            self._saved = self.algorithm.env_steps  # a new run has nothing to save
+            # A new run has nothing to save; a checkpoint without the evaluation of its step is written again.
+            self._saved = -1 if self.algorithm.owes_evaluation else self.algorithm.env_steps
             self._board = opened.enter_context(TensorBoard(files.directory, self.algorithm.env_steps))
             self.algorithm.max_env_steps = config.run.steps
             if mirror is not None:
@@ -245,8 +234,12 @@ class TrainingRun:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all steps have been made."""
-        return self.algorithm.env_steps >= self.config.run.steps
+        """Whether all steps and the evaluation of the last have been made."""
+        return self.algorithm.env_steps >= self.config.run.steps and not self.algorithm.owes_evaluation
+
+    def request_stop(self) -> None:
+        """End the iteration at the next step, from any thread; an evaluation under way is made up at resume."""
+        self.algorithm.stop_requested = True
 
     def iterate(self) -> dict[str, Any]:
         """Trains for an iteration, and saves a checkpoint if one is due or this was the last."""
@@ -261,13 +254,18 @@ class TrainingRun:
         return result
 
     def _log(self, result: Mapping[str, Any]) -> None:
-        metrics, evaluated = flat_metrics(result), int(result["evaluation"]["env_steps"])
+        metrics = {n: value for n, value in flat_metrics(result).items() if not n.startswith("evaluation/")}
         self._wandb.log(metrics, env_steps=self.algorithm.env_steps)
         self._board.log(metrics, self.algorithm.env_steps)
-        if evaluated != self._evaluated:  # once, where it belongs on the axis: the points of the rows
-            self._evaluated = evaluated
-            by_task = {return_metric(self.config.run.task): metrics["evaluation/return_mean"]}
-            self._wandb.log(by_task, env_steps=evaluated)
+
+    def _log_evaluation(self, evaluation: Mapping[str, Any]) -> None:
+        """Log an evaluation at the step of its weights, where it belongs on the axis."""
+        metrics, env_steps = evaluation_metrics(evaluation), int(evaluation["env_steps"])
+        by_task = {return_metric(self.config.run.task): metrics["evaluation/return_mean"]}
+        self._wandb.log({**metrics, **by_task}, env_steps=env_steps)
+        self._board.log(metrics, env_steps)
+        if self.on_evaluation is not None:
+            self.on_evaluation(evaluation)
 
     def _evaluated_to(self, row: Path) -> None:
         algorithm = self.algorithm
@@ -276,6 +274,7 @@ class TrainingRun:
             self._events.write("evaluated", env_steps, return_mean=return_mean, path=str(row))
             if len(algorithm.evaluation_runners) or env_steps < algorithm.env_steps:  # beside training
                 self.store.evaluated(env_steps, return_mean)
+            self._log_evaluation(evaluation)
         if self._mirror is not None:
             self._mirror.row(row)
 
@@ -353,18 +352,27 @@ def train(
     Raises:
         UserError: A failure the user can mend; the last checkpoint and all rows are on disk.
     """
-    with (
-        TrainingRun(config, files, keep_checkpoints=keep_checkpoints, wandb=wandb) as run,
-        _stop_request() as stop,
-        progress.running(run.algorithm, config.run.steps),
-    ):
-        if run.resume_line is not None:
-            progress.console.print(run.resume_line, highlight=False, soft_wrap=True)
-        while not run.is_complete and stop.signal is None:
-            progress.report(run.algorithm, run.iterate())
-        if stop.signal is not None:  # at whatever instant it came
-            run.save()
-    return stop.signal
+    is_complete = False
+    with stop_request(progress.console) as stop:
+        try:
+            with (
+                TrainingRun(config, files, keep_checkpoints=keep_checkpoints, wandb=wandb) as run,
+                progress.running(run.algorithm, config.run.steps),
+            ):
+                if run.resume_line is not None:
+                    progress.console.print(run.resume_line, highlight=False, soft_wrap=True)
+                run.on_evaluation = progress.report
+                stop.on_stop(run.request_stop)
+                stop.can_save = True
+                while not run.is_complete and stop.signal is None:
+                    run.iterate()
+                if stop.signal is not None:  # at whatever instant it came
+                    run.save()
+                is_complete = run.is_complete
+        except SystemExit:
+            if stop.can_save:  # a second signal; else nothing was trained yet, and nothing is lost
+                raise
+    return None if is_complete else stop.signal
 
 
 def _identity(config: RunConfig, files: RunFiles, sweep: str) -> dict[str, str]:
@@ -381,16 +389,12 @@ def _identity(config: RunConfig, files: RunFiles, sweep: str) -> dict[str, str]:
 
 def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a result of `Algorithm.train()` that people watch, as "evaluation/return_mean" and so on."""
-    runners, evaluation = result["env_runners"], result["evaluation"]["env_runners"]
+    runners = result["env_runners"]
     metrics = {
         "train/return_mean": runners.get("episode_return_mean"),
         "train/episode_length_mean": runners.get("episode_len_mean"),
         "train/num_episodes": runners.get("num_episodes_lifetime"),
-        "evaluation/return_mean": evaluation["episode_return_mean"],
-        "evaluation/return_std": evaluation["episode_return_std"],
-        "evaluation/episode_length_mean": evaluation["episode_len_mean"],
-        "evaluation/episodes_cut": evaluation.get("episodes_cut"),
-        "evaluation/env_steps": result["evaluation"]["env_steps"],
+        **(evaluation_metrics(result["evaluation"]) if "evaluation" in result else {}),
         **{f"learner/{name}": value for name, value in result["learners"]["default_policy"].items()},
         **{f"pipeline/{name}": value for name, value in result.get("pipeline", {}).items()},
     }
@@ -400,16 +404,15 @@ def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-@contextmanager
-def _stop_request() -> Iterator[StopRequest]:
-    """Turns SIGINT and SIGTERM (a spot machine being taken back) into a request to stop."""
-    request = StopRequest()
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def evaluation_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of an evaluation in RLlib's results, under the names of `flat_metrics`."""
+    runners = evaluation["env_runners"]
+    return {
+        "evaluation/return_mean": runners["episode_return_mean"],
+        "evaluation/return_std": runners["episode_return_std"],
+        "evaluation/episode_length_mean": runners["episode_len_mean"],
+        "evaluation/env_steps": float(evaluation["env_steps"]),
+    }
 
 
 def quiet_ray() -> None:

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,7 +35,15 @@ from rllib_hpo.rllib.capacity import ray_for_actors
 from rllib_hpo.rllib.config import ActorCriticConfig, SACGaussianConfig, SACHPOConfig, SACNFConfig
 from rllib_hpo.rllib.env_runner import Episode
 from rllib_hpo.rllib.environment import WorkerEnvCreator, environment_maker, label, try_out
-from rllib_hpo.rllib.evaluation import Evaluation, Watch, episode_seeds, evaluate, warn_of_cut
+from rllib_hpo.rllib.evaluation import (
+    Evaluation,
+    EvaluationStopped,
+    Watch,
+    episode_seeds,
+    evaluate,
+    off_schedule_seeds,
+    warn_of_cut,
+)
 from rllib_hpo.rllib.evaluation_runners import DueEvaluation, EvaluationRunners
 from rllib_hpo.rllib.module_stack import PIPELINE_RESULTS, ModuleStack
 from rllib_hpo.rllib.policy_stack import PolicyStack
@@ -87,9 +96,13 @@ class ActorCriticAlgorithm(Algorithm):
         self.latest_evaluation: dict[str, Any] | None = None
         self.on_row: Callable[[Path], None] | None = None
         """Is told of the file of every row."""
-        self.watch: Watch | None = None
-        """Watches evaluations in this process: see `rllib_hpo.rllib.evaluation.Watch`."""
         self._has_warned_of_cut = False
+        self.owes_evaluation = False
+        """Whether the evaluation of this step is due and was stopped; the next iteration makes it up."""
+        self.evaluation_steps = 0
+        """Environment steps that the evaluation under way in this process has played; 0 between evaluations."""
+        self.stop_requested = False
+        """Set it, from any thread, to end the iteration at the next step; clear it to train on."""
         if config.num_env_runners + config.evaluation_num_env_runners > 0:
             self.env_creator.spaces = try_out(config)
         with ray_for_actors(config):
@@ -97,7 +110,7 @@ class ActorCriticAlgorithm(Algorithm):
                 super().setup(config)
             self.stack: Stack = PolicyStack(self) if config.is_old_stack else ModuleStack(self)
             self.actor.refuse_untunable_temperature()
-            self.evaluation_runners = EvaluationRunners(config)
+            self.evaluation_runners = EvaluationRunners(config, self._watch)
 
     @staticmethod
     def _refuse_what_this_machine_cannot(config: ActorCriticConfig) -> None:
@@ -149,13 +162,13 @@ class ActorCriticAlgorithm(Algorithm):
 
     @override(Algorithm)
     def cleanup(self) -> None:
-        """Waits for the evaluations that are pending, unless an error or Ctrl-C is on its way."""
+        """Waits for the evaluations that are pending, unless an error is on its way or a stop was requested."""
         if not hasattr(self, "evaluation_runners"):  # setup has failed
             super().cleanup()
             return
         try:
             # Without runners it is a checkpoint's, and whoever trains on makes it up.
-            if len(self.evaluation_runners) and sys.exc_info()[0] is None:
+            if len(self.evaluation_runners) and sys.exc_info()[0] is None and not self.stop_requested:
                 self._conclude_evaluations(at_least=self.evaluation_runners.num_pending)
         finally:
             self.evaluation_runners.stop()
@@ -186,16 +199,8 @@ class ActorCriticAlgorithm(Algorithm):
         end = self.schedule.iteration_end(self.env_steps)
         if self.max_env_steps is not None:
             end = min(end, self.max_env_steps)
-        if self.env_steps == 0 and self.latest_evaluation is None and not self.evaluation_runners.num_pending:
-            self._evaluate_on_schedule()
-        while self.env_steps < end:
-            stop = self.schedule.next_stop(self.env_steps, end)
-            self.stack.collect_and_learn(stop)
-            if self.env_steps == stop and self.schedule.evaluation_due(self.env_steps):
-                self._evaluate_on_schedule()
-            self._conclude_evaluations()
-        is_first, is_last = self.latest_evaluation is None, self.env_steps == self.max_env_steps
-        self._conclude_evaluations(at_least=self.evaluation_runners.num_pending if is_last else int(is_first))
+        with suppress(EvaluationStopped):
+            self._train_and_evaluate(end)
         if self.schedule.checkpoint_due(self.env_steps):
             self.stack.rebuild_unsavable_envs()
         report = self.stack.report(self.stack.call_core("flush_metrics"))
@@ -206,6 +211,25 @@ class ActorCriticAlgorithm(Algorithm):
             self.evaluation_runners.waited_s = 0.0
         self.episodes_done.clear()
         return report
+
+    def _train_and_evaluate(self, end: int) -> None:
+        """Train up to step `end`, or until a stop is requested, with the evaluations that are due.
+
+        Raises:
+            EvaluationStopped: If a stop was requested before an evaluation had ended.
+        """
+        is_new = self.env_steps == 0 and self.latest_evaluation is None
+        if self.owes_evaluation or (is_new and not self.evaluation_runners.num_pending):
+            self._evaluate_for_a_row()
+        while self.env_steps < end and not self.stop_requested:
+            stop = self.schedule.next_stop(self.env_steps, end)
+            self.stack.collect_and_learn(stop)
+            is_last = self.env_steps == self.max_env_steps
+            if self.env_steps == stop and (is_last or self.schedule.evaluation_due(self.env_steps)):
+                self._evaluate_for_a_row()
+            self._conclude_evaluations()
+        is_first, is_last = self.latest_evaluation is None, self.env_steps == self.max_env_steps
+        self._conclude_evaluations(at_least=self.evaluation_runners.num_pending if is_last else int(is_first))
 
     def count(self, num_steps: int, episodes: Iterable[Episode]) -> int:
         """Counts environment steps and the episodes that ended; returns the updates that become due."""
@@ -238,19 +262,33 @@ class ActorCriticAlgorithm(Algorithm):
             return list(super().restore_env_runners(env_runner_group))
         return []
 
-    def _evaluate_on_schedule(self) -> None:
-        """An evaluation that counts: here and now, or beside training where there are evaluation runners."""
-        due = self._due_evaluation()
+    def _evaluate_for_a_row(self) -> None:
+        """An evaluation that counts: here and now, or beside training where there are evaluation runners.
+
+        Raises:
+            EvaluationStopped: If a stop was requested before; then `owes_evaluation` is set.
+        """
+        self.owes_evaluation = True
         if not len(self.evaluation_runners):
-            self._conclude(due, self._play(due))
-            return
-        if not self.evaluation_runners.has_room:
-            self._conclude_evaluations(at_least=1)
-        self._call_back("on_evaluate_start")
-        self.evaluation_runners.begin(due, self.stack.frozen_weights().state)
+            self._watch(0)
+            due = self._due_evaluation()
+            self._conclude(due, self._play(due, self._watch))
+        else:
+            if not self.evaluation_runners.has_room:
+                self._conclude_evaluations(at_least=1)
+            if not self.evaluation_runners.has_room:
+                raise EvaluationStopped
+            self._call_back("on_evaluate_start")
+            self.evaluation_runners.begin(self._due_evaluation(), self.stack.frozen_weights().state)
+        self.owes_evaluation = False
+
+    def _watch(self, num_steps: int) -> None:
+        """Follow an evaluation that has played `num_steps`; raise EvaluationStopped if a stop was requested."""
+        self.evaluation_steps = num_steps
+        if self.stop_requested:
+            raise EvaluationStopped
 
     def _conclude_evaluations(self, *, at_least: int = 0) -> None:
-        self.evaluation_runners.watch = self.watch
         for due, played in self.evaluation_runners.concluded(at_least=at_least):
             self._conclude(due, played)
 
@@ -271,27 +309,33 @@ class ActorCriticAlgorithm(Algorithm):
 
     def _due_evaluation(self) -> DueEvaluation:
         """The evaluation of the weights of now."""
-        number = self.env_steps // self.settings.evaluation_every
+        number, rest = divmod(self.env_steps, self.settings.evaluation_every)
+        seed, episodes = self.run_seed, self.settings.evaluation_episodes
         return DueEvaluation(
             env_steps=self.env_steps,
             updates=self._num_updates,
-            seeds=episode_seeds(self.run_seed, number, self.settings.evaluation_episodes),
+            seeds=off_schedule_seeds(seed, self.env_steps, episodes)
+            if rest
+            else episode_seeds(seed, number, episodes),
             wrapper_state=self.stack.wrapper_state(),
             diagnostics=self.stack.call_core("latest_diagnostics"),
         )
 
-    def _play(self, due: DueEvaluation) -> Evaluation:
+    def _play(self, due: DueEvaluation, watch: Watch | None = None) -> Evaluation:
         self._call_back("on_evaluate_start")
         self.stack.refresh_actor()
         make = environment_maker(self.config, training=False)
-        return evaluate(
-            self.actor,
-            make,
-            due.seeds,
-            due.wrapper_state,
-            max_episode_steps=self.settings.evaluation_max_episode_steps,
-            watch=self.watch,
-        )
+        try:
+            return evaluate(
+                self.actor,
+                make,
+                due.seeds,
+                due.wrapper_state,
+                max_episode_steps=self.settings.evaluation_max_episode_steps,
+                watch=watch,
+            )
+        finally:
+            self.evaluation_steps = 0
 
     def _result(self, due: DueEvaluation, played: Evaluation) -> dict[str, Any]:
         """What RLlib's results say of an evaluation; the first with episodes that were cut is warned of."""
@@ -391,6 +435,7 @@ class ActorCriticAlgorithm(Algorithm):
             "env_steps": self.env_steps,
             "num_updates": self._num_updates,
             "latest_evaluation": self.latest_evaluation,
+            "owes_evaluation": self.owes_evaluation,
             "evaluations": self.evaluation_runners.get_state(),
             "wall_time_s": time.perf_counter() - self._began,
             **self.stack.get_state(),
@@ -407,6 +452,7 @@ class ActorCriticAlgorithm(Algorithm):
             self._conclude_evaluations(at_least=self.evaluation_runners.num_pending)
         self.env_steps, self._num_updates = progress["env_steps"], progress["num_updates"]
         self.latest_evaluation = progress["latest_evaluation"]
+        self.owes_evaluation = progress.get("owes_evaluation", False)
         self.evaluation_runners.set_state(progress.get("evaluations", []))
         self._began = time.perf_counter() - progress["wall_time_s"]
         self.stack.set_state(progress)

@@ -72,6 +72,7 @@ def complete(algorithm: ActorCriticAlgorithm, directory: Path) -> None:
         "env_steps": algorithm.env_steps,
         "evaluation": algorithm.latest_evaluation,
         "environments": "saved" if algorithm.is_savable() else "rebuilt",
+        "owes_evaluation": algorithm.owes_evaluation,
         "wrappers": algorithm.stack.wrapper_state(),
         "versions": versions(),
         "replay": {
@@ -99,6 +100,11 @@ def follow(path: Path) -> Path:
     with path.open("rb") as file:
         name = re.fullmatch(rb"(step-\d+)\s*", file.read(64))
     return path.with_name(name[1].decode()) if name else path
+
+
+def finished_steps(manifest: dict[str, Any]) -> int:
+    """Environment steps that a checkpoint holds, without the last one where its evaluation is still to be made."""
+    return int(manifest["env_steps"]) - bool(manifest.get("owes_evaluation", False))
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

@@ -30,9 +30,19 @@ class Evaluation(NamedTuple):
     """Episodes that did not end by themselves within `evaluation_max_episode_steps`."""
 
 
+class EvaluationStopped(Exception):
+    """A stop was requested before the evaluation had ended; it is made up when the run is resumed."""
+
+
 def episode_seeds(seed: int, evaluation: int, num_episodes: int) -> list[int]:
     """Seeds of the episodes of a run's evaluation number `evaluation`, the same for every algorithm."""
     states = seed_sequence(seed, "evaluation", evaluation).generate_state(num_episodes)
+    return [int(state >> 1) for state in states]
+
+
+def off_schedule_seeds(seed: int, env_steps: int, num_episodes: int) -> list[int]:
+    """Seeds of the episodes of an evaluation at step `env_steps` of a run, between two scheduled ones."""
+    states = seed_sequence(seed, "evaluation off schedule", env_steps).generate_state(num_episodes)
     return [int(state >> 1) for state in states]
 
 
@@ -55,7 +65,7 @@ def evaluate(
         seeds: Of the episodes.
         wrapper_state: What the wrappers have gathered in training (`rllib_hpo.tasks.wrappers`); they gather no more.
         max_episode_steps: Steps at which an episode that has not ended is cut.
-        watch: Called with the environment steps made so far, after each step of all episodes.
+        watch: Called before each step of the episodes with the number of steps played; may raise to stop.
 
     Raises:
         NonFiniteError: If an observation or reward is not finite.
@@ -71,6 +81,8 @@ def evaluate(
         returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
         running, cut = list(range(len(seeds))), 0
         while running:
+            if watch is not None:
+                watch(int(lengths.sum()))
             actions = scaling.to_env(_noise_free(actor, obs[running]))
             ended = set()
             for i, action in zip(running, actions, strict=True):
@@ -86,8 +98,6 @@ def evaluate(
                     ended.add(i)
                     cut += 1
             running = [i for i in running if i not in ended]
-            if watch is not None:
-                watch(int(lengths.sum()))
     finally:
         for env in envs:
             boundary.close(env)

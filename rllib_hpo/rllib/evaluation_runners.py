@@ -25,7 +25,7 @@ from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
 from rllib_hpo.errors import NonFiniteError, UserError
 from rllib_hpo.rllib import stack
 from rllib_hpo.rllib.environment import environment_maker
-from rllib_hpo.rllib.evaluation import Evaluation, Watch, evaluate
+from rllib_hpo.rllib.evaluation import Evaluation, EvaluationStopped, Watch, evaluate
 from rllib_hpo.rllib.remote import fetch
 from rllib_hpo.rllib.torch_options import set_torch_options
 from rllib_hpo.tasks import boundary
@@ -33,6 +33,8 @@ from rllib_hpo.tasks import boundary
 _logger = logging.getLogger(__name__)
 MAX_RETRIES = 3
 """How often an evaluation whose process died is repeated."""
+_WATCH_INTERVAL_S = 0.5
+"""How often a wait for an evaluation checks whether a stop was requested."""
 
 
 class DueEvaluation(NamedTuple):
@@ -104,18 +106,17 @@ class EvaluationRunners:
 
     Args:
         config: Of the algorithm; `evaluation_num_env_runners` is their number.
+        watch: Called with the steps played while an evaluation is waited for; may raise `EvaluationStopped`.
 
     Raises:
         UserError: If there are not as many after `stack.RUNNER_PATIENCE_S`, or one cannot be made.
     """
 
-    def __init__(self, config: Any) -> None:
-        self._config = config
+    def __init__(self, config: Any, watch: Watch | None = None) -> None:
+        self._config, self._watch = config, watch
         runner = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=MAX_RETRIES)(EvaluationRunner)
         self._runners = [runner.remote(config) for _ in range(config.evaluation_num_env_runners)]
         self._pending: deque[_Pending] = deque()
-        self.watch: Watch | None = None
-        """Watches evaluations that are made up in this process."""
         self.waited_s = 0.0
         """How long training has waited for evaluations since this was last set to 0."""
         try:
@@ -180,7 +181,11 @@ class EvaluationRunners:
         """
         while self._pending and (at_least > 0 or self._is_ready(self._pending[0])):
             ended = self._pending.popleft()  # also one that failed
-            played = self._played(ended)
+            try:
+                played = self._played(ended)
+            except EvaluationStopped:
+                self._pending.appendleft(ended)
+                return
             at_least -= 1
             self._assign()
             yield ended.due, played
@@ -193,7 +198,10 @@ class EvaluationRunners:
         began, steps = time.perf_counter(), pending.due.env_steps
         try:
             if pending.played is None:
-                return self._played_here(pending)
+                runner = EvaluationRunner(self._config)
+                return runner.evaluate(_at_hand(pending.weights), pending.due, self._watch)
+            while self._watch and not ray.wait([pending.played], timeout=_WATCH_INTERVAL_S)[0]:
+                self._watch(0)
             played: Evaluation = fetch(pending.played)
         except RayActorError as error:
             if error.actor_init_failed:
@@ -206,9 +214,6 @@ class EvaluationRunners:
         finally:
             self.waited_s += time.perf_counter() - began
         return played
-
-    def _played_here(self, pending: _Pending) -> Evaluation:
-        return EvaluationRunner(self._config).evaluate(_at_hand(pending.weights), pending.due, self.watch)
 
     def get_state(self) -> list[dict[str, Any]]:
         """What is pending, weights and all: where a run is killed, the one that goes on with it makes it up."""

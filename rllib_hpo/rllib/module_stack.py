@@ -94,7 +94,7 @@ class ModuleStack(stack.Stack):
         """Everything in this process: a fragment, its updates, the next fragment."""
         algorithm, runner, core = self.algorithm, self.algorithm.env_runner, self.core
         random_actions = algorithm.schedule.is_warmup(algorithm.env_steps)
-        while algorithm.env_steps < stop:
+        while algorithm.env_steps < stop and not algorithm.stop_requested:
             num_steps = min(self._fragment, stop - algorithm.env_steps)
             rollout = runner.sample(num_steps=num_steps, random_actions=random_actions)
             core.add_transitions(rollout.rows)

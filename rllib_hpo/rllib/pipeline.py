@@ -76,14 +76,19 @@ class Pipeline:
         return sum(block.num_steps for block in self._queue)
 
     def advance(self, stop: int) -> None:
-        """Counts steps up to step `stop` of the run, and makes their updates.
+        """Counts steps up to step `stop` of the run, and makes their updates; ends early if a stop is requested.
 
         Raises:
             UserError: If runners hand on nothing for five minutes, or the learner is gone.
         """
         self._sampling.begin_waiting()
-        while self._algorithm.env_steps < stop or self.feeding.num_steps:
+        while self.feeding.num_steps or (
+            self._algorithm.env_steps < stop and not self._algorithm.stop_requested
+        ):
             self._take_in()
+            if self._algorithm.stop_requested:
+                self._wait()
+                continue
             if self.takes_turns:
                 self._ask_for_a_round(stop)
             else:

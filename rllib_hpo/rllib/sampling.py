@@ -302,7 +302,11 @@ class RemoteSampling(Sampling):
     def _allowed_s(self) -> float:
         """How long a request may take; where there is no limit, our patience is one."""
         allowed = self._config.sample_timeout_s
-        return stack.RUNNER_PATIENCE_S if allowed is None else float(allowed)
+        return min(self._patience_s, stack.RUNNER_PATIENCE_S if allowed is None else float(allowed))
+
+    @property
+    def _patience_s(self) -> float:
+        return stack.STOP_PATIENCE_S if self._algorithm.stop_requested else stack.RUNNER_PATIENCE_S
 
     @property
     def _limit(self) -> str:
@@ -328,6 +332,9 @@ class RemoteSampling(Sampling):
         self._is_gone(runner)
         ray.kill(self._manager.actors()[runner], no_restart=False)
         self._killed_at[runner] = time.monotonic()
+        if self._algorithm.stop_requested:  # what the others have done is to be saved
+            _logger.warning("Environment runner %d did not answer in time; what it owes is given up.", runner)
+            return
         check_tolerated(self._config, f"Environment runner {runner} {why}")
         _logger.warning("Environment runner %d %s; it was killed, and what it owes is given up.", runner, why)
 
@@ -342,14 +349,14 @@ class RemoteSampling(Sampling):
         actors, healthy = self._manager.actors(), self._manager.healthy_actor_ids()
         asked = {runner: actors[runner].apply.remote(call) for runner in healthy}
         if asked:
-            ray.wait(list(asked.values()), num_returns=len(asked), timeout=stack.RUNNER_PATIENCE_S)
+            ray.wait(list(asked.values()), num_returns=len(asked), timeout=self._patience_s)
         answers, over = {}, set(_ready(list(asked.values())))
         for runner, ref in asked.items():
             try:
                 if ref in over:
                     answers[runner] = fetch(ref)
                 else:
-                    self._give_up(runner, f"did not answer for {stack.RUNNER_PATIENCE_S:.0f} s")
+                    self._give_up(runner, f"did not answer for {self._patience_s:.0f} s")
             except UnserializableException:  # the user's error, which cannot travel
                 raise
             except RayError as error:

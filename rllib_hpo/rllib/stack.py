@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 RUNNER_PATIENCE_S = 300.0
 """How long training waits for samples when every runner is dead or too slow, and for any other answer of a runner."""
 
+STOP_PATIENCE_S = 10.0
+"""The same once a stop is requested: who asks may end the process after 30 seconds."""
+
 
 class Stack(ABC):
     """The workers of one algorithm, which counts steps and decides when what happens.

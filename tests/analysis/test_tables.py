@@ -192,3 +192,18 @@ def test_analysis_works_without_ray(tmp_path: Path) -> None:
     script = "import sys, rllib_hpo.analysis.tables, rllib_hpo.analysis.figures; print('ray' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout == "False\n"
+
+
+def test_the_end_of_a_run_off_the_schedule_enters_no_mean() -> None:
+    steps = [0, 1_000, 2_000, 2_500]
+    config = {"algorithm": "sac", "seed": 0, "evaluation_every": 1_000}
+    rows = [
+        make_row(env_steps=step, returns=(float(step),), trial_id="one", config=config).to_arrow()
+        for step in steps
+    ]
+    (run,) = runs_of(pa.concat_tables(rows))
+    assert (run.steps.tolist(), run.scheduled.tolist()) == (steps, [True, True, True, False])
+    ((_, by_seed),) = scores_of([run], final).values.items()
+    assert list(by_seed.values()) == [1_000.0]
+    (short,) = runs_of(pa.concat_tables([rows[0], rows[3]]))
+    assert short.scheduled.all()  # else an untrained policy would stand for the run

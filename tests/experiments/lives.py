@@ -117,6 +117,7 @@ def outcome(directory: Path) -> dict[str, Any]:
     del pickles["algorithm_state.pkl"]["progress"]["wall_time_s"]
     # Of RLlib's metrics the lifetime sums; a resumed process fills windows anew.
     metrics = pickles["algorithm_state.pkl"].pop("metrics_logger")["stats"]
+    pickles["algorithm_state.pkl"].pop("training_iteration", None)  # a stop cuts an iteration in two
     sums = {name: stats["lifetime_sum"] for name, stats in metrics.items() if "lifetime_sum" in stats}
     assert sums
     manifest = json.loads((last / "manifest.json").read_text())

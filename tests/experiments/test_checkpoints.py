@@ -415,7 +415,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path: Path) -> None:
     if probe.returncode:
         pytest.skip("this kernel or container does not allow mounting in a user namespace")
     directory = tmp_path / "run"
-    start = new_run(directory, "sac", steps=100, evaluation_every=150)
+    start = new_run(directory, "sac", steps=100, evaluation_every=100)
     resume = resumed(directory, "--steps", "200")
     arguments = [str(tmp_path), *(json.dumps(value) for value in (CLI, start, resume))]
     result = subprocess.run(
@@ -428,7 +428,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     first, *full, last = map(json.loads, result.stdout.splitlines())
-    assert first == [0, "", [0], "step-0000000100", []]
+    assert first == [0, "", [0, 100], "step-0000000100", []]
     for code, err, _, newest, hidden in full:
         assert code == 2, err
         assert err.endswith(": No space left on device.\n")
@@ -436,6 +436,6 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path: Path) -> None:
         assert (newest, hidden) == ("step-0000000100", [])
     failed = [(err.partition(str(tmp_path))[0], steps) for _, err, steps, _, _ in full]
     file, checkpoint = "Error: Cannot write ", "Error: Could not write the checkpoint "
-    assert failed == [(file, [0]), (file, [0]), (checkpoint, [0, 150])]
+    assert failed == [(file, [0, 100]), (file, [0, 100]), (checkpoint, [0, 100, 200])]
     assert ".parquet" in full[1][1]
-    assert last == [0, "", [0, 150], "step-0000000200", []]
+    assert last == [0, "", [0, 100, 200], "step-0000000200", []]

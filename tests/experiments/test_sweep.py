@@ -142,6 +142,30 @@ def test_what_is_interrupted_goes_on_as_if_nothing_had_happened(
     assert rows(directory).equals(rows(reference))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_every_trial(number: int, reference: Path, tmp_path: Path) -> None:
+    """Off the schedule, too; SIGHUP goes to the whole process group, as from a terminal that is lost."""
+    directory = tmp_path / "sweep"
+    text = SWEEP.replace("checkpoint_every: 200", "checkpoint_every: 600")
+    process = started(
+        str(written(tmp_path, text)), "--out", str(directory), "--max-concurrent", "2", cwd=tmp_path
+    )
+    wait_until(lambda: len(list(directory.rglob("*0000000100.parquet"))) == 2, process)
+    (os.killpg if number == signal.SIGHUP else os.kill)(process.pid, number)
+    out, err = process.communicate(timeout=100)
+    assert (process.returncode, err) == (143, ""), (out, err)
+    assert f"{signal.Signals(number).name}: stopping and saving" in out
+    begun = [path for path in (directory / "trials").iterdir() if (path / EVENTS_FILE).exists()]
+    lives = {path: [event["event"] for event in read_events(path / EVENTS_FILE)] for path in begun}
+    assert len(begun) >= 2
+    assert sum("checkpoint" in life for life in lives.values()) == 2
+    assert {life[-1] for life in lives.values() if "evaluated" in life} <= {"stopped", "finished"}
+    left = subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, text=True, check=False)
+    assert left.stdout == ""
+    run("--resume", str(directory), cwd=tmp_path)
+    assert keys(directory) == keys(reference)
+
+
 def test_a_sweep_can_be_extended(reference: Path, tmp_path: Path) -> None:
     """By seeds, and by steps; what there was stays as it was."""
     directory = tmp_path / "sweep"

@@ -95,7 +95,7 @@ def test_training_goes_on_meanwhile_and_waits_for_the_one_before(tmp_path: Path)
         assert result["pipeline"]["evaluations_waited_s"] > 0
         algorithm.max_env_steps = 140
         train_to(algorithm, 140)
-        assert steps_in(tmp_path) == [60, 120]
+        assert steps_in(tmp_path) == [60, 120, 140]
     assert updates == 80
     row = read_rows(tmp_path / "rows").to_pylist()[0]
     assert (row["weights_env_steps"], row["updates"]) == (60, 40)
@@ -109,7 +109,7 @@ def test_two_runners_hold_two_evaluations(tmp_path: Path) -> None:
         (tmp_path / "gate").touch()
         algorithm.max_env_steps = 100
         train_to(algorithm, 100)
-        assert steps_in(tmp_path) == [40, 80]
+        assert steps_in(tmp_path) == [40, 80, 100]
 
 
 def test_a_runner_that_is_killed_is_replaced_and_its_evaluation_repeated(tmp_path: Path) -> None:

@@ -172,11 +172,14 @@ function traces(task) {
   for (const series of [...state.series].sort((a, b) => a - b)) {
     const runs = runsOf(task, series).filter((run) => measured(run, state.y).some((value) => value !== null));
     if (!runs.length) continue;
-    const curves = runs.map((run) => ({
-      steps: run.steps,
-      x: X_AXES[state.x].values(run),
-      values: ema(measured(run, state.y), state.span),
-    }));
+    const curves = runs.map((run) => {
+      const onSchedule = (_, place) => run.scheduled?.[place] ?? true; // the end of a run may be off it
+      return {
+        steps: run.steps.filter(onSchedule),
+        x: X_AXES[state.x].values(run).filter(onSchedule),
+        values: ema(measured(run, state.y).filter(onSchedule), state.span),
+      };
+    });
     const mean = meanOverSeeds(curves);
     if (runs.length > 1) layers[0].push(band(mean, series));
     if (state.seeds) {
