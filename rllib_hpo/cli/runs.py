@@ -134,13 +134,18 @@ def _print_last_evaluation(rows: Any, every: int) -> None:
 
 
 def _print_files(files: Any) -> None:
+    from rllib_hpo.rllib.checkpointing import follow, read_manifest
+
+    last = files.directory / "checkpoints" / "last"
+    rebuilt = last.exists() and read_manifest(follow(last)).get("environments") == "rebuilt"
+    note = " (its environments are rebuilt at a resume)" if rebuilt else ""
     paths = {
         "configuration": files.config,
         "result rows": files.results,
-        "checkpoint": files.directory / "checkpoints" / "last",
+        "checkpoint": last,
         "W&B run": files.directory / "wandb",
         "learning curve": files.curve,
     }
     for what, path in paths.items():
         if path.exists():
-            console.print(f"{what + ':':<16}{path}", soft_wrap=True)
+            console.print(f"{what + ':':<16}{path}{note if path == last else ''}", soft_wrap=True)

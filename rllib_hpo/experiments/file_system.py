@@ -21,7 +21,7 @@ LACKS = {
 def nearest_folder(directory: Path) -> Path:
     """The directory itself, or the nearest folder above it that exists."""
     place = directory.absolute()
-    while not place.is_dir():
+    while not os.path.isdir(place):  # unlike Path.is_dir, False where it may not be looked at
         place = place.parent
     return place
 

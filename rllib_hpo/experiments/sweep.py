@@ -500,7 +500,7 @@ class SweepTrial(tune.Trainable):
         }
 
     def cleanup(self) -> None:
-        """Saves what can be saved exactly, where the sweep is stopped in the middle."""
+        """Saves the trial where the sweep is stopped in the middle."""
         if self._run is not None:
             with self._reported(), self._run:
                 if self._run.is_complete:
