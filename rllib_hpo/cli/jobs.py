@@ -7,11 +7,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 from rich.table import Table
 
 from rllib_hpo.cli.console import console
-from rllib_hpo.cli.options import import_all, pairs, trial_settings
+from rllib_hpo.cli.options import import_all, pairs, path_option, trial_settings
 from rllib_hpo.cli.results import show
 from rllib_hpo.cli.sweeps import sweep
 from rllib_hpo.errors import SettingsError
@@ -125,7 +126,11 @@ def _sweep_command() -> Any:
     """What parses the command line of `rllib-hpo sweep`."""
     alone = typer.Typer(add_completion=False)
     alone.command()(sweep)
-    return typer.main.get_command(alone)
+    command: Any = typer.main.get_command(alone)
+    for option in command.params:
+        if option.name in ("out", "storage", "resume"):  # places of the cluster, whose home is another one
+            option.type = click.STRING
+    return command
 
 
 def _given(command: Any, words: list[str]) -> dict[str, Any]:
@@ -173,7 +178,7 @@ def status(
 
 def fetch(
     job_id: JobId,
-    out: Annotated[Path, typer.Option(help="Directory for what is brought; may hold an earlier fetch.")],
+    out: Annotated[Path, path_option(help="Directory for what is brought; may hold an earlier fetch.")],
     address: Address = DASHBOARD,
     checkpoints: Annotated[
         bool, typer.Option("--checkpoints", help="Also the newest intact checkpoint of every trial.")
