@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.table import Table
 
@@ -88,6 +88,12 @@ def sweep_request(words: list[str], pip: bool) -> Any:
 
     command = _sweep_command()
     given = _given(command, words)
+    for name in {
+        "out",
+        "storage",
+        "resume",
+    } & given.keys():  # places of the cluster, whose home is another one
+        given[name] = _literal(words, f"--{name}")
     file, resume, imports = given.pop("file", None), given.get("resume"), given.get("imports") or ()
     storage, out = given.get("storage"), given.pop("out", None)
     if (file is None) == (resume is None):
@@ -126,11 +132,7 @@ def _sweep_command() -> Any:
     """What parses the command line of `rllib-hpo sweep`."""
     alone = typer.Typer(add_completion=False)
     alone.command()(sweep)
-    command: Any = typer.main.get_command(alone)
-    for option in command.params:
-        if option.name in ("out", "storage", "resume"):  # places of the cluster, whose home is another one
-            option.type = click.STRING
-    return command
+    return typer.main.get_command(alone)
 
 
 def _given(command: Any, words: list[str]) -> dict[str, Any]:
@@ -141,6 +143,13 @@ def _given(command: Any, words: list[str]) -> dict[str, Any]:
         for option in command.params
         if getattr(parsed.get_parameter_source(option.name), "name", "") == "COMMANDLINE"
     }
+
+
+def _literal(words: list[str], option: str) -> str:
+    """An option's value as it was written, the last if it stands there several times."""
+    values = [word for before, word in itertools.pairwise(words) if before == option]
+    joined = [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]
+    return [*values, *joined][-1]
 
 
 def _as_words(command: Any, given: dict[str, Any]) -> list[str]:
