@@ -8,19 +8,20 @@ from typing import Annotated, Any
 import typer
 
 from rllib_hpo.cli.console import console
+from rllib_hpo.cli.options import path_argument, path_option
 from rllib_hpo.errors import SettingsError, UserError
 
 
 def check_cluster(
-    files: Annotated[list[Path], typer.Argument(help="Files of `ray up`, KubeRay or Slurm.")],
+    files: Annotated[list[Path], path_argument(help="Files of `ray up`, KubeRay or Slurm.")],
     crds: Annotated[
         Path | None,
-        typer.Option(
+        path_option(
             help="Directory of KubeRay's own definitions, ray.io_rayclusters.yaml and ray.io_rayjobs.yaml."
         ),
     ] = None,
     sweep_file: Annotated[
-        Path | None, typer.Option("--sweep", help="Plan this sweep's trials onto each cluster, too.")
+        Path | None, path_option("--sweep", help="Plan this sweep's trials onto each cluster, too.")
     ] = None,
     num_env_runners: Annotated[int, typer.Option(min=0, help="Remote runners of every trial.")] = 0,
     gpus_per_learner: Annotated[
@@ -69,7 +70,7 @@ def _plan_sweep(sweep_file: Path, changes: dict[str, Any], cluster: Path) -> str
 
 def doctor(
     files: Annotated[
-        list[Path] | None, typer.Argument(help="Sweep files, or files of clusters, to look at too.")
+        list[Path] | None, path_argument(help="Sweep files, or files of clusters, to look at too.")
     ] = None,
     address: Annotated[str | None, typer.Option(help="The dashboard of a cluster to look at too.")] = None,
     shared: Annotated[

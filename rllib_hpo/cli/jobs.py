@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer
 from rich.table import Table
 
 from rllib_hpo.cli.console import console
-from rllib_hpo.cli.options import import_all, pairs, trial_settings
+from rllib_hpo.cli.options import import_all, pairs, path_option, trial_settings
 from rllib_hpo.cli.results import show
 from rllib_hpo.cli.sweeps import sweep
 from rllib_hpo.errors import SettingsError
@@ -87,6 +88,12 @@ def sweep_request(words: list[str], pip: bool) -> Any:
 
     command = _sweep_command()
     given = _given(command, words)
+    for name in {
+        "out",
+        "storage",
+        "resume",
+    } & given.keys():  # places of the cluster, whose home is another one
+        given[name] = _literal(words, f"--{name}")
     file, resume, imports = given.pop("file", None), given.get("resume"), given.get("imports") or ()
     storage, out = given.get("storage"), given.pop("out", None)
     if (file is None) == (resume is None):
@@ -138,6 +145,13 @@ def _given(command: Any, words: list[str]) -> dict[str, Any]:
     }
 
 
+def _literal(words: list[str], option: str) -> str:
+    """An option's value as it was written, the last if it stands there several times."""
+    values = [word for before, word in itertools.pairwise(words) if before == option]
+    joined = [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]
+    return [*values, *joined][-1]
+
+
 def _as_words(command: Any, given: dict[str, Any]) -> list[str]:
     """Options as words of a command line again."""
     words: list[str] = []
@@ -173,7 +187,7 @@ def status(
 
 def fetch(
     job_id: JobId,
-    out: Annotated[Path, typer.Option(help="Directory for what is brought; may hold an earlier fetch.")],
+    out: Annotated[Path, path_option(help="Directory for what is brought; may hold an earlier fetch.")],
     address: Address = DASHBOARD,
     checkpoints: Annotated[
         bool, typer.Option("--checkpoints", help="Also the newest intact checkpoint of every trial.")

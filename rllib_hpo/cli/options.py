@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import typer
 
 from rllib_hpo.errors import SettingsError
+from rllib_hpo.results.paths import absolute
+
+path_option = partial(typer.Option, parser=absolute, metavar="PATH")
+"""An option that is a path: `~` is expanded, and a relative one is made absolute before anything else happens."""
+path_argument = partial(typer.Argument, parser=absolute)
+"""An argument that is a path; as `path_option`."""
 
 Imports = Annotated[
     list[str] | None,

@@ -8,18 +8,18 @@ from typing import Annotated, Literal
 import typer
 
 from rllib_hpo.cli.console import console
-from rllib_hpo.cli.options import Imports, import_all
+from rllib_hpo.cli.options import Imports, import_all, path_argument, path_option
 from rllib_hpo.errors import SettingsError
 
 
 def evaluate(
     checkpoint: Annotated[
-        Path, typer.Argument(help="A checkpoint, or a run directory (its newest checkpoint).")
+        Path, path_argument(help="A checkpoint, or a run directory (its newest checkpoint).")
     ],
     episodes: Annotated[int, typer.Option(min=1, help="Noise-free episodes to play.")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the episodes.")] = 0,
     video: Annotated[
-        Path | None, typer.Option(help="Film one more episode into this file (.mp4 or .gif).")
+        Path | None, path_option(help="Film one more episode into this file (.mp4 or .gif).")
     ] = None,
     imports: Imports = None,
 ) -> None:
@@ -45,10 +45,10 @@ def evaluate(
 
 def export(
     checkpoint: Annotated[
-        Path, typer.Argument(help="A checkpoint, or a run directory (its newest checkpoint).")
+        Path, path_argument(help="A checkpoint, or a run directory (its newest checkpoint).")
     ],
     format_: Annotated[str, typer.Option("--format", help="torch-export, onnx or safetensors.")],
-    out: Annotated[Path, typer.Option(help="The file to write.")],
+    out: Annotated[Path, path_option(help="The file to write.")],
     imports: Imports = None,
 ) -> None:
     """Write the noise-free policy to a file: observation in, action within the environment's bounds out.
@@ -66,9 +66,9 @@ def export(
 
 def convert(
     checkpoint: Annotated[
-        Path, typer.Argument(help="A checkpoint, or a run directory (its newest checkpoint).")
+        Path, path_argument(help="A checkpoint, or a run directory (its newest checkpoint).")
     ],
-    out: Annotated[Path, typer.Option(help="Directory of the new checkpoint.")],
+    out: Annotated[Path, path_option(help="Directory of the new checkpoint.")],
     imports: Imports = None,
 ) -> None:
     """Turn a checkpoint of RLlib's new API stack into one of its old stack, or back; actions stay the same.
@@ -88,10 +88,10 @@ def convert(
 def policy_shape(
     checkpoint: Annotated[
         Path,
-        typer.Argument(help="A checkpoint, a run directory, or an exported policy (.safetensors)."),
+        path_argument(help="A checkpoint, a run directory, or an exported policy (.safetensors)."),
     ],
     dims: Annotated[str, typer.Option(help="The two action dimensions to show, from 0.")] = "0,1",
-    out: Annotated[Path, typer.Option(help="The figure: .png, .pdf or .svg.")] = Path("policy-shape.png"),
+    out: Annotated[Path, path_option(help="The figure: .png, .pdf or .svg.")] = Path("policy-shape.png"),
     mode: Annotated[Literal["explore", "train"], typer.Option(help="Whose momentum.")] = "explore",
     actions: Annotated[int, typer.Option(min=1, help="How many to draw.")] = 1_000,
     after_steps: Annotated[

@@ -10,17 +10,22 @@ import typer
 from rich.table import Column, Table
 
 from rllib_hpo.cli.console import console
+from rllib_hpo.cli.options import path_argument, path_option
 from rllib_hpo.errors import UserError
+from rllib_hpo.results.paths import absolute_or_uri
 
 Directories = Annotated[
     list[str],
-    typer.Argument(help="Directories of runs or sweeps, or any that hold rows; or URIs of storage."),
+    typer.Argument(
+        parser=absolute_or_uri,
+        help="Directories of runs or sweeps, or any that hold rows; or URIs of storage.",
+    ),
 ]
 
 
 def report(
     directories: Directories,
-    out: Annotated[Path, typer.Option(help="Directory of the report.")] = Path("report"),
+    out: Annotated[Path, path_option(help="Directory of the report.")] = Path("report"),
     title: Annotated[str, typer.Option(help="Of the page. Default: the names of the sweeps.")] = "",
 ) -> None:
     """Make one page (index.html, works from disk), figures, and tables for papers out of evaluation rows."""
@@ -57,7 +62,7 @@ def show(
 
 
 def compact(
-    directory: Annotated[Path, typer.Argument(help="A directory that holds rows, also of a running sweep.")],
+    directory: Annotated[Path, path_argument(help="A directory that holds rows, also of a running sweep.")],
 ) -> None:
     """Merge thousands of row files into one for each algorithm and task; no row is lost."""
     from rllib_hpo.results import compact as merge
@@ -68,9 +73,9 @@ def compact(
 
 def add(
     directory: Annotated[
-        Path, typer.Argument(help="Where the rows go: the results of a sweep, for instance.")
+        Path, path_argument(help="Where the rows go: the results of a sweep, for instance.")
     ],
-    sources: Annotated[list[Path], typer.Argument(help="Where they come from: sweeps of other machines.")],
+    sources: Annotated[list[Path], path_argument(help="Where they come from: sweeps of other machines.")],
 ) -> None:
     """Join sweeps of several machines: copy the rows that are not there yet."""
     from rllib_hpo.results import add as copy

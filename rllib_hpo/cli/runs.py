@@ -12,7 +12,7 @@ import yaml
 from rich.table import Table
 
 from rllib_hpo.cli.console import console
-from rllib_hpo.cli.options import Imports, Wandb, WandbArtifacts, WandbVideo, import_all
+from rllib_hpo.cli.options import Imports, Wandb, WandbArtifacts, WandbVideo, import_all, path_option
 from rllib_hpo.errors import SettingsError
 
 
@@ -28,10 +28,10 @@ def train(
         int | None,
         typer.Option(help="Environment steps in all, those before a resume included. Default: the task's."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Directory of the new run.")] = None,
+    out: Annotated[Path | None, path_option(help="Directory of the new run.")] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="YAML file of settings, or a row of results (.parquet), which is then repeated."),
+        path_option(help="YAML file of settings, or a row of results (.parquet), which is then repeated."),
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -42,7 +42,7 @@ def train(
         ),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Directory of a run to go on with, from its newest intact checkpoint.")
+        Path | None, path_option(help="Directory of a run to go on with, from its newest intact checkpoint.")
     ] = None,
     keep_checkpoints: Annotated[
         int, typer.Option(min=1, help="Newest checkpoints to keep; the best is kept besides.")

@@ -17,22 +17,31 @@ from rllib_hpo.cli.options import (
     WandbVideo,
     import_all,
     pairs,
+    path_argument,
+    path_option,
     trial_settings,
 )
 from rllib_hpo.errors import SettingsError, UserError
+from rllib_hpo.results.paths import absolute_or_uri
 
 
 def sweep(
     file: Annotated[
-        Path | None, typer.Argument(help="A sweep file (YAML); those of the papers are in tune_configs.")
+        Path | None, path_argument(help="A sweep file (YAML); those of the papers are in tune_configs.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Directory of the new sweep. Default: runs/NAME.")] = None,
+    out: Annotated[Path | None, path_option(help="Directory of the new sweep. Default: runs/NAME.")] = None,
     resume: Annotated[
-        str | None, typer.Option(help="Directory, or URI on storage, of a sweep to go on with, or to extend.")
+        str | None,
+        typer.Option(
+            parser=absolute_or_uri,
+            metavar="PATH",
+            help="Directory, or URI on storage, of a sweep to go on with, or to extend.",
+        ),
     ] = None,
     storage: Annotated[
         str | None,
         typer.Option(
+            parser=absolute_or_uri,
             metavar="URI",
             help="Mirror rows, checkpoints and replay to URI/NAME (s3://, gs://, file:// or a path), so that nodes "
             "need share no disk. Credentials come from the environment.",
@@ -211,13 +220,13 @@ def _print_outcome(files: Any, outcome: Any, storage: Any) -> None:
 
 
 def dashboard(
-    directory: Annotated[Path, typer.Argument(metavar="SWEEP_DIR", help="Directory of a sweep.")],
+    directory: Annotated[Path, path_argument(metavar="SWEEP_DIR", help="Directory of a sweep.")],
     entity: Annotated[
         str | None, typer.Option(help="W&B user or team. Default: the account's, with --save.")
     ] = None,
     project: Annotated[str, typer.Option(help="W&B project.")] = "rllib-hpo",
     out: Annotated[
-        Path | None, typer.Option(help="File of the workspace. Default: SWEEP_DIR/dashboard.json.")
+        Path | None, path_option(help="File of the workspace. Default: SWEEP_DIR/dashboard.json.")
     ] = None,
     save: Annotated[
         bool, typer.Option("--save", help="Save the workspace online too, and print its address.")

@@ -18,6 +18,7 @@ import rllib_hpo
 from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.driver import DRIVERS, OLDER_CUDA, kernel_driver, needed_driver
 from rllib_hpo.experiments.file_system import LACKS, lacking, nearest_folder
+from rllib_hpo.results.paths import absolute, is_writable
 from rllib_hpo.rllib.cluster_address import refuse_dead_address
 
 _ROOT = Path(rllib_hpo.__file__).parents[1]
@@ -69,14 +70,41 @@ def local_checks(out: Path = Path("runs")) -> Iterator[Check]:
     if sys.version_info < (3, 12):
         yield process_check("PyBullet", PYBULLET, "pip install pybullet pybullet-envs-gymnasium==0.6.0")
     yield egl_check()
-    yield wandb_check(os.environ, Path.home() / ".netrc")
-    yield token_check(Path.home() / ".ray" / "auth_token")
+    home = absolute("~") if home_is_known() else Path("/nonexistent")
+    yield from folder_checks(home)
+    yield wandb_check(os.environ, home / ".netrc")
+    yield token_check(home / ".ray" / "auth_token")
     yield address_check()
     yield disk_check(out)
     yield file_system_check(out)
     yield open_files_check(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     yield shared_memory_check(Path("/dev/shm"))
-    yield ray_results_check(Path.home() / "ray_results")
+    yield ray_results_check(home / "ray_results")
+
+
+def home_is_known() -> bool:
+    """Whether this user has a home folder, as users that are only a number may not."""
+    try:
+        absolute("~")
+    except UserError:
+        return False
+    return True
+
+
+def folder_checks(home: Path) -> Iterator[Check]:
+    """Whether the folders can be written that a run, a sweep or Tune writes besides the run's own."""
+    temporary = Path(os.environ.get("TMPDIR") or "/tmp")
+    if is_writable(temporary):
+        yield Check("temporary", "ok", f"{temporary} can be written")
+    else:
+        yield Check(
+            "temporary", "problem", f"{temporary} cannot be written", "set TMPDIR to a folder that can"
+        )
+    if is_writable(home):
+        yield Check("home", "ok", f"{home} can be written")
+    else:
+        remedy = "runs do without; a token for Ray, `wandb login` and Tune's own default folder need HOME elsewhere"
+        yield Check("home", "note", f"{home} cannot be written", remedy)
 
 
 def python_check(version: tuple[int, int, int]) -> Check:

@@ -6,7 +6,6 @@ import argparse
 import json
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -18,6 +17,7 @@ from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.run_config import nothing_learned, numeric
 from rllib_hpo.experiments.train import quiet_ray
 from rllib_hpo.results.configurations import SEARCH_VARIANT
+from rllib_hpo.results.paths import absolute
 from rllib_hpo.rllib.config import SACHPOConfig
 
 METRIC = "evaluation/env_runners/episode_return_mean"
@@ -42,7 +42,7 @@ def options(
     parser.add_argument("--task", default="hopper", help="a task, or any gymnasium id")
     parser.add_argument("--steps", type=int, default=steps, help="environment steps of a trial, at most")
     parser.add_argument("--num-samples", type=int, default=num_samples, help="trials")
-    parser.add_argument("--out", type=Path, required=True, help="directory of the new search")
+    parser.add_argument("--out", type=absolute, required=True, help="directory of the new search")
     parser.add_argument(
         "--set",
         dest="settings",
@@ -84,7 +84,7 @@ def configure(given: argparse.Namespace) -> SACHPOConfig:
     """
     config = SACHPOConfig.for_task(given.task).training(**given.settings).debugging(log_level="ERROR")
     config.settings()
-    results_dir = str(given.out.absolute() / "results")
+    results_dir = str(given.out / "results")
     return config.results(results_dir=results_dir, sweep=given.out.name, variant=SEARCH_VARIANT)
 
 
@@ -92,7 +92,7 @@ def run_config(given: argparse.Namespace) -> tune.RunConfig:
     """Where Tune stores the search, and when a trial ends."""
     return tune.RunConfig(
         name="tune",
-        storage_path=str(given.out.absolute()),
+        storage_path=str(given.out),
         stop={TIME: given.steps},
         callbacks=[Evaluations()],
         verbose=0,  # Tune would print all of RLlib's configuration with every table

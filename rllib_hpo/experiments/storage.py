@@ -23,6 +23,7 @@ from pyarrow import fs
 
 from rllib_hpo.errors import StorageError
 from rllib_hpo.results import write_atomically
+from rllib_hpo.results.paths import absolute
 
 ABSENT = (OSError, pa.ArrowException)
 """What pyarrow raises where storage does not answer, or refuses."""
@@ -81,7 +82,7 @@ class Storage:
         """
         refuse_secrets(uri)
         if not is_uri(uri):
-            path = str(Path(uri).absolute())
+            path = str(absolute(uri))
             return cls(path, fs.LocalFileSystem(), path)
         try:
             filesystem, path = fs.FileSystem.from_uri(_hurried(uri))

@@ -53,6 +53,7 @@ from rllib_hpo.experiments.train import (
 from rllib_hpo.experiments.trial_resources import check_placeable, resources
 from rllib_hpo.experiments.wandb_logger import WandbOptions
 from rllib_hpo.results import write_atomically
+from rllib_hpo.results.paths import absolute
 from rllib_hpo.rllib.checkpointing import finished_steps, read_manifest
 from rllib_hpo.rllib.environment import try_out
 from rllib_hpo.rllib.machines import machines_here, trials_at_a_time
@@ -68,6 +69,9 @@ class SweepFiles:
     """What a sweep leaves behind in its directory."""
 
     directory: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "directory", absolute(self.directory))
 
     @property
     def sweep_file(self) -> Path:

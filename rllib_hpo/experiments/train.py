@@ -28,6 +28,7 @@ from rllib_hpo.experiments.signals import stop_request
 from rllib_hpo.experiments.tensorboard import TensorBoard
 from rllib_hpo.experiments.wandb_logger import WandbOptions, WandbRun, describe_run, group_of, return_metric
 from rllib_hpo.results import merge_trial, trial_id
+from rllib_hpo.results.paths import absolute
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.checkpointing import MANIFEST, read_manifest
 from rllib_hpo.rllib.config import ActorCriticConfig, make_config
@@ -47,6 +48,9 @@ class RunFiles:
     """Where rows go that are not the run's alone, as those of a sweep."""
     is_new: bool = False
     """Whether the directory was made just now, for a run that is to begin."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "directory", absolute(self.directory))
 
     @property
     def config(self) -> Path:
@@ -430,7 +434,7 @@ def quiet_ray() -> None:
 @contextmanager
 def _built(config: ActorCriticConfig) -> Iterator[ActorCriticAlgorithm]:
     algorithm: ActorCriticAlgorithm = config.build_algo()
-    with suppress(OSError):  # RLlib makes a folder in ~/ray_results and leaves it empty
+    with suppress(OSError):  # RLlib makes a folder and leaves it empty
         os.rmdir(algorithm.logdir)
     try:
         yield algorithm

@@ -231,6 +231,7 @@ def _quiet_variables(folder: Path) -> dict[str, str]:
     return {
         "WANDB_ERROR_REPORTING": "false",  # else telemetry looks up W&B's server even offline
         "WANDB_CACHE_DIR": str(folder.resolve() / "cache"),  # else the service logs to the home folder
+        "WANDB_CONFIG_DIR": str(folder.resolve() / "config"),  # else it wants to write its settings there
     }
 
 

@@ -80,6 +80,21 @@ class ActorCriticAlgorithm(Algorithm):
         """Environments as the new stack's runners make them: quietly, and with errors a user understands."""
         return label(env_specifier), WorkerEnvCreator(config)
 
+    def _setup_logdir(self) -> None:
+        """RLlib's log folder: below a run's directory, and never in a home that cannot be written."""
+        replay_dir = getattr(self.config, "replay_dir", None)
+        if self._storage is None and replay_dir is not None:
+            run = Path(replay_dir).parent
+            run.mkdir(parents=True, exist_ok=True)
+            self._logdir = tempfile.mkdtemp(prefix=".rllib-", dir=run)
+            return
+        try:
+            super()._setup_logdir()
+        except OSError:
+            if self._storage is not None:
+                raise
+            self._logdir = tempfile.mkdtemp(prefix="rllib-")
+
     @override(Algorithm)
     def setup(self, config: ActorCriticConfig) -> None:
         self._refuse_what_this_machine_cannot(config)

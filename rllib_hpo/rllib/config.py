@@ -17,6 +17,7 @@ from ray.tune.result import TRIAL_INFO
 
 from rllib_hpo.errors import SettingsError, WorkerDiedError, nearest
 from rllib_hpo.learning.parallel import LOST
+from rllib_hpo.results.paths import absolute
 from rllib_hpo.rllib.amounts import refuse_impossible_amounts
 from rllib_hpo.rllib.environment import stateful_wrappers
 from rllib_hpo.settings import ActorCriticSettings, check_learners, find_settings, parse_settings
@@ -53,6 +54,8 @@ OLD_STACK_OPTIONS = frozenset(["num_gpus"])
 
 RUN_OPTIONS = frozenset("results_dir replay_dir sweep variant task trial_id tune_trial".split())
 """Our own options that describe the run rather than the algorithm."""
+
+_PATHS = frozenset(["results_dir", "replay_dir"])
 
 FRAGMENTS_OF_LEAD = 4
 """Fragments of every runner by which sampling may lead learning unless `max_lead_steps` says otherwise."""
@@ -220,9 +223,11 @@ class ActorCriticConfig(AlgorithmConfig):
         return {**super().get_state(), **kept}
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Takes NumPy's numbers as Python's, which JSON and the settings' types know."""
+        """Takes NumPy's numbers as Python's, which JSON and the settings' types know, and makes paths absolute."""
         if isinstance(value, np.generic):
             value = value.item()
+        elif name in _PATHS and value is not None:
+            value = str(absolute(value))
         super().__setattr__(name, value)
 
     @override(AlgorithmConfig)
