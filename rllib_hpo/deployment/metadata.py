@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rllib_hpo.errors import CheckpointError
-from rllib_hpo.settings import ActorCriticSettings, find_settings, parse_settings
+from rllib_hpo.settings import ActorCriticSettings, complete_settings, find_settings, parse_settings
 
 FORMAT = 1
 """Raised when older files can no longer be read."""
@@ -89,7 +89,7 @@ class PolicyMetadata(BaseModel):
             env_steps=manifest["env_steps"],
             observation_space=BoxMetadata.of(observation_space),
             action_space=BoxMetadata.of(action_space),
-            settings={name: config[name] for name in settings.model_fields},
+            settings=complete_settings(settings, config),
             versions=manifest["versions"],
         )
 

@@ -125,7 +125,8 @@ def resolve_saved(file: Path, changes: Mapping[str, Any]) -> RunConfig:
     config = resolve(changes, file)
     found = dict(re.findall(r"^(\w+):.*  # (default|task|file|flag)$", file.read_text(), flags=re.MULTILINE))
     origins = {
-        name: config.origins[name] if name in changes else found.get(name, "file") for name in config.origins
+        name: config.origins[name] if name in changes else found.get(name, config.origins[name])
+        for name in config.origins
     }
     return RunConfig(config.run, config.settings, origins)
 

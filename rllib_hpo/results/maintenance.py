@@ -18,6 +18,7 @@ from rllib_hpo.results.atomic import write_atomically
 from rllib_hpo.results.reader import COMPACTED, is_single_row, read_files, row_files
 from rllib_hpo.results.schema import EvaluationRow, rows_from_arrow
 from rllib_hpo.results.writer import FILE_SCHEMA, row_path, trial_path, write_row
+from rllib_hpo.settings import complete_config
 
 
 def compact(root: Path) -> tuple[int, int]:
@@ -180,18 +181,19 @@ def _mixed(runs: Mapping[tuple[Any, ...], list[EvaluationRow]]) -> Iterator[Prob
         if len(commits) > 1:
             yield Problem("mixed", f"{sweep}: rows of the commits {', '.join(commits)}")
     for cell, rows in runs.items():
-        if len({row.config_hash for row in rows}) > 1:
+        if _differing({row.config_hash: row.config_json for row in rows}.values()):
             yield Problem("mixed", f"{_named(cell)}: rows of several configurations")
     for cell, rows in _grouped(runs, 4).items():
         differing = _differing({row.config_hash: row.config_json for row in rows}.values())
+        differing = [name for name in differing if name != "seed"]
         if differing:  # as of a search, whose trials are not seeds of one another
             yield Problem("mixed", f"{_named(cell)}: seeds that differ in {', '.join(differing)}")
 
 
 def _differing(configs: Iterable[str]) -> list[str]:
-    """Settings other than the seed in which configurations (JSON) differ."""
-    parsed = [json.loads(config) for config in configs]
-    names = sorted({name for config in parsed for name in config} - {"seed"})
+    """Settings in which configurations (JSON) of any versions differ."""
+    parsed = [complete_config(json.loads(config)) for config in configs]
+    names = sorted({name for config in parsed for name in config})
     return [name for name in names if any(config.get(name) != parsed[0].get(name) for config in parsed)]
 
 

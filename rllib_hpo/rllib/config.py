@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import secrets
 from numbers import Integral
 from typing import Any, Literal, Self
@@ -17,7 +19,13 @@ from ray.tune.result import TRIAL_INFO
 from rllib_hpo.errors import SettingsError, WorkerDiedError, nearest
 from rllib_hpo.learning.parallel import LOST
 from rllib_hpo.rllib.environment import stateful_wrappers
-from rllib_hpo.settings import ActorCriticSettings, check_learners, find_settings, parse_settings
+from rllib_hpo.settings import (
+    ActorCriticSettings,
+    check_learners,
+    complete_settings,
+    find_settings,
+    parse_settings,
+)
 from rllib_hpo.streams import derived_seed
 from rllib_hpo.tasks import find_task
 
@@ -196,6 +204,12 @@ class ActorCriticConfig(AlgorithmConfig):
             self.tune_trial = config_dict[TRIAL_INFO].trial_id
             self.trial_id = self.trial_id or self.tune_trial
         return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickles a config of any version: options and settings that came later have their defaults."""
+        later = {name: value for name, value in _default_options().items() if name not in state}
+        settings: type[ActorCriticSettings] = state["_settings_class"]
+        self.__dict__.update({**copy.deepcopy(later), **state, **complete_settings(settings, state)})
 
     @override(AlgorithmConfig)
     def get_state(self) -> dict[str, Any]:
@@ -441,6 +455,13 @@ class ActorCriticConfig(AlgorithmConfig):
                         f"The callback {callbacks.__name__}.{method} would never be called: transitions are "
                         "collected in columns, not as RLlib episodes. Use on_train_result or on_evaluate_end."
                     )
+
+
+@functools.cache
+def _default_options() -> dict[str, Any]:
+    """All options, RLlib's among them, but no hyperparameters."""
+    config = ActorCriticConfig()
+    return {name: v for name, v in vars(config).items() if name not in config.settings_class.model_fields}
 
 
 def _same(value: Any, default: Any) -> bool:

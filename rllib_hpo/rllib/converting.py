@@ -11,6 +11,7 @@ from rllib_hpo.errors import UserError
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.checkpointing import api_stack, verify
 from rllib_hpo.rllib.config import make_config
+from rllib_hpo.settings import complete_settings
 
 
 def convert(checkpoint: Path, out: Path) -> str:
@@ -43,8 +44,7 @@ def convert(checkpoint: Path, out: Path) -> str:
 def _built(run: Mapping[str, Any], stack: str) -> Iterator[ActorCriticAlgorithm]:
     """The algorithm that `ActorCriticAlgorithm.run_config` describes, on `stack`, in this process."""
     config = make_config(run["algorithm"]).api_stack(stack == "new", stack == "new")
-    # A checkpoint of an older version lacks settings that have come since: their defaults are what it did.
-    hyperparameters = {name: run[name] for name in config.settings_class.model_fields if name in run}
+    hyperparameters = complete_settings(config.settings_class, run)
     config.environment(run["env"], env_config=run["env_config"]).training(**hyperparameters)
     config.debugging(seed=run["seed"], log_level="ERROR").results(task=run["task"])
     algorithm: ActorCriticAlgorithm = config.build_algo()
