@@ -13,7 +13,9 @@ from rllib_hpo.errors import SettingsError
 Imports = Annotated[
     list[str] | None,
     typer.Option(
-        "--import", metavar="MODULE", help="Import a module that registers tasks, algorithms or samplers."
+        "--import",
+        metavar="MODULE",
+        help="Import a module that registers environments, tasks, algorithms or samplers; stored with the run.",
     ),
 ]
 Wandb = Annotated[

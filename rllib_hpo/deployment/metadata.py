@@ -9,7 +9,7 @@ from typing import Any, Self
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rllib_hpo.errors import CheckpointError
 from rllib_hpo.settings import ActorCriticSettings, complete_settings, find_settings, parse_settings
@@ -60,6 +60,9 @@ class PolicyMetadata(BaseModel):
     env: str
     """The gymnasium id."""
     env_config: dict[str, Any]
+    """Arguments of `rllib_hpo.tasks.make_env`: `wrappers`, and those of `gymnasium.make`."""
+    imports: list[str] = Field(default_factory=list)
+    """Modules that register the environment or the algorithm."""
     env_steps: int
     """Environment steps that the policy was trained for."""
     observation_space: BoxMetadata
@@ -86,6 +89,7 @@ class PolicyMetadata(BaseModel):
             task=manifest["task"],
             env=manifest["env"],
             env_config=config["env_config"],
+            imports=manifest.get("imports", []),
             env_steps=manifest["env_steps"],
             observation_space=BoxMetadata.of(observation_space),
             action_space=BoxMetadata.of(action_space),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import secrets
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, Literal, Self
 
@@ -57,7 +58,7 @@ NEW_STACK_OPTIONS = frozenset(
 OLD_STACK_OPTIONS = frozenset(["num_gpus"])
 """Options that do something on RLlib's old API stack only."""
 
-RUN_OPTIONS = frozenset("results_dir replay_dir sweep variant task trial_id tune_trial".split())
+RUN_OPTIONS = frozenset("results_dir replay_dir sweep variant task trial_id tune_trial imports".split())
 """Our own options that describe the run rather than the algorithm."""
 
 FRAGMENTS_OF_LEAD = 4
@@ -109,6 +110,7 @@ class ActorCriticConfig(AlgorithmConfig):
         self.sweep, self.variant = "", ""
         self.task: str | None = None
         self.trial_id: str | None = None
+        self.imports: list[str] = []
         self.tune_trial: str | None = None
         """Tune's id of the trial that this is the config of; Tune sets it."""
         # Weights travel with every request for samples, and there are no connectors to synchronise.
@@ -217,6 +219,22 @@ class ActorCriticConfig(AlgorithmConfig):
         ours = {*self.settings_class.model_fields, "max_lead_steps", "evaluation_num_env_runners"}
         kept = {name: value for name, value in vars(self).items() if name in ours}
         return {**super().get_state(), **kept}
+
+    @override(AlgorithmConfig)
+    def environment(
+        self, env: Any = NotProvided, *, imports: Sequence[str] = NotProvided, **options: Any
+    ) -> Self:
+        """Sets the environment, `imports` and RLlib's options.
+
+        Args:
+            env: A gymnasium id, a class, or a name registered with Tune.
+            imports: Modules that register the id. Runners, trials of Tune and whoever loads a checkpoint import them.
+            options: RLlib's own.
+        """
+        if imports is not NotProvided:
+            self.imports = list(imports)
+        super().environment(env, **options)
+        return self
 
     @override(AlgorithmConfig)
     def evaluation(self, **options: Any) -> Self:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rllib_hpo.errors import UserError
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
-from rllib_hpo.rllib.checkpointing import api_stack, verify
+from rllib_hpo.rllib.checkpointing import api_stack, import_needed, verify
 from rllib_hpo.rllib.config import make_config
 from rllib_hpo.settings import complete_settings
 
@@ -31,9 +31,11 @@ def convert(checkpoint: Path, out: Path) -> str:
     if out.exists():
         raise UserError(f"{out} already exists; choose another --out.")
     manifest = verify(checkpoint)
+    import_needed(manifest, checkpoint)
     run, stack = manifest["config"], api_stack(manifest)
     other = "new" if stack == "old" else "old"
-    with _built(run, stack) as source, _built(run, other) as target:
+    imports = manifest.get("imports", ())
+    with _built(run, stack, imports) as source, _built(run, other, imports) as target:
         source.restore_from_path(checkpoint.absolute())
         target.take_over(source)
         target.save_to_path(out.absolute())
@@ -41,11 +43,11 @@ def convert(checkpoint: Path, out: Path) -> str:
 
 
 @contextmanager
-def _built(run: Mapping[str, Any], stack: str) -> Iterator[ActorCriticAlgorithm]:
+def _built(run: Mapping[str, Any], stack: str, imports: Sequence[str]) -> Iterator[ActorCriticAlgorithm]:
     """The algorithm that `ActorCriticAlgorithm.run_config` describes, on `stack`, in this process."""
     config = make_config(run["algorithm"]).api_stack(stack == "new", stack == "new")
     hyperparameters = complete_settings(config.settings_class, run)
-    config.environment(run["env"], env_config=run["env_config"]).training(**hyperparameters)
+    config.environment(run["env"], env_config=run["env_config"], imports=imports).training(**hyperparameters)
     config.debugging(seed=run["seed"], log_level="ERROR").results(task=run["task"])
     algorithm: ActorCriticAlgorithm = config.build_algo()
     try:

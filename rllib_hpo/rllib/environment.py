@@ -10,7 +10,7 @@ from ray.rllib.env.env_context import EnvContext
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
 from rllib_hpo.learning.actor_critic import Actor
-from rllib_hpo.tasks import check_spaces, make_env
+from rllib_hpo.tasks import check_spaces, import_modules, make_env
 from rllib_hpo.tasks.wrappers import parse_wrappers
 
 
@@ -22,6 +22,7 @@ def environment_maker(
     As in RLlib, a class or a registered creator is called with the `EnvContext` of `env_config`, and a
     gymnasium id gets `env_config` as keyword arguments of `rllib_hpo.tasks.make_env`.
     """
+    import_modules(config.imports, f"The environment {config.env}")
     context = EnvContext(config.env_config, worker_index=worker_index, num_workers=config.num_env_runners)
     if callable(config.env):
         return lambda: config.env(context)
