@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from rllib_hpo.errors import UserError
+from rllib_hpo.rllib.auth_token import keep_token_private
 
 _ATTEMPTS = 2
 """On a busy machine Ray's parts may need longer than the 30 s that Ray gives them; then they are in memory."""
@@ -30,6 +31,7 @@ def ray_session(*, log_to_driver: bool = True, **options: Any) -> Iterator[None]
     if ray.is_initialized():
         yield
         return
+    keep_token_private()
     if address := os.environ.get("RAY_ADDRESS"):  # Ray itself tries that for minutes
         _start(
             1, f"Cannot reach the Ray cluster {address} that RAY_ADDRESS names", log_to_driver=log_to_driver

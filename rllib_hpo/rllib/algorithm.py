@@ -30,6 +30,7 @@ from rllib_hpo.results.provenance import provenance
 from rllib_hpo.results.schema import EvaluationRow, canonical_json, config_hash, episode_statistics
 from rllib_hpo.results.writer import write_row
 from rllib_hpo.rllib import checkpointing
+from rllib_hpo.rllib.auth_token import keep_token_private
 from rllib_hpo.rllib.config import ActorCriticConfig, SACGaussianConfig, SACHPOConfig, SACNFConfig
 from rllib_hpo.rllib.env_runner import Episode
 from rllib_hpo.rllib.environment import environment_maker, try_out
@@ -89,6 +90,8 @@ class ActorCriticAlgorithm(Algorithm):
         """Is told of the file of every row."""
         if config.num_env_runners + config.evaluation_num_env_runners > 0:
             try_out(config)
+        if not self._is_local(config):
+            keep_token_private()
         with without_object_store(self._is_local(config)):
             super().setup(config)
         self.stack: Stack = PolicyStack(self) if config.is_old_stack else ModuleStack(self)
