@@ -131,7 +131,7 @@ def test_a_configuration_file_may_name_them(folder: Path, monkeypatch: pytest.Mo
 
 def test_an_unknown_id_names_the_remedy() -> None:
     for function in (find_task, make_env):
-        with pytest.raises(UnknownNameError, match="--import PACKAGE.*PACKAGE:ID"):
+        with pytest.raises(UnknownNameError, match=r"--import PACKAGE.*PACKAGE:ID"):
             function("NoSuch-v0")
 
 
