@@ -1,8 +1,11 @@
 """Serves a policy that `rllib-hpo export --format onnx` wrote: numpy, onnxruntime and the environment are enough.
 
+A policy that was trained in wrappers, or in an environment that rllib_hpo registers, needs that package too.
+
 python notebooks/serve_policy.py hopper.onnx [SEED]
 """
 
+import importlib
 import json
 import sys
 
@@ -15,7 +18,17 @@ options.intra_op_num_threads = 1
 session = onnxruntime.InferenceSession(sys.argv[1], options)
 about = json.loads(session.get_modelmeta().custom_metadata_map["rllib_hpo"])
 
-env = gym.make(about["env"], **about["env_config"])
+sys.path.insert(0, "")  # modules that register the environment may lie in the working directory
+make = gym.make
+try:
+    for module in about.get("imports", []):
+        importlib.import_module(module)
+    if "wrappers" in about["env_config"] or (":" not in about["env"] and about["env"] not in gym.registry):
+        make = importlib.import_module("rllib_hpo.tasks").make_env
+except ImportError as error:
+    sys.exit(f"error: {about['env']} of this policy needs a module that is not here: {error}")
+env = make(about["env"], **about["env_config"], **({} if make is gym.make else {"training": False}))
+
 obs, _ = env.reset(seed=int(sys.argv[2]) if len(sys.argv) > 2 else 0)
 episode_return, over = 0.0, False
 while not over:

@@ -133,6 +133,11 @@ class ActorCriticSettings(BaseModel):
         ),
     ] = False
 
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        """Unpickles settings of any version: those that came later have their defaults."""
+        complete = complete_settings(type(self), state["__dict__"])
+        super().__setstate__({**state, "__dict__": complete})
+
     def may_change(self, name: str, saved: Any) -> bool:
         """Whether the setting `name` may be `saved` in a checkpoint that is loaded into this configuration."""
         # A temperature that is learned has an optimizer, a fixed one has none.
@@ -275,6 +280,31 @@ def parse_settings(model: type[SettingsT], values: Mapping[str, Any], source: st
     except pydantic.ValidationError as error:
         prefix = f"{source}: " if source else ""
         raise SettingsError(prefix + "; ".join(_describe(model, values, error)) + ".") from None
+
+
+def complete_settings(model: type[ActorCriticSettings], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Fills hyperparameters that an earlier version stored with the defaults of those that came later.
+
+    The default of a new setting is what earlier versions did. Every stored configuration goes through here:
+    pickled settings and configs, manifests of checkpoints, exported policies, and rows that are compared.
+
+    Args:
+        model: The settings class of an algorithm.
+        saved: Hyperparameters by name, other values among them.
+
+    Returns:
+        Every hyperparameter of `model`, and nothing else.
+    """
+    return {
+        name: saved[name] if name in saved else field.get_default(call_default_factory=True)
+        for name, field in model.model_fields.items()
+    }
+
+
+def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A row's whole configuration, completed as `complete_settings` does, if its algorithm is known here."""
+    model = SETTINGS.get(str(config.get("algorithm")))
+    return {**config, **(complete_settings(model, config) if model is not None else {})}
 
 
 def _describe(

@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rllib_hpo.results.configurations import CellKey, cells_in
+from rllib_hpo.settings import complete_config
 from rllib_hpo.tasks import all_tasks
 
 Floats = NDArray[np.float64]
@@ -95,7 +96,7 @@ def runs_of(table: pa.Table) -> list[Run]:
             places[(*key, cell.lines[columns["config_hash"][place]])].append(place)
     numbers = {name: table[name].to_numpy().astype(np.float64) for name in _NUMBERS}
     diagnostics = [dict(pairs) for pairs in table["diagnostics"].to_pylist()]
-    configs = {hash_: json.loads(text) for hash_, text in _distinct(table)}
+    configs = {hash_: complete_config(json.loads(text)) for hash_, text in _distinct(table)}
     runs = []
     for (sweep, algorithm, variant, task, env_id, seed, line), own in places.items():
         last = own[-1]

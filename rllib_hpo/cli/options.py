@@ -20,7 +20,9 @@ path_argument = partial(typer.Argument, parser=absolute)
 Imports = Annotated[
     list[str] | None,
     typer.Option(
-        "--import", metavar="MODULE", help="Import a module that registers tasks, algorithms or samplers."
+        "--import",
+        metavar="MODULE",
+        help="Import a module that registers environments, tasks, algorithms or samplers; stored with the run.",
     ),
 ]
 Wandb = Annotated[

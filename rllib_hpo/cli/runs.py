@@ -70,11 +70,11 @@ def train(
             raise SettingsError(
                 "--resume goes with neither --out nor --config: a run keeps its directory and settings."
             )
-        resolved, files = open_run(resume, steps, flags)
+        resolved, files = open_run(resume, steps, flags, imports or ())
     elif out is None:
         raise SettingsError("Give --out, the directory of the new run, or --resume with that of an old one.")
     else:
-        resolved = resolve({**flags, "steps": steps}, config)
+        resolved = resolve({**flags, "steps": steps, "imports": imports}, config)
         files = start_run(resolved, out)
     _print_config(resolved)
     if (warning := resolved.nothing_learned()) is not None:

@@ -19,6 +19,7 @@ from rllib_hpo.deployment.policy import DeployedPolicy
 from rllib_hpo.errors import CheckpointError, UserError, unknown_name
 from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.results.atomic import write_atomically
+from rllib_hpo.tasks import import_modules
 
 METADATA = "rllib_hpo"
 """The key that metadata stand under in a file."""
@@ -105,6 +106,7 @@ def load_policy_file(path: Path) -> DeployedPolicy:
 
     Raises:
         CheckpointError: If there is no such file, or it is something else.
+        UserError: If a module that it needs cannot be imported.
         UnknownNameError: If its algorithm is of a package that is not imported.
     """
     safetensors = _need("safetensors")
@@ -115,6 +117,7 @@ def load_policy_file(path: Path) -> DeployedPolicy:
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}.") from error
     metadata = PolicyMetadata.from_json(text, str(path))
+    import_modules(metadata.imports, str(path))
     dims = metadata.observation_space.shape[0], metadata.action_space.shape[0]
     actor = Actor(*dims, metadata.parsed_settings(), seed=0)
     try:

@@ -9,10 +9,10 @@ from typing import Any, Self
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rllib_hpo.errors import CheckpointError
-from rllib_hpo.settings import ActorCriticSettings, find_settings, parse_settings
+from rllib_hpo.settings import ActorCriticSettings, complete_settings, find_settings, parse_settings
 
 FORMAT = 1
 """Raised when older files can no longer be read."""
@@ -60,6 +60,9 @@ class PolicyMetadata(BaseModel):
     env: str
     """The gymnasium id."""
     env_config: dict[str, Any]
+    """Arguments of `rllib_hpo.tasks.make_env`: `wrappers`, and those of `gymnasium.make`."""
+    imports: list[str] = Field(default_factory=list)
+    """Modules that register the environment or the algorithm."""
     env_steps: int
     """Environment steps that the policy was trained for."""
     observation_space: BoxMetadata
@@ -86,10 +89,11 @@ class PolicyMetadata(BaseModel):
             task=manifest["task"],
             env=manifest["env"],
             env_config=config["env_config"],
+            imports=manifest.get("imports", []),
             env_steps=manifest["env_steps"],
             observation_space=BoxMetadata.of(observation_space),
             action_space=BoxMetadata.of(action_space),
-            settings={name: config[name] for name in settings.model_fields},
+            settings=complete_settings(settings, config),
             versions=manifest["versions"],
         )
 

@@ -13,6 +13,7 @@ import ray._private.utils
 
 from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.signals import children_spared, owns_signals
+from rllib_hpo.rllib.auth_token import keep_token_private
 from rllib_hpo.rllib.cluster_address import refuse_dead_address
 
 _ATTEMPTS = 2
@@ -33,6 +34,7 @@ def ray_session(*, log_to_driver: bool = True, **options: Any) -> Iterator[None]
     if ray.is_initialized():
         yield
         return
+    keep_token_private()
     if address := os.environ.get("RAY_ADDRESS"):
         refuse_dead_address()  # Ray itself tries for minutes
         _start(

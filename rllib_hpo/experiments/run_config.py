@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,8 +21,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rllib_hpo.errors import SettingsError, UserError, nearest
 from rllib_hpo.results import write_atomically
 from rllib_hpo.settings import ActorCriticSettings, check_learners, find_settings, parse_settings
-from rllib_hpo.tasks import Task, find_task
+from rllib_hpo.tasks import Task, find_task, import_modules
 from rllib_hpo.tasks.wrappers import parse_wrappers
+
+IMPORTS = "imports"
+"""The key of a configuration file that lists the modules of --import."""
 
 Origin = Literal["default", "task", "file", "flag"]
 
@@ -56,11 +59,13 @@ class RunConfig:
         run: Algorithm, task, seed, steps and workers.
         settings: The hyperparameters.
         origins: Where each value comes from, by name.
+        imports: Modules that register what the run uses. They decide no number, so rows do not hold them.
     """
 
     run: RunSettings
     settings: ActorCriticSettings
     origins: Mapping[str, Origin]
+    imports: tuple[str, ...] = ()
 
     @property
     def task(self) -> Task:
@@ -77,8 +82,15 @@ class RunConfig:
 
     def to_yaml(self) -> str:
         """YAML that `--config` accepts, each line with the origin of its value."""
-        lines = [f"{name}: {_inline(value)}  # {self.origins[name]}" for name, value in self.values().items()]
+        lines = [f"{IMPORTS}: {json.dumps(self.imports)}"] if self.imports else []
+        lines += [
+            f"{name}: {_inline(value)}  # {self.origins[name]}" for name, value in self.values().items()
+        ]
         return "\n".join(lines) + "\n"
+
+    def importing(self, modules: Iterable[str]) -> RunConfig:
+        """The same run, which needs `modules` too."""
+        return replace(self, imports=_union(self.imports, modules))
 
     def save(self, path: Path) -> None:
         """Writes the YAML, atomically."""
@@ -104,7 +116,7 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None) -> RunConfig:
     """The configuration that flags, a file, the task and the defaults give together.
 
     Args:
-        flags: Values by name; None means not given.
+        flags: Values by name; None means not given. `imports` lists modules, which are imported first.
         file: YAML or JSON, or one row of results (Parquet), whose configuration is repeated.
 
     Raises:
@@ -112,6 +124,10 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None) -> RunConfig:
     """
     given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
     from_file = read_config_file(file) if file is not None else {}
+    stored = _parse_imports(from_file.pop(IMPORTS, ()), str(file))
+    import_modules(stored, str(file))
+    imports = _union(stored, _parse_imports(given.pop(IMPORTS, ()), "--import"))
+    import_modules(imports)
     named = {**from_file, **given}
     algorithm = str(named.get("algorithm", RunSettings.model_fields["algorithm"].default))
     model = find_settings(algorithm)
@@ -132,7 +148,7 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None) -> RunConfig:
     )
     names = [*RunSettings.model_fields, *model.model_fields]
     origins = {n: next((origin for origin, layer in layers if n in layer), "default") for n in names}
-    return RunConfig(run, settings, origins)  # type: ignore[arg-type]
+    return RunConfig(run, settings, origins, imports)  # type: ignore[arg-type]
 
 
 def resolve_saved(file: Path, changes: Mapping[str, Any]) -> RunConfig:
@@ -144,9 +160,10 @@ def resolve_saved(file: Path, changes: Mapping[str, Any]) -> RunConfig:
     config = resolve(changes, file)
     found = dict(re.findall(r"^(\w+):.*  # (default|task|file|flag)$", file.read_text(), flags=re.MULTILINE))
     origins = {
-        name: config.origins[name] if name in changes else found.get(name, "file") for name in config.origins
+        name: config.origins[name] if name in changes else found.get(name, config.origins[name])
+        for name in config.origins
     }
-    return RunConfig(config.run, config.settings, origins)
+    return replace(config, origins=origins)
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -204,6 +221,16 @@ def _refuse_unknown(values: Mapping[str, Any], model: type[ActorCriticSettings],
             raise SettingsError(
                 f"{where}'{name}' is not a setting of {model.__name__.removesuffix('Settings')}.{hint}"
             )
+
+
+def _parse_imports(value: Any, source: str) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) and name for name in value):
+        raise SettingsError(f"{source}: {IMPORTS}={value!r} must be a list of modules' names.")
+    return tuple(value)
+
+
+def _union(modules: Iterable[str], more: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys([*modules, *more]))
 
 
 def _check_wrappers(env_config: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from rllib_hpo.experiments.train import quiet_ray
 from rllib_hpo.results.configurations import SEARCH_VARIANT
 from rllib_hpo.results.paths import absolute
 from rllib_hpo.rllib.config import SACHPOConfig
+from rllib_hpo.tasks import import_modules
 
 METRIC = "evaluation/env_runners/episode_return_mean"
 """What is maximised: the latest noise-free evaluation, which every result carries."""
@@ -52,6 +54,14 @@ def options(
         metavar="NAME=VALUE",
         help="a hyperparameter of all trials, which then is not searched; may be given many times",
     )
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a module that registers the environment; may be given many times",
+    )
     given = parser.parse_args()
     quiet_ray()
     given.settings = dict(given.settings)
@@ -60,7 +70,9 @@ def options(
         parser.error(f"{given.out} already exists; choose another --out.")
     if not given.space:
         parser.error(f"nothing is left to search: --set fixes {', '.join(space)}.")
+    sys.path.insert(0, "")  # modules of --import may lie in the working directory
     try:
+        import_modules(given.imports)
         settings = configure(given).settings()
         if (warning := nothing_learned(given.steps, settings)) is not None:
             _console.print(warning, style="yellow", soft_wrap=True)
@@ -83,6 +95,7 @@ def configure(given: argparse.Namespace) -> SACHPOConfig:
         UserError: One sentence, naming what is wrong and what is allowed.
     """
     config = SACHPOConfig.for_task(given.task).training(**given.settings).debugging(log_level="ERROR")
+    config.environment(imports=given.imports)
     config.settings()
     results_dir = str(given.out / "results")
     return config.results(results_dir=results_dir, sweep=given.out.name, variant=SEARCH_VARIANT)
@@ -133,6 +146,7 @@ def report(grid: tune.ResultGrid, given: argparse.Namespace, top: int = 10) -> N
         best = max(done, key=_episode_return)
         settings = {**given.settings, **{name: best.config[name] for name in given.space}}
         command = ["rllib-hpo", "train", "--algorithm", "sac-hpo", "--task", given.task]
+        command += [word for module in given.imports for word in ("--import", module)]
         for name, value in settings.items():
             command += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
         _console.print("Train with the best settings:", highlight=False)

@@ -201,20 +201,21 @@ def plan_trials(sweep: Sweep, files: SweepFiles, imports: Sequence[str] = ()) ->
     Raises:
         SettingsError: If a trial that is there already would be another one.
     """
-    for trial in sweep.trials:
-        _plan_trial(trial, files)
     before = read_plan(files) if files.plan.exists() else {"trials": {}, "imports": []}
+    imports = sorted({*before["imports"], *imports})
+    for trial in sweep.trials:
+        _plan_trial(trial, files, imports)
     plan = {
         **before,
         "sweep": sweep.name,
         "description": sweep.description,
-        "imports": sorted({*before["imports"], *imports}),
+        "imports": imports,
         "trials": before["trials"] | {trial.name: trial.variant for trial in sweep.trials},
     }
     write_atomically(files.plan, json.dumps(plan, indent=1).encode())
 
 
-def _plan_trial(trial: Trial, files: SweepFiles) -> None:
+def _plan_trial(trial: Trial, files: SweepFiles, imports: Sequence[str]) -> None:
     config_file = files.trial(trial.name).config
     if config_file.exists():
         before, after = resolve_saved(config_file, {}).values(), trial.config.values()
@@ -225,7 +226,7 @@ def _plan_trial(trial: Trial, files: SweepFiles) -> None:
                 f"The sweep's trial {trial.name} has {name}={before.get(name)!r}, not {after[name]!r}: a sweep can be "
                 "extended by seeds and steps; start another one to change it."
             )
-    trial.config.save(config_file)
+    trial.config.importing(imports).save(config_file)
 
 
 def refuse_taken(storage: Storage) -> None:
@@ -455,7 +456,7 @@ class SweepTrial(tune.Trainable):
         self._error, self._run, self._mirror, self._failure = files.error(name), None, None, ""
         self._error.unlink(missing_ok=True)  # of an earlier life on this node
         with self._reported():
-            import_modules(config["imports"])
+            import_modules(config["imports"], f"The sweep {files.directory}")
             if config["storage"] is not None:
                 run_dir = files.trial(name).directory
                 self._mirror = Mirror(Storage.open(config["storage"]), run_dir, files.results)
@@ -466,7 +467,7 @@ class SweepTrial(tune.Trainable):
                     "or --storage."
                 )
             self._run = TrainingRun(
-                resolve_saved(files.trial(name).config, {}),
+                resolve_saved(files.trial(name).config, {}).importing(config["imports"]),
                 files.trial(name),
                 sweep=config["sweep"],
                 variant=config["variants"][name],

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,8 +96,10 @@ def remove_new_run(directory: Path) -> None:
         directory.rmdir()
 
 
-def open_run(directory: Path, steps: int | None, changed: Mapping[str, Any]) -> tuple[RunConfig, RunFiles]:
-    """The configuration of a run to resume, with more steps if asked for.
+def open_run(
+    directory: Path, steps: int | None, changed: Mapping[str, Any], imports: Sequence[str] = ()
+) -> tuple[RunConfig, RunFiles]:
+    """The configuration of a run to resume, with more steps and modules to import if asked for.
 
     Raises:
         UserError: If the directory is not a run, or settings other than `steps` would change.
@@ -116,8 +118,8 @@ def open_run(directory: Path, steps: int | None, changed: Mapping[str, Any]) -> 
         if steps < config.run.steps:
             raise SettingsError(f"--steps {steps} is less than the {config.run.steps} this run was to make.")
         config = resolve_saved(files.config, {"steps": steps})
-        config.save(files.config)
-    return config, files
+        config.importing(imports).save(files.config)
+    return config.importing(imports), files
 
 
 def to_rllib(
@@ -130,7 +132,7 @@ def to_rllib(
     return (
         make_config(run.algorithm)
         .api_stack(enable_rl_module_and_learner=is_new, enable_env_runner_and_connector_v2=is_new)
-        .environment(task.env_id, env_config=run.env_config)
+        .environment(task.env_id, env_config=run.env_config, imports=config.imports)
         .training(**config.settings.model_dump())
         .env_runners(
             num_env_runners=run.num_env_runners,

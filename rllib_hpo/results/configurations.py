@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from rllib_hpo.results.schema import canonical_json
-from rllib_hpo.settings import SETTINGS, ActorCriticSettings
+from rllib_hpo.settings import complete_config
 
 SEARCH_VARIANT = "search"
 """The variant of rows whose trials search for settings."""
@@ -74,9 +74,7 @@ class Cell:
 
 def filled(config: Mapping[str, Any]) -> dict[str, Any]:
     """A row's configuration with the defaults of settings that did not exist yet when it was written."""
-    model = SETTINGS.get(str(config.get("algorithm")), ActorCriticSettings)
-    defaults = {name: field.default for name, field in model.model_fields.items()}
-    return {**_RUN_DEFAULTS, **defaults, **config}
+    return {**_RUN_DEFAULTS, **complete_config(config)}
 
 
 def cells_in(table: pa.Table) -> dict[CellKey, Cell]:

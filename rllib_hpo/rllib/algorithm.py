@@ -31,6 +31,7 @@ from rllib_hpo.results.provenance import provenance
 from rllib_hpo.results.schema import EvaluationRow, canonical_json, config_hash, episode_statistics
 from rllib_hpo.results.writer import write_row
 from rllib_hpo.rllib import checkpointing
+from rllib_hpo.rllib.auth_token import keep_token_private
 from rllib_hpo.rllib.capacity import ray_for_actors
 from rllib_hpo.rllib.config import ActorCriticConfig, SACGaussianConfig, SACHPOConfig, SACNFConfig
 from rllib_hpo.rllib.env_runner import Episode
@@ -120,6 +121,8 @@ class ActorCriticAlgorithm(Algorithm):
         """Set it, from any thread, to end the iteration at the next step; clear it to train on."""
         if config.num_env_runners + config.evaluation_num_env_runners > 0:
             self.env_creator.spaces = try_out(config)
+        if not self._is_local(config):
+            keep_token_private()
         with ray_for_actors(config):
             with without_object_store(self._is_local(config)):
                 super().setup(config)

@@ -37,6 +37,7 @@ from rllib_hpo.learning.shards import count_rows
 from rllib_hpo.results.atomic import write_atomically
 from rllib_hpo.results.provenance import versions
 from rllib_hpo.streams import derived_seed
+from rllib_hpo.tasks import import_modules
 
 if TYPE_CHECKING:
     from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
@@ -68,6 +69,7 @@ def complete(algorithm: ActorCriticAlgorithm, directory: Path) -> None:
         "env": algorithm.run_config()["env"],
         "task": algorithm.run_config()["task"],
         "config": algorithm.run_config(),
+        "imports": list(algorithm.config.imports),
         "trial": {"id": algorithm.config.tune_trial, "seed": algorithm.config.seed},
         "env_steps": algorithm.env_steps,
         "evaluation": algorithm.latest_evaluation,
@@ -155,6 +157,15 @@ def verify(directory: Path, *, with_replay: bool = True) -> dict[str, Any]:
         if not (replay_dir / segment["file"]).is_file():
             raise CheckpointError(f"The checkpoint {directory} lacks the replay segment {segment['file']}.")
     return manifest
+
+
+def import_needed(manifest: dict[str, Any], checkpoint: Path) -> None:
+    """Imports the modules that registered the environment and the algorithm of a checkpoint.
+
+    Raises:
+        UserError: Naming the module that cannot be imported.
+    """
+    import_modules(manifest.get("imports", ()), f"The checkpoint {checkpoint}")
 
 
 def check_fits(manifest: dict[str, Any], algorithm: ActorCriticAlgorithm) -> None:

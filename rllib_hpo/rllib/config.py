@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import secrets
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, Literal, Self
 
@@ -20,7 +23,13 @@ from rllib_hpo.learning.parallel import LOST
 from rllib_hpo.results.paths import absolute
 from rllib_hpo.rllib.amounts import refuse_impossible_amounts
 from rllib_hpo.rllib.environment import stateful_wrappers
-from rllib_hpo.settings import ActorCriticSettings, check_learners, find_settings, parse_settings
+from rllib_hpo.settings import (
+    ActorCriticSettings,
+    check_learners,
+    complete_settings,
+    find_settings,
+    parse_settings,
+)
 from rllib_hpo.streams import derived_seed
 from rllib_hpo.tasks import find_task
 
@@ -52,7 +61,7 @@ NEW_STACK_OPTIONS = frozenset(
 OLD_STACK_OPTIONS = frozenset(["num_gpus"])
 """Options that do something on RLlib's old API stack only."""
 
-RUN_OPTIONS = frozenset("results_dir replay_dir sweep variant task trial_id tune_trial".split())
+RUN_OPTIONS = frozenset("results_dir replay_dir sweep variant task trial_id tune_trial imports".split())
 """Our own options that describe the run rather than the algorithm."""
 
 _PATHS = frozenset(["results_dir", "replay_dir"])
@@ -115,6 +124,7 @@ class ActorCriticConfig(AlgorithmConfig):
         self.sweep, self.variant = "", ""
         self.task: str | None = None
         self.trial_id: str | None = None
+        self.imports: list[str] = []
         self.tune_trial: str | None = None
         """Tune's id of the trial that this is the config of; Tune sets it."""
         # Weights travel with every request for samples, and there are no connectors to synchronise.
@@ -211,6 +221,12 @@ class ActorCriticConfig(AlgorithmConfig):
             self.trial_id = self.trial_id or self.tune_trial
         return self
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickles a config of any version: options and settings that came later have their defaults."""
+        later = {name: value for name, value in _default_options().items() if name not in state}
+        settings: type[ActorCriticSettings] = state["_settings_class"]
+        self.__dict__.update({**copy.deepcopy(later), **state, **complete_settings(settings, state)})
+
     @override(AlgorithmConfig)
     def get_state(self) -> dict[str, Any]:
         """Keeps options of -1, which RLlib takes for its mark of a deprecated one and drops: they would be defaults."""
@@ -229,6 +245,22 @@ class ActorCriticConfig(AlgorithmConfig):
         elif name in _PATHS and value is not None:
             value = str(absolute(value))
         super().__setattr__(name, value)
+
+    @override(AlgorithmConfig)
+    def environment(
+        self, env: Any = NotProvided, *, imports: Sequence[str] = NotProvided, **options: Any
+    ) -> Self:
+        """Sets the environment, `imports` and RLlib's options.
+
+        Args:
+            env: A gymnasium id, a class, or a name registered with Tune.
+            imports: Modules that register the id. Runners, trials of Tune and whoever loads a checkpoint import them.
+            options: RLlib's own.
+        """
+        if imports is not NotProvided:
+            self.imports = list(imports)
+        super().environment(env, **options)
+        return self
 
     @override(AlgorithmConfig)
     def evaluation(self, **options: Any) -> Self:
@@ -470,6 +502,13 @@ class ActorCriticConfig(AlgorithmConfig):
                         f"The callback {callbacks.__name__}.{method} would never be called: transitions are "
                         "collected in columns, not as RLlib episodes. Use on_train_result or on_evaluate_end."
                     )
+
+
+@functools.cache
+def _default_options() -> dict[str, Any]:
+    """All options, RLlib's among them, but no hyperparameters."""
+    config = ActorCriticConfig()
+    return {name: v for name, v in vars(config).items() if name not in config.settings_class.model_fields}
 
 
 def _same(value: Any, default: Any) -> bool:

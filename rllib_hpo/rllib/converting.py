@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rllib_hpo.errors import UserError
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
-from rllib_hpo.rllib.checkpointing import api_stack, follow, verify
+from rllib_hpo.rllib.checkpointing import api_stack, follow, import_needed, verify
 from rllib_hpo.rllib.config import make_config
+from rllib_hpo.settings import complete_settings
 
 
 def convert(checkpoint: Path, out: Path) -> str:
@@ -31,9 +32,11 @@ def convert(checkpoint: Path, out: Path) -> str:
         raise UserError(f"{out} already exists; choose another --out.")
     checkpoint = follow(checkpoint)
     manifest = verify(checkpoint)
+    import_needed(manifest, checkpoint)
     run, stack = manifest["config"], api_stack(manifest)
     other = "new" if stack == "old" else "old"
-    with _built(run, stack) as source, _built(run, other) as target:
+    imports = manifest.get("imports", ())
+    with _built(run, stack, imports) as source, _built(run, other, imports) as target:
         source.restore_from_path(checkpoint.absolute())
         target.take_over(source)
         target.save_to_path(out.absolute())
@@ -41,12 +44,11 @@ def convert(checkpoint: Path, out: Path) -> str:
 
 
 @contextmanager
-def _built(run: Mapping[str, Any], stack: str) -> Iterator[ActorCriticAlgorithm]:
+def _built(run: Mapping[str, Any], stack: str, imports: Sequence[str]) -> Iterator[ActorCriticAlgorithm]:
     """The algorithm that `ActorCriticAlgorithm.run_config` describes, on `stack`, in this process."""
     config = make_config(run["algorithm"]).api_stack(stack == "new", stack == "new")
-    # A checkpoint of an older version lacks settings that have come since: their defaults are what it did.
-    hyperparameters = {name: run[name] for name in config.settings_class.model_fields if name in run}
-    config.environment(run["env"], env_config=run["env_config"]).training(**hyperparameters)
+    hyperparameters = complete_settings(config.settings_class, run)
+    config.environment(run["env"], env_config=run["env_config"], imports=imports).training(**hyperparameters)
     config.debugging(seed=run["seed"], log_level="ERROR").results(task=run["task"])
     algorithm: ActorCriticAlgorithm = config.build_algo()
     try:

@@ -11,7 +11,7 @@ from ray.tune.registry import ENV_CREATOR, _global_registry
 
 from rllib_hpo.errors import NonFiniteError, SettingsError, UserError
 from rllib_hpo.learning.actor_critic import Actor
-from rllib_hpo.tasks import ActionScaling, Boundary, boundary, check_spaces, make_env
+from rllib_hpo.tasks import ActionScaling, Boundary, boundary, check_spaces, import_modules, make_env
 from rllib_hpo.tasks.wrappers import parse_wrappers
 
 
@@ -26,6 +26,7 @@ def environment_maker(
     Raises:
         SettingsError: If the config names an environment that was made already.
     """
+    import_modules(config.imports, f"The environment {config.env}")
     if isinstance(config.env, gym.Env):
         raise SettingsError(
             f"env={type(config.env.unwrapped).__name__} is an environment that was made already: give its class, a "

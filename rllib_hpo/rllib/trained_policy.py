@@ -11,7 +11,7 @@ from ray.rllib.policy.policy import Policy
 
 from rllib_hpo.errors import CheckpointError
 from rllib_hpo.learning.actor_critic import Actor
-from rllib_hpo.rllib.checkpointing import api_stack, follow, verify
+from rllib_hpo.rllib.checkpointing import api_stack, follow, import_needed, verify
 from rllib_hpo.rllib.rl_module import ActorCriticModule
 from rllib_hpo.rllib.torch_policy import ActorCriticTorchPolicy
 
@@ -37,9 +37,11 @@ def load_policy(checkpoint: Path) -> TrainedPolicy:
 
     Raises:
         CheckpointError: If the checkpoint is incomplete, damaged or of something else.
+        UserError: If a module that it needs cannot be imported.
     """
     checkpoint = follow(checkpoint)
     manifest = verify(checkpoint, with_replay=False)  # models that went through W&B have none
+    import_needed(manifest, checkpoint)
     if api_stack(manifest) == "old":
         return _of_old_stack(checkpoint, manifest)
     module = RLModule.from_checkpoint(str(checkpoint.absolute() / MODULE_PATH))

@@ -72,8 +72,11 @@ def make_env(env_id: str, *, wrappers: Any = (), training: bool = True, **kwargs
     layers, spec = parse_wrappers(wrappers), find_spec(env_id)
     if spec is None:
         close = nearest(env_id, gym.registry)
-        hint = f" Did you mean '{close}'?" if close else " Is the package that registers it imported?"
-        raise UnknownNameError(f"Unknown environment '{env_id}'.{hint}")
+        hint = f" Did you mean '{close}'?" if close else ""
+        raise UnknownNameError(
+            f"Unknown environment '{env_id}'.{hint} For an id that a package registers give --import PACKAGE (in "
+            "Python, import it), or write PACKAGE:ID."
+        )
     found: EnvSpec = spec
     return made(lambda: wrap(_make(found, env_id, kwargs), layers, training=training), env_id)
 

@@ -118,7 +118,8 @@ def find_task(name_or_env_id: str) -> Task:
         close = nearest(name_or_env_id, [*_tasks, *gym.registry])
         hint = f" Did you mean '{close}'?" if close else ""
         raise UnknownNameError(
-            f"Unknown task '{name_or_env_id}'.{hint} Valid: {', '.join(sorted(_tasks))}, or any gymnasium id."
+            f"Unknown task '{name_or_env_id}'.{hint} Valid: {', '.join(sorted(_tasks))}, or any gymnasium id; for an "
+            "id that a package registers give --import PACKAGE too, or write PACKAGE:ID."
         )
     row = next((task for task in _tasks.values() if _base(task.env_id) == _base(name_or_env_id)), None)
     if row is None:
@@ -159,8 +160,12 @@ def _register_from(entry_point: EntryPoint) -> None:
         register_task(task)
 
 
-def import_modules(modules: Sequence[str]) -> None:
-    """Imports what registers tasks, algorithms or samplers.
+def import_modules(modules: Sequence[str], needed_by: str = "") -> None:
+    """Imports what registers environments, tasks, algorithms or samplers.
+
+    Args:
+        modules: Their names.
+        needed_by: What names them, if it is not the command line: a run's configuration, a checkpoint, ...
 
     Raises:
         UserError: If a module cannot be imported.
@@ -168,5 +173,11 @@ def import_modules(modules: Sequence[str]) -> None:
     for module in modules:
         try:
             importlib.import_module(module)
-        except ImportError as error:
-            raise UserError(f"--import {module}: {error}.") from error
+        except Exception as error:  # a user's module may raise anything
+            reason = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+            if not needed_by:
+                raise UserError(f"--import {module}: {reason}.") from error
+            raise UserError(
+                f"{needed_by} needs the module '{module}' (--import), which cannot be imported here: {reason}. Install "
+                "it, or set PYTHONPATH to the folder that holds it."
+            ) from error
