@@ -46,6 +46,12 @@ def train(
     keep_checkpoints: Annotated[
         int, typer.Option(min=1, help="Newest checkpoints to keep; the best is kept besides.")
     ] = 2,
+    keep_policies_every: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Environment steps between policy files kept in --out/policies. Default: 0, none."
+        ),
+    ] = None,
     wandb: Wandb = "offline",
     wandb_artifacts: WandbArtifacts = False,
     wandb_video: WandbVideo = False,
@@ -63,6 +69,8 @@ def train(
 
     quiet_ray()
     flags: dict[str, Any] = {**_settings(set_), "algorithm": algorithm, "task": task, "seed": seed}
+    if keep_policies_every is not None:
+        flags["keep_policies_every"] = keep_policies_every
     if resume is not None:
         if out is not None or config is not None:
             raise SettingsError(
@@ -75,6 +83,8 @@ def train(
         resolved = resolve({**flags, "steps": steps}, config)
         files = start_run(resolved, out)
     _print_config(resolved)
+    for notice in resolved.settings.notices():
+        console.print(f"Note: {notice}", soft_wrap=True)
     options = WandbOptions(wandb, wandb_artifacts, wandb_video)
     stopped_by = run_training(
         resolved, files, Progress(console), keep_checkpoints=keep_checkpoints, wandb=options
@@ -117,6 +127,7 @@ def _print_files(files: Any) -> None:
     paths = {
         "configuration": files.config,
         "result rows": files.results,
+        "kept policies": files.directory / "policies",
         "checkpoint": files.directory / "checkpoints" / "last",
         "W&B run": files.directory / "wandb",
         "learning curve": files.curve,

@@ -91,6 +91,7 @@ def sweep(
     grid = read_sweep(source, seeds, given)
     if only is not None:
         grid = grid.only(**pairs(only))
+    _print_notices(grid)
     if dry_run:
         _print_sweep(grid)
         return
@@ -144,6 +145,17 @@ def _resumed(resume: str | None, storage: str | None, out: Path | None) -> tuple
     files = sweeps.SweepFiles(out or Path("runs") / remote.name)
     sweeps.fetch_sweep(files, remote)
     return files, remote
+
+
+def _print_notices(grid: Any) -> None:
+    """Once each, with the first trial that it is about."""
+    found: dict[str, list[str]] = {}
+    for trial in grid.trials:
+        for notice in trial.config.settings.notices():
+            found.setdefault(notice, []).append(trial.name)
+    for notice, names in found.items():
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        console.print(f"Note: {notice.rstrip('.')}: trial {names[0]}{others}.", soft_wrap=True)
 
 
 def _print_sweep(grid: Any) -> None:

@@ -170,6 +170,7 @@ def test_there_are_all_of_them() -> None:
         "momentum-train",
         "no-momentum",
         "objective-critic",
+        "policy-shape",
         "smoke",
         "tempering-and-penalty",
     ]

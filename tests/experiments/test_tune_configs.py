@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rllib_hpo.deployment import load_policy_file
 from rllib_hpo.experiments.sweep_config import Sweep, Trial, read_sweep
 from rllib_hpo.experiments.train import RunFiles, TrainingRun
 from rllib_hpo.experiments.wandb_logger import WandbOptions
@@ -23,6 +24,7 @@ SHORT = {
     "evaluation_episodes": 1,
     "checkpoint_every": 200,
     "train_batch_size_per_learner": 32,
+    "keep_policies_every": 200,
 }
 
 
@@ -36,7 +38,7 @@ def one_of_each_kind(sweep: Sweep) -> list[Trial]:
 
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
 def test_each_kind_of_trial_trains(path: Path, tmp_path: Path) -> None:
-    """200 steps, 100 updates, two evaluations and a checkpoint; neither seeds nor tasks make another kind."""
+    """200 steps, 100 updates, two evaluations, a checkpoint and a policy file; neither seeds nor tasks make another kind."""
     sweep = read_sweep(path, seeds="0", changes=SHORT)
     trials = one_of_each_kind(sweep)
     for trial in trials:
@@ -49,6 +51,8 @@ def test_each_kind_of_trial_trains(path: Path, tmp_path: Path) -> None:
                 run.iterate()
             for parameter in run.algorithm.actor.parameters():
                 assert np.isfinite(parameter.detach().numpy()).all(), trial.name
+        kept = load_policy_file(files.directory / "policies" / "step-0000000200.safetensors")
+        assert (kept.metadata.env_steps, kept.metadata.algorithm) == (200, trial.config.run.algorithm)
     rows = read_rows(tmp_path / "results").to_pylist()
     assert len({(row["algorithm"], row["variant"]) for row in rows}) == len(trials)
     assert len(rows) == 2 * len(trials)
