@@ -1,4 +1,4 @@
-"""The policies that a run keeps: which, what is in them, and what becomes of them when the run is killed or mirrored."""
+"""The policies that a run keeps: which, what is in them, and what a kill or a mirror makes of them."""
 
 from __future__ import annotations
 

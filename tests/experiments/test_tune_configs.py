@@ -38,7 +38,7 @@ def one_of_each_kind(sweep: Sweep) -> list[Trial]:
 
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
 def test_each_kind_of_trial_trains(path: Path, tmp_path: Path) -> None:
-    """200 steps, 100 updates, two evaluations, a checkpoint and a policy file; neither seeds nor tasks make another kind."""
+    """200 steps, 100 updates, two evaluations, a checkpoint and a policy file of each."""
     sweep = read_sweep(path, seeds="0", changes=SHORT)
     trials = one_of_each_kind(sweep)
     for trial in trials:
