@@ -156,6 +156,9 @@ def test_tempering_must_not_amplify_unless_allowed() -> None:
     parse_settings(SACHPOSettings, calm | {"momentum_std_train": 0.1, "train_sampler": "gaussian"})
 
 
+NO_STEPS = "leapfrog_steps is 0"
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
@@ -166,10 +169,7 @@ def test_tempering_must_not_amplify_unless_allowed() -> None:
         ),
         (
             {"momentum_std_train": 1.5, "momentum_std_explore": 1.5, "leapfrog_steps": 0},
-            [
-                "tempering=true changes nothing in exploration (leapfrog_steps is 0) and in training "
-                "(leapfrog_steps is 0)."
-            ],
+            [f"tempering=true changes nothing in exploration ({NO_STEPS}) and in training ({NO_STEPS})."],
         ),
         (
             {"momentum_std_train": 1.5, "momentum_std_explore": 1.5, "explore_sampler": "gaussian"},
