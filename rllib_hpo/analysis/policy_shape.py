@@ -1,7 +1,7 @@
 """How Hamiltonian policies are shaped: actions before and after the leapfrog over Q's contours, and their numbers.
 
-As in arXiv 2103.12020, Figure 7, with several policies side by side. It reads exported policies, so it needs neither Ray
-nor a checkpoint.
+As in arXiv 2103.12020, Figure 7, with several policies side by side. It reads exported policies, so it needs neither
+Ray nor a checkpoint.
 """
 
 from __future__ import annotations

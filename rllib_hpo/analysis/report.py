@@ -21,6 +21,7 @@ from rllib_hpo.analysis.figures import (
     to_bytes,
 )
 from rllib_hpo.analysis.page import write_page
+from rllib_hpo.analysis.parameters import parameters_table
 from rllib_hpo.analysis.runs import Run, runs_of, series_of, tasks_of
 from rllib_hpo.analysis.tables import Table, all_tables, differences_table, final, normalised, scores_of
 from rllib_hpo.errors import UserError
@@ -49,6 +50,8 @@ def write_report(table: pa.Table, out: Path, title: str = "") -> dict[str, Path]
     if not runs:
         raise UserError("There are no evaluation rows to report on.")
     tables = all_tables(runs, np.random.default_rng(SEED))
+    if (parameters := parameters_table(runs)) is not None:
+        tables.append(parameters)
     figures = _figures(table, runs)
     images = {name: to_bytes(figure, "svg") for name, (figure, _) in figures.items()}
     for name, (figure, _) in figures.items():

@@ -46,7 +46,7 @@ def test_intervals_hold_what_they_estimate() -> None:
     draws = rng().normal(size=(1000, 3))
     rises = np.where(np.arange(1000) % 4 == 0, -1.0, 1.0)
     numbers = shape_numbers(draws, 2 * draws + 1, np.zeros(1000), rises, rng())
-    assert float(numbers.share_rising.estimate) == 0.75
+    assert numbers.share_rising.estimate == pytest.approx(0.75)
     assert 0.70 < numbers.share_rising.low < 0.75 < numbers.share_rising.high < 0.80
     assert numbers.variance_ratio.estimate == pytest.approx(4)
     for interval in (numbers.non_gaussianity_before, numbers.non_gaussianity_after):
