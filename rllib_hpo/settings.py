@@ -148,6 +148,10 @@ class ActorCriticSettings(BaseModel):
         """Name of what acts in evaluations: the sampler that is trained, without noise."""
         return self.sampler
 
+    def notices(self) -> list[str]:
+        """Sentences on settings that are valid and change nothing, for people to read before a run starts."""
+        return []
+
 
 class SACSettings(ActorCriticSettings):
     """Soft actor-critic with a tanh-Gaussian policy (Haarnoja et al. 2018, arXiv 1801.01290)."""
@@ -246,6 +250,26 @@ class SACHPOSettings(ActorCriticSettings):
     def may_change(self, name: str, saved: Any) -> bool:
         """As `ActorCriticSettings.may_change`; a step size that is learned is in the checkpoint."""
         return super().may_change(name, saved) and not (name == "step_size" and self.learn_step_size)
+
+    def notices(self) -> list[str]:
+        """Says where every factor of the tempering is 1: eq. (17) leads from the momentum's std to 1."""
+        idle = {
+            f"in {what}": self._why_untempered(sampler, name)
+            for what, sampler, name in (
+                ("exploration", self.explore_sampler, "momentum_std_explore"),
+                ("training", self.train_sampler, "momentum_std_train"),
+            )
+        }
+        found = [f"{where} ({why})" for where, why in idle.items() if why]
+        return [f"tempering=true changes nothing {' and '.join(found)}."] if self.tempering and found else []
+
+    def _why_untempered(self, sampler: str, std_name: str) -> str:
+        """Why tempering would leave a chain as it is; empty if it would not."""
+        if sampler != "hamiltonian":
+            return "the sampler there is the Gaussian"
+        if self.leapfrog_steps == 0:
+            return "leapfrog_steps is 0"
+        return f"{std_name} is 1, so every factor is 1" if getattr(self, std_name) == 1 else ""
 
     def evaluation_sampler(self) -> str:
         """The sampler of the losses, which for the baselines of Table II may not be the one that explores."""

@@ -11,6 +11,7 @@ import pytest
 from rllib_hpo import settings as module
 from rllib_hpo.errors import SettingsError, UnknownNameError
 from rllib_hpo.samplers import SAMPLERS
+from rllib_hpo.samplers.tempering import tempering_scales
 from rllib_hpo.settings import (
     SETTINGS,
     ActorCriticSettings,
@@ -153,6 +154,42 @@ def test_tempering_must_not_amplify_unless_allowed() -> None:
     parse_settings(SACHPOSettings, calm | {"momentum_std_train": 0.1, "tempering_allow_heating": True})
     # What never runs a chain cannot amplify.
     parse_settings(SACHPOSettings, calm | {"momentum_std_train": 0.1, "train_sampler": "gaussian"})
+
+
+NO_STEPS = "leapfrog_steps is 0"
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        # HalfCheetah's row of Table I: training has std 1, exploration heats.
+        (
+            {"momentum_std_train": 1.0, "momentum_std_explore": 0.5, "tempering_allow_heating": True},
+            ["tempering=true changes nothing in training (momentum_std_train is 1, so every factor is 1)."],
+        ),
+        (
+            {"momentum_std_train": 1.5, "momentum_std_explore": 1.5, "leapfrog_steps": 0},
+            [f"tempering=true changes nothing in exploration ({NO_STEPS}) and in training ({NO_STEPS})."],
+        ),
+        (
+            {"momentum_std_train": 1.5, "momentum_std_explore": 1.5, "explore_sampler": "gaussian"},
+            ["tempering=true changes nothing in exploration (the sampler there is the Gaussian)."],
+        ),
+        ({"momentum_std_train": 1.5, "momentum_std_explore": 1.5}, []),
+        ({"momentum_std_train": 1.0, "tempering": False}, []),
+    ],
+)
+def test_tempering_that_changes_nothing_is_said(values: dict[str, Any], expected: list[str]) -> None:
+    assert parse_settings(SACHPOSettings, {"tempering": True} | values).notices() == expected
+
+
+def test_a_notice_is_given_where_the_factors_are_one() -> None:
+    """As the schedule itself has them."""
+    for std in (0.5, 1.0, 1.5):
+        values = {"momentum_std_train": std, "momentum_std_explore": 2.0, "tempering_allow_heating": True}
+        settings = parse_settings(SACHPOSettings, {"tempering": True} | values)
+        factors = tempering_scales(settings.momentum_std_train, settings.leapfrog_steps)
+        assert bool(settings.notices()) == all(factor == 1 for factor in factors)
 
 
 def test_evaluations_use_the_sampler_that_is_trained() -> None:

@@ -21,6 +21,7 @@ from rllib_hpo.analysis.figures import (
     to_bytes,
 )
 from rllib_hpo.analysis.page import write_page
+from rllib_hpo.analysis.parameters import parameters_table
 from rllib_hpo.analysis.runs import Run, runs_of, series_of, tasks_of
 from rllib_hpo.analysis.searches import problems_table, search_tables
 from rllib_hpo.analysis.tables import Table, all_tables, differences_table, final, normalised, scores_of
@@ -79,9 +80,10 @@ def write_report(table: pa.Table, out: Path, title: str = "") -> dict[str, Path]
 
 def tables_of(table: pa.Table, runs: Sequence[Run]) -> list[Table]:
     """Every table of a report: what is wrong with the rows, comparisons of `runs`, and searches trial by trial."""
-    problems = problems_table(table)
+    problems, parameters = problems_table(table), parameters_table(runs)
     compared = all_tables(runs, np.random.default_rng(SEED)) if runs else []
-    return [*([problems] if problems else []), *compared, *search_tables(table)]
+    about = [*compared, *([parameters] if parameters else []), *search_tables(table)]
+    return [*([problems] if problems else []), *about]
 
 
 def page_data(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from rich.table import Column, Table
 
 from rllib_hpo.cli.console import console
 from rllib_hpo.cli.options import Imports, import_all, path_argument, path_option
@@ -86,12 +87,17 @@ def convert(
 
 
 def policy_shape(
-    checkpoint: Annotated[
-        Path,
-        path_argument(help="A checkpoint, a run directory, or an exported policy (.safetensors)."),
+    policies: Annotated[
+        list[Path],
+        path_argument(
+            help="Checkpoints, run directories, or exported and kept policies (.safetensors); several are drawn side "
+            "by side."
+        ),
     ],
     dims: Annotated[str, typer.Option(help="The two action dimensions to show, from 0.")] = "0,1",
-    out: Annotated[Path, path_option(help="The figure: .png, .pdf or .svg.")] = Path("policy-shape.png"),
+    out: Annotated[
+        Path, path_option(help="The figure: .png, .pdf or .svg; the numbers go beside it, as .csv.")
+    ] = Path("policy-shape.png"),
     mode: Annotated[Literal["explore", "train"], typer.Option(help="Whose momentum.")] = "explore",
     actions: Annotated[int, typer.Option(min=1, help="How many to draw.")] = 1_000,
     after_steps: Annotated[
@@ -100,9 +106,10 @@ def policy_shape(
     seed: Annotated[int, typer.Option(min=0, help="Of the episode and the draws.")] = 0,
     imports: Imports = None,
 ) -> None:
-    """Draw actions before and after the leapfrog over the contours of Q.
+    """Draw actions before and after the leapfrog over the contours of Q, and say in numbers how they differ.
 
-    Checkpoints are pickles: load those you trust only. Exported policies are not.
+    Several policies are drawn in one state, of an episode of the last. Checkpoints are pickles: load those you trust
+    only. Exported policies are not.
     """
     import_all(imports)
     from rllib_hpo.analysis.policy_shape import write_policy_shape
@@ -111,16 +118,25 @@ def policy_shape(
     first, _, second = dims.partition(",")
     if not (first.strip().isdigit() and second.strip().isdigit()):
         raise SettingsError(f"--dims {dims} must be two numbers, as in 0,1.")
-    if checkpoint.suffix == ".safetensors":
-        policy = load_policy_file(checkpoint)
-    else:
-        from rllib_hpo.experiments.export import load_deployed
-        from rllib_hpo.experiments.train import quiet_ray
-
-        quiet_ray()
-        policy = load_deployed(checkpoint)
+    loaded = [
+        load_policy_file(path) if path.suffix == ".safetensors" else _of_checkpoint(path) for path in policies
+    ]
     chosen = int(first), int(second)
-    path = write_policy_shape(
-        policy, out, chosen, mode=mode, num_actions=actions, after_steps=after_steps, seed=seed
+    path, numbers = write_policy_shape(
+        loaded, out, chosen, mode=mode, num_actions=actions, after_steps=after_steps, seed=seed
     )
+    shown = Table(*(Column(name, overflow="fold") for name in numbers.columns))
+    for row in numbers.rows:
+        shown.add_row(*row)
+    console.print(shown)
+    console.print(numbers.note, soft_wrap=True)
     console.print(str(path), soft_wrap=True)
+
+
+def _of_checkpoint(path: Path) -> Any:
+    """The policy of a checkpoint or run directory."""
+    from rllib_hpo.experiments.export import load_deployed
+    from rllib_hpo.experiments.train import quiet_ray
+
+    quiet_ray()
+    return load_deployed(path)

@@ -47,6 +47,12 @@ def train(
     keep_checkpoints: Annotated[
         int, typer.Option(min=1, help="Newest checkpoints to keep; the best is kept besides.")
     ] = 2,
+    keep_policies_every: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Environment steps between policy files kept in --out/policies. Default: 0, none."
+        ),
+    ] = None,
     wandb: Wandb = "offline",
     wandb_artifacts: WandbArtifacts = False,
     wandb_video: WandbVideo = False,
@@ -65,6 +71,8 @@ def train(
 
     quiet_ray()
     flags: dict[str, Any] = {**_settings(set_), "algorithm": algorithm, "task": task, "seed": seed}
+    if keep_policies_every is not None:
+        flags["keep_policies_every"] = keep_policies_every
     if resume is not None:
         if out is not None or config is not None:
             raise SettingsError(
@@ -77,8 +85,8 @@ def train(
         resolved = resolve({**flags, "steps": steps, "imports": imports}, config)
         files = start_run(resolved, out)
     _print_config(resolved)
-    if (warning := resolved.nothing_learned()) is not None:
-        console.print(warning, style="yellow", soft_wrap=True)
+    for notice in resolved.notices():
+        console.print(f"Note: {notice}", soft_wrap=True)
     options = WandbOptions(wandb, wandb_artifacts, wandb_video)
     stopped_by = run_training(
         resolved, files, Progress(console), keep_checkpoints=keep_checkpoints, wandb=options
@@ -143,6 +151,7 @@ def _print_files(files: Any) -> None:
         "configuration": files.config,
         "result rows": files.results,
         "checkpoint": last,
+        "kept policies": files.directory / "policies",
         "W&B run": files.directory / "wandb",
         "learning curve": files.curve,
     }

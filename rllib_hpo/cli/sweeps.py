@@ -100,7 +100,7 @@ def sweep(
     grid = read_sweep(source, seeds, given)
     if only is not None:
         grid = grid.only(**pairs(only))
-    _warn_of_warm_up(grid)
+    _print_notices(grid)
     if dry_run:
         _print_sweep(grid)
         return
@@ -162,15 +162,15 @@ def _resumed(resume: str | None, storage: str | None, out: Path | None) -> tuple
     return files, remote
 
 
-def _warn_of_warm_up(grid: Any) -> None:
-    """A line for each reason why trials will learn nothing."""
-    reasons: dict[str, list[str]] = {}
+def _print_notices(grid: Any) -> None:
+    """Once each, with the first trial that it is about."""
+    found: dict[str, list[str]] = {}
     for trial in grid.trials:
-        if (reason := trial.config.nothing_learned()) is not None:
-            reasons.setdefault(reason, []).append(trial.name)
-    for reason, names in reasons.items():
+        for notice in trial.config.notices():
+            found.setdefault(notice, []).append(trial.name)
+    for notice, names in found.items():
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        console.print(f"{names[0]}{others}: {reason}", style="yellow", soft_wrap=True)
+        console.print(f"Note: {notice.rstrip('.')}: trial {names[0]}{others}.", soft_wrap=True)
 
 
 def _print_sweep(grid: Any) -> None:

@@ -1,7 +1,21 @@
 """Trained policies outside of Ray: one module from observation to action, and the files it is written to."""
 
-from rllib_hpo.deployment.formats import FORMATS, load_policy_file, write_policy
+from rllib_hpo.deployment.formats import (
+    FORMATS,
+    check_safetensors,
+    load_policy_file,
+    to_safetensors,
+    write_policy,
+)
 from rllib_hpo.deployment.metadata import PolicyMetadata
 from rllib_hpo.deployment.policy import DeployedPolicy
 
-__all__ = ["FORMATS", "DeployedPolicy", "PolicyMetadata", "load_policy_file", "write_policy"]
+__all__ = [
+    "FORMATS",
+    "DeployedPolicy",
+    "PolicyMetadata",
+    "check_safetensors",
+    "load_policy_file",
+    "to_safetensors",
+    "write_policy",
+]

@@ -87,10 +87,10 @@ def _onnx(policy: DeployedPolicy, out: Path) -> dict[Path, bytes]:
 
 def _safetensors(policy: DeployedPolicy, out: Path) -> dict[Path, bytes]:
     """The actor's weights as safetensors, and what they are as JSON: in the file's header, and beside it."""
-    metadata = policy.metadata.to_json()
-    weights = {name: value.contiguous() for name, value in policy.actor.state_dict().items()}
-    content: bytes = _need("safetensors.torch").save(weights, metadata={METADATA: metadata})
-    return {out: content, out.with_name(out.name + ".json"): metadata.encode()}
+    return {
+        out: to_safetensors(policy),
+        out.with_name(out.name + ".json"): policy.metadata.to_json().encode(),
+    }
 
 
 FORMATS: dict[str, Callable[[DeployedPolicy, Path], dict[Path, bytes]]] = {
@@ -99,6 +99,26 @@ FORMATS: dict[str, Callable[[DeployedPolicy, Path], dict[Path, bytes]]] = {
     "safetensors": _safetensors,
 }
 """Functions by name that return the contents of each file."""
+
+
+def to_safetensors(policy: DeployedPolicy) -> bytes:
+    """What `load_policy_file` reads: the actor's weights, and the metadata in the header.
+
+    Raises:
+        UserError: If the package safetensors is missing.
+    """
+    weights = {name: value.contiguous() for name, value in policy.actor.state_dict().items()}
+    content: bytes = _need("safetensors.torch").save(weights, metadata={METADATA: policy.metadata.to_json()})
+    return content
+
+
+def check_safetensors() -> None:
+    """Checks that safetensors files can be written here.
+
+    Raises:
+        UserError: If the package safetensors is missing.
+    """
+    _need("safetensors.torch")
 
 
 def load_policy_file(path: Path) -> DeployedPolicy:

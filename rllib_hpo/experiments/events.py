@@ -22,6 +22,7 @@ Event = Literal[
     "resumed",
     "evaluated",
     "checkpoint",
+    "policy",
     "checkpoint_passed_over",
     "finished",
     "stopped",

@@ -7,8 +7,8 @@ from pathlib import Path
 from rllib_hpo.deployment import DeployedPolicy, PolicyMetadata, write_policy
 from rllib_hpo.errors import SettingsError
 from rllib_hpo.experiments.checkpoints import find_checkpoint
-from rllib_hpo.rllib.trained_policy import load_policy
-from rllib_hpo.tasks.wrappers import parse_wrappers
+from rllib_hpo.rllib.trained_policy import TrainedPolicy, load_policy
+from rllib_hpo.tasks.wrappers import unheld_wrappers
 
 
 def export_policy(checkpoint: Path, file_format: str, out: Path) -> list[Path]:
@@ -30,11 +30,15 @@ def load_deployed(checkpoint: Path) -> DeployedPolicy:
         UserError: Saying what is wrong with the checkpoint.
     """
     policy = load_policy(find_checkpoint(checkpoint))
-    listed = parse_wrappers(policy.manifest["config"]["env_config"].get("wrappers", ()))
-    if unheld := [spec.name for spec in listed if spec.has_state and not spec.training_only]:
+    if unheld := unheld_wrappers(policy.manifest["config"]["env_config"]):
         raise SettingsError(
             f"The policy acts on what the wrapper '{unheld[0]}' gathered in training, which an exported policy does "
             "not hold; it cannot be exported."
         )
+    return deployed(policy)
+
+
+def deployed(policy: TrainedPolicy) -> DeployedPolicy:
+    """A trained policy as one module; the weights are copied."""
     metadata = PolicyMetadata.of_manifest(policy.manifest, policy.observation_space, policy.action_space)
     return DeployedPolicy(policy.actor, metadata)

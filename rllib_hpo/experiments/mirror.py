@@ -3,19 +3,22 @@
 Every node then works in a directory of its own, and needs no file system that others share; `rllib-hpo sweep --resume
 URI/NAME` goes on with the sweep anywhere.
 
-Training never waits for an upload. A thread sends a trial's rows at once and in order, and before a checkpoint every
-row up to its step. While storage is away uploads are tried again; the trial waits for them when it ends.
+Training never waits for an upload. A thread sends a trial's rows and kept policies at once and in order, and before a
+checkpoint every one up to its step. While storage is away uploads are tried again; the trial waits for them when it
+ends.
 """
 
 from __future__ import annotations
 
 import logging
 import tempfile
+from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 from rllib_hpo.errors import CheckpointError, StorageError
 from rllib_hpo.experiments.checkpoints import CheckpointStore
+from rllib_hpo.experiments.policies import FOLDER, kept_up_to
 from rllib_hpo.experiments.storage import ABSENT, Storage
 from rllib_hpo.experiments.stored_checkpoints import StoredCheckpoints
 from rllib_hpo.experiments.transfers import Transfers
@@ -108,6 +111,7 @@ class Mirror:
     def start(self, env_steps: int) -> None:
         """Starts the thread, which first sends what an earlier life left here up to the step it goes on from."""
         self._transfers.later(partial(self._send_rows_before, env_steps))
+        self._transfers.later(partial(self._send_policies_up_to, env_steps))
         self._transfers.later(partial(self._checkpoints.send, f"step-{env_steps:010d}"))
         self._transfers.start()
 
@@ -115,6 +119,10 @@ class Mirror:
         """A row was written: sends it."""
         name, data = path.relative_to(self._results).as_posix(), path.read_bytes()
         self._transfers.later(partial(self._rows.write, name, data))
+
+    def policy(self, path: Path) -> None:
+        """A policy was kept: sends it."""
+        self._transfers.later(partial(self._send_policy, path))
 
     def checkpoint(self, path: Path) -> None:
         """A checkpoint was written: sends it after the rows before it, and removes from storage what it replaces.
@@ -150,6 +158,19 @@ class Mirror:
             _logger.warning(
                 "The storage %s does not answer: %s is in %s only.", self._trial.uri, name, self._directory
             )
+
+    def _send_policy(self, path: Path) -> None:
+        with suppress(FileNotFoundError):  # removed by hand meanwhile: waiting would not bring it back
+            data = path.read_bytes()
+            self._trial.write(f"{FOLDER}/{path.name}", data)
+
+    def _send_policies_up_to(self, env_steps: int) -> None:
+        """Sends the kept policies up to a step that stand here and not on storage; later ones are made again."""
+        kept = kept_up_to(self._directory, env_steps)
+        there = self._trial.files(FOLDER) if kept else {}
+        for path in kept:
+            if f"{FOLDER}/{path.name}" not in there:
+                self._send_policy(path)
 
     def _send_rows_before(self, env_steps: int) -> None:
         """Sends the rows up to a step that stand here and not on storage; later ones are made again."""

@@ -22,7 +22,7 @@ from rllib_hpo.errors import SettingsError, UserError, nearest
 from rllib_hpo.results import write_atomically
 from rllib_hpo.settings import ActorCriticSettings, check_learners, find_settings, parse_settings
 from rllib_hpo.tasks import Task, find_task, import_modules
-from rllib_hpo.tasks.wrappers import parse_wrappers
+from rllib_hpo.tasks.wrappers import parse_wrappers, unheld_wrappers
 
 IMPORTS = "imports"
 """The key of a configuration file that lists the modules of --import."""
@@ -49,6 +49,8 @@ class RunSettings(BaseModel):
     num_gpus_per_learner: Annotated[float, Field(ge=0, le=1)] = 0.0
     limit_gpu_memory: bool = True
     evaluation_num_env_runners: Annotated[int, Field(ge=0)] = 0
+    keep_policies_every: Annotated[int, Field(ge=0)] = 0
+    """Environment steps between the policy files that a run keeps (`policies/`); 0 keeps none."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,10 @@ class RunConfig:
     def nothing_learned(self) -> str | None:
         """Why no update will be made, as a sentence; None where some are."""
         return nothing_learned(self.run.steps, self.settings)
+
+    def notices(self) -> list[str]:
+        """What a user should know before the run starts, though nothing is wrong, as sentences."""
+        return [*filter(None, [self.nothing_learned()]), *self.settings.notices()]
 
     def to_yaml(self) -> str:
         """YAML that `--config` accepts, each line with the origin of its value."""
@@ -141,6 +147,7 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None) -> RunConfig:
     _check_wrappers(run.env_config)
     settings = parse_settings(model, {name: v for name, v in merged.items() if name in model.model_fields})
     check_learners(run.num_learners, run.num_gpus_per_learner, settings)
+    _check_kept_policies(run, settings)
     layers: tuple[tuple[Origin, Mapping[str, Any]], ...] = (
         ("flag", given),
         ("file", from_file),
@@ -238,6 +245,23 @@ def _check_wrappers(env_config: Mapping[str, Any]) -> None:
         parse_wrappers(env_config.get("wrappers", ()))
     except SettingsError as error:
         raise SettingsError(f"env_config: {error}") from None
+
+
+def _check_kept_policies(run: RunSettings, settings: ActorCriticSettings) -> None:
+    """Policies are written between iterations, and hold nothing of a wrapper."""
+    every = run.keep_policies_every
+    if every == 0:
+        return
+    if every % settings.steps_per_iteration and every % settings.checkpoint_every:
+        raise SettingsError(
+            f"keep_policies_every={every} must be a multiple of steps_per_iteration={settings.steps_per_iteration} "
+            f"or of checkpoint_every={settings.checkpoint_every}."
+        )
+    if unheld := unheld_wrappers(run.env_config):
+        raise SettingsError(
+            f"keep_policies_every={every} cannot keep policies that act on what the wrapper '{unheld[0]}' gathered "
+            "in training; leave one of the two out."
+        )
 
 
 def _parse_run(values: Mapping[str, Any]) -> RunSettings:

@@ -16,7 +16,7 @@ overrides:                 # of the trials they name; later ones win
 
 Settings are those of `rllib-hpo settings`, and steps, api_stack, env_config, num_env_runners,
 num_envs_per_env_runner, rollout_fragment_length, max_lead_steps, num_learners, num_gpus_per_learner,
-limit_gpu_memory and evaluation_num_env_runners.
+limit_gpu_memory, evaluation_num_env_runners and keep_policies_every.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from rllib_hpo.experiments.lock import locked
 from rllib_hpo.experiments.mirror import Mirror
 from rllib_hpo.experiments.nodes import refuse_unshared_learner
 from rllib_hpo.experiments.operator_metrics import OperatorMetrics
+from rllib_hpo.experiments.policies import KeptPolicies
 from rllib_hpo.experiments.progress import Progress
 from rllib_hpo.experiments.ray_session import ray_session
 from rllib_hpo.experiments.run_config import RunConfig, resolve_saved
@@ -184,6 +185,7 @@ class TrainingRun:
         group = files.directory.name if sweep == SINGLE_RUNS else group_of(sweep, config.run.task)
         self.store = CheckpointStore(files.directory, keep_checkpoints)
         self.store.on_passed_over = self._passed_over
+        self._policies = KeptPolicies(files.directory, config.run.keep_policies_every)
         self._events = EventLog(files.directory)
         about = _identity(config, files, sweep)
         with ExitStack() as opened:  # what was opened is closed again if the next cannot be
@@ -248,16 +250,24 @@ class TrainingRun:
         self.algorithm.stop_requested = True
 
     def iterate(self) -> dict[str, Any]:
-        """Trains for an iteration, and saves a checkpoint if one is due or this was the last."""
+        """Trains for an iteration, and saves a policy or checkpoint if one is due, or this was the last."""
         began = time.perf_counter()
         result: dict[str, Any] = self.algorithm.train()
         self._operators.iteration(flat_metrics(result), time.perf_counter() - began)
         self._log(result)
+        self._keep_policy()  # before the checkpoint, which a resumed run goes on from
         if self.is_complete or self.algorithm.schedule.checkpoint_due(self.algorithm.env_steps):
             self.save()
         if self.is_complete and self._options.video and self._wandb.is_on:
             self._wandb.log_video(self._film, self.algorithm.env_steps)
         return result
+
+    def _keep_policy(self) -> None:
+        path = self._policies.save_if_due(self.algorithm)
+        if path is not None:
+            self._events.write("policy", self.algorithm.env_steps, path=str(path))
+            if self._mirror is not None:
+                self._mirror.policy(path)
 
     def _log(self, result: Mapping[str, Any]) -> None:
         metrics = {n: value for n, value in flat_metrics(result).items() if not n.startswith("evaluation/")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium as gym
 from ray.rllib.core.rl_module.rl_module import RLModule
@@ -11,9 +11,13 @@ from ray.rllib.policy.policy import Policy
 
 from rllib_hpo.errors import CheckpointError
 from rllib_hpo.learning.actor_critic import Actor
+from rllib_hpo.results.provenance import versions
 from rllib_hpo.rllib.checkpointing import api_stack, follow, import_needed, verify
 from rllib_hpo.rllib.rl_module import ActorCriticModule
 from rllib_hpo.rllib.torch_policy import ActorCriticTorchPolicy
+
+if TYPE_CHECKING:
+    from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 
 MODULE_PATH = "learner_group/learner/rl_module/default_policy"
 POLICY_PATH = "policies/default_policy"
@@ -48,6 +52,23 @@ def load_policy(checkpoint: Path) -> TrainedPolicy:
     if not isinstance(module, ActorCriticModule):
         raise CheckpointError(f"{checkpoint} holds a {type(module).__name__}, not a policy of rllib_hpo.")
     return TrainedPolicy(module.model, module.observation_space, module.action_space, manifest)
+
+
+def newest_policy(algorithm: ActorCriticAlgorithm) -> TrainedPolicy:
+    """The policy of an algorithm between two iterations, with the weights that an evaluation would take.
+
+    The actor is the algorithm's own, which learns on.
+    """
+    algorithm.stack.refresh_actor()
+    owner = algorithm.get_policy() if algorithm.config.is_old_stack else algorithm.env_runner.module
+    config = algorithm.run_config()
+    manifest = {
+        **{name: config[name] for name in ("algorithm", "task", "env")},
+        "config": config,
+        "env_steps": algorithm.env_steps,
+        "versions": versions(),
+    }
+    return TrainedPolicy(algorithm.actor, owner.observation_space, owner.action_space, manifest)
 
 
 def _of_old_stack(checkpoint: Path, manifest: dict[str, Any]) -> TrainedPolicy:

@@ -95,6 +95,12 @@ def parse_wrappers(listed: Any) -> list[WrapperSpec]:
     return [_parse(entry) for entry in listed]
 
 
+def unheld_wrappers(env_config: Mapping[str, Any]) -> list[str]:
+    """Names of the wrappers whose gathered state a policy needs and an exported policy does not hold."""
+    listed = parse_wrappers(env_config.get("wrappers", ()))
+    return [spec.name for spec in listed if spec.has_state and not spec.training_only]
+
+
 def _parse(entry: Any) -> WrapperSpec:
     name: Any = entry
     kwargs: Any = {}

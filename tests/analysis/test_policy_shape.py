@@ -91,7 +91,34 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="--dims 3 must be from 0 to 2"):
         policy_shape(deployed(), state(), (0, 3))
     with pytest.raises(SettingsError, match=r"must end in \.png"):
-        write_policy_shape(deployed(), tmp_path / "shape.gif")
+        write_policy_shape([deployed()], tmp_path / "shape.gif")
+    elsewhere = deployed()
+    elsewhere.metadata = elsewhere.metadata.model_copy(update={"env": "Hopper-v5"})
+    with pytest.raises(
+        SettingsError, match="Policies of Hopper-v5 and Hopper-v4 cannot be drawn side by side"
+    ):
+        write_policy_shape([elsewhere, deployed()], tmp_path / "shape.png")
+
+
+def test_q_of_the_draws_is_that_of_whole_actions() -> None:
+    policy, obs = deployed(step_size=0.3), state()
+    shape = policy_shape(policy, obs, num_actions=50, resolution=3)
+    states = torch.from_numpy(obs)[None].expand(50, -1)
+    for actions, q in ((shape.before, shape.q_before), (shape.after, shape.q_after)):
+        expected = policy.actor.target_critics.minimum(states, torch.from_numpy(actions))
+        np.testing.assert_allclose(q, expected.numpy(), atol=1e-6)
+
+
+def test_the_gradient_alone_raises_q() -> None:
+    """A chain without momentum and gate climbs Q in every draw that is not at the border; momentum spreads them."""
+    climbing = deployed(momentum_noise=False, force_gate="none", step_size=0.05, leapfrog_steps=2)
+    numbers = policy_shape(climbing, state(), num_actions=300, resolution=3).numbers()
+    assert numbers.share_rising.estimate > 0.95
+    wide = deployed(momentum_std_explore=1.5, step_size=0.3, leapfrog_steps=3)
+    assert policy_shape(wide, state(), num_actions=300, resolution=3).numbers().variance_ratio.low > 1
+    gaussian = policy_shape(deployed("sac"), state(), num_actions=300, resolution=3).numbers()
+    assert gaussian.share_rising == (0, 0, 0)
+    assert gaussian.variance_ratio == (1, 1, 1)
 
 
 def test_the_command_draws_an_exported_policy(tmp_path: Path) -> None:
@@ -99,6 +126,29 @@ def test_the_command_draws_an_exported_policy(tmp_path: Path) -> None:
     write_policy(deployed(), "safetensors", tmp_path / "policy.safetensors")
     out = tmp_path / "shape.png"
     words = ("policy-shape", str(tmp_path / "policy.safetensors"), "--out", str(out), "--actions", "100")
-    assert str(out) in cli(*words, "--dims", "0,1")
+    printed = cli(*words, "--dims", "0,1")
+    assert str(out) in printed
+    assert "sac-hpo" in printed
     assert imread(out).std() > 0.05
     assert "--dims 0 must be two numbers" in cli(*words, "--dims", "0", code=2)
+
+
+def test_the_command_draws_policies_side_by_side(tmp_path: Path) -> None:
+    """One column each, in the order given, with the numbers in a table and beside the figure."""
+    pytest.importorskip("safetensors")
+    files = [tmp_path / f"{number}.safetensors" for number in range(3)]
+    for number, file in enumerate(files):
+        policy = deployed()
+        policy.metadata = policy.metadata.model_copy(update={"env_steps": 1_000 * (1 + number // 2)})
+        write_policy(policy, "safetensors", file)
+    several = tmp_path / "several.png"
+    cli("policy-shape", *map(str, files), "--out", str(several), "--actions", "60")
+    height, width, _ = imread(several).shape
+    assert width > height
+    lines = (tmp_path / "several.csv").read_text().splitlines()
+    assert lines[0] == "policy,Q rises,variance ratio,non-Gaussianity before,non-Gaussianity after"
+    assert [line.split('"')[1] for line in lines[1:]] == [
+        "sac-hpo after 1,000 steps (1)",
+        "sac-hpo after 1,000 steps (2)",
+        "sac-hpo after 2,000 steps",
+    ]

@@ -226,3 +226,15 @@ def test_a_dry_run_starts_nothing(tmp_path: Path) -> None:
     assert "4 trials, 2,400 environment steps" in printed
     assert all(name in printed for name in TRIALS)
     assert not (tmp_path / "sweep").exists()
+
+
+def test_tempering_that_changes_nothing_is_said_once(tmp_path: Path) -> None:
+    """In a dry run as at the start, with the trials it is about."""
+    file = tmp_path / "idle.yaml"
+    file.write_text(
+        "sweep: idle\nalgorithms: [sac-hpo]\ntasks: [Pendulum-v1]\nseeds: 0-1\n"
+        "settings: {steps: 40, tempering: true, momentum_std_train: 1.0, momentum_std_explore: 1.5}\n"
+    )
+    printed = run(str(file), "--dry-run", cwd=tmp_path)
+    assert printed.count("Note: tempering=true changes nothing in training (momentum_std_train is 1") == 1
+    assert "trial sac-hpo-Pendulum-v1-seed0 and 1 more" in printed

@@ -161,11 +161,16 @@ def test_there_are_all_of_them() -> None:
     assert [path.stem for path in FILES] == [
         "ablation",
         "eight-tasks",
+        "first-version",
         "force-composition",
+        "gate-size",
         "leapfrog-steps",
         "momentum-explore",
+        "momentum-order",
         "momentum-train",
         "no-momentum",
+        "objective-critic",
+        "policy-shape",
         "smoke",
         "tempering-and-penalty",
     ]
@@ -191,6 +196,46 @@ def test_the_comparison_is_table_one() -> None:
     assert (cheetah["momentum_std_train"], cheetah["momentum_std_explore"]) == (1.0, 0.5)
     assert (cheetah["step_size"], cheetah["leapfrog_steps"], cheetah["leapfrog_units"]) == (0.2, 3, 32)
     assert by_name["sac-humanoid-pybullet-seed0"]["steps"] == 3_000_000
+
+
+def settings_of(stem: str, *names: str) -> dict[str, tuple[Any, ...]]:
+    """Values of the named settings in the trials of seed 0, by the trial's name."""
+    trials = read_sweep(ROOT / "tune_configs" / f"{stem}.yaml", seeds="0").trials
+    return {trial.name: tuple(trial.config.values().get(name) for name in names) for trial in trials}
+
+
+def test_the_ablation_has_sac_and_both_gaussians() -> None:
+    """Table II of 2103.12020: its Gaussian policy is SAC's network, which has two layers."""
+    trials = settings_of("ablation", "policy_layers", "explore_sampler", "train_sampler", "force_gate")
+    assert trials["sac-ant-seed0"] == (2, None, None, None)
+    assert trials["sac-hpo-proposed-ant-seed0"] == (1, "hamiltonian", "hamiltonian", "gated")
+    assert trials["sac-hpo-baseline-2-ant-seed0"] == (1, "hamiltonian", "gaussian", "none")
+    assert trials["sac-hpo-baseline-2-two-layers-ant-seed0"] == (2, "hamiltonian", "gaussian", "none")
+    assert trials["sac-hpo-baseline-3-ant-seed0"] == (1, "gaussian", "hamiltonian", "gated")
+
+
+def test_the_first_version_has_its_table_four() -> None:
+    """2103.12020v1: layers l and K by task, tempering always."""
+    trials = settings_of("first-version", "policy_layers", "leapfrog_steps", "tempering")
+    layers = {"hopper": 2, "ant": 1, "humanoid-pybullet": 1, "humanoid-flagrun-harder-pybullet": 2}
+    for task, number in layers.items():
+        for steps in (2, 3, 4):
+            assert trials[f"sac-hpo-k-{steps}-{task}-seed0"] == (number, steps, True)
+
+
+def test_one_arm_cools_and_the_others_heat_or_do_nothing() -> None:
+    """Tempering multiplies the momentum by 1 / std in all."""
+    trials = settings_of("tempering-and-penalty", "tempering", "momentum_std_train")
+    for task, std in {"halfcheetah": 1.0, "hopper": 0.1, "ant": 0.1}.items():
+        assert trials[f"sac-hpo-tempering-{task}-seed0"] == (True, std)
+        assert trials[f"sac-hpo-cooling-{task}-seed0"] == (True, 1.5)
+        assert trials[f"sac-hpo-warm-{task}-seed0"] == (False, 1.5)
+
+
+def test_swapped_momenta_are_the_other_order_of_table_one() -> None:
+    trials = settings_of("momentum-order", "momentum_std_train", "momentum_std_explore")
+    for task in ("halfcheetah", "hopper"):
+        assert trials[f"sac-hpo-swapped-{task}-seed0"] == trials[f"sac-hpo-proposed-{task}-seed0"][::-1]
 
 
 def test_every_runner_of_a_trial_asks_for_a_processor() -> None:

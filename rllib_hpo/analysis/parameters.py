@@ -1,0 +1,79 @@
+"""How many parameters a policy has: of its base network, and of what a sampler adds to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+
+from rllib_hpo.analysis.runs import Run, cells_of
+from rllib_hpo.analysis.tables import NOTHING, Table
+from rllib_hpo.errors import UserError
+from rllib_hpo.samplers import find_sampler
+from rllib_hpo.settings import find_settings, parse_settings
+from rllib_hpo.tasks import make_env
+
+
+class ParameterCounts(NamedTuple):
+    """Of the sampler in an exported policy, target critics apart."""
+
+    base_policy: int
+    """Of the network that gives mean and standard deviation."""
+    added: int
+    """Of the leapfrog's networks (and a step size that is learned), or of radial flows."""
+
+
+def parameter_counts(config: Mapping[str, Any], env_id: str) -> ParameterCounts | None:
+    """The numbers for the configuration that a row records; None where its environment or algorithm is not here.
+
+    The sampler is built as for an exported policy, on the environment's sizes, and its parameters are counted.
+    """
+    sizes = _sizes(env_id, json.dumps(config.get("env_config", {}), sort_keys=True))
+    if sizes is None:
+        return None
+    try:
+        model = find_settings(str(config["algorithm"]))
+        known = {name: value for name, value in config.items() if name in model.model_fields}
+        settings = parse_settings(model, known)
+        sampler = find_sampler(settings.sampler)(*sizes, settings, None)
+    except (UserError, KeyError):
+        return None
+    counts = {name: parameter.numel() for name, parameter in sampler.named_parameters()}
+    added = sum(count for name, count in counts.items() if not name.startswith("policy."))
+    return ParameterCounts(sum(counts.values()) - added, added)
+
+
+@cache
+def _sizes(env_id: str, env_config: str) -> tuple[int, int] | None:
+    """Dimensions of observations and actions; None where the environment cannot be made."""
+    try:
+        env = make_env(env_id, **json.loads(env_config))
+    except Exception:  # noqa: BLE001  (a package that is not installed here, or an environment of the user's)
+        return None
+    try:
+        return gym.spaces.flatdim(env.observation_space), gym.spaces.flatdim(env.action_space)
+    finally:
+        env.close()
+
+
+def parameters_table(runs: Sequence[Run]) -> Table | None:
+    """Parameters of each task's policies; None where none can be counted."""
+    rows = []
+    for (task, label), own in cells_of(runs).items():
+        counts = parameter_counts(own[0].config, task.env_id)
+        cells = [NOTHING] * 3
+        if counts is not None:
+            ratio = f"{counts.added / counts.base_policy:.1%}" if counts.base_policy else NOTHING
+            cells = [f"{counts.base_policy:,}", f"{counts.added:,}", ratio]
+        rows.append([task.name, label, *cells])
+    if all(row[2] == NOTHING for row in rows):
+        return None
+    note = (
+        "Trainable parameters of the policy that is exported, target critics apart: of the base policy's network, of "
+        "the leapfrog's networks or the flows that a sampler adds, and the latter over the former."
+    )
+    columns = ["task", "algorithm", "base policy", "leapfrog or flows", "ratio"]
+    return Table("parameters", "Parameters of the policy", note, columns, rows)
