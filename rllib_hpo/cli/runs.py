@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.table import Table
 
 from rllib_hpo.cli.console import console
 from rllib_hpo.cli.options import Imports, Wandb, WandbArtifacts, WandbVideo, import_all
-from rllib_hpo.errors import SettingsError
+from rllib_hpo.errors import SettingsError, shown
 
 
 def train(
@@ -89,7 +88,7 @@ def train(
 
 def _settings(assignments: list[str] | None) -> dict[str, Any]:
     """`--set NAME=VALUE` as a mapping, values read as YAML."""
-    from rllib_hpo.experiments.run_config import numeric
+    from rllib_hpo.documents import parse_value
 
     values = {}
     for assignment in assignments or []:
@@ -99,9 +98,9 @@ def _settings(assignments: list[str] | None) -> dict[str, Any]:
                 f"--set {assignment} must be NAME=VALUE, for instance --set leapfrog_steps=3."
             )
         try:
-            values[name.strip()] = numeric(yaml.safe_load(text))
-        except yaml.YAMLError:
-            raise SettingsError(f"--set {assignment}: '{text}' is not a value.") from None
+            values[name.strip()] = parse_value(text)
+        except SettingsError as error:
+            raise SettingsError(f"--set {shown(assignment)[1:-1]}: the value cannot be read: {error}") from None
     return values
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import types
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +12,7 @@ import gymnasium as gym
 
 from rllib_hpo.errors import UnknownNameError, UserError, nearest
 from rllib_hpo.tasks.environments import find_spec
+from rllib_hpo.tasks.modules import load_module
 
 ENTRY_POINT_GROUP = "rllib_hpo.tasks"
 
@@ -167,6 +167,6 @@ def import_modules(modules: Sequence[str]) -> None:
     """
     for module in modules:
         try:
-            importlib.import_module(module)
+            load_module(module)
         except ImportError as error:
             raise UserError(f"--import {module}: {error}.") from error

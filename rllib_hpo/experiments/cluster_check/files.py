@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from rllib_hpo.documents import YamlLines, read_documents
 from rllib_hpo.errors import SettingsError, UserError
 from rllib_hpo.experiments.cluster_check import kuberay, ray_up, slurm
 from rllib_hpo.experiments.cluster_check.findings import Findings, check_text
 from rllib_hpo.experiments.cluster_check.placement import misplaced, read_machines
-from rllib_hpo.experiments.yaml_lines import YamlLines, read_documents
 
 
 def check_file(path: Path, crds: Path | None = None) -> list[str]:

@@ -10,8 +10,8 @@ from typing import Any
 
 from jsonschema import Draft202012Validator, ValidationError
 
+from rllib_hpo.documents import Place, YamlLines
 from rllib_hpo.errors import nearest
-from rllib_hpo.experiments.yaml_lines import Place, YamlLines
 
 RAY_VERSION = importlib.metadata.version("ray")
 LOCALHOST = ("127.0.0.1", "localhost", "::1")

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
+from rllib_hpo.documents import Place, YamlLines
 from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.cluster_check.findings import LOCALHOST, Findings, check_schema
-from rllib_hpo.experiments.yaml_lines import Place, YamlLines
 
 KINDS = ("RayCluster", "RayJob")
 CRD_FILES = {"RayCluster": "ray.io_rayclusters.yaml", "RayJob": "ray.io_rayjobs.yaml"}

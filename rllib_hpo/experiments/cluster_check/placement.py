@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rllib_hpo.documents import YamlLines, read_documents
 from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.cluster_check import kuberay, slurm
 from rllib_hpo.experiments.machines import ROLLOUTS, Machines, NodeType, of_autoscaler
-from rllib_hpo.experiments.yaml_lines import YamlLines, read_documents
 
 
 def read_machines(path: Path) -> Machines:

@@ -15,6 +15,7 @@ from typing import Any
 import ray.autoscaler
 from ray.autoscaler._private import util as autoscaler
 
+from rllib_hpo.documents import Place, YamlLines
 from rllib_hpo.errors import nearest
 from rllib_hpo.experiments.cluster_check.findings import (
     DASHBOARD_HOST,
@@ -26,7 +27,6 @@ from rllib_hpo.experiments.cluster_check.findings import (
 )
 from rllib_hpo.experiments.driver import DRIVER, OLDER_CUDA, TORCH, TORCH_CUDA, image_driver
 from rllib_hpo.experiments.machines import LOCAL, ROLLOUTS
-from rllib_hpo.experiments.yaml_lines import Place, YamlLines
 
 TOKEN_FILE = "~/.ray/auth_token"
 WORLD = ("0.0.0.0/0", "::/0")
