@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from rllib_hpo.cli.console import console
+from rllib_hpo.cli.failures import keep_log_in
 from rllib_hpo.cli.options import Imports, Wandb, WandbArtifacts, WandbVideo, import_all
 from rllib_hpo.errors import SettingsError, shown
 
@@ -73,6 +74,7 @@ def train(
     else:
         resolved = resolve({**flags, "steps": steps}, config)
         files = start_run(resolved, out)
+    keep_log_in(files.directory)
     _print_config(resolved)
     options = WandbOptions(wandb, wandb_artifacts, wandb_video)
     stopped_by = run_training(
@@ -100,7 +102,9 @@ def _settings(assignments: list[str] | None) -> dict[str, Any]:
         try:
             values[name.strip()] = parse_value(text)
         except SettingsError as error:
-            raise SettingsError(f"--set {shown(assignment)[1:-1]}: the value cannot be read: {error}") from None
+            raise SettingsError(
+                f"--set {shown(assignment)[1:-1]}: the value cannot be read: {error}"
+            ) from None
     return values
 
 

@@ -54,7 +54,8 @@ _TAG = "tag:yaml.org,2002:"
 
 
 def _value_1_1(text: str) -> Any:
-    kind = _LOADER.resolve(yaml.ScalarNode, text, (True, False)).removeprefix(_TAG)
+    tag: str = _LOADER.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
+    kind = tag.removeprefix(_TAG)
     if kind not in {"null", "bool", "int", "float"}:
         return text
     if kind == "int":

@@ -167,7 +167,7 @@ class _Builder:
 
     def _next(self) -> Event:
         event: Event = next(self._events)
-        self._line = event.start_mark.line + 1
+        self._line = event.start_mark.line + 1  # type: ignore[union-attr]
         return event
 
     def _node(self, event: Event, depth: int) -> _Node:
@@ -202,7 +202,7 @@ class _Builder:
             )
 
     def _alias(self, event: AliasEvent, depth: int) -> _Node:
-        node = self._anchors.get(event.anchor)
+        node = self._anchors.get(event.anchor or "")
         if node is None:
             raise self._error(self._line, f"nothing above is called '&{event.anchor}'")
         if node.is_open:
@@ -234,8 +234,9 @@ class _Builder:
     def _fill_sequence(self, node: _Node, depth: int) -> None:
         node.value = []
         while not isinstance(event := self._next(), SequenceEndEvent):
+            line = self._line
             child = self._node(event, depth + 1)
-            self._add(node, len(node.value), event.start_mark.line + 1, child)
+            self._add(node, len(node.value), line, child)
             node.value.append(child.value)
 
     def _fill_mapping(self, node: _Node, depth: int) -> None:
@@ -257,7 +258,7 @@ class _Builder:
             self._merge(node, line, child)
 
     def _key(self, event: Event) -> tuple[str, int]:
-        line = event.start_mark.line + 1
+        line = self._line
         if not isinstance(event, ScalarEvent):
             raise self._error(line, "a key must be a word, not a list, a mapping or an alias")
         key = event.value if event.implicit[0] and event.value == _MERGE else self._node(event, 1).value

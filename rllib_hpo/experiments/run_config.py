@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rllib_hpo.documents import parse_json, read_mapping, read_text
+from rllib_hpo.documents import parse_json, read_mapping, read_text, reading
 from rllib_hpo.errors import SettingsError, UserError, nearest, shown
 from rllib_hpo.learning.footprint import learner_parts, refuse_replay, refuse_too_large
 from rllib_hpo.results import read_rows, write_atomically
@@ -92,7 +92,11 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None) -> RunConfig:
     Raises:
         UserError: Naming the key (and file), its value, what is allowed and the nearest valid name.
     """
-    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
+    with reading("The configuration" if file is None else f"The configuration file {file}"):
+        return _resolve({name: value for name, value in flags.items() if value is not None}, file)
+
+
+def _resolve(given: Mapping[str, Any], file: Path | None) -> RunConfig:
     from_file = read_config_file(file) if file is not None else {}
     named = {**from_file, **given}
     algorithm = str(named.get("algorithm", RunSettings.model_fields["algorithm"].default))

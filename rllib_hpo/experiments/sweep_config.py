@@ -155,7 +155,9 @@ def read_sweep(path: Path, seeds: str | None = None, changes: Mapping[str, Any] 
         parsed_seeds = parse_seeds(seeds, "--seeds") if seeds is not None else _seeds_of_file(given, lines)
         cells = list(itertools.islice(_grid(given, parsed_seeds), MAX_TRIALS + 1))
         if len(cells) > MAX_TRIALS:
-            raise lines.error(("seeds",), f"the sweep has more than {MAX_TRIALS:,} trials; make several of it")
+            raise lines.error(
+                ("seeds",), f"the sweep has more than {MAX_TRIALS:,} trials; make several of it"
+            )
         trials = tuple(
             _trial(given, lines, algorithm, variant, task, seed, changes or {})
             for algorithm, variant, task, seed in cells
@@ -172,9 +174,13 @@ def _check_trial_names(trials: Sequence[Trial], lines: _Lines) -> None:
     for trial in trials:
         place = ("variants", trial.variant) if trial.variant != DEFAULT_VARIANT else ("tasks",)
         if trial.name in seen:
-            raise lines.error(place, f"two trials would be called {shown(trial.name)}; name or list them once")
+            raise lines.error(
+                place, f"two trials would be called {shown(trial.name)}; name or list them once"
+            )
         if len(trial.name.encode()) > MAX_NAME:
-            raise lines.error(place, f"the name {shown(trial.name)} of a trial is longer than {MAX_NAME} bytes")
+            raise lines.error(
+                place, f"the name {shown(trial.name)} of a trial is longer than {MAX_NAME} bytes"
+            )
         seen.add(trial.name)
 
 

@@ -68,7 +68,9 @@ def check_env_config(env_config: Mapping[str, Any]) -> None:
     if reserved := sorted(_RESERVED.intersection(env_config)):
         raise SettingsError(f"env_config: '{reserved[0]}' is set by this package; leave it out.")
     most = env_config.get("max_episode_steps")
-    if most is not None and (isinstance(most, bool) or not isinstance(most, int) or (most < 1 and most != -1)):
+    if most is not None and (
+        isinstance(most, bool) or not isinstance(most, int) or (most < 1 and most != -1)
+    ):
         raise SettingsError(
             f"env_config: max_episode_steps={shown(most)} must be an integer of at least 1, or -1 for no limit."
         )
@@ -78,7 +80,9 @@ def check_env_config(env_config: Mapping[str, Any]) -> None:
         raise SettingsError(f"env_config: {error}") from None
 
 
-def make_env(env_id: str, *, wrappers: Any = (), training: bool = True, **kwargs: Any) -> gym.Env[Any, Any]:
+def make_env(
+    env_id: str, /, *, wrappers: Any = (), training: bool = True, **kwargs: Any
+) -> gym.Env[Any, Any]:
     """`gymnasium.make` without a deprecation warning for -v4, a log file of MuJoCo's, or output on stdout.
 
     Args:
