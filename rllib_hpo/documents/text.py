@@ -59,8 +59,8 @@ def read_text(path: Path, kind: str, max_bytes: int = MAX_BYTES) -> str:
 
 def reason(error: BaseException) -> str:
     """What an exception says, on one line, without the full stop."""
-    if isinstance(error, OSError) and error.errno and not str(error.strerror or "").strip():
-        return os.strerror(error.errno)
+    if isinstance(error, OSError) and error.errno:
+        return error.strerror or os.strerror(error.errno)
     said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     said = said.encode(errors="backslashreplace").decode()
     return said if len(said) <= _MAX_REASON else f"{said[:_MAX_REASON]} ..."
