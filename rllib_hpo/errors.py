@@ -52,6 +52,12 @@ class WorkerDiedError(UserError):
     """What a run cannot do without, a learner or all its runners, is gone; it can go on from its last checkpoint."""
 
 
+def shown(value: object, most: int = 100) -> str:
+    """`repr(value)` as a message can hold it: on one line, not endless."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]} ..."
+
+
 def nearest(name: str, options: Iterable[str]) -> str | None:
     """The valid name closest to `name`, or None where nothing is close."""
     matches = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
@@ -63,4 +69,4 @@ def unknown_name(kind: str, name: str, options: Iterable[str]) -> UnknownNameErr
     allowed = sorted(options)
     close = nearest(name, allowed)
     hint = f" Did you mean '{close}'?" if close else ""
-    return UnknownNameError(f"Unknown {kind} '{name}'.{hint} Valid: {', '.join(allowed)}.")
+    return UnknownNameError(f"Unknown {kind} {shown(name)}.{hint} Valid: {', '.join(allowed)}.")

@@ -15,10 +15,10 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rllib_hpo.errors import SettingsError, nearest, unknown_name
+from rllib_hpo.errors import SettingsError, nearest, shown, unknown_name
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-PositiveInt = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1, lt=2**53)]
 UnitInterval = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
@@ -63,7 +63,7 @@ class ActorCriticSettings(BaseModel):
         float, Field(ge=0, allow_inf_nan=False, description="Updates per environment step after the warm-up.")
     ] = 1.0
     warmup_steps: Annotated[
-        int, Field(ge=1, description="First environment steps: uniform random actions, no updates.")
+        PositiveInt, Field(description="First environment steps: uniform random actions, no updates.")
     ] = 10_000
     alpha: Annotated[
         PositiveFloat | Literal["auto"], Field(description="Temperature: a fixed value, or 'auto' (tuned).")
@@ -92,7 +92,9 @@ class ActorCriticSettings(BaseModel):
     evaluation_every: Annotated[
         PositiveInt, Field(description="Environment steps between evaluations (and one at step 0).")
     ] = 10_000
-    evaluation_episodes: Annotated[PositiveInt, Field(description="Noise-free episodes per evaluation.")] = 10
+    evaluation_episodes: Annotated[
+        PositiveInt, Field(le=1_000_000, description="Noise-free episodes per evaluation.")
+    ] = 10
     evaluation_max_episode_steps: Annotated[
         PositiveInt,
         Field(
@@ -118,7 +120,10 @@ class ActorCriticSettings(BaseModel):
     ] = 100
     num_torch_threads: Annotated[
         PositiveInt,
-        Field(description="Torch threads per process; results are bitwise equal only for equal numbers."),
+        Field(
+            le=4096,
+            description="Torch threads per process; results are bitwise equal only for equal numbers.",
+        ),
     ] = 1
 
     cuda_graph: Annotated[
@@ -182,7 +187,7 @@ class SACHPOSettings(ActorCriticSettings):
     policy_layers: Annotated[
         int, Field(ge=1, le=4, description="Hidden layers of the base policy network.")
     ] = 1
-    leapfrog_steps: Annotated[int, Field(ge=0, description="Leapfrog steps K.")] = 3
+    leapfrog_steps: Annotated[int, Field(ge=0, le=10_000, description="Leapfrog steps K.")] = 3
     step_size: Annotated[
         PositiveFloat | Annotated[list[PositiveFloat], Field(min_length=1)],
         Field(description="Leapfrog step size epsilon: one number, or one per action dimension."),
@@ -346,7 +351,7 @@ def _describe(
             reason = details["msg"].removeprefix("Input should be ").removeprefix("a valid ")
             allowed.setdefault(str(details["loc"][0]), []).append(reason)
     for key, reasons in allowed.items():
-        phrases.append(f"{key}={values[key]!r} must be {' or '.join(dict.fromkeys(reasons))}")
+        phrases.append(f"{key}={shown(values[key])} must be {' or '.join(dict.fromkeys(reasons))}")
     return phrases
 
 

@@ -21,7 +21,7 @@ from rllib_hpo.analysis.shape_statistics import ShapeNumbers, shape_numbers
 from rllib_hpo.analysis.statistics import Interval
 from rllib_hpo.analysis.tables import NOTHING, Table
 from rllib_hpo.deployment import DeployedPolicy
-from rllib_hpo.errors import SettingsError
+from rllib_hpo.errors import CheckpointError, SettingsError
 from rllib_hpo.results.atomic import write_atomically
 from rllib_hpo.samplers.base import Mode, draw_noise, zero_noise
 from rllib_hpo.samplers.hamiltonian import HamiltonianSampler
@@ -64,6 +64,11 @@ def rollout_state(policy: DeployedPolicy, seed: int, num_steps: int) -> Array:
     """The observation (S,) that the noise-free policy reaches after `num_steps` of a seeded episode."""
     env = make_env(policy.metadata.env, **policy.metadata.env_config)
     try:
+        if env.observation_space.shape != policy.metadata.observation_space.shape:
+            raise CheckpointError(
+                f"The policy takes observations {policy.metadata.observation_space.shape}, but its environment "
+                f"'{policy.metadata.env}' gives {env.observation_space.shape}."
+            )
         checked = Boundary(env)
         state: Array = checked.reset(env, seed)
         for _ in range(num_steps):

@@ -1,5 +1,7 @@
 """The command line: one command per verb. Failures a user can mend end in one sentence and exit code 2.
 
+Whatever else is raised is an internal error, exit code 1, with its traceback in a file.
+
 This module lists the commands, in the order of `rllib-hpo --help`; each is a function of the module that its subject
 names. They import what they need when they are called, so that `--help` need not wait for Ray and torch.
 """
@@ -12,6 +14,7 @@ import sys
 import typer
 from rich.logging import RichHandler
 
+from rllib_hpo.cli import failures
 from rllib_hpo.cli.cluster import check_cluster, doctor
 from rllib_hpo.cli.console import errors
 from rllib_hpo.cli.jobs import fetch, status, stop, submit
@@ -82,3 +85,5 @@ def main() -> None:
         if isinstance(error, UserCodeError) and error.traceback:
             errors.print(error.traceback.rstrip(), soft_wrap=True)
         sys.exit(2)
+    except Exception as error:  # noqa: BLE001  (the last net)
+        sys.exit(failures.report(error))

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.table import Table
 
 from rllib_hpo.cli.console import console
+from rllib_hpo.cli.failures import keep_log_in
 from rllib_hpo.cli.options import Imports, Wandb, WandbArtifacts, WandbVideo, import_all, path_option
-from rllib_hpo.errors import SettingsError
+from rllib_hpo.errors import SettingsError, shown
 
 
 def train(
@@ -84,6 +84,7 @@ def train(
     else:
         resolved = resolve({**flags, "steps": steps, "imports": imports}, config)
         files = start_run(resolved, out)
+    keep_log_in(files.directory)
     _print_config(resolved)
     for notice in resolved.notices():
         console.print(f"Note: {notice}", soft_wrap=True)
@@ -104,7 +105,7 @@ def train(
 
 def _settings(assignments: list[str] | None) -> dict[str, Any]:
     """`--set NAME=VALUE` as a mapping, values read as YAML."""
-    from rllib_hpo.experiments.run_config import numeric
+    from rllib_hpo.documents import parse_value
 
     values = {}
     for assignment in assignments or []:
@@ -114,9 +115,11 @@ def _settings(assignments: list[str] | None) -> dict[str, Any]:
                 f"--set {assignment} must be NAME=VALUE, for instance --set leapfrog_steps=3."
             )
         try:
-            values[name.strip()] = numeric(yaml.safe_load(text))
-        except yaml.YAMLError:
-            raise SettingsError(f"--set {assignment}: '{text}' is not a value.") from None
+            values[name.strip()] = parse_value(text)
+        except SettingsError as error:
+            raise SettingsError(
+                f"--set {shown(assignment)[1:-1]}: the value cannot be read: {error}"
+            ) from None
     return values
 
 

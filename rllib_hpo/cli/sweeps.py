@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from rllib_hpo.cli.console import console
+from rllib_hpo.cli.failures import keep_log_in
 from rllib_hpo.cli.options import (
     Imports,
     Wandb,
@@ -109,6 +110,7 @@ def sweep(
         files, remote = _started(grid, source, out, storage, imports)
     elif given or seeds is not None:
         sweeps.plan_trials(grid, files, imports or ())
+    keep_log_in(files.directory)
     names = [trial.name for trial in grid.trials] if only is not None else None
     options = WandbOptions(wandb, wandb_artifacts, wandb_video)
     try:

@@ -16,8 +16,10 @@ import torch
 
 from rllib_hpo.deployment.metadata import PolicyMetadata
 from rllib_hpo.deployment.policy import DeployedPolicy
-from rllib_hpo.errors import CheckpointError, UserError, unknown_name
+from rllib_hpo.documents import reason
+from rllib_hpo.errors import CheckpointError, SettingsError, UserError, unknown_name
 from rllib_hpo.learning.actor_critic import Actor
+from rllib_hpo.learning.footprint import actor_parts
 from rllib_hpo.results.atomic import write_atomically
 from rllib_hpo.tasks import import_modules
 
@@ -134,16 +136,25 @@ def load_policy_file(path: Path) -> DeployedPolicy:
         with safetensors.safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(METADATA, "")
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read as safetensors: {error}.") from error
+    except Exception as error:  # a damaged header may raise anything
+        raise CheckpointError(f"{path} cannot be read as safetensors: {reason(error)}.") from error
     metadata = PolicyMetadata.from_json(text, str(path))
     import_modules(metadata.imports, str(path))
     dims = metadata.observation_space.shape[0], metadata.action_space.shape[0]
-    actor = Actor(*dims, metadata.parsed_settings(), seed=0)
     try:
+        settings = metadata.parsed_settings()
+    except SettingsError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    held = sum(value.numel() * value.element_size() for value in weights.values())
+    try:
+        if sum(part.num_bytes for part in actor_parts(settings, *dims)) > held:
+            raise ValueError("they are too few")  # told before memory is taken for those that are missing
+        actor = Actor(*dims, settings, seed=0)
         actor.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"The weights in {path} are not those of its metadata.") from error
+    if not all(torch.isfinite(value).all() for value in weights.values()):
+        raise CheckpointError(f"The weights in {path} are damaged: some are not finite.")
     return DeployedPolicy(actor, metadata)
 
 

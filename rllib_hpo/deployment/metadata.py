@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any, Self
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from rllib_hpo.errors import CheckpointError
+from rllib_hpo.documents import parse_json
+from rllib_hpo.errors import CheckpointError, UserError
 from rllib_hpo.settings import ActorCriticSettings, complete_settings, find_settings, parse_settings
 
 FORMAT = 1
@@ -27,6 +27,12 @@ class BoxMetadata(BaseModel):
     dtype: str
     low: list[float | None]
     high: list[float | None]
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> Self:
+        if self.shape[0] < 1 or not len(self.low) == len(self.high) == self.shape[0]:
+            raise ValueError("there must be a lower and an upper bound for each number")
+        return self
 
     @classmethod
     def of(cls, space: gym.spaces.Box) -> Self:
@@ -105,8 +111,8 @@ class PolicyMetadata(BaseModel):
             CheckpointError: Naming `source`, if it is something else.
         """
         try:
-            metadata = cls(**json.loads(text))
-        except (ValueError, TypeError, ValidationError) as error:
+            metadata = cls(**parse_json(text, source))
+        except (UserError, ValueError, TypeError, ValidationError) as error:
             raise CheckpointError(f"{source} is no policy exported by rllib_hpo.") from error
         if metadata.format != FORMAT:
             raise CheckpointError(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rllib_hpo.errors import CheckpointError, StorageError
+from rllib_hpo.documents import parse_json
+from rllib_hpo.errors import CheckpointError, StorageError, UserError
 from rllib_hpo.results import write_atomically
 from rllib_hpo.rllib.checkpointing import MANIFEST, follow, read_manifest, verify
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 RETURNS_FILE = "returns.json"
 """Mean return of each evaluation by its step: where evaluations run beside training, a manifest comes too early."""
 
+_NUMBERED = re.compile(r"step-[0-9]{1,15}")
 _logger = logging.getLogger(__name__)
 
 
@@ -132,7 +135,7 @@ class CheckpointStore:
     def _newest(self, use: Callable[[Path], Any]) -> Path | None:
         """The newest checkpoint that `use` takes without a CheckpointError."""
         refused: dict[Path, CheckpointError] = {}
-        for path in sorted(self.directory.glob("step-*"), reverse=True):
+        for path in reversed(numbered(self.directory)):
             try:
                 use(path)
             except CheckpointError as error:
@@ -156,8 +159,7 @@ class CheckpointStore:
 
     def _intact(self) -> list[Path]:
         """Checkpoints that can be used, oldest first."""
-        paths = sorted(self.directory.glob("step-*"))
-        return [path for path in paths if path not in self._unusable and _is_intact(path)]
+        return [path for path in numbered(self.directory) if path not in self._unusable and _is_intact(path)]
 
     def _link(self, name: str, target: Path) -> None:
         """Lets `last` or `best` lead to a checkpoint, whatever the file system offers for that."""
@@ -193,13 +195,21 @@ class CheckpointStore:
         best = self._best(intact)
         self._link("best", best)
         wanted = {*intact[-self.keep :], best}
-        for path in [*self.directory.glob("step-*"), *self.directory.glob(".step-*.tmp")]:
+        for path in [*numbered(self.directory), *self.directory.glob(".step-*.tmp")]:
             if path not in wanted:
                 shutil.rmtree(path, ignore_errors=True)
         listed = {segment["file"] for path in wanted for segment in read_manifest(path)["replay"]["segments"]}
         for file in [*self.replay_dir.rglob("*.npy"), *self.replay_dir.rglob(".*.tmp")]:
             if str(file.relative_to(self.replay_dir)) not in listed:
                 file.unlink(missing_ok=True)
+
+
+def numbered(directory: Path) -> list[Path]:
+    """The folders step-N of a directory, oldest first; what is called otherwise is somebody's own, and left alone."""
+    return sorted(
+        (path for path in directory.glob("step-*") if _NUMBERED.fullmatch(path.name)),
+        key=lambda path: int(path.name.removeprefix("step-")),
+    )
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -231,15 +241,15 @@ def _is_intact(path: Path) -> bool:
 def parse_returns(data: bytes) -> dict[str, float]:
     """The content of a `RETURNS_FILE`; nothing where it is damaged."""
     try:
-        returns: Any = json.loads(data)
-    except ValueError:
+        returns = parse_json(data, RETURNS_FILE)
+    except UserError:
         return {}
-    return returns if isinstance(returns, dict) else {}
+    return {step: float(value) for step, value in returns.items() if isinstance(value, int | float)}
 
 
 def evaluation_return(manifest: Mapping[str, Any], returns: Mapping[str, float]) -> float:
     """That of the checkpoint's own weights, or else of the latest that was known when it was saved."""
-    evaluation: dict[str, Any] | None = manifest["evaluation"]
+    evaluation: dict[str, Any] | None = manifest.get("evaluation")
     if (own := returns.get(str(manifest["env_steps"]))) is not None:
         return own
     return float("-inf") if evaluation is None else float(evaluation["env_runners"]["episode_return_mean"])

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from rllib_hpo.documents import parse_json
 from rllib_hpo.errors import UserError
 from rllib_hpo.results.provenance import git_commit, versions
 
@@ -82,11 +83,9 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     events = []
     for line in path.read_bytes().splitlines():
         try:
-            event = json.loads(line)
-        except ValueError:
+            events.append(parse_json(line, "an event"))
+        except UserError:  # half a line may be JSON, too, but no object
             continue
-        if isinstance(event, dict):  # half a line may be JSON, but no object
-            events.append(event)
     return events
 
 

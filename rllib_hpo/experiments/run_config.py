@@ -13,21 +13,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rllib_hpo.errors import SettingsError, UserError, nearest
-from rllib_hpo.results import write_atomically
-from rllib_hpo.settings import ActorCriticSettings, check_learners, find_settings, parse_settings
+from rllib_hpo.documents import parse_json, read_mapping, read_text, reading
+from rllib_hpo.errors import SettingsError, UserError, nearest, shown
+from rllib_hpo.learning.footprint import learner_parts, refuse_replay, refuse_too_large
+from rllib_hpo.results import read_rows, write_atomically
+from rllib_hpo.settings import ActorCriticSettings, PositiveInt, check_learners, find_settings, parse_settings
 from rllib_hpo.tasks import Task, find_task, import_modules
-from rllib_hpo.tasks.wrappers import parse_wrappers, unheld_wrappers
+from rllib_hpo.tasks.environments import check_env_config
+from rllib_hpo.tasks.wrappers import unheld_wrappers
 
 IMPORTS = "imports"
 """The key of a configuration file that lists the modules of --import."""
 
 Origin = Literal["default", "task", "file", "flag"]
+MAX_WORKERS = 100_000
+NumWorkers = Annotated[int, Field(ge=0, le=MAX_WORKERS)]
 
 
 class RunSettings(BaseModel):
@@ -40,16 +42,16 @@ class RunSettings(BaseModel):
     api_stack: Literal["new", "old"] = "new"
     env_config: dict[str, Any] = Field(default_factory=dict)
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    steps: Annotated[int, Field(ge=1)] = 1_000_000
-    num_env_runners: Annotated[int, Field(ge=0)] = 0
-    num_envs_per_env_runner: Annotated[int, Field(ge=1)] = 1
-    rollout_fragment_length: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    max_lead_steps: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    num_learners: Annotated[int, Field(ge=0)] = 0
+    steps: PositiveInt = 1_000_000
+    num_env_runners: NumWorkers = 0
+    num_envs_per_env_runner: Annotated[int, Field(ge=1, le=MAX_WORKERS)] = 1
+    rollout_fragment_length: Annotated[int, Field(ge=1, lt=2**31)] | Literal["auto"] = "auto"
+    max_lead_steps: Annotated[int, Field(ge=0, lt=2**53)] | Literal["auto"] = "auto"
+    num_learners: NumWorkers = 0
     num_gpus_per_learner: Annotated[float, Field(ge=0, le=1)] = 0.0
     limit_gpu_memory: bool = True
-    evaluation_num_env_runners: Annotated[int, Field(ge=0)] = 0
-    keep_policies_every: Annotated[int, Field(ge=0)] = 0
+    evaluation_num_env_runners: NumWorkers = 0
+    keep_policies_every: Annotated[int, Field(ge=0, lt=2**53)] = 0
     """Environment steps between the policy files that a run keeps (`policies/`); 0 keeps none."""
 
 
@@ -128,7 +130,11 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None) -> RunConfig:
     Raises:
         UserError: Naming the key (and file), its value, what is allowed and the nearest valid name.
     """
-    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
+    with reading("The configuration" if file is None else f"The configuration file {file}"):
+        return _resolve({name: value for name, value in flags.items() if value is not None}, file)
+
+
+def _resolve(given: dict[str, Any], file: Path | None) -> RunConfig:
     from_file = read_config_file(file) if file is not None else {}
     stored = _parse_imports(from_file.pop(IMPORTS, ()), str(file))
     import_modules(stored, str(file))
@@ -144,10 +150,13 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None) -> RunConfig:
         _refuse_unknown(values, model, source)
     merged = {**from_task, **named}
     run = _parse_run({name: value for name, value in merged.items() if name in RunSettings.model_fields})
-    _check_wrappers(run.env_config)
+    check_env_config(run.env_config)
     settings = parse_settings(model, {name: v for name, v in merged.items() if name in model.model_fields})
     check_learners(run.num_learners, run.num_gpus_per_learner, settings)
     _check_kept_policies(run, settings)
+    # With the smallest spaces there are; what is true of the environment's own is checked where it is made.
+    refuse_too_large(learner_parts(settings, 1, 1))
+    refuse_replay(settings, 1, 1, run.steps)
     layers: tuple[tuple[Origin, Mapping[str, Any]], ...] = (
         ("flag", given),
         ("file", from_file),
@@ -165,7 +174,8 @@ def resolve_saved(file: Path, changes: Mapping[str, Any]) -> RunConfig:
         UserError: As `resolve`.
     """
     config = resolve(changes, file)
-    found = dict(re.findall(r"^(\w+):.*  # (default|task|file|flag)$", file.read_text(), flags=re.MULTILINE))
+    text = read_text(file, "configuration file")
+    found = dict(re.findall(r"^(\w+):.*  # (default|task|file|flag)$", text, flags=re.MULTILINE))
     origins = {
         name: config.origins[name] if name in changes else found.get(name, config.origins[name])
         for name in config.origins
@@ -181,41 +191,19 @@ def read_config_file(path: Path) -> dict[str, Any]:
     Raises:
         UserError: If the file cannot be read or holds no mapping.
     """
-    if path.suffix == ".parquet":
-        return _config_of_row(path)
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The configuration file {path} cannot be read: {error}.") from error
-    except yaml.YAMLError as error:
-        raise UserError(
-            f"The configuration file {path} is not YAML: {' '.join(str(error).split())}."
-        ) from error
-    if not isinstance(values, dict):
-        raise UserError(f"The configuration file {path} must hold 'name: value' lines.")
-    return {str(name): numeric(value) for name, value in values.items()}
+    return _config_of_row(path) if path.suffix == ".parquet" else read_mapping(path, "configuration file")
 
 
 def _config_of_row(path: Path) -> dict[str, Any]:
-    try:
-        rows = pq.ParquetFile(path).read(["config_json", "env_steps"]).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} is no file of result rows: {error}.") from error
+    if not path.is_file():
+        raise UserError(f"There is no file {path}.")
+    rows = read_rows(path).select(["config_json", "env_steps"]).to_pylist()
     if len({row["config_json"] for row in rows}) != 1:
         raise UserError(f"{path} holds {len(rows)} rows of several configurations; name the file of one row.")
-    values = {"steps": max(1, *(row["env_steps"] for row in rows)), **json.loads(rows[0]["config_json"])}
+    stored = parse_json(rows[0]["config_json"], f"The configuration in {path}")
+    values = {"steps": max(1, *(row["env_steps"] for row in rows)), **stored}
     values.pop("env", None)  # it follows from the task
     return values
-
-
-def numeric(value: Any) -> Any:
-    """A number where YAML 1.1 sees a string, as in 3e-4; everything else as it is."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _refuse_unknown(values: Mapping[str, Any], model: type[ActorCriticSettings], source: str) -> None:
@@ -238,13 +226,6 @@ def _parse_imports(value: Any, source: str) -> tuple[str, ...]:
 
 def _union(modules: Iterable[str], more: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*modules, *more]))
-
-
-def _check_wrappers(env_config: Mapping[str, Any]) -> None:
-    try:
-        parse_wrappers(env_config.get("wrappers", ()))
-    except SettingsError as error:
-        raise SettingsError(f"env_config: {error}") from None
 
 
 def _check_kept_policies(run: RunSettings, settings: ActorCriticSettings) -> None:
@@ -271,12 +252,12 @@ def _parse_run(values: Mapping[str, Any]) -> RunSettings:
         first = error.errors()[0]
         name = str(first["loc"][0])
         reason = first["msg"].removeprefix("Input should be ")
-        raise SettingsError(f"{name}={values[name]!r} must be {reason}.") from None
+        raise SettingsError(f"{name}={shown(values[name])} must be {reason}.") from None
 
 
 def _inline(value: Any) -> str:
     """A value on one line of YAML. JSON is YAML, but for numbers such as 1e-05, which need a point."""
-    text = json.dumps(value)
+    text = json.dumps(value).replace("\x7f", "\\u007f")  # which JSON allows and YAML does not
     return (
         text.replace("e", ".0e", 1) if isinstance(value, float) and "e" in text and "." not in text else text
     )

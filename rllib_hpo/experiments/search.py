@@ -9,13 +9,13 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
 from ray import tune
 from rich.console import Console
 from rich.table import Table
 
+from rllib_hpo.documents import parse_value
 from rllib_hpo.errors import UserError
-from rllib_hpo.experiments.run_config import nothing_learned, numeric
+from rllib_hpo.experiments.run_config import nothing_learned
 from rllib_hpo.experiments.train import quiet_ray
 from rllib_hpo.results.configurations import SEARCH_VARIANT
 from rllib_hpo.results.paths import absolute
@@ -85,7 +85,10 @@ def _assignment(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not (name and equals):
         raise argparse.ArgumentTypeError(f"{text} must be NAME=VALUE.")
-    return name, numeric(yaml.safe_load(value))
+    try:
+        return name, parse_value(value)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(f"{name}: the value cannot be read: {error}") from None
 
 
 def configure(given: argparse.Namespace) -> SACHPOConfig:

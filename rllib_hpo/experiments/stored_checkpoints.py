@@ -21,6 +21,7 @@ from rllib_hpo.experiments.checkpoints import (
     RETURNS_FILE,
     CheckpointStore,
     evaluation_return,
+    numbered,
     parse_returns,
 )
 from rllib_hpo.experiments.storage import Storage, reason
@@ -131,14 +132,14 @@ class StoredCheckpoints:
         Raises:
             CheckpointError: If one is damaged or gone, and no newer one is here.
         """
-        for path in sorted((self._directory / "checkpoints").glob("step-*")):
+        for path in numbered(self._directory / "checkpoints"):
             if path.name > last:
                 break
             try:
                 self._send_checkpoint(path)
             except CheckpointError:
                 # Passed over when the trial started, or replaced meanwhile by a newer one, which waits behind this.
-                if not any(other.name > path.name for other in path.parent.glob("step-*")):
+                if not any(other.name > path.name for other in numbered(path.parent)):
                     raise
         self._send_returns()
         if last in self._manifests:
@@ -182,7 +183,7 @@ class StoredCheckpoints:
 
     def _prune(self) -> None:
         """Removes checkpoints but the newest, the best and those kept here, and segments that none of them lists."""
-        here = {path.name for path in (self._directory / "checkpoints").glob("step-*")}
+        here = {path.name for path in numbered(self._directory / "checkpoints")}
         returns = CheckpointStore(self._directory).returns()
         best = max(
             sorted(self._manifests), key=lambda name: _evaluation_return(self._manifests[name], returns)

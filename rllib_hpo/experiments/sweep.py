@@ -16,11 +16,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray import tune
 from ray.tune import PlacementGroupFactory
 
+from rllib_hpo.documents import read_json
 from rllib_hpo.errors import (
     CheckpointError,
     SettingsError,
@@ -95,6 +97,18 @@ class SweepFiles:
     def error(self, name: str) -> Path:
         """Why a trial failed."""
         return self.trial(name).directory / ERROR_FILE
+
+
+class _Plan(BaseModel):
+    """The types of what is read of a plan."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    sweep: str
+    trials: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$")], str]
+    """Variants by the trials' names, which are folders."""
+    imports: list[str] = Field(default_factory=list)
+    storage: str | None = None
 
 
 @dataclass(frozen=True)
@@ -288,12 +302,15 @@ def read_plan(files: SweepFiles) -> dict[str, Any]:
     Raises:
         CheckpointError: If the directory is not that of a sweep.
     """
+    if not files.plan.exists():
+        raise CheckpointError(f"{files.directory} is not the directory of a sweep: it has no {PLAN_FILE}.")
+    plan = read_json(files.plan, "plan of a sweep")
     try:
-        plan: dict[str, Any] = json.loads(files.plan.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{files.directory} is not the directory of a sweep: it has no {PLAN_FILE}."
-        ) from error
+        _Plan.model_validate(plan)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise CheckpointError(f"The plan {files.plan} is damaged: {place} ({first['msg']}).") from error
     return plan
 
 

@@ -30,14 +30,17 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rllib_hpo.errors import SettingsError, UserError, nearest
-from rllib_hpo.experiments.run_config import RunConfig, RunSettings, numeric, resolve
-from rllib_hpo.experiments.yaml_lines import YamlLines, read_documents
+from rllib_hpo.documents import YamlLines, read_documents, reading
+from rllib_hpo.errors import SettingsError, UserError, nearest, shown
+from rllib_hpo.experiments.run_config import RunConfig, RunSettings, resolve
 from rllib_hpo.settings import find_settings
 from rllib_hpo.tasks import find_task
 
 Settings = dict[str, Any]
 DEFAULT_VARIANT = "default"
+MAX_TRIALS = 10_000
+MAX_NAME = 200
+"""Bytes of a trial's name, which names files and folders too."""
 OF_THE_GRID = ("algorithm", "task", "seed")
 """Settings that a sweep's axes give."""
 
@@ -151,17 +154,40 @@ def read_sweep(path: Path, seeds: str | None = None, changes: Mapping[str, Any] 
     Raises:
         UserError: Naming file, line, key, value, what is allowed and the nearest valid name.
     """
-    lines = _Lines(path)
-    given = lines.parsed()
-    _check_names(given, lines)
-    parsed_seeds = parse_seeds(seeds, "--seeds") if seeds is not None else _seeds_of_file(given, lines)
-    trials = tuple(
-        _trial(given, lines, algorithm, variant, task, seed, changes or {})
-        for algorithm, variant, task, seed in _grid(given, parsed_seeds)
-    )
-    if not trials:
-        raise lines.error(("variants",), "no variant is of any of the sweep's algorithms")
+    with reading(f"The sweep file {path}"):
+        lines = _Lines(path)
+        given = lines.parsed()
+        _check_names(given, lines)
+        parsed_seeds = parse_seeds(seeds, "--seeds") if seeds is not None else _seeds_of_file(given, lines)
+        cells = list(itertools.islice(_grid(given, parsed_seeds), MAX_TRIALS + 1))
+        if len(cells) > MAX_TRIALS:
+            raise lines.error(
+                ("seeds",), f"the sweep has more than {MAX_TRIALS:,} trials; make several of it"
+            )
+        trials = tuple(
+            _trial(given, lines, algorithm, variant, task, seed, changes or {})
+            for algorithm, variant, task, seed in cells
+        )
+        if not trials:
+            raise lines.error(("variants",), "no variant is of any of the sweep's algorithms")
+        _check_trial_names(trials, lines)
     return Sweep(given.sweep, given.description, trials)
+
+
+def _check_trial_names(trials: Sequence[Trial], lines: _Lines) -> None:
+    """Each trial has a folder, which its name must be able to name."""
+    seen: set[str] = set()
+    for trial in trials:
+        place = ("variants", trial.variant) if trial.variant != DEFAULT_VARIANT else ("tasks",)
+        if trial.name in seen:
+            raise lines.error(
+                place, f"two trials would be called {shown(trial.name)}; name or list them once"
+            )
+        if len(trial.name.encode()) > MAX_NAME:
+            raise lines.error(
+                place, f"the name {shown(trial.name)} of a trial is longer than {MAX_NAME} bytes"
+            )
+        seen.add(trial.name)
 
 
 def _grid(given: SweepFile, seeds: Sequence[int]) -> Iterator[tuple[str, str, str, int]]:
@@ -196,7 +222,7 @@ def _trial(
     for place, layer in layers:
         for name, value in layer.items():
             if name in valid:
-                values[name], where[name] = numeric(value), (*place, name)
+                values[name], where[name] = value, (*place, name)
     values |= {name: value for name, value in changes.items() if name in valid}
     axes = {"algorithm": algorithm, "task": task, "seed": seed}
     try:
@@ -255,10 +281,12 @@ def parse_seeds(text: str, source: str) -> list[int]:
     """
     seeds: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
+        match = re.fullmatch(r"\s*([0-9]{1,10})(?:\s*-\s*([0-9]{1,10}))?\s*", part)
         if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise SettingsError(f"{source} {text!r} must be numbers and ranges, as in 0-4 or 0,2,5-7.")
-        seeds.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
+            raise SettingsError(f"{source} {shown(text)} must be numbers and ranges, as in 0-4 or 0,2,5-7.")
+        seeds.extend(range(int(match[1]), int(match[2] or match[1]) + 1)[: MAX_TRIALS + 1])
+        if len(seeds) > MAX_TRIALS:
+            raise SettingsError(f"{source} {shown(text)} are more than {MAX_TRIALS:,} seeds.")
     return sorted(set(seeds))
 
 
@@ -266,7 +294,7 @@ def _seeds_of_file(given: SweepFile, lines: _Lines) -> list[int]:
     seeds = given.seeds
     if isinstance(seeds, list):
         if not seeds or min(seeds) < 0:
-            raise lines.error(("seeds",), f"seeds {seeds} must be numbers from 0 on, at least one")
+            raise lines.error(("seeds",), f"seeds {shown(seeds)} must be numbers from 0 on, at least one")
         return sorted(set(seeds))
     try:
         return parse_seeds(str(seeds), "seeds")
@@ -279,7 +307,7 @@ class _Lines(YamlLines):
 
     def __init__(self, path: Path) -> None:
         (document,) = read_documents(path, "sweep file", many=False)
-        super().__init__(path, document.root, document.values)
+        super().__init__(path, document.root)
 
     def parsed(self) -> SweepFile:
         """The file as a model.
@@ -302,7 +330,7 @@ class _Lines(YamlLines):
             reason = first["msg"].removeprefix("Input should be ")
             if first["type"] == "missing":
                 raise self.error(place[:-1], f"'{name}' is missing") from None
-            raise self.error(place, f"{name}={first['input']!r} must be {reason}") from None
+            raise self.error(place, f"{name}={shown(first['input'])} must be {reason}") from None
 
     def located(self, place: tuple[Any, ...], function: Any, *args: Any) -> Any:
         """Calls `function`; a UserError gets the line of `place`."""

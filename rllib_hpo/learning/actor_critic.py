@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rllib_hpo.critics import ConditionedCritic, TwinCritic
 from rllib_hpo.errors import SettingsError
+from rllib_hpo.learning.footprint import actor_parts, learner_parts, refuse_too_large
 from rllib_hpo.samplers import find_sampler
 from rllib_hpo.samplers.base import Mode, Noise, Sample, draw_noise, zero_noise
 from rllib_hpo.settings import ActorCriticSettings
@@ -24,10 +25,14 @@ class Actor(nn.Module):
         settings: The algorithm's hyperparameters; they name the sampler.
         seed: Of the initial weights. Critics and sampler have streams of their own, so two samplers
             start from the same critics and, where they share it, the same policy.
+
+    Raises:
+        SettingsError: If the networks take more than all memory of this machine.
     """
 
     def __init__(self, obs_dim: int, action_dim: int, settings: ActorCriticSettings, seed: int) -> None:
         super().__init__()
+        refuse_too_large(actor_parts(settings, obs_dim, action_dim))
         self.obs_dim, self.action_dim, self.settings = obs_dim, action_dim, settings
         sampler_stream = torch_generator(seed, "initial weights", "sampler")
         critic_stream = torch_generator(seed, "initial weights", "critics")
@@ -106,5 +111,6 @@ class ActorCritic(Actor):
     """All that is learned: an actor and its online critics, which start equal to the targets."""
 
     def __init__(self, obs_dim: int, action_dim: int, settings: ActorCriticSettings, seed: int) -> None:
+        refuse_too_large(learner_parts(settings, obs_dim, action_dim))
         super().__init__(obs_dim, action_dim, settings, seed)
         self.critics = copy.deepcopy(self.target_critics).requires_grad_(True)

@@ -171,7 +171,8 @@ def _of_run(name: str, rows: list[EvaluationRow], furthest: int) -> Iterator[Pro
 
 
 def _evaluation_every(row: EvaluationRow) -> int:
-    return int(json.loads(row.config_json).get("evaluation_every", 0))
+    every = json.loads(row.config_json).get("evaluation_every")
+    return every if isinstance(every, int) and every > 0 else 0
 
 
 def _missing_seeds(runs: Mapping[tuple[Any, ...], list[EvaluationRow]]) -> Iterator[Problem]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from rllib_hpo.documents import parse_json
 from rllib_hpo.errors import StorageError
 from rllib_hpo.results.schema import SCHEMA, SCHEMA_VERSION, EvaluationRow, config_hash
 
@@ -55,10 +56,9 @@ def read_files(files: list[str]) -> pa.Table:
         return SCHEMA.empty_table()
     try:
         table = _read(files)
-    except (OSError, pa.ArrowException) as error:
+        _check_values(table)
+    except Exception as error:  # damaged files make Arrow raise many kinds
         raise _damage(files, str(error)) from error
-    if any(table[field.name].null_count for field in SCHEMA if not field.nullable):
-        raise _damage(files, "columns are missing")
     newest = pc.max(table["schema_version"]).as_py()
     if newest > SCHEMA_VERSION:
         raise StorageError(
@@ -70,7 +70,7 @@ def read_files(files: list[str]) -> pa.Table:
 
 def row_files(roots: Iterable[Path]) -> list[str]:
     """Files of rows at or below `roots`; merged ones first, since what stands beside them is newer."""
-    files = {str(path.resolve()) for root in roots for path in _row_files(root)}
+    files = {os.path.realpath(path) for root in roots for path in _row_files(root)}
     return sorted(
         files, key=lambda file: (_SINGLE_ROW.search(file) is not None, not file.endswith(COMPACTED), file)
     )
@@ -88,7 +88,7 @@ def row_config(row: EvaluationRow | Mapping[str, Any]) -> dict[str, Any]:
         StorageError: the stored configuration and its hash disagree.
     """
     stored = row if isinstance(row, Mapping) else vars(row)
-    config: dict[str, Any] = json.loads(stored["config_json"])
+    config = parse_json(stored["config_json"], f"The configuration of row {stored['trial_id']}")
     if config_hash(config) != stored["config_hash"]:
         raise StorageError(
             f"The configuration of row {stored['trial_id']} at {stored['env_steps']} steps was altered: "
@@ -104,12 +104,37 @@ def _row_files(root: Path) -> list[Path]:
     return [
         path
         for path in root.rglob("*.parquet")
-        if path.parent.name.startswith("task=") and not path.name.startswith(".")
+        if path.parent.name.startswith("task=") and not path.name.startswith(".") and not _is_special(path)
     ]
+
+
+def _is_special(path: Path) -> bool:
+    """Whether it is a folder or a pipe, which nobody who reads it would come back from."""
+    return path.exists() and not path.is_file()
 
 
 def _read(files: list[str]) -> pa.Table:
     return _upgraded(ds.dataset(files, schema=SCHEMA, format="parquet").to_table())
+
+
+def _check_values(table: pa.Table) -> None:
+    """Raises a ValueError where a column holds what no evaluation writes."""
+    missing = [field.name for field in SCHEMA if not field.nullable and table[field.name].null_count]
+    if missing:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    table.validate(full=True)  # lengths, and text that is UTF-8
+    if table.num_rows == 0:
+        return
+    if pc.min(table["env_steps"]).as_py() < 0:
+        raise ValueError("env_steps is below 0")
+    if pc.list_flatten(table["returns"]).null_count:
+        raise ValueError("a return is missing")
+    for name in ("sweep", "algorithm", "task", "trial_id"):  # these name folders and files
+        if pc.min(pc.binary_length(table[name])).as_py() == 0:
+            raise ValueError(f"{name} is empty")
+    for name in ("config_json", "versions"):
+        for text in pc.unique(table[name]).to_pylist():
+            parse_json(text, name)
 
 
 def _upgraded(table: pa.Table) -> pa.Table:
@@ -136,11 +161,8 @@ def _damage(files: list[str], reason: str) -> StorageError:
     """Which of `files` it was: Arrow's own message often does not say."""
     for file in files:
         try:
-            table = _read([file])
-            missing = [field.name for field in SCHEMA if not field.nullable and table[field.name].null_count]
-            own = f"it lacks {', '.join(missing)}" if missing else ""
-        except (OSError, pa.ArrowException) as error:
-            own = str(error).splitlines()[0].rstrip(".")
-        if own:
+            _check_values(_read([file]))
+        except Exception as error:  # noqa: BLE001  (as above)
+            own = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             return StorageError(f"Cannot read {file}: it is damaged or holds no evaluation rows ({own}).")
     return StorageError(f"Cannot read the results: {reason}.")

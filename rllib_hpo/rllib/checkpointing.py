@@ -29,10 +29,13 @@ import os
 import re
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from rllib_hpo.documents import read_json, reason
 from rllib_hpo.durable import sync_path
-from rllib_hpo.errors import CheckpointError
+from rllib_hpo.errors import CheckpointError, UserError
 from rllib_hpo.learning.shards import count_rows
 from rllib_hpo.results.atomic import write_atomically
 from rllib_hpo.results.provenance import versions
@@ -48,6 +51,69 @@ FORMAT = 1
 
 MANIFEST = "manifest.json"
 REPLAY = "replay"
+
+
+def _is_inside(name: str) -> str:
+    """Refuses the name of a file that would lie outside the checkpoint."""
+    if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError("it names a file outside")
+    return name
+
+
+_File = Annotated[str, AfterValidator(_is_inside)]
+
+
+class _Part(BaseModel):
+    """Keys that are not listed here may hold anything."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Written(_Part):
+    bytes: int
+    crc32: int
+
+
+class _Segment(_Part):
+    file: _File
+    start: Annotated[int, Field(ge=0)]
+    end: Annotated[int, Field(ge=0)]
+    crc32: int
+
+
+class _Replay(_Part):
+    directory: str
+    total_rows: Annotated[int, Field(ge=0)]
+    segments: list[_Segment]
+    shards: Annotated[int, Field(ge=1)] = 1
+
+
+class _RunnerResults(_Part):
+    episode_return_mean: float
+
+
+class _Evaluation(_Part):
+    env_runners: _RunnerResults
+
+
+class _Config(_Part):
+    env_config: dict[str, Any] = Field(default_factory=dict)
+    api_stack: Literal["new", "old"] = "new"
+
+
+class _Manifest(_Part):
+    """The types of what is read of a manifest; what versions before did not write may be missing."""
+
+    algorithm: str
+    env: str
+    task: str | None = None
+    config: _Config
+    env_steps: Annotated[int, Field(ge=0)]
+    evaluation: _Evaluation | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    wrappers: list[Any] | None = None
+    replay: _Replay
+    files: dict[_File, _Written]
 
 
 def complete(algorithm: ActorCriticAlgorithm, directory: Path) -> None:
@@ -119,10 +185,20 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{directory} is not a finished checkpoint: it has no {MANIFEST}.")
     try:
-        manifest: Any = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: it is not JSON.") from error
-    if not isinstance(manifest, dict) or "format" not in manifest:
+        manifest = read_json(path, "manifest")
+    except UserError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    return check_manifest(manifest, directory)
+
+
+def check_manifest(manifest: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """A manifest that is of this format, and has what every reader of it needs.
+
+    Raises:
+        CheckpointError: Naming the checkpoint, and what is missing or of another type.
+    """
+    path = directory / MANIFEST
+    if "format" not in manifest:
         raise CheckpointError(f"{path} is damaged: it is no manifest.")
     if manifest["format"] != FORMAT:
         raise CheckpointError(
@@ -130,7 +206,13 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         )
     if missing := {"algorithm", "env", "files", "replay"} - manifest.keys():
         raise CheckpointError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}.")
-    return dict(manifest)
+    try:
+        _Manifest.model_validate(manifest)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise CheckpointError(f"{path} is damaged: {place} ({first['msg']}).") from error
+    return manifest
 
 
 def verify(directory: Path, *, with_replay: bool = True) -> dict[str, Any]:
@@ -146,12 +228,7 @@ def verify(directory: Path, *, with_replay: bool = True) -> dict[str, Any]:
     manifest = read_manifest(directory)
     replay_dir = directory / manifest["replay"]["directory"]
     for name, recorded in manifest["files"].items():
-        path = directory / name
-        if (
-            not path.is_file()
-            or path.stat().st_size != recorded["bytes"]
-            or _crc32(path) != recorded["crc32"]
-        ):
+        if not _is_as_written(directory / name, recorded):
             raise CheckpointError(f"The checkpoint {directory} is damaged: {name} is missing or differs.")
     for segment in manifest["replay"]["segments"] if with_replay else ():
         if not (replay_dir / segment["file"]).is_file():
@@ -166,6 +243,15 @@ def import_needed(manifest: dict[str, Any], checkpoint: Path) -> None:
         UserError: Naming the module that cannot be imported.
     """
     import_modules(manifest.get("imports", ()), f"The checkpoint {checkpoint}")
+
+
+def _is_as_written(path: Path, recorded: dict[str, int]) -> bool:
+    try:
+        return (
+            path.is_file() and path.stat().st_size == recorded["bytes"] and _crc32(path) == recorded["crc32"]
+        )
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {reason(error)}.") from error
 
 
 def check_fits(manifest: dict[str, Any], algorithm: ActorCriticAlgorithm) -> None:

@@ -9,6 +9,7 @@ import gymnasium as gym
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.policy.policy import Policy
 
+from rllib_hpo.documents import reading
 from rllib_hpo.errors import CheckpointError
 from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.results.provenance import versions
@@ -46,8 +47,11 @@ def load_policy(checkpoint: Path) -> TrainedPolicy:
     checkpoint = follow(checkpoint)
     manifest = verify(checkpoint, with_replay=False)  # models that went through W&B have none
     import_needed(manifest, checkpoint)
-    if api_stack(manifest) == "old":
-        return _of_old_stack(checkpoint, manifest)
+    with reading(f"The checkpoint {checkpoint}"):
+        return (_of_old_stack if api_stack(manifest) == "old" else _of_new_stack)(checkpoint, manifest)
+
+
+def _of_new_stack(checkpoint: Path, manifest: dict[str, Any]) -> TrainedPolicy:
     module = RLModule.from_checkpoint(str(checkpoint.absolute() / MODULE_PATH))
     if not isinstance(module, ActorCriticModule):
         raise CheckpointError(f"{checkpoint} holds a {type(module).__name__}, not a policy of rllib_hpo.")

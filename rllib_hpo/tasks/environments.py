@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -12,8 +13,9 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from rllib_hpo.errors import UnknownNameError, UserError, nearest
+from rllib_hpo.errors import SettingsError, UnknownNameError, UserError, nearest, shown
 from rllib_hpo.tasks.boundary import env_name, made
+from rllib_hpo.tasks.modules import load_module
 from rllib_hpo.tasks.wrappers import parse_wrappers, wrap
 
 PYBULLET_IDS = (
@@ -21,6 +23,9 @@ PYBULLET_IDS = (
     "HumanoidFlagrunPyBulletEnv-v0",
     "HumanoidFlagrunHarderPyBulletEnv-v0",
 )
+
+_RESERVED = frozenset({"env_id", "id", "training"})
+"""Arguments of `make_env` and `gymnasium.make` that are no keyword of an environment's class."""
 
 _logger = logging.getLogger(__name__)
 
@@ -47,7 +52,7 @@ def find_spec(env_id: str) -> EnvSpec | None:
     module, _, name = env_id.rpartition(":")
     if module:
         try:
-            importlib.import_module(module)
+            load_module(module)
         except ImportError as error:
             raise UnknownNameError(
                 f"Cannot import '{module}', which should register environment '{name}': {error}."
@@ -55,7 +60,30 @@ def find_spec(env_id: str) -> EnvSpec | None:
     return gym.registry.get(name)
 
 
-def make_env(env_id: str, *, wrappers: Any = (), training: bool = True, **kwargs: Any) -> gym.Env[Any, Any]:
+def check_env_config(env_config: Mapping[str, Any]) -> None:
+    """Refuses arguments of an environment that cannot be right whatever its class.
+
+    Raises:
+        SettingsError: Naming the key, its value and what is allowed.
+    """
+    if reserved := sorted(_RESERVED.intersection(env_config)):
+        raise SettingsError(f"env_config: '{reserved[0]}' is set by this package; leave it out.")
+    most = env_config.get("max_episode_steps")
+    if most is not None and (
+        isinstance(most, bool) or not isinstance(most, int) or (most < 1 and most != -1)
+    ):
+        raise SettingsError(
+            f"env_config: max_episode_steps={shown(most)} must be an integer of at least 1, or -1 for no limit."
+        )
+    try:
+        parse_wrappers(env_config.get("wrappers", ()))
+    except SettingsError as error:
+        raise SettingsError(f"env_config: {error}") from None
+
+
+def make_env(
+    env_id: str, /, *, wrappers: Any = (), training: bool = True, **kwargs: Any
+) -> gym.Env[Any, Any]:
     """`gymnasium.make` without a deprecation warning for -v4, a log file of MuJoCo's, or output on stdout.
 
     Args:
@@ -66,9 +94,11 @@ def make_env(env_id: str, *, wrappers: Any = (), training: bool = True, **kwargs
 
     Raises:
         UnknownNameError: No such id.
+        SettingsError: `max_episode_steps` or a wrapper is impossible.
         UserError: It exists but cannot be made here, for instance because its simulator is not installed.
         UserCodeError: Its constructor raises an error.
     """
+    check_env_config(kwargs)
     layers, spec = parse_wrappers(wrappers), find_spec(env_id)
     if spec is None:
         close = nearest(env_id, gym.registry)
@@ -88,10 +118,10 @@ def _make(spec: EnvSpec, env_id: str, kwargs: dict[str, Any]) -> gym.Env[Any, An
         _send_mujoco_warnings_to_logging()
         # A spec instead of an id: gymnasium warns of newer versions only where it looks up an id.
         return gym.make(spec, **kwargs)
-    except (gym.error.Error, ImportError, TypeError) as error:
+    except (gym.error.Error, ImportError, TypeError, OSError) as error:
         if isinstance(error, TypeError) and not _is_gymnasiums(error):
             raise
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise UserError(f"Environment '{env_id}' could not be made: {reason}.") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import types
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +12,7 @@ import gymnasium as gym
 
 from rllib_hpo.errors import UnknownNameError, UserError, nearest
 from rllib_hpo.tasks.environments import find_spec
+from rllib_hpo.tasks.modules import load_module
 
 ENTRY_POINT_GROUP = "rllib_hpo.tasks"
 
@@ -172,12 +172,11 @@ def import_modules(modules: Sequence[str], needed_by: str = "") -> None:
     """
     for module in modules:
         try:
-            importlib.import_module(module)
-        except Exception as error:  # a user's module may raise anything
-            reason = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+            load_module(module)
+        except ImportError as error:
             if not needed_by:
-                raise UserError(f"--import {module}: {reason}.") from error
+                raise UserError(f"--import {module}: {error}.") from error
             raise UserError(
-                f"{needed_by} needs the module '{module}' (--import), which cannot be imported here: {reason}. Install "
+                f"{needed_by} needs the module '{module}' (--import), which cannot be imported here: {error}. Install "
                 "it, or set PYTHONPATH to the folder that holds it."
             ) from error

@@ -16,7 +16,6 @@ plain values, and `set_state(state)`.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -25,7 +24,8 @@ import numpy as np
 from gymnasium.wrappers import NormalizeObservation, NormalizeReward
 from gymnasium.wrappers.utils import RunningMeanStd
 
-from rllib_hpo.errors import SettingsError, nearest
+from rllib_hpo.errors import SettingsError, nearest, shown
+from rllib_hpo.tasks.modules import load_module
 
 Env = gym.Env[Any, Any]
 
@@ -91,7 +91,7 @@ def parse_wrappers(listed: Any) -> list[WrapperSpec]:
         SettingsError: Naming the entry, and the nearest valid name.
     """
     if not isinstance(listed, Sequence) or isinstance(listed, str):
-        raise SettingsError(f"wrappers={listed!r} must be a list of names.")
+        raise SettingsError(f"wrappers={shown(listed)} must be a list of names.")
     return [_parse(entry) for entry in listed]
 
 
@@ -107,7 +107,7 @@ def _parse(entry: Any) -> WrapperSpec:
     if isinstance(entry, Mapping) and len(entry) == 1:
         ((name, kwargs),) = entry.items()
     if not isinstance(name, str) or not isinstance(kwargs, Mapping):
-        raise SettingsError(f"wrappers: {entry!r} must be a name, or a name with its arguments.")
+        raise SettingsError(f"wrappers: {shown(entry)} must be a name, or a name with its arguments.")
     wrapper = WRAPPERS.get(name) or _imported(name)
     return WrapperSpec(name, wrapper, dict(kwargs))
 
@@ -121,7 +121,7 @@ def _imported(name: str) -> type[gym.Wrapper[Any, Any, Any, Any]]:
             f"wrappers: there is no '{name}'.{hint} Valid: {', '.join(WRAPPERS)}, or 'module:Class'."
         )
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        found = getattr(load_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise SettingsError(f"wrappers: '{name}' cannot be imported: {error}.") from error
     if not (isinstance(found, type) and issubclass(found, gym.Wrapper)):
@@ -133,15 +133,15 @@ def wrap(env: Env, specs: Sequence[WrapperSpec], *, training: bool = True) -> En
     """The environment in its wrappers; for evaluations without those of training only.
 
     Raises:
-        SettingsError: If a wrapper does not take its arguments or this environment.
+        SettingsError: If a wrapper does not take its arguments or this environment, or misses a package.
     """
     for spec in specs:
         if spec.training_only and not training:
             continue
         try:
             env = spec.wrapper(env, **spec.kwargs)
-        except (TypeError, ValueError, AssertionError) as error:
-            reason = " ".join(str(error).split()).rstrip(".")
+        except Exception as error:  # a wrapper of anybody's, which may raise anything
+            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             raise SettingsError(f"wrappers: '{spec.name}' does not fit the environment: {reason}.") from error
     return env
 

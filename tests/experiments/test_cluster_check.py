@@ -180,7 +180,6 @@ def test_the_operators_own_definitions_can_be_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("a: [", "is not YAML"),
         ("- 1\n", "must hold 'name: value' lines"),
         ("", "is neither"),
         ("a: 1\n---\nb: 2\n", "is neither"),
@@ -191,6 +190,23 @@ def test_other_files_are_refused(text: str, reason: str, tmp_path: Path) -> None
     path.write_text(text)
     with pytest.raises(UserError, match=reason):
         check_file(path)
+
+
+def test_what_is_not_yaml_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("a: 1\nb: [\n")
+    (found,) = check_file(path)
+    assert found.startswith(f"{path}, line 3: this is not YAML: ")
+
+
+@pytest.mark.parametrize("name", [AWS, GCP, LOCAL, KUBERAY, JOB])
+@pytest.mark.parametrize("value", ["3", "[1, 2]", "text", "{a: {b: 1}}"])
+def test_sections_of_another_type_are_findings(name: str, value: str, tmp_path: Path) -> None:
+    values = next(iter(yaml.safe_load_all((ROOT / name).read_text())))
+    for key in values:
+        path = tmp_path / "x.yaml"
+        path.write_text(yaml.safe_dump({**values, key: yaml.safe_load(value)}))
+        assert all(sentence.startswith(f"{path}, line ") for sentence in check_file(path)), key
 
 
 def test_the_command_prints_and_exits_with_2(tmp_path: Path) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from rllib_hpo.documents import YamlLines, read_documents, read_text, reading
 from rllib_hpo.errors import SettingsError, UserError
 from rllib_hpo.experiments.cluster_check import kuberay, ray_up, slurm
-from rllib_hpo.experiments.cluster_check.findings import Findings, check_text
+from rllib_hpo.experiments.cluster_check.findings import Findings, check_text, mapping
 from rllib_hpo.experiments.cluster_check.placement import misplaced, read_machines
-from rllib_hpo.experiments.yaml_lines import YamlLines, read_documents
 
 
 def check_file(path: Path, crds: Path | None = None) -> list[str]:
@@ -22,17 +22,19 @@ def check_file(path: Path, crds: Path | None = None) -> list[str]:
     Raises:
         UserError: If it cannot be read, or is none of these.
     """
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The cluster file {path} cannot be read: {error}.") from error
+    with reading(f"The cluster file {path}"):
+        return _check(path, crds)
+
+
+def _check(path: Path, crds: Path | None) -> list[str]:
+    text = read_text(path, "cluster file")
     findings = Findings(path)
     documents: list[YamlLines] = []
     if text.startswith("#!") or path.suffix in {".sbatch", ".slurm", ".sh"}:
         slurm.check(path, text, findings)
     else:
         try:
-            documents = read_documents(path, "cluster file")
+            documents = read_documents(path, "cluster file", dialect="1.1")
         except SettingsError as error:  # it has a line already
             return [str(error)]
         if any("apiVersion" in document.values for document in documents):
@@ -57,6 +59,6 @@ def _line_of(name: str, documents: Sequence[YamlLines]) -> int:
             if kuberay.find(document.values, (*place, "groupName")) == name:
                 return document.line((*place, "rayStartParams"))
         for key in ("available_node_types", "metadata"):
-            if name in (document.values.get(key) or {}):
+            if name in mapping(document.values.get(key)):
                 return document.line((key, name, "resources"))
     return 1

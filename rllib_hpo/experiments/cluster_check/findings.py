@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from jsonschema import Draft202012Validator, ValidationError
 
-from rllib_hpo.errors import nearest
-from rllib_hpo.experiments.yaml_lines import Place, YamlLines
+from rllib_hpo.documents import Place, YamlLines
+from rllib_hpo.errors import nearest, shown
 
 RAY_VERSION = importlib.metadata.version("ray")
 LOCALHOST = ("127.0.0.1", "localhost", "::1")
@@ -43,6 +43,11 @@ _SECRETS = (
     ("what looks like a key", re.compile(r"(?<![@:/\w])(?:[0-9a-f]{64}|[0-9a-f]{40}|[0-9a-f]{32})(?!\w)")),
 )
 _NOT_SECRET = re.compile(r"^(?:[~/$<{.]|(?:true|false|null|none|required|optional|disabled)$)", re.IGNORECASE)
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """A section of a file; an empty one where something other than a mapping stands, which the schema tells of."""
+    return value if isinstance(value, Mapping) else {}
 
 
 class Findings:
@@ -134,7 +139,7 @@ def _add_violation(document: YamlLines, error: ValidationError, where: str, find
             if key not in error.instance:
                 findings.add(document.line(place), f"{inside} has no '{key}'", f"add '{key}'")
     else:
-        findings.add(document.line(place), f"{inside} is {error.instance!r:.80}", _wanted(error))
+        findings.add(document.line(place), f"{inside} is {shown(error.instance, 80)}", _wanted(error))
 
 
 def _wanted(error: ValidationError) -> str:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from rllib_hpo.documents import Place, YamlLines, parse_json, read_text
 from rllib_hpo.errors import UserError
-from rllib_hpo.experiments.cluster_check.findings import LOCALHOST, Findings, check_schema
-from rllib_hpo.experiments.yaml_lines import Place, YamlLines
+from rllib_hpo.experiments.cluster_check.findings import LOCALHOST, Findings, check_schema, mapping
 
 KINDS = ("RayCluster", "RayJob")
 CRD_FILES = {"RayCluster": "ray.io_rayclusters.yaml", "RayJob": "ray.io_rayjobs.yaml"}
@@ -31,7 +32,7 @@ def check(documents: Sequence[YamlLines], findings: Findings, crds: Path | None 
         crds: Directory of the operator's own CustomResourceDefinitions, to check against those.
     """
     kinds = [document.values.get("kind") for document in documents]
-    if not set(kinds) & set(KINDS):
+    if not any(kind in KINDS for kind in kinds):
         findings.add(1, "there is neither a RayCluster nor a RayJob", "check the `kind`")
     for document, kind in zip(documents, kinds, strict=True):
         if kind in KINDS:
@@ -78,13 +79,17 @@ def custom_resources(group: Mapping[str, Any]) -> dict[str, float]:
     Raises:
         ValueError: If Ray could not read it.
     """
-    quoted = (group.get("rayStartParams") or {}).get("resources", '"{}"')
-    declared = json.loads(quoted[1:-1].replace("\\", ""))
-    if not (isinstance(declared, dict) and all(isinstance(amount, int) for amount in declared.values())):
+    quoted = str(mapping(mapping(group).get("rayStartParams")).get("resources", '"{}"'))
+    try:
+        declared = parse_json(quoted[1:-1].replace("\\", ""), "it")
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    if not all(isinstance(amount, int) for amount in declared.values()):
         raise ValueError("it must map names to integers")
     return declared
 
 
+@cache
 def schema(kind: str) -> dict[str, Any]:
     """That of a RayCluster or a RayJob, with the types of Kubernetes in it."""
     files = resources.files(__package__)
@@ -101,14 +106,24 @@ def operators_schema(kind: str, crds: Path) -> dict[str, Any]:
     """
     path = crds / CRD_FILES[kind]
     try:
-        definition = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        # Too long for the strict reader, which is not written in C.
+        text = read_text(path, "definition", max_bytes=2**24)
+        definition = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         versions = {version["name"]: version["schema"] for version in definition["spec"]["versions"]}
         found: dict[str, Any] = versions["v1"]["openAPIV3Schema"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        strict = _strict(found)
+    except (
+        UserError,
+        yaml.YAMLError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise UserError(
             f"--crds {crds}: {path.name} is not there or defines no version v1 ({error})."
         ) from None
-    strict = _strict(found)
     strict["properties"]["metadata"] = {"type": "object"}  # Kubernetes' own, and not spelt out there
     return strict
 
@@ -152,7 +167,7 @@ def _check_cluster(document: YamlLines, has_policy: bool, findings: Findings) ->
             "write `dashboard-host: 127.0.0.1`, or add a NetworkPolicy to this file",
         )
     for place in ((*head, "serviceType"), (*head, "headService", "spec", "type")):
-        if find(values, place) in _OPEN_SERVICES:
+        if str(find(values, place)) in _OPEN_SERVICES:
             findings.add(
                 document.line(place),
                 f"a {find(values, place)} opens the dashboard beyond the cluster",
@@ -190,7 +205,7 @@ def _check_spending(document: YamlLines, findings: Findings) -> None:
             "write under autoscalerOptions after how long an idle worker ends, as 600",
         )
     for place in list(groups(document))[1:]:
-        group = find(values, place) or {}
+        group = mapping(find(values, place))
         least, most = group.get("minReplicas"), group.get("maxReplicas")
         if most is None:
             findings.add(
@@ -256,7 +271,7 @@ def _check_other(document: YamlLines, findings: Findings) -> None:
             "an Ingress opens the dashboard beyond the cluster",
             "leave it out, and reach it by `kubectl port-forward`",
         )
-    if kind == "Service" and find(document.values, ("spec", "type")) in _OPEN_SERVICES:
+    if kind == "Service" and str(find(document.values, ("spec", "type"))) in _OPEN_SERVICES:
         findings.add(
             document.line(("spec", "type")),
             f"a {find(document.values, ('spec', 'type'))} opens the dashboard beyond the cluster",

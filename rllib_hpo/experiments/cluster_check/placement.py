@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rllib_hpo.documents import YamlLines, read_documents, read_text, reading
 from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.cluster_check import kuberay, slurm
-from rllib_hpo.experiments.yaml_lines import YamlLines, read_documents
 from rllib_hpo.rllib.machines import ROLLOUTS, Machines, NodeType, of_autoscaler
 
 
@@ -19,10 +19,15 @@ def read_machines(path: Path) -> Machines:
     Raises:
         UserError: If the file does not say what its machines have.
     """
-    text = path.read_text()
+    with reading(f"What the machines of {path} have"):
+        return _read_machines(path)
+
+
+def _read_machines(path: Path) -> Machines:
+    text = read_text(path, "cluster file")
     if text.startswith("#!"):
         return _of_slurm(text)
-    documents = read_documents(path, "cluster file")
+    documents = read_documents(path, "cluster file", dialect="1.1")
     for document in documents:
         if document.values.get("kind") in kuberay.KINDS:
             return _of_kuberay(document)

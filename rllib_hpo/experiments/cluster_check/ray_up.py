@@ -8,13 +8,14 @@ import io
 import json
 import logging
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ray.autoscaler
 from ray.autoscaler._private import util as autoscaler
 
+from rllib_hpo.documents import Place, YamlLines
 from rllib_hpo.errors import nearest
 from rllib_hpo.experiments.cluster_check.findings import (
     DASHBOARD_HOST,
@@ -23,9 +24,9 @@ from rllib_hpo.experiments.cluster_check.findings import (
     TOKEN_MODE,
     Findings,
     check_schema,
+    mapping,
 )
 from rllib_hpo.experiments.driver import DRIVER, OLDER_CUDA, TORCH, TORCH_CUDA, image_driver
-from rllib_hpo.experiments.yaml_lines import Place, YamlLines
 from rllib_hpo.rllib.machines import LOCAL, ROLLOUTS
 
 TOKEN_FILE = "~/.ray/auth_token"
@@ -71,7 +72,7 @@ def check(document: YamlLines, findings: Findings) -> None:
     _check_mounts(document, findings)
     _check_quotes(document, findings)
     _check_starts(document, findings)
-    provider = _mapping(document.values.get("provider"))
+    provider = mapping(document.values.get("provider"))
     if provider.get("type") == "aws":
         _check_aws(document, findings)
     elif provider.get("type") == "gcp":
@@ -81,7 +82,7 @@ def check(document: YamlLines, findings: Findings) -> None:
 
 
 def _check_provider(document: YamlLines, findings: Findings) -> None:
-    provider = _mapping(document.values.get("provider"))
+    provider = mapping(document.values.get("provider"))
     kind = str(provider.get("type"))
     if kind not in PROVIDER_KEYS:
         close = nearest(kind, PROVIDER_KEYS)
@@ -143,8 +144,8 @@ def _check_limits(document: YamlLines, findings: Findings) -> None:
         )
     if "idle_timeout_minutes" not in values:
         findings.add(1, "there is no idle_timeout_minutes", "write after how long an idle worker ends, as 10")
-    for name, node_type in _mapping(values.get("available_node_types")).items():
-        node_type = _mapping(node_type)
+    for name, node_type in mapping(values.get("available_node_types")).items():
+        node_type = mapping(node_type)
         least, most = node_type.get("min_workers", 0), node_type.get("max_workers", values.get("max_workers"))
         if isinstance(least, int) and isinstance(most, int) and least > most:
             findings.add(
@@ -155,9 +156,9 @@ def _check_limits(document: YamlLines, findings: Findings) -> None:
 
 
 def _check_mounts(document: YamlLines, findings: Findings) -> None:
-    mounts = _mapping(document.values.get("file_mounts"))
+    mounts = mapping(document.values.get("file_mounts"))
     for target, source in mounts.items():
-        if not Path(str(source)).expanduser().exists():
+        if not _exists(str(source)):
             remedy = MAKE_TOKEN if source == TOKEN_FILE else f"paths count from {Path.cwd()}"
             findings.add(
                 document.line(("file_mounts", target)), f"file_mounts: {source} does not exist", remedy
@@ -178,6 +179,13 @@ def _check_mounts(document: YamlLines, findings: Findings) -> None:
             document.line(("file_mounts", TOKEN_FILE)), "no command makes the token's file private on the nodes",
             f"add `chmod 600 {TOKEN_FILE}` to setup_commands",
         )  # fmt: skip
+
+
+def _exists(source: str) -> bool:
+    try:
+        return Path(source).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # too long a name, no such user, a null byte
+        return False
 
 
 def commands(document: YamlLines) -> Iterator[tuple[Place, str]]:
@@ -233,7 +241,7 @@ def _check_starts(document: YamlLines, findings: Findings) -> None:
 
 def _check_local(document: YamlLines, findings: Findings) -> None:
     """Machines of one's own declare what their start says, and nothing that `metadata` alone says."""
-    says = ROLLOUTS in _mapping(_mapping(document.values.get("metadata")).get("workers"))
+    says = ROLLOUTS in mapping(mapping(document.values.get("metadata")).get("workers"))
     starts = [text for (key, _), text in commands(document) if key == "worker_start_ray_commands"]
     if says and not any(f'"{ROLLOUTS}"' in text for text in starts):
         findings.add(
@@ -245,9 +253,9 @@ def _check_local(document: YamlLines, findings: Findings) -> None:
 
 def _check_aws(document: YamlLines, findings: Findings) -> None:
     _check_rules(document, findings)
-    node_types = _mapping(document.values.get("available_node_types"))
+    node_types = mapping(document.values.get("available_node_types"))
     for name, node_type in node_types.items():
-        config = _mapping(_mapping(node_type).get("node_config"))
+        config = mapping(mapping(node_type).get("node_config"))
         if not {"SecurityGroupIds", "LaunchTemplate", "NetworkInterfaces"} & set(config):
             findings.add(
                 document.line(("available_node_types", name, "node_config")),
@@ -263,11 +271,12 @@ def _check_aws(document: YamlLines, findings: Findings) -> None:
 
 
 def _check_rules(document: YamlLines, findings: Findings) -> None:
-    rules = _mapping(_mapping(document.values.get("provider")).get("security_group")).get("IpPermissions")
+    rules = mapping(mapping(document.values.get("provider")).get("security_group")).get("IpPermissions")
     for i, rule in enumerate(rules if isinstance(rules, list) else []):
-        rule = _mapping(rule)
-        ranges = [*(rule.get("IpRanges") or []), *(rule.get("Ipv6Ranges") or [])]
-        if any(address in WORLD for one in ranges for address in _mapping(one).values()):
+        rule = mapping(rule)
+        listed = [rule.get("IpRanges"), rule.get("Ipv6Ranges")]
+        ranges = [one for some in listed if isinstance(some, list) for one in some]
+        if any(str(address) in WORLD for one in ranges for address in mapping(one).values()):
             port = rule.get("FromPort", "every port")
             findings.add(
                 document.line(("provider", "security_group", "IpPermissions", i)),
@@ -279,9 +288,9 @@ def _check_rules(document: YamlLines, findings: Findings) -> None:
 
 
 def _check_gcp(document: YamlLines, findings: Findings) -> None:
-    for name, node_type in _mapping(document.values.get("available_node_types")).items():
+    for name, node_type in mapping(document.values.get("available_node_types")).items():
         place: Place = ("available_node_types", name, "node_config")
-        config = _mapping(_mapping(node_type).get("node_config"))
+        config = mapping(mapping(node_type).get("node_config"))
         if "networkInterfaces" not in config:
             findings.add(
                 document.line(place),
@@ -290,7 +299,7 @@ def _check_gcp(document: YamlLines, findings: Findings) -> None:
             )
         disks = config.get("disks")
         for i, disk in enumerate(disks if isinstance(disks, list) else []):
-            image = _mapping(_mapping(disk).get("initializeParams")).get("sourceImage")
+            image = mapping(mapping(disk).get("initializeParams")).get("sourceImage")
             _check_driver(document, (*place, "disks", i, "initializeParams", "sourceImage"), image, findings)
 
 
@@ -305,7 +314,3 @@ def _check_driver(document: YamlLines, place: Place, image: Any, findings: Findi
             f"this image has NVIDIA's driver {driver}, with which torch {TORCH} (CUDA {TORCH_CUDA}) finds no GPU",
             f"name a family with driver {DRIVER} or later, or install torch from {OLDER_CUDA}",
         )
-
-
-def _mapping(value: Any) -> Mapping[Any, Any]:
-    return value if isinstance(value, Mapping) else {}

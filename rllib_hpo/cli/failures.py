@@ -1,0 +1,61 @@
+"""The last net: what nobody expected ends in one line too, with the traceback in a file."""
+
+from __future__ import annotations
+
+import tempfile
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rllib_hpo.cli.console import errors
+from rllib_hpo.documents import reason
+
+LOG_FILE = "error.log"
+
+_directory: list[Path] = []
+
+
+def keep_log_in(directory: Path) -> None:
+    """From now on the traceback of an internal error goes below the directory of this run or sweep."""
+    _directory[:] = [directory]
+
+
+def report(error: Exception) -> int:
+    """Prints what ended the command, in one line; a traceback only where no file can hold it.
+
+    Returns:
+        The exit code: 2 where a file or the memory is what is wrong, else 1.
+    """
+    if isinstance(error, OSError) and error.filename is not None:
+        errors.print(f"Error: {error.filename}: {reason(error)}.", style="red", soft_wrap=True)
+        return 2
+    if isinstance(error, MemoryError):
+        errors.print("Error: There is not enough memory for this; ask for less.", style="red", soft_wrap=True)
+        return 2
+    what = f"{type(error).__name__}: {reason(error)}"
+    trace = "".join(traceback.format_exception(error))
+    path = _write(trace)
+    if path is None:
+        errors.print(trace)
+        errors.print(f"Internal error: {what}.", style="red", soft_wrap=True)
+    else:
+        errors.print(f"Internal error: {what}; please report it with {path}.", style="red", soft_wrap=True)
+    return 1
+
+
+def _write(trace: str) -> Path | None:
+    """Appends a traceback to the first file that can be written; None where none can."""
+    time = datetime.now(UTC).isoformat(timespec="seconds")
+    for directory in (*_directory, None):
+        try:
+            if directory is None:
+                directory = Path(tempfile.mkdtemp(prefix="rllib-hpo-"))
+            elif not directory.is_dir():  # a start that failed leaves none behind
+                continue
+            path = directory / LOG_FILE
+            with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(f"{time}\n{trace}\n")
+            return path.absolute()
+        except OSError:
+            continue
+    return None

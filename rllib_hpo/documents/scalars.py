@@ -1,0 +1,67 @@
+"""What plain words in YAML stand for.
+
+Files of this package follow YAML 1.2's core schema, with underscores in numbers: `null`, `true`, `5_000`, `3e-4` and
+`.inf` mean something, and everything else is a string, dates, `yes`, `010`, `0x10` and `1:30` included. Files that
+other programs read too (of `ray up`, of Kubernetes) follow YAML 1.1 as those programs do, but for dates.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+import yaml
+
+Dialect = Literal["core", "1.1"]
+
+_MAX_DIGITS = 100
+_INTEGER = re.compile(r"[-+]?(?:0|[1-9](?:_?[0-9])*)")
+_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|(?:0|[1-9](?:_?[0-9])*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
+_WORDS: dict[str, Any] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
+    **{sign + word: float(f"{sign}inf") for word in (".inf", ".Inf", ".INF") for sign in ("", "+", "-")},
+}
+
+
+def plain_value(text: str, dialect: Dialect) -> Any:
+    """The value of a word without quotes.
+
+    Raises:
+        ValueError: If it is a number that cannot be held.
+    """
+    if dialect == "1.1":
+        return _value_1_1(text)
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INTEGER.fullmatch(text):
+        _refuse_long(text)
+        return int(text)
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    return text
+
+
+def _refuse_long(text: str) -> None:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"a number has {len(text):,} digits, {_MAX_DIGITS} at most are read")
+
+
+_LOADER = yaml.SafeLoader("")
+_TAG = "tag:yaml.org,2002:"
+
+
+def _value_1_1(text: str) -> Any:
+    tag: str = _LOADER.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
+    kind = tag.removeprefix(_TAG)
+    if kind not in {"null", "bool", "int", "float"}:
+        return text
+    if kind == "int":
+        _refuse_long(text)
+    node = yaml.ScalarNode(f"{_TAG}{kind}", text)
+    try:
+        return _LOADER.construct_object(node)
+    except (ValueError, IndexError):  # "0x" and "0b" look like numbers to PyYAML, and are none
+        raise ValueError(f"{text!r} is no number; put it in quotes if it is text") from None

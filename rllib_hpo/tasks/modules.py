@@ -1,0 +1,23 @@
+"""Imports modules that users name."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+def load_module(name: str) -> ModuleType:
+    """The module of that dotted name.
+
+    Raises:
+        ImportError: Saying why not, whatever the module itself raises while it is imported.
+    """
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ImportError(f"{name!r} is not the name of a module, as in package.module")
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise
+    except (Exception, SystemExit) as error:
+        said = " ".join(str(error).split()).rstrip(".")
+        raise ImportError(f"it raised {type(error).__name__}: {said}") from error

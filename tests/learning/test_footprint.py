@@ -1,0 +1,60 @@
+"""Memory is estimated before it is taken, and never above what is really taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rllib_hpo.errors import SettingsError
+from rllib_hpo.experiments.run_config import resolve
+from rllib_hpo.learning.actor_critic import Actor, ActorCritic
+from rllib_hpo.learning.footprint import (
+    actor_parts,
+    learner_parts,
+    machine_memory,
+    refuse_replay,
+    refuse_too_large,
+)
+from rllib_hpo.settings import SETTINGS, SACHPOSettings, SACSettings
+
+
+@pytest.mark.parametrize("algorithm", SETTINGS)
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize(("obs_dim", "action_dim"), [(1, 1), (11, 3), (376, 17)])
+def test_the_estimate_is_a_lower_bound(algorithm: str, layers: int, obs_dim: int, action_dim: int) -> None:
+    settings = SETTINGS[algorithm](critic_layers=layers, policy_layers=layers)
+    actor = Actor(obs_dim, action_dim, settings, seed=0)
+    taken = sum(value.numel() * value.element_size() for value in actor.state_dict().values())
+    estimated = sum(part.num_bytes for part in actor_parts(settings, obs_dim, action_dim))
+    assert 0.6 * taken <= estimated <= taken
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"hidden_units": 10**7}, {"hidden_units": 2**52}, {"train_batch_size_per_learner": 10**12}, {"num_flows": 10**13},
+     {"leapfrog_units": 10**13}],
+)  # fmt: skip
+def test_what_no_machine_can_hold_is_refused_by_its_name(values: dict[str, Any]) -> None:
+    ((name, _),) = values.items()
+    algorithm = "sac-nf" if name == "num_flows" else "sac-hpo"
+    with pytest.raises(SettingsError, match=f"^{name} is too large: .* this machine has .* GB"):
+        resolve({"algorithm": algorithm, **values})
+    if name == "hidden_units":
+        with pytest.raises(SettingsError, match="hidden_units is too large"):
+            ActorCritic(3, 1, SACSettings(**values), seed=0)
+
+
+def test_a_replay_is_refused_only_where_the_steps_would_fill_it() -> None:
+    settings = SACHPOSettings(replay_capacity=10**14)
+    refuse_replay(settings, 11, 3, steps=10**6, memory=10**9)
+    with pytest.raises(SettingsError, match="replay_capacity=100000000000000 is too large"):
+        refuse_replay(settings, 11, 3, steps=10**14, memory=10**9)
+    with pytest.raises(SettingsError, match="replay_capacity"):
+        resolve({"replay_capacity": 10**15, "steps": 10**15})
+    resolve({"replay_capacity": 10**15})
+
+
+def test_what_fits_is_not_refused() -> None:
+    refuse_too_large(learner_parts(SACSettings(), 376, 17), memory=2**26)
+    assert machine_memory() > 2**28
