@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from rllib_hpo.errors import NonFiniteError, UserCodeError, UserError
+from rllib_hpo.errors import NonFiniteError, SettingsError, UserCodeError, UserError
 from rllib_hpo.learning.replay import Batch
 from rllib_hpo.rllib.env_runner import ColumnarEnvRunner, Rollout
 from rllib_hpo.streams import seed_sequence
@@ -340,3 +340,10 @@ def test_actions_stay_inside_bounds_that_are_no_float32(make_runner: MakeRunner)
     runner = make_runner(NarrowEnv, env_config={"narrow": False})
     runner._actions = lambda obs, random: np.ones((len(obs), 1), np.float32)
     runner.sample(num_steps=5)
+
+
+def test_an_environment_that_was_made_already_is_refused() -> None:
+    with pytest.raises(
+        SettingsError, match="env=CountingEnv is an environment that was made already: give its class"
+    ):
+        tiny_config(env=CountingEnv({})).environment(env_config={}).build_algo()
