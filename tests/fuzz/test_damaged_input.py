@@ -119,7 +119,7 @@ def test_arguments(
 ) -> None:
     """Of commands that read files, words that name none."""
     monkeypatch.chdir(tmp_path)
-    commands = """results show,results check,cluster check,sweep --dry-run,settings,evaluate,dashboard,policy-shape,
+    commands = """results show,results check,cluster check,sweep --dry-run,settings,evaluate,policy-shape,
         export --format onnx --out x,train --resume,train --out x --config,train --out x --task,train --out x --import,
         train --out x --set,train --out x --algorithm,train --out x --seed""".split(",")
 
@@ -143,11 +143,9 @@ def test_arguments(
     survive(read, cases)
 
 
-@pytest.mark.parametrize(
-    ("name", "cases"),
-    [("local.yaml", 220), ("gpu.yaml", 80), ("kuberay/rayjob.yaml", 100), ("slurm.sbatch", 100)],
-)
-def test_cluster_files(name: str, cases: int, tmp_path: Path) -> None:
+@CASES
+@pytest.mark.parametrize("name", ["local.yaml", "gpu.yaml", "kuberay/rayjob.yaml", "slurm.sbatch"])
+def test_cluster_files(name: str, tmp_path: Path, cases: int) -> None:
     text = (ROOT / "cluster" / name).read_text()
     if name.endswith("yaml"):
         text = "".join(line for line in text.splitlines(keepends=True) if not line.lstrip().startswith("#"))
