@@ -173,6 +173,8 @@ def import_modules(modules: Sequence[str], needed_by: str = "") -> None:
     for module in modules:
         try:
             importlib.import_module(module)
+        except UserError:  # a sentence already
+            raise
         except Exception as error:  # a user's module may raise anything
             reason = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
             if not needed_by:
