@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
+from rllib_hpo.errors import UserError
+
 
 def load_module(name: str) -> ModuleType:
     """The module of that dotted name.
@@ -16,7 +18,7 @@ def load_module(name: str) -> ModuleType:
         raise ImportError(f"{name!r} is not the name of a module, as in package.module")
     try:
         return importlib.import_module(name)
-    except ImportError:
+    except (ImportError, UserError):
         raise
     except (Exception, SystemExit) as error:
         said = " ".join(str(error).split()).rstrip(".")
