@@ -361,13 +361,10 @@ class BrokenAtRunners(CountingEnv):
         return super().reset(**options)
 
 
-@pytest.mark.parametrize(("where", "at"), [("reset", 1), ("constructor", 1), ("constructor", 2)])
-@pytest.mark.parametrize("new_stack", [True, False])
-def test_what_breaks_at_runners_only_is_said(where: str, at: int, new_stack: bool) -> None:
+@pytest.mark.parametrize(("where", "at"), [("reset", 1), ("constructor", 1)])
+def test_what_breaks_at_runners_only_is_said(where: str, at: int) -> None:
     """And not that an index was out of range."""
     config = remote_config(env=BrokenAtRunners, num_env_runners=2)
-    if not new_stack:
-        config = tiny_config(env=BrokenAtRunners).api_stack(False, False).env_runners(num_env_runners=2)
     config.environment(env_config={"length": 4, "where": where, "at": at})
     message = f"'BrokenAtRunners' .*OSError.*no licence for the {where}"
     with pytest.raises(UserCodeError, match=message) as caught, running(config) as algorithm:
