@@ -54,7 +54,7 @@ def test_a_run_is_in_one_folder_without_a_home(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert not list(elsewhere.iterdir())
     made = {path.name for path in (here / "run").iterdir() if not path.name.startswith(".")}
-    assert {"config.yaml", "results", "checkpoints", "replay", "events.jsonl", "wandb", "curve.png"} <= made
+    assert {"config.yaml", "results", "events.jsonl", "tensorboard", "wandb", "curve.png"} <= made
     assert not list((here / "run").glob(".rllib-*"))
 
 
