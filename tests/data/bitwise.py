@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 DATA = Path(__file__).resolve().parent
-TASK, TABLE_ONE, STEPS = "Pendulum-v1", "hopper", 1_500
+TASK, TABLE_ONE, STEPS = "Pendulum-v1", "hopper", 2_000
 SETTINGS = {"warmup_steps": 500, "evaluation_every": 500, "evaluation_episodes": 2}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sac": ("sac", {}),

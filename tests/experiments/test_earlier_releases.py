@@ -201,6 +201,8 @@ def test_training_gives_the_numbers_of_the_release(case: str) -> None:
     assert spec.loader is not None
     bitwise = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(bitwise)
+    if not (DATA / RELEASES[-1] / "bitwise.json").is_file():
+        pytest.skip("no numbers were recorded at that release")
     recorded = bitwise.load(RELEASES[-1])
     if recorded["machine"] != bitwise.machine():
         pytest.skip("the numbers were recorded on another machine or with other libraries")
