@@ -28,6 +28,7 @@ from rllib_hpo.experiments.run_config import RunConfig, resolve_saved
 from rllib_hpo.experiments.signals import stop_request
 from rllib_hpo.experiments.tensorboard import TensorBoard
 from rllib_hpo.experiments.wandb_logger import WandbOptions, WandbRun, describe_run, group_of, return_metric
+from rllib_hpo.learning.footprint import refuse_replay
 from rllib_hpo.results import merge_trial, trial_id
 from rllib_hpo.results.paths import absolute
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
@@ -201,6 +202,9 @@ class TrainingRun:
                 _built(to_rllib(config, files, sweep, variant).results(trial_id=identity))
             )
             refuse_unshared_learner(self.algorithm, files.directory)
+            if config.run.num_learners == 0:
+                actor = self.algorithm.actor
+                refuse_replay(config.settings, actor.obs_dim, actor.action_dim, config.run.steps)
             self._wandb = opened.enter_context(
                 WandbRun(
                     files.directory,

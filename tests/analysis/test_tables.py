@@ -28,6 +28,7 @@ from rllib_hpo.analysis.tables import (
     scores_of,
     steps_table,
 )
+from rllib_hpo.settings import SACHPOSettings, SACSettings
 from tests.results.rows import make_row
 
 HOPPER, ANT = TaskId("hopper", "Hopper-v4"), TaskId("ant", "Ant-v4")
@@ -55,7 +56,7 @@ def grid(
                         returns=(100.0 * number * (1 + seed) + bonus,),
                         trial_id=f"{algorithm}-{task.name}-{seed}",
                         diagnostics=DIAGNOSTICS if algorithm == "sac-hpo" and number > 1 else {},
-                        config={"algorithm": algorithm, "seed": seed, "alpha": 0.2}
+                        config={"algorithm": algorithm, "seed": seed, "alpha": 0.2, "evaluation_every": 1_000}
                         | ({"leapfrog_steps": 2} if algorithm == "sac-hpo" else {}),
                     ).to_arrow()
                     for number in range(last + 1)
@@ -86,7 +87,7 @@ def test_runs_hold_what_the_rows_say() -> None:
 
 
 def test_two_trials_of_one_seed_are_averaged_and_sweeps_told_apart() -> None:
-    config = {"algorithm": "sac", "seed": 0, "alpha": 0.2}
+    config = {"algorithm": "sac", "seed": 0, "alpha": 0.2, "evaluation_every": 1_000}
     again = make_row(
         algorithm="sac", seed=0, env_steps=1_000, returns=(300.0,), trial_id="else", config=config
     ).to_arrow()
@@ -159,10 +160,11 @@ def test_progress_and_differences() -> None:
     assert progress["hopper", "SAC"][:2] == ["3", "1,000 - 4,000"]
     assert progress["hopper", "SAC-HPO"][1] == "4,000"
     assert progress["hopper", "SAC-HPO"][2] == "850.0 ± 400.0"
-    assert differences_table(runs).rows == [
-        ["algorithm", "sac", "sac-hpo"],
-        ["leapfrog_steps", "-", "2"],
-    ]
+    differences = differences_table(runs).rows
+    assert differences[0] == ["algorithm", "sac", "sac-hpo"]
+    assert ["leapfrog_steps", "-", "2"] in differences
+    only_hpos = set(SACHPOSettings.model_fields) - set(SACSettings.model_fields)
+    assert {row[0] for row in differences} == {"algorithm", "policy_layers", *only_hpos}
 
 
 def test_the_same_rows_give_the_same_tables() -> None:

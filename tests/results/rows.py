@@ -9,7 +9,8 @@ from rllib_hpo.results import EvaluationRow, canonical_json, config_hash, episod
 
 def make_row(**changes: Any) -> EvaluationRow:
     """A plausible row; `changes` replace columns, and `config` or `returns` what is derived from them."""
-    config = changes.pop("config", {"algorithm": "sac-hpo", "gamma": 0.99, "leapfrog_steps": 2})
+    default = {"algorithm": "sac-hpo", "gamma": 0.99, "leapfrog_steps": 2, "evaluation_every": 1_000}
+    config = changes.pop("config", default)
     returns = changes.pop("returns", (310.5, 298.25))
     columns: dict[str, Any] = {
         "sweep": "demo",
