@@ -200,7 +200,7 @@ def test_what_is_not_yaml_is_named_with_its_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [AWS, GCP, LOCAL, KUBERAY, JOB])
-@pytest.mark.parametrize("value", ["3", "[1, 2]", "text", "{a: {b: 1}}"])
+@pytest.mark.parametrize("value", ["3", "{a: {b: 1}}"])
 def test_sections_of_another_type_are_findings(name: str, value: str, tmp_path: Path) -> None:
     values = next(iter(yaml.safe_load_all((ROOT / name).read_text())))
     for key in values:

@@ -47,7 +47,11 @@ def _check(path: Path, crds: Path | None) -> list[str]:
             )
     check_text(text, findings)
     if not len(findings):
-        for name, what, remedy in misplaced(read_machines(path)):
+        try:
+            machines = read_machines(path)
+        except SettingsError as error:  # it has a line already
+            return [str(error)]
+        for name, what, remedy in misplaced(machines):
             findings.add(_line_of(name, documents), what, remedy)
     return findings.sentences()
 
