@@ -450,8 +450,6 @@ def quiet_ray() -> None:
 @contextmanager
 def _built(config: ActorCriticConfig) -> Iterator[ActorCriticAlgorithm]:
     algorithm: ActorCriticAlgorithm = config.build_algo()
-    with suppress(OSError):  # RLlib makes a folder and leaves it empty
-        os.rmdir(algorithm.logdir)
     try:
         yield algorithm
     finally:

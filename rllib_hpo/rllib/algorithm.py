@@ -82,12 +82,12 @@ class ActorCriticAlgorithm(Algorithm):
         return label(env_specifier), WorkerEnvCreator(config)
 
     def _setup_logdir(self) -> None:
-        """RLlib's log folder: below a run's directory, and never in a home that cannot be written."""
+        """RLlib's log folder, which stays empty: a run's own directory, and never a home that cannot be written."""
         replay_dir = getattr(self.config, "replay_dir", None)
         if self._storage is None and replay_dir is not None:
             run = Path(replay_dir).parent
             run.mkdir(parents=True, exist_ok=True)
-            self._logdir = tempfile.mkdtemp(prefix=".rllib-", dir=run)
+            self._logdir = str(run)
             return
         try:
             super()._setup_logdir()

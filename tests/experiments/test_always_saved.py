@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,19 @@ class Stopping(Progress):
         super().__init__(quiet().console)
         self.step, self.number = step, number
 
-    def report(self, algorithm: ActorCriticAlgorithm, result: Mapping[str, Any]) -> None:
-        if algorithm.env_steps == self.step:
-            os.kill(os.getpid(), self.number)
+    @contextmanager
+    def running(self, algorithm: ActorCriticAlgorithm, steps: int) -> Iterator[None]:
+        train = algorithm.train
+
+        def train_and_stop() -> dict[str, Any]:
+            result = train()
+            if algorithm.env_steps == self.step:
+                os.kill(os.getpid(), self.number)
+            return result
+
+        algorithm.train = train_and_stop
+        with super().running(algorithm, steps):
+            yield
 
 
 def events(directory: Path, name: str) -> list[dict[str, Any]]:

@@ -36,6 +36,7 @@ TINY = (
 )
 
 
+@pytest.mark.slow
 def test_a_run_is_in_one_folder_without_a_home(tmp_path: Path) -> None:
     """The environment changes the working directory, and a home is a file: nobody, not even root, can write there."""
     here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
@@ -55,6 +56,7 @@ def test_a_run_is_in_one_folder_without_a_home(tmp_path: Path) -> None:
     assert not list(elsewhere.iterdir())
     made = {path.name for path in (here / "run").iterdir() if not path.name.startswith(".")}
     assert {"config.yaml", "results", "events.jsonl", "tensorboard", "wandb", "curve.png"} <= made
+    assert {"checkpoints", "replay"} <= made
     assert not list((here / "run").glob(".rllib-*"))
 
 

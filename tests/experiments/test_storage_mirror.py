@@ -131,6 +131,7 @@ class Node:
             "format": FORMAT,
             "algorithm": "sac",
             "env": "Pendulum-v1",
+            "config": {},
             "env_steps": step,
             "evaluation": returned and {"env_runners": {"episode_return_mean": returned}},
             "replay": {"directory": "../../replay", "total_rows": step, "segments": listed},
