@@ -15,6 +15,7 @@ from rllib_hpo.errors import NonFiniteError
 from rllib_hpo.results import config_hash, read_rows, row_config, without_volatile
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.config import make_config
+from rllib_hpo.rllib.environment import environment_maker
 from rllib_hpo.rllib.evaluation import episode_seeds, evaluate
 from rllib_hpo.settings import SETTINGS
 from rllib_hpo.tasks import make_env
@@ -298,9 +299,7 @@ def test_an_evaluation_can_be_watched_and_ended() -> None:
         if steps >= 12:
             raise KeyboardInterrupt
 
-    config = tiny_config(env=EndlessEnv, evaluation_episodes=3).environment(env_config={})
-    with running(config) as algorithm:
-        algorithm.watch = watch
-        with pytest.raises(KeyboardInterrupt):
-            algorithm.evaluate()
-    assert seen == [3, 6, 9, 12]
+    config = tiny_config(env=EndlessEnv).environment(env_config={})
+    with running(config) as algorithm, pytest.raises(KeyboardInterrupt):
+        evaluate(algorithm.actor, environment_maker(config, training=False), [1, 2, 3], watch=watch)
+    assert seen == [0, 3, 6, 9, 12]
