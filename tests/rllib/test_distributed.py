@@ -293,7 +293,7 @@ def test_a_runner_that_dies_may_be_missed(lead: Any) -> None:
 def test_runners_that_hand_on_nothing_end_the_run(trouble: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether they die at every request or answer too late: training does not wait for ever."""
     monkeypatch.setattr("rllib_hpo.rllib.stack.RUNNER_PATIENCE_S", 2.0)
-    env_config = {"length": 1000, "bad_step": 1, "bad": trouble}
+    env_config = {"length": 1000, "bad_step": 2, "bad": trouble}
     config = remote_config(env=CountingEnv, num_env_runners=1).environment(env_config=env_config)
     with running(config.env_runners(sample_timeout_s=0.5)) as algorithm:
         algorithm.latest_evaluation = {}  # evaluations, in the driver, would fail first
