@@ -252,4 +252,5 @@ def evaluation_return(manifest: Mapping[str, Any], returns: Mapping[str, float])
     evaluation: dict[str, Any] | None = manifest.get("evaluation")
     if (own := returns.get(str(manifest["env_steps"]))) is not None:
         return own
-    return float("-inf") if evaluation is None else float(evaluation["env_runners"]["episode_return_mean"])
+    results = (evaluation or {}).get("env_runners")
+    return float("-inf") if results is None else float(results["episode_return_mean"])

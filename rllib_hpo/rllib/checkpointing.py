@@ -93,7 +93,7 @@ class _RunnerResults(_Part):
 
 
 class _Evaluation(_Part):
-    env_runners: _RunnerResults
+    env_runners: _RunnerResults | None = None
 
 
 class _Config(_Part):
