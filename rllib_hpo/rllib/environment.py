@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import gymnasium as gym
+import numpy as np
 from ray.rllib.env.env_context import EnvContext
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
@@ -55,18 +56,45 @@ def label(env: Any) -> str:
 
 
 class UnmadeEnv(gym.Env[Any, Any]):
-    """In place of an environment that a remote worker could not make: whoever resets it gets the error.
+    """In place of an environment that a remote worker could not make: the first step raises the error.
 
-    RLlib would lose what the constructor of a RolloutWorker raises.
+    RLlib would lose what the constructor of a RolloutWorker raises, which resets its environment, and start it again.
     """
 
     def __init__(self, error: UserError, spaces: tuple[gym.Space[Any], gym.Space[Any]]) -> None:
         self.observation_space, self.action_space = spaces
         self._error = error
 
-    def reset(self, *, seed: int | None = None, options: Any = None) -> NoReturn:
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        """An observation of zeros."""
+        assert isinstance(self.observation_space, gym.spaces.Box)
+        return np.zeros(self.observation_space.shape, self.observation_space.dtype), {}
+
+    def step(self, action: Any) -> NoReturn:
         """Raises the error."""
         raise self._error
+
+
+class LateErrors(gym.Wrapper[Any, Any, Any, Any]):
+    """Raises at the next step what the environment raises at a reset, for the reason that `UnmadeEnv` gives."""
+
+    _error: UserError | None = None
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        """The environment's, or an observation of zeros after an error."""
+        try:
+            return self.env.reset(seed=seed, options=options)
+        except UserError as error:
+            self._error = error
+            space = self.observation_space
+            assert isinstance(space, gym.spaces.Box)
+            return np.zeros(space.shape, space.dtype), {}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """The environment's, unless a reset has failed."""
+        if self._error is not None:
+            raise self._error
+        return self.env.step(action)
 
 
 class WorkerEnvCreator:
@@ -85,7 +113,8 @@ class WorkerEnvCreator:
         """The environment of one worker."""
         name = label(self._config.env)
         try:
-            return boundary.CheckedEnv(environment_maker(self._config, context.worker_index)(), name)
+            env = boundary.CheckedEnv(environment_maker(self._config, context.worker_index)(), name)
+            return env if context.worker_index == 0 else LateErrors(env)
         except UserError as error:
             if context.worker_index == 0 or self.spaces is None:
                 raise

@@ -104,7 +104,7 @@ class PolicyStack(stack.Stack):
         request = FragmentRequest(self.algorithm.schedule.is_warmup(self.algorithm.env_steps))
         group = self.algorithm.env_runner_group
         if self.config.num_env_runners == 0:
-            return [request(group.local_env_runner)]
+            return _without_errors([request(group.local_env_runner)])
         deadline = time.monotonic() + stack.RUNNER_PATIENCE_S
         while time.monotonic() < deadline:
             # Asks the actors without EnvRunnerGroup's wrapper, which would swallow a worker's error.
@@ -112,7 +112,7 @@ class PolicyStack(stack.Stack):
                 request, timeout_seconds=self.config.sample_timeout_s
             )
             if batches := rollouts_of(results, self.config):
-                return batches
+                return _without_errors(batches)
             self.algorithm.restore_runners()
             time.sleep(1.0)
         raise UserError(
@@ -212,10 +212,13 @@ class FragmentRequest:
     def __init__(self, random_actions: bool) -> None:
         self.random_actions = random_actions
 
-    def __call__(self, worker: Any) -> SampleBatch | MultiAgentBatch:
-        """Runs where the worker is."""
+    def __call__(self, worker: Any) -> SampleBatch | MultiAgentBatch | UserError:
+        """Runs where the worker is; returns a user's error, at which RLlib would end the worker and start it again."""
         worker.get_policy().random_actions = self.random_actions
-        batch: SampleBatch | MultiAgentBatch = worker.sample()
+        try:
+            batch: SampleBatch | MultiAgentBatch = worker.sample()
+        except UserError as error:
+            return error
         return batch
 
 
@@ -232,6 +235,14 @@ class Reseeding:
             owner = ("worker", worker.worker_index, self.env_steps, "environment", i)
             # A reset would leave RLlib's sampler in the middle of an episode that is over.
             env.unwrapped.np_random = numpy_generator(self.seed, *owner)
+
+
+def _without_errors(batches: list[Any]) -> list[Any]:
+    """The batches; raises the first error among them."""
+    for batch in batches:
+        if isinstance(batch, UserError):
+            raise batch
+    return batches
 
 
 def _single(batch: SampleBatch | MultiAgentBatch) -> SampleBatch:

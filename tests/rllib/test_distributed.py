@@ -361,11 +361,14 @@ class BrokenAtRunners(CountingEnv):
         return super().reset(**options)
 
 
-@pytest.mark.parametrize(("where", "at"), [("reset", 1), ("constructor", 1)])
-def test_what_breaks_at_runners_only_is_said(where: str, at: int) -> None:
+@pytest.mark.parametrize("where", ["reset", "constructor"])
+@pytest.mark.parametrize("stack", ["new", pytest.param("old", marks=pytest.mark.slow)])
+def test_what_breaks_at_runners_only_is_said(where: str, stack: str) -> None:
     """And not that an index was out of range."""
     config = remote_config(env=BrokenAtRunners, num_env_runners=2)
-    config.environment(env_config={"length": 4, "where": where, "at": at})
+    if stack == "old":
+        config = tiny_config(env=BrokenAtRunners).api_stack(False, False).env_runners(num_env_runners=2)
+    config.environment(env_config={"length": 4, "where": where, "at": 1})
     message = f"'BrokenAtRunners' .*OSError.*no licence for the {where}"
     with pytest.raises(UserCodeError, match=message) as caught, running(config) as algorithm:
         algorithm.train()
