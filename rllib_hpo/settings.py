@@ -12,6 +12,7 @@ import importlib.metadata
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
+import numpy as np
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -291,6 +292,15 @@ SETTINGS: dict[str, type[ActorCriticSettings]] = {
 SettingsT = TypeVar("SettingsT", bound=ActorCriticSettings)
 
 
+def without_numpy(value: Any) -> Any:
+    """Converts NumPy scalars and arrays, also inside a list or tuple, to Python's own numbers and lists."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    if isinstance(value, (list, tuple)):
+        return type(value)(without_numpy(item) for item in value) if type(value) in (list, tuple) else value
+    return value
+
+
 def parse_settings(model: type[SettingsT], values: Mapping[str, Any], source: str = "") -> SettingsT:
     """Validates `values` against `model`.
 
@@ -303,9 +313,8 @@ def parse_settings(model: type[SettingsT], values: Mapping[str, Any], source: st
         SettingsError: Naming the key, the value, what is allowed and the nearest valid name.
     """
     try:
-        return model.model_validate(
-            {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
-        )
+        plain = {key: without_numpy(value) for key, value in values.items()}
+        return model.model_validate({k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()})
     except pydantic.ValidationError as error:
         prefix = f"{source}: " if source else ""
         raise SettingsError(prefix + "; ".join(_describe(model, values, error)) + ".") from None

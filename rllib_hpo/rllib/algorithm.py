@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import sys
 import tempfile
 import time
@@ -13,14 +13,18 @@ from typing import Any, Self
 
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.checkpoints import get_checkpoint_info
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     EPISODE_LEN_MEAN,
+    EPISODE_RETURN_MAX,
     EPISODE_RETURN_MEAN,
+    EPISODE_RETURN_MIN,
     EVALUATION_RESULTS,
+    NUM_EPISODES,
 )
 from ray.tune import Checkpoint, PlacementGroupFactory
 
@@ -53,8 +57,10 @@ from rllib_hpo.rllib.schedule import Schedule
 from rllib_hpo.rllib.stack import Stack
 from rllib_hpo.rllib.torch_options import set_torch_options
 from rllib_hpo.rllib.torch_policy import POLICIES, ActorCriticTorchPolicy
+from rllib_hpo.tasks.env_config import not_recorded, recorded
 
 _PROGRESS = "progress"
+_logger = logging.getLogger(__name__)
 
 
 class ActorCriticAlgorithm(Algorithm):
@@ -97,6 +103,12 @@ class ActorCriticAlgorithm(Algorithm):
             self._logdir = tempfile.mkdtemp(prefix="rllib-")
 
     @override(Algorithm)
+    def __repr__(self) -> str:
+        """RLlib's; before there is a configuration, RLlib's would fail and hide why it was refused."""
+        has_config = isinstance(getattr(self, "config", None), AlgorithmConfig)
+        return str(super().__repr__()) if has_config else type(self).__name__
+
+    @override(Algorithm)
     def setup(self, config: ActorCriticConfig) -> None:
         self._refuse_what_this_machine_cannot(config)
         set_torch_options(config.num_torch_threads)
@@ -119,6 +131,7 @@ class ActorCriticAlgorithm(Algorithm):
         """Environment steps that the evaluation under way in this process has played; 0 between evaluations."""
         self.stop_requested = False
         """Set it, from any thread, to end the iteration at the next step; clear it to train on."""
+        self._warn_of_what_is_not_recorded(config)
         if config.num_env_runners + config.evaluation_num_env_runners > 0:
             self.env_creator.spaces = try_out(config)
         if not self._is_local(config):
@@ -139,6 +152,16 @@ class ActorCriticAlgorithm(Algorithm):
         num_gpus = getattr(config, option)
         if config.num_learners == 0 and num_gpus > 0 and not torch.cuda.is_available():
             raise SettingsError(f"{option}={num_gpus}, but torch finds no CUDA device here.")
+
+    @staticmethod
+    def _warn_of_what_is_not_recorded(config: ActorCriticConfig) -> None:
+        for name, kind in not_recorded(recorded(config.env_config)).items():
+            _logger.warning(
+                "env_config: '%s' is a %s, which rows and checkpoints cannot record: `evaluate`, `convert` and "
+                "`train --config` will not be able to make this environment again.",
+                name,
+                kind,
+            )
 
     @property
     def local_learner(self) -> ReplayLearner:
@@ -363,7 +386,10 @@ class ActorCriticAlgorithm(Algorithm):
         statistics = episode_statistics(played.returns, played.lengths)
         evaluation = {
             ENV_RUNNER_RESULTS: {
+                NUM_EPISODES: len(played.returns),
                 EPISODE_RETURN_MEAN: statistics["return_mean"],
+                EPISODE_RETURN_MIN: min(played.returns),
+                EPISODE_RETURN_MAX: max(played.returns),
                 EPISODE_LEN_MEAN: statistics["episode_length_mean"],
                 "episode_return_std": statistics["return_std"],
                 "episodes_cut": played.episodes_cut,
@@ -416,7 +442,7 @@ class ActorCriticAlgorithm(Algorithm):
             "task": self.config.task or env,
             "env": env,
             "api_stack": "old" if self.config.is_old_stack else "new",
-            "env_config": json.loads(json.dumps(dict(self.config.env_config), default=str)),
+            "env_config": recorded(self.config.env_config),
             "seed": self.run_seed,
             "num_env_runners": self.config.num_env_runners,
             "num_envs_per_env_runner": self.config.num_envs_per_env_runner,

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, Literal, Self
 
-import numpy as np
 from ray.exceptions import RayActorError
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.utils import force_list
 from ray.rllib.utils.annotations import override
 from ray.tune.result import TRIAL_INFO
 
@@ -29,6 +29,7 @@ from rllib_hpo.settings import (
     complete_settings,
     find_settings,
     parse_settings,
+    without_numpy,
 )
 from rllib_hpo.streams import derived_seed
 from rllib_hpo.tasks import find_task
@@ -74,6 +75,9 @@ _INTERNAL = frozenset(
     " _is_frozen _per_module_overrides _is_atari".split()
 )
 
+_PRIVATE_NAMES = {"_train_batch_size_per_learner": "train_batch_size_per_learner"}
+"""Where RLlib keeps settings of ours, and their public names."""
+
 _REPLACED = {
     "evaluation_interval": "evaluation_every, in environment steps",
     "evaluation_duration": "evaluation_episodes",
@@ -92,9 +96,16 @@ _DEPRECATED = frozenset(
 )
 """Options of RLlib that no longer exist."""
 
-_ROLLOUT_CALLBACKS = (
-    "on_episode_created on_episode_start on_episode_step on_episode_end on_sample_end".split()
-)
+_UNCALLED = (
+    "on_evaluate_offline_start on_evaluate_offline_end on_offline_eval_runners_recreated on_workers_recreated"
+).split()
+"""Methods of callbacks that nothing here calls."""
+
+_UNCALLED_ON_NEW_STACK = (
+    "on_episode_created on_episode_start on_episode_step on_episode_end on_sample_end "
+    "on_learn_on_batch on_postprocess_trajectory on_create_policy on_sub_environment_created"
+).split()
+"""Methods of callbacks that are not called on RLlib's new API stack: it has no such events, or no episodes here."""
 
 
 class ActorCriticConfig(AlgorithmConfig):
@@ -204,10 +215,26 @@ class ActorCriticConfig(AlgorithmConfig):
         return self
 
     @override(AlgorithmConfig)
+    def to_dict(self) -> dict[str, Any]:
+        """All options under their public names: under a private one, a change to the other would be lost."""
+        options: dict[str, Any] = super().to_dict()
+        for name in _PRIVATE_NAMES:
+            options[_PRIVATE_NAMES[name]] = options.pop(name)
+        return options
+
+    @override(AlgorithmConfig)
     def update_from_dict(self, config_dict: dict[str, Any]) -> Self:
         """Takes over what differs: Tune hands over all of RLlib's options, those without effect included."""
-        if config_dict.get("algorithm", self.algorithm) != self.algorithm:
-            self._choose(config_dict["algorithm"])
+        # A dictionary that RLlib made has private names only; a public one beside them is what was changed.
+        public = {_PRIVATE_NAMES[name]: config_dict[name] for name in _PRIVATE_NAMES if name in config_dict}
+        config_dict = public | {k: v for k, v in config_dict.items() if k not in _PRIVATE_NAMES}
+        if (algorithm := config_dict.get("algorithm", self.algorithm)) != self.algorithm:
+            if type(self) is not ActorCriticConfig:  # which is the config of any algorithm
+                raise SettingsError(
+                    f"The configuration is of '{algorithm}', but {type(self).__name__} and its trainable "
+                    f"{self.algo_class.__name__} are of '{self.algorithm}'; use the two of one algorithm."
+                )
+            self._choose(algorithm)
         ours = set(self.settings_class.model_fields) | RUN_OPTIONS | {"algorithm"}
         others = {}
         for name, value in config_dict.items():
@@ -240,9 +267,8 @@ class ActorCriticConfig(AlgorithmConfig):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Takes NumPy's numbers as Python's, which JSON and the settings' types know, and makes paths absolute."""
-        if isinstance(value, np.generic):
-            value = value.item()
-        elif name in _PATHS and value is not None:
+        value = without_numpy(value)
+        if name in _PATHS and value is not None:
             value = str(absolute(value))
         super().__setattr__(name, value)
 
@@ -486,21 +512,26 @@ class ActorCriticConfig(AlgorithmConfig):
                 if name in other:
                     instead = f" It belongs to RLlib's {'new' if self.is_old_stack else 'old'} API stack."
                 raise SettingsError(f"The option {name}={value!r} would have no effect here.{instead}")
+        if self._is_atari:
+            raise SettingsError(
+                "The option is_atari=True would have no effect here. Wrap the environment: "
+                "env_config={'wrappers': [...]}."
+            )
         if self.is_multi_agent:
             raise SettingsError(f"policies={sorted(self.policies)} must be the default: there is one agent.")
 
     def _refuse_callbacks(self) -> None:
-        if self.is_old_stack:
-            if isinstance(self.callbacks_class, list):
-                raise SettingsError("RLlib's old API stack takes one callbacks class, not a list of them.")
-            return
-        classes = self.callbacks_class if isinstance(self.callbacks_class, list) else [self.callbacks_class]
-        for callbacks in classes:
-            for method in _ROLLOUT_CALLBACKS:
-                if getattr(callbacks, method, None) is not getattr(RLlibCallback, method, None):
+        if self.is_old_stack and isinstance(self.callbacks_class, list):
+            raise SettingsError("RLlib's old API stack takes one callbacks class, not a list of them.")
+        uncalled = _UNCALLED if self.is_old_stack else [*_UNCALLED, *_UNCALLED_ON_NEW_STACK]
+        for callbacks in force_list(self.callbacks_class):
+            for method in uncalled:
+                default = getattr(RLlibCallback, method, None)
+                if getattr(callbacks, method, default) is not default:
                     raise SettingsError(
                         f"The callback {callbacks.__name__}.{method} would never be called: transitions are "
-                        "collected in columns, not as RLlib episodes. Use on_train_result or on_evaluate_end."
+                        "collected in columns, not as RLlib episodes, and batches are drawn by the learner. Use "
+                        "on_train_result or on_evaluate_end."
                     )
 
 
@@ -514,9 +545,17 @@ def _default_options() -> dict[str, Any]:
 def _same(value: Any, default: Any) -> bool:
     """Equality that also holds for RLlib's defaults that are objects without one."""
     try:
-        return bool(value == default) or repr(value) == repr(default)
+        return bool(_canonical(value) == _canonical(default)) or repr(value) == repr(default)
     except AttributeError:  # PolicySpec compares itself with PolicySpecs only
         return False
+
+
+def _canonical(value: Any) -> Any:
+    """`value` as Tune's searchers and PB2 leave it: they drop empty dicts inside a dict, and make lists tuples."""
+    if isinstance(value, dict):
+        kept = {key: _canonical(item) for key, item in value.items()}
+        return {key: item for key, item in kept.items() if not (isinstance(item, dict) and not item)}
+    return tuple(map(_canonical, value)) if isinstance(value, (list, tuple)) else value
 
 
 class SACGaussianConfig(ActorCriticConfig):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -39,6 +40,8 @@ class Episode(NamedTuple):
 
     episode_return: float
     length: int
+    seconds: float = 0.0
+    """From its reset to its end, by the clock."""
 
 
 class Rollout(NamedTuple):
@@ -118,6 +121,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         )
         self._obs = np.zeros((num_envs, self.layout.obs_dim), np.float32)
         self._returns, self._lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
+        self._began = [time.perf_counter()] * num_envs
         self._turn, self._num_builds, self._stepped = 0, [0] * num_envs, [False] * num_envs
         self._built_with = [wrappers.get_state(env) for env in self.envs]
         self._reset_all()
@@ -142,6 +146,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         return derived_seed(self._seed, *self._owner, "environment", i, self._num_builds[i])
 
     def _begin_episode(self, i: int, seed: int | None = None) -> None:
+        self._began[i] = time.perf_counter()
         self._returns[i], self._lengths[i] = 0.0, 0
         try:
             self._obs[i] = self._boundary.reset(self.envs[i], seed)
@@ -195,7 +200,8 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             self._returns[i] += reward
             self._lengths[i] += 1
             if terminated or truncated:
-                episodes.append(Episode(float(self._returns[i]), int(self._lengths[i])))
+                seconds = time.perf_counter() - self._began[i]
+                episodes.append(Episode(float(self._returns[i]), int(self._lengths[i]), seconds))
                 self._begin_episode(i)
         self.layout.pack(obs, actions, rewards, terminateds, next_obs, out=rows)
         self.num_env_steps_sampled_lifetime += len(which)

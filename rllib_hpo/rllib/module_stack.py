@@ -9,17 +9,27 @@ import ray
 from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
+    ALL_MODULES,
     ENV_RUNNER_RESULTS,
+    EPISODE_DURATION_SEC_MEAN,
+    EPISODE_LEN_MAX,
     EPISODE_LEN_MEAN,
+    EPISODE_LEN_MIN,
+    EPISODE_RETURN_MAX,
     EPISODE_RETURN_MEAN,
+    EPISODE_RETURN_MIN,
     LEARNER_RESULTS,
+    NUM_ENV_STEPS_SAMPLED,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    NUM_ENV_STEPS_TRAINED_LIFETIME,
+    NUM_EPISODES,
     NUM_EPISODES_LIFETIME,
 )
 
 from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.rllib import stack
+from rllib_hpo.rllib.env_runner import Episode
 from rllib_hpo.rllib.environment import stateful_wrappers
 from rllib_hpo.rllib.feeding import Feeding, FeedingHere, FeedingRemotely
 from rllib_hpo.rllib.learners import Learners
@@ -159,12 +169,12 @@ class ModuleStack(stack.Stack):
         steps = (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME)
         new_steps = algorithm.env_steps - algorithm.metrics.peek(steps, default=0)
         log(steps, new_steps, reduce="lifetime_sum")
-        episodes = algorithm.episodes_done
-        log((ENV_RUNNER_RESULTS, NUM_EPISODES_LIFETIME), len(episodes), reduce="lifetime_sum")
-        window = self.config.metrics_num_episodes_for_smoothing
-        for episode in episodes:
-            log((ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN), episode.episode_return, window=window)
-            log((ENV_RUNNER_RESULTS, EPISODE_LEN_MEAN), episode.length, window=window)
+        log((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED), new_steps, reduce="sum")
+        num_trained = algorithm.num_updates * self.config.train_batch_size_per_learner
+        num_trained *= max(1, self.config.num_learners)
+        trained = (LEARNER_RESULTS, ALL_MODULES, NUM_ENV_STEPS_TRAINED_LIFETIME)
+        log(trained, num_trained - algorithm.metrics.peek(trained, default=0), reduce="lifetime_sum")
+        self._report_episodes(algorithm.episodes_done)
         for name, value in learner_metrics.items():
             log((LEARNER_RESULTS, DEFAULT_MODULE_ID, name), value, window=1)
         if not self._is_local:
@@ -172,6 +182,20 @@ class ModuleStack(stack.Stack):
             self.policy_lag = int(measured.get("policy_lag_max", 0))
             for name, value in measured.items():
                 log((PIPELINE_RESULTS, name), value, window=1)
+
+    def _report_episodes(self, episodes: list[Episode]) -> None:
+        log, window = self.algorithm.metrics.log_value, self.config.metrics_num_episodes_for_smoothing
+        log((ENV_RUNNER_RESULTS, NUM_EPISODES), len(episodes), reduce="sum")
+        log((ENV_RUNNER_RESULTS, NUM_EPISODES_LIFETIME), len(episodes), reduce="lifetime_sum")
+        for episode in episodes:
+            log((ENV_RUNNER_RESULTS, EPISODE_DURATION_SEC_MEAN), episode.seconds, window=window)
+            for value, mean, least, most in (
+                (episode.episode_return, EPISODE_RETURN_MEAN, EPISODE_RETURN_MIN, EPISODE_RETURN_MAX),
+                (episode.length, EPISODE_LEN_MEAN, EPISODE_LEN_MIN, EPISODE_LEN_MAX),
+            ):
+                log((ENV_RUNNER_RESULTS, mean), value, window=window)
+                log((ENV_RUNNER_RESULTS, least), value, reduce="min", window=window)
+                log((ENV_RUNNER_RESULTS, most), value, reduce="max", window=window)
 
     @override(stack.Stack)
     def complete(self, result: dict[str, Any]) -> None:

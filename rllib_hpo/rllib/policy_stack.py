@@ -12,11 +12,13 @@ import ray
 from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID, MultiAgentBatch, SampleBatch
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
+    ALL_MODULES,
     NUM_AGENT_STEPS_SAMPLED,
     NUM_AGENT_STEPS_TRAINED,
     NUM_ENV_STEPS_SAMPLED,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
     NUM_ENV_STEPS_TRAINED,
+    NUM_ENV_STEPS_TRAINED_LIFETIME,
     NUM_EPISODES_LIFETIME,
 )
 from ray.rllib.utils.metrics.learner_info import LEARNER_STATS_KEY
@@ -45,7 +47,7 @@ class PolicyStack(stack.Stack):
             self._core = ReplayLearner(self.policy.trainer, self._learn_on_batch)
         self._ahead = np.empty((0, self._core.replay.layout.width), np.float32)
         """Rows that were sampled but are not counted yet, since a fragment went beyond a stop."""
-        self._num_episodes = 0
+        self._num_episodes = self._steps_reported = 0
 
     @property
     def policy(self) -> ActorCriticTorchPolicy:
@@ -188,13 +190,18 @@ class PolicyStack(stack.Stack):
     def complete(self, result: dict[str, Any]) -> None:
         """Adds what the new stack reports, under the same names, and drops means over no episodes."""
         learned = result["info"]["learner"][DEFAULT_POLICY_ID][LEARNER_STATS_KEY]
-        result["learners"] = {DEFAULT_POLICY_ID: learned}
+        trained = self.algorithm._counters[NUM_ENV_STEPS_TRAINED]
+        result["learners"] = {
+            DEFAULT_POLICY_ID: learned,
+            ALL_MODULES: {NUM_ENV_STEPS_TRAINED_LIFETIME: trained},
+        }
         runners = result["env_runners"]
         self._num_episodes += runners["num_episodes"]
         for name, value in list(runners.items()):
             if isinstance(value, float) and math.isnan(value):
                 del runners[name]
-        runners[NUM_ENV_STEPS_SAMPLED_LIFETIME] = self.algorithm.env_steps
+        runners[NUM_ENV_STEPS_SAMPLED] = self.algorithm.env_steps - self._steps_reported
+        runners[NUM_ENV_STEPS_SAMPLED_LIFETIME] = self._steps_reported = self.algorithm.env_steps
         runners[NUM_EPISODES_LIFETIME] = self._num_episodes
 
     @override(stack.Stack)
@@ -203,7 +210,7 @@ class PolicyStack(stack.Stack):
 
     @override(stack.Stack)
     def set_state(self, state: dict[str, Any]) -> None:
-        self._num_episodes = state["num_episodes"]
+        self._num_episodes, self._steps_reported = state["num_episodes"], state["env_steps"]
 
 
 class FragmentRequest:

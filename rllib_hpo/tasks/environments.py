@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from rllib_hpo.errors import SettingsError, UnknownNameError, UserError, nearest, shown
 from rllib_hpo.tasks.boundary import env_name, made
+from rllib_hpo.tasks.env_config import refuse_not_recorded
 from rllib_hpo.tasks.modules import load_module
 from rllib_hpo.tasks.wrappers import parse_wrappers, wrap
 
@@ -65,7 +66,9 @@ def check_env_config(env_config: Mapping[str, Any]) -> None:
 
     Raises:
         SettingsError: Naming the key, its value and what is allowed.
+        UserError: If the record of a run lacks one of them.
     """
+    refuse_not_recorded(env_config)
     if reserved := sorted(_RESERVED.intersection(env_config)):
         raise SettingsError(f"env_config: '{reserved[0]}' is set by this package; leave it out.")
     most = env_config.get("max_episode_steps")

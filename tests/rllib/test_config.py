@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.tune.utils import flatten_dict
+from ray.tune.utils.util import unflatten_dict
 
 import rllib_hpo
 from rllib_hpo import SACHPO, SACNF, SACGaussian, SACGaussianConfig, SACHPOConfig, SACNFConfig
@@ -152,6 +156,7 @@ REFUSED: dict[str, Callable[[ActorCriticConfig], Any]] = {
     "env_to_module_connector": lambda c: c.env_runners(env_to_module_connector=lambda *a, **k: []),
     "num_gpus_per_env_runner": lambda c: c.env_runners(num_gpus_per_env_runner=0.5),
     "gym_env_vectorize_mode": lambda c: c.env_runners(gym_env_vectorize_mode="ASYNC"),
+    "is_atari": lambda c: c.environment(is_atari=True),
     "render_env": lambda c: c.environment(render_env=True),
     "clip_actions": lambda c: c.environment(clip_actions=True),
     "clip_rewards": lambda c: c.environment(clip_rewards=True),
@@ -287,6 +292,51 @@ def test_an_unknown_algorithm_gets_the_nearest_name() -> None:
         make_config("sacnf")
 
 
+@EVERY_ALGORITHM
+@pytest.mark.parametrize("way", ["dict", "flattened", "private name"])
+def test_a_change_to_the_dict_of_a_config_takes_effect(algorithm: str, way: str) -> None:
+    """As PBT makes one, and PB2, which flattens the dict and loses the empty ones inside."""
+    for name, value in others(SETTINGS[algorithm]).items():
+        options = tiny_config(algorithm, alpha="auto").to_dict()
+        if way == "private name":  # as RLlib's own configs write it
+            options["_train_batch_size_per_learner"] = 123
+        options = options | {"tempering_allow_heating": True} if name == "tempering" else options
+        options = options | {name: value}
+        if way == "flattened":
+            options = unflatten_dict(flatten_dict(options))
+        again = make_config(algorithm).update_from_dict(options)
+        again.validate()
+        assert getattr(again.settings(), name) == value
+
+
+@EVERY_ALGORITHM
+def test_numpys_numbers_are_numbers(algorithm: str) -> None:
+    config = tiny_config(algorithm, NoisyEnv).training(
+        train_batch_size_per_learner=np.int64(8), lr=np.float32(0.5), cuda_graph=np.bool_(False)
+    )
+    config.debugging(seed=np.int64(7)).env_runners(num_envs_per_env_runner=np.int32(2))
+    if algorithm == "sac-hpo":
+        config.training(step_size=[np.float64(0.1), np.float64(0.2)], leapfrog_steps=np.int64(2))
+        assert config.step_size == [0.1, 0.2]
+        assert config.copy().training(step_size=np.array([0.25, 0.5])).step_size == [0.25, 0.5]
+    with running(config) as built:
+        built.train()
+        assert type(built.config.seed) is type(built.config.num_envs_per_env_runner) is int
+        assert json.loads(json.dumps(built.run_config())) == built.run_config()
+
+
+def test_a_config_of_another_algorithm_is_refused() -> None:
+    with pytest.raises(
+        SettingsError, match=r"is of 'sac-hpo', but SACNFConfig and its trainable SACNF are of"
+    ):
+        SACNF(SACHPOConfig().environment("Pendulum-v1").to_dict())
+
+
+def test_an_algorithm_without_a_config_has_a_name() -> None:
+    """Tune prints what it could not build: RLlib's own words for it would hide the reason."""
+    assert repr(SACHPO.__new__(SACHPO)) == "SACHPO"
+
+
 class CountsEpisodes(RLlibCallback):
     """A callback of the kind that RLlib users write."""
 
@@ -306,6 +356,11 @@ def test_callbacks_that_would_never_be_called_are_refused() -> None:
     config = SACGaussianConfig().environment("Pendulum-v1").callbacks(CountsEpisodes)
     with pytest.raises(SettingsError, match=r"CountsEpisodes\.on_episode_end would never be called"):
         config.validate()
+    for method in ("on_learn_on_batch", "on_create_policy", "on_evaluate_offline_end"):
+        never_called = type("Never", (RLlibCallback,), {method: lambda self, **_: None})
+        config = SACGaussianConfig().environment("Pendulum-v1").callbacks(never_called)
+        with pytest.raises(SettingsError, match=rf"Never\.{method} would never be called"):
+            config.validate()
     config = SACGaussianConfig().environment("Pendulum-v1")
     config.callbacks(on_episode_start=lambda **_: None)
     with pytest.raises(SettingsError, match="callbacks_on_episode_start"):
