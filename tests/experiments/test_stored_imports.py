@@ -76,6 +76,7 @@ def test_a_run_and_its_checkpoint_hold_them(folder: Path) -> None:
     assert config_hash(config) == row["config_hash"]
 
 
+@pytest.mark.slow
 def test_every_command_finds_the_environment_again(folder: Path) -> None:
     said = python(
         folder,
