@@ -15,6 +15,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from rllib_hpo.durable import UNSUPPORTED
+
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -68,6 +70,8 @@ class TensorBoard:
         try:
             yield
         except OSError as error:
+            if error.errno in UNSUPPORTED:  # it was written, and only not flushed to the disk
+                return
             if not self._is_broken and error.errno not in {errno.ENOSPC, errno.EDQUOT}:
                 _LOGGER.warning("Cannot write %s: %s.", self._folder, error.strerror or error)
             self._is_broken = True

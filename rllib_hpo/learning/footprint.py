@@ -31,9 +31,10 @@ def actor_parts(settings: ActorCriticSettings, obs_dim: int, action_dim: int) ->
     hidden, inputs = settings.hidden_units, obs_dim + action_dim
     critics = 2 * _mlp(inputs, hidden, settings.critic_layers, 1)
     policy = _mlp(obs_dim, hidden, settings.policy_layers, 2 * action_dim)
+    gates = getattr(settings, "leapfrog_units", 0) if getattr(settings, "force_gate", "") == "gated" else 0
     return [
         Part(_FLOAT * (critics + policy), "hidden_units"),
-        Part(_FLOAT * getattr(settings, "leapfrog_units", 0) * 4 * action_dim, "leapfrog_units"),
+        Part(_FLOAT * gates * 4 * action_dim, "leapfrog_units"),
         Part(_FLOAT * getattr(settings, "num_flows", 0) * action_dim, "num_flows"),
     ]
 

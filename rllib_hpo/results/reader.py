@@ -22,6 +22,7 @@ KEY = ("sweep", "algorithm", "task", "trial_id", "env_steps")
 COMPACTED = "compacted.parquet"
 """The file of a task folder that `compact` merges the others into."""
 _SINGLE_ROW = re.compile(r"-\d{10}\.parquet$")
+_LONGEST_REASON = 300
 _ATTEMPTS = 50
 """At rows that are compacted while they are read; damage, where every file still stands, is told at once."""
 
@@ -163,6 +164,6 @@ def _damage(files: list[str], reason: str) -> StorageError:
         try:
             _check_values(_read([file]))
         except Exception as error:  # noqa: BLE001  (as above)
-            own = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+            own = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")[:_LONGEST_REASON]
             return StorageError(f"Cannot read {file}: it is damaged or holds no evaluation rows ({own}).")
     return StorageError(f"Cannot read the results: {reason}.")

@@ -11,14 +11,16 @@ from pathlib import Path
 
 import ray
 
+from rllib_hpo.durable import sync
+
 
 def keep_token_private() -> None:
     """Narrows Ray's token file to mode 0600, and makes it so where Ray is about to make it; call it before Ray starts.
 
     A home that cannot be written is left to Ray, which says so, and to `rllib-hpo doctor`.
     """
-    token = Path.home() / ".ray" / "auth_token"
-    with suppress(OSError):
+    with suppress(OSError, RuntimeError):  # a user without a home
+        token = Path.home() / ".ray" / "auth_token"
         if token.exists():
             if stat.S_IMODE(token.stat().st_mode) & 0o077:
                 token.chmod(0o600)
@@ -43,7 +45,7 @@ def _create(token: Path) -> None:
             os.fchmod(file.fileno(), 0o600)
             file.write(secrets.token_hex(32))
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         try:
             os.link(temporary, token)
         except FileExistsError:

@@ -35,7 +35,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from rllib_hpo.documents import read_json, reason
 from rllib_hpo.durable import sync_path
-from rllib_hpo.errors import CheckpointError, UserError
+from rllib_hpo.errors import CheckpointError, UserError, shown
 from rllib_hpo.learning.shards import count_rows
 from rllib_hpo.results.atomic import write_atomically
 from rllib_hpo.results.provenance import versions
@@ -202,7 +202,7 @@ def check_manifest(manifest: dict[str, Any], directory: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged: it is no manifest.")
     if manifest["format"] != FORMAT:
         raise CheckpointError(
-            f"{directory} has checkpoint format {manifest.get('format')}; this version of rllib_hpo reads {FORMAT}."
+            f"{directory} has checkpoint format {shown(manifest['format'])}; this version of rllib_hpo reads {FORMAT}."
         )
     if missing := {"algorithm", "env", "files", "replay"} - manifest.keys():
         raise CheckpointError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}.")

@@ -58,3 +58,18 @@ def test_a_replay_is_refused_only_where_the_steps_would_fill_it() -> None:
 def test_what_fits_is_not_refused() -> None:
     refuse_too_large(learner_parts(SACSettings(), 376, 17), memory=2**26)
     assert machine_memory() > 2**28
+
+
+@pytest.mark.parametrize("force_gate", ["gated", "none"])
+@pytest.mark.parametrize("train_sampler", ["hamiltonian", "gaussian"])
+@pytest.mark.parametrize("leapfrog_state_input", [True, False])
+def test_no_actor_is_smaller_than_its_bound(
+    force_gate: Any, train_sampler: Any, leapfrog_state_input: bool
+) -> None:
+    """A policy file is refused where it holds less."""
+    settings = SACHPOSettings(
+        force_gate=force_gate, train_sampler=train_sampler, leapfrog_state_input=leapfrog_state_input
+    )
+    for dims in ((3, 1), (44, 17)):
+        held = sum(v.numel() * v.element_size() for v in Actor(*dims, settings, seed=0).state_dict().values())
+        assert sum(part.num_bytes for part in actor_parts(settings, *dims)) <= held
