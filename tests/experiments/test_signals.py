@@ -20,6 +20,7 @@ from rllib_hpo.experiments.run_config import resolve
 from rllib_hpo.experiments.signals import STOP_SIGNALS, exit_code, stop_request
 from rllib_hpo.experiments.train import RunFiles, TrainingRun, train
 from rllib_hpo.experiments.wandb_logger import WandbOptions
+from rllib_hpo.rllib.checkpointing import read_manifest
 from tests.experiments.lives import (
     REPOSITORY,
     assert_same_outcome,
@@ -28,7 +29,6 @@ from tests.experiments.lives import (
     evaluated,
     life,
     new_run,
-    outcome,
     run,
     wait_for,
 )
@@ -114,7 +114,7 @@ def test_where_the_simulator_cannot_be_saved_a_stop_is_saved_all_the_same(tmp_pa
     assert "--resume" in out
     last = checkpoints(directory)[-1]
     assert 150 <= last < 2_000
-    manifest = outcome(directory)["manifest"]
+    manifest = read_manifest(directory / "checkpoints" / "last")
     assert manifest["env_steps"] == last
     assert last % 100 == 0 or manifest["environments"] == "rebuilt"
 

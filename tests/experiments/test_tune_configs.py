@@ -22,6 +22,7 @@ SHORT = {
     "warmup_steps": 100,
     "evaluation_every": 200,
     "evaluation_episodes": 1,
+    "evaluation_max_episode_steps": 20,
     "checkpoint_every": 200,
     "train_batch_size_per_learner": 32,
     "keep_policies_every": 200,
