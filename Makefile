@@ -72,7 +72,7 @@ format: setup  ## Format the code and mend what ruff can
 	$(BIN)/ruff format
 
 .PHONY: test
-test: setup  ## Run the default tests (10 minutes at most on 2 cores)
+test: setup  ## Run the default tests (10 minutes to half an hour on 2 cores)
 	$(PYTEST)
 
 .PHONY: test-slow
