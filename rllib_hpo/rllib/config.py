@@ -251,8 +251,18 @@ class ActorCriticConfig(AlgorithmConfig):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickles a config of any version: options and settings that came later have their defaults."""
         later = {name: value for name, value in _default_options().items() if name not in state}
-        settings: type[ActorCriticSettings] = state["_settings_class"]
-        self.__dict__.update({**copy.deepcopy(later), **state, **complete_settings(settings, state)})
+        public = {name: state[private] for private, name in _PRIVATE_NAMES.items() if private in state}
+        options = {
+            **copy.deepcopy(later),
+            **state,
+            **complete_settings(state["_settings_class"], state | public),
+        }
+        for (
+            private,
+            name,
+        ) in _PRIVATE_NAMES.items():  # in __dict__ a property's name would pass for a changed setting
+            options[private] = options.pop(name)
+        self.__dict__.update(options)
 
     @override(AlgorithmConfig)
     def get_state(self) -> dict[str, Any]:

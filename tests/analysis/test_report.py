@@ -59,7 +59,7 @@ def test_everything_is_there(made: Path, rows: Path) -> None:
         assert imread(made / "figures" / f"{name}.png").std() > 0.01
     tables = {path.stem for path in (made / "tables").iterdir()}
     compared = {"aggregate", "improvement", "paired", "steps-to-reach"}
-    assert tables == {"best", "final", "parameters", "differences"} | compared
+    assert tables == {"best", "final", "parameters", "differences", "check"} | compared
     assert "### Final return" in (made / "tables.md").read_text()
     assert "hopper up to 3,000 steps" in (made / "tables.md").read_text()
     with (made / "evaluations.csv").open() as file:
@@ -115,7 +115,10 @@ def test_results_commands(rows: Path, tmp_path: Path) -> None:
     assert "400.0 ± 200.0" in shown
     assert "3,000 - 4,000" in shown
     assert "Probability of improvement over SAC" in cli("results", "show", "--full", str(rows))
-    assert "58 rows, nothing missing" in cli("results", "check", str(rows))
+    assert "Error: 2 problems in 58 rows." in cli("results", "check", str(rows), code=2)
+    for row in rows_from_arrow(grid()):
+        write_row(tmp_path / "whole", row)
+    assert "60 rows, nothing missing" in cli("results", "check", str(tmp_path / "whole"))
     assert "58 new rows" in cli("results", "add", str(tmp_path / "all"), str(rows))
     assert "58 files of rows are 4 now" in cli("results", "compact", str(tmp_path / "all"))
     assert read_rows(tmp_path / "all").equals(read_rows(rows))

@@ -21,7 +21,8 @@ PATIENCE_S = 120.0
 def in_processes(world_size: int, job: Callable[[Replica], Any], directory: Path) -> list[Any]:
     """What `job` returns in each of `world_size` processes."""
     with processes(world_size, job, directory) as started:
-        started.join()
+        while not started.join():  # each call returns when one more process has ended
+            pass
     return [torch.load(directory / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -418,3 +420,18 @@ def test_methods_document_every_setting(algorithm: str) -> None:
     config = make_config(algorithm)
     assert "settings_class" in (inspect.getdoc(type(config).training) or "")
     assert all(field.description for field in config.settings_class.model_fields.values())
+
+
+def _pickled(config: ActorCriticConfig) -> Any:
+    return pickle.loads(pickle.dumps(config))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, _pickled, ActorCriticConfig.copy])
+def test_a_copy_hands_on_changed_settings(copied: Callable[[ActorCriticConfig], ActorCriticConfig]) -> None:
+    """In the form in which checkpoints of the old API stack keep it, too."""
+    config = SACHPOConfig().training(train_batch_size_per_learner=8, lr=1e-2, leapfrog_steps=2)
+    again = copied(copied(config))
+    assert vars(again).keys() == vars(config).keys()
+    state = again.get_state()
+    for other in (again, SACHPOConfig().update_from_dict(state), SACHPOConfig.from_state(state)):
+        assert other.settings() == config.settings()
