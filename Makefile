@@ -77,7 +77,11 @@ test: setup  ## Run the default tests (10 minutes to half an hour on 2 cores)
 
 .PHONY: test-slow
 test-slow: setup  ## Run the tests marked slow or cluster: learning, kill and resume, several nodes
-	$(PYTEST) -m "slow or cluster" --timeout 1500 -rs
+	$(PYTEST) -m "(slow or cluster) and not exhaustive" --timeout 1500 -rs
+
+.PHONY: test-all
+test-all: test test-slow  ## Run every test, also those that repeat others with each algorithm (hours)
+	$(PYTEST) -m exhaustive --timeout 1500 -rs
 
 .PHONY: bench
 bench: setup  ## Compare training speed with a hand-written loop, stable-baselines3 and RLlib's SAC

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from matplotlib.image import imread
+from typer.testing import CliRunner
 
 from rllib_hpo.analysis.report import write_report
+from rllib_hpo.cli import app
 from rllib_hpo.errors import UserError
 from rllib_hpo.results import SCHEMA, read_rows, rows_from_arrow, write_row
 from tests.analysis.reader import Reader
@@ -24,15 +24,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def cli(*words: str, code: int = 0) -> str:
-    result = subprocess.run(
-        [sys.executable, "-m", "rllib_hpo.cli", *words],
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        check=False,
-    )
-    assert result.returncode == code, result.stdout + result.stderr
-    return result.stdout + result.stderr
+    """What `rllib-hpo WORDS` prints; in this process, since a new one takes seconds to import everything."""
+    done = CliRunner().invoke(app, words)
+    printed = done.output + (f"Error: {done.exception}" if isinstance(done.exception, UserError) else "")
+    assert (2 if isinstance(done.exception, UserError) else done.exit_code) == code, printed
+    return printed
 
 
 @pytest.fixture(scope="module")

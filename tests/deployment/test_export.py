@@ -147,7 +147,17 @@ def test_exported_actions_are_the_live_ones(trained: Trained, file_format: str, 
         assert live.action_space.contains(actions[0])
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+TRAINING_ONLY = ("temperature", "entropy", "objective", "penalty", "straight through", "noise", "in training")
+"""Words of the options that change updates, not the action that a file computes."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.exhaustive if name.endswith(TRAINING_ONLY) else [])
+        for name in OPTIONS
+    ],
+)
 def test_every_option_exports(name: str, tmp_path: Path) -> None:
     settings = OPTIONS[name]
     obs = np.random.default_rng(0).normal(size=(200, 5)).astype(np.float32)

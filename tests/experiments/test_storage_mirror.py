@@ -33,6 +33,7 @@ from tests.experiments.s3_server import Proxy, s3_server
 from tests.experiments.test_sweep import EVALUATIONS, SWEEP, TRIALS, rows, started, wait_until
 from tests.experiments.token_cluster import free_ports
 from tests.results.rows import make_row
+from tests.test_cli import run as run_here
 
 TRIAL = "sac-Pendulum-v1-seed0"
 
@@ -437,23 +438,18 @@ def test_rows_are_found_at_any_level(node: Node, tmp_path: Path, shared: Path) -
         assert len(read_rows(tmp_path / str(number))) == 1
 
 
-def test_storage_that_cannot_be_used_is_one_sentence_before_anything_starts(tmp_path: Path) -> None:
+def test_storage_that_cannot_be_used_is_one_sentence_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "little.yaml").write_text(SWEEP)
+    monkeypatch.chdir(tmp_path)
     for uri in (f"file://{tmp_path}/file/x", "nonsense://x", "s3://u:hunter2@bucket/x"):
-        ended = subprocess.run(
-            [*CLI, "sweep", "little.yaml", "--storage", uri],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert ended.returncode == 2
-        (line,) = ended.stderr.strip().splitlines()
+        assert run_here("sweep", "little.yaml", "--storage", uri) == 2
+        said = capsys.readouterr()
+        (line,) = said.err.strip().splitlines()
         assert line.startswith("Error: ")
-        assert "hunter2" not in ended.stdout + ended.stderr
+        assert "hunter2" not in said.out + said.err
         assert not (tmp_path / "runs").exists()
 
 

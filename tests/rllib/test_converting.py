@@ -16,7 +16,7 @@ from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.checkpointing import MANIFEST
 from rllib_hpo.rllib.converting import convert
 from rllib_hpo.rllib.trained_policy import load_policy
-from tests.rllib.tiny import EVERY_ALGORITHM, assert_equal, loaded, running, tiny_config, train_to
+from tests.rllib.tiny import EVERY_ALGORITHM_IN_TIME, assert_equal, loaded, running, tiny_config, train_to
 
 OTHER = {"new": "old", "old": "new"}
 
@@ -49,7 +49,7 @@ def learned(algorithm: ActorCriticAlgorithm) -> dict[str, Any]:
     }
 
 
-@EVERY_ALGORITHM
+@EVERY_ALGORITHM_IN_TIME
 def test_noise_free_actions_stay_bitwise_equal(algorithm: str, stack: str, tmp_path: Path) -> None:
     original = written(algorithm, stack, tmp_path)
     assert convert(original, tmp_path / "converted") == OTHER[stack]
@@ -63,7 +63,7 @@ def test_noise_free_actions_stay_bitwise_equal(algorithm: str, stack: str, tmp_p
         assert policy.observation_space == policies[0].observation_space
 
 
-@EVERY_ALGORITHM
+@EVERY_ALGORITHM_IN_TIME
 def test_everything_learned_is_taken_over(algorithm: str, stack: str, tmp_path: Path) -> None:
     """And training goes on from it; the ring of 60 rows has gone round."""
     original = written(algorithm, stack, tmp_path, alpha="auto", replay_capacity=60)

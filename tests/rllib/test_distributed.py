@@ -23,7 +23,7 @@ from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.config import ActorCriticConfig
 from tests.rllib.environments import CountingEnv, NoisyEnv
 from tests.rllib.tiny import (
-    EVERY_ALGORITHM,
+    EVERY_ALGORITHM_IN_TIME,
     assert_equal,
     facts,
     learner_facts,
@@ -99,7 +99,7 @@ def test_counts_are_exact(num_envs: int, rate: float, num_learners: int, tmp_pat
     assert rows["updates"].to_pylist() == [int(rate * max(0, steps - 25)) for steps in (0, 35, 70, 105, 140)]
 
 
-@EVERY_ALGORITHM
+@EVERY_ALGORITHM_IN_TIME
 def test_runners_act_with_the_learners_newest_weights(algorithm: str) -> None:
     """Target critics, leapfrog networks, flows and temperature included; evaluations too."""
     with running(remote_config(algorithm, alpha="auto", num_learners=int(algorithm == "sac-hpo"))) as built:

@@ -20,7 +20,7 @@ from rllib_hpo.results import read_rows, without_volatile
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.config import ActorCriticConfig
 from tests.rllib.environments import CountingEnv, GatedEnv
-from tests.rllib.tiny import EVERY_ALGORITHM, SHORT_EPISODES, running, tiny_config, train_to
+from tests.rllib.tiny import EVERY_ALGORITHM_IN_TIME, SHORT_EPISODES, running, tiny_config, train_to
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -57,7 +57,7 @@ def rows_without_runners(directory: Path, steps: int) -> Any:
     return without_volatile(read_rows(directory / "others"))
 
 
-@EVERY_ALGORITHM
+@EVERY_ALGORITHM_IN_TIME
 @pytest.mark.parametrize("wrapper", [[], ["normalize-observation"]], ids=["plain", "normalized"])
 def test_numbers_are_those_of_an_evaluation_in_the_driver(
     algorithm: str, wrapper: list[str], tmp_path: Path

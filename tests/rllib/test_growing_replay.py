@@ -19,7 +19,7 @@ from rllib_hpo.learning.feed import IndexFeed, RowFeed
 from rllib_hpo.learning.graph import WARM_UPS
 from rllib_hpo.learning.replay import Replay
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
-from tests.rllib.tiny import EVERY_ALGORITHM, assert_equal, facts, running, tiny_config, train_to
+from tests.rllib.tiny import EVERY_ALGORITHM_IN_TIME, assert_equal, facts, running, tiny_config, train_to
 
 CAPACITY = 200
 SIZES = [13, 25, 50, 100, 200]
@@ -98,7 +98,7 @@ def _facts_of_a_run(algorithm: str, steps: int) -> dict[str, Any]:
         return facts(built)
 
 
-@EVERY_ALGORITHM
+@EVERY_ALGORITHM_IN_TIME
 def test_updates_follow_a_replay_that_grows(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each growth moves the rows, so what was captured is captured anew; nothing else changes, around the end too."""
     expected = _facts_of_a_run(algorithm, 240)
@@ -114,7 +114,7 @@ def test_updates_follow_a_replay_that_grows(algorithm: str, monkeypatch: pytest.
     assert (capture.captures, capture.warm_ups) == (4, 4 * WARM_UPS)
 
 
-@EVERY_ALGORITHM
+@EVERY_ALGORITHM_IN_TIME
 def test_updates_follow_a_replay_that_moves_to_the_host(
     algorithm: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -20,7 +20,7 @@ from rllib_hpo.rllib.converting import convert
 from rllib_hpo.rllib.learner import ActorCriticLearner
 from rllib_hpo.rllib.trained_policy import load_policy
 from tests.rllib.tiny import (
-    EVERY_ALGORITHM,
+    EVERY_ALGORITHM_IN_TIME,
     assert_equal,
     facts,
     learner_facts,
@@ -63,7 +63,7 @@ def rows_of(found: list[dict[str, Any]]) -> np.ndarray:
     return rows[np.lexsort(rows.T)]
 
 
-@EVERY_ALGORITHM
+@EVERY_ALGORITHM_IN_TIME
 def test_learners_train_one_model_on_shards_of_one_replay(algorithm: str) -> None:
     config = config_of(algorithm, 3 if algorithm == "sac-hpo" else 2, num_env_runners=1, alpha="auto")
     with running(config) as built:

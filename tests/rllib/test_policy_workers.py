@@ -13,7 +13,7 @@ from ray import tune
 from rllib_hpo.rllib.algorithm import SACHPO
 from tests.rllib.environments import CountingEnv, NoisyEnv
 from tests.rllib.test_policy_stack import old_config, rows_of
-from tests.rllib.tiny import EVERY_ALGORITHM, assert_equal, loaded, running, train_to
+from tests.rllib.tiny import EVERY_ALGORITHM_IN_TIME, assert_equal, loaded, running, train_to
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -24,7 +24,7 @@ def assert_all_differ(rows: np.ndarray) -> None:
     assert len(np.unique(actions)) == len(actions) > 20
 
 
-@EVERY_ALGORITHM
+@EVERY_ALGORITHM_IN_TIME
 def test_workers_hold_the_learners_weights_and_targets(algorithm: str) -> None:
     config = old_config(algorithm, alpha="auto").env_runners(num_env_runners=2, rollout_fragment_length=4)
     with running(config) as built:

@@ -18,6 +18,12 @@ from rllib_hpo.settings import SETTINGS
 EVERY_ALGORITHM = pytest.mark.parametrize("algorithm", tuple(SETTINGS))
 """For tests that a new algorithm inherits by being registered."""
 
+EVERY_ALGORITHM_IN_TIME = pytest.mark.parametrize(
+    "algorithm",
+    [pytest.param(name, marks=[] if name == "sac-hpo" else pytest.mark.exhaustive) for name in SETTINGS],
+)
+"""The same where a case takes many seconds: by default SAC-HPO, which has all the parts; every one in `test-all`."""
+
 TINY: dict[str, Any] = {
     "hidden_units": 16,
     "train_batch_size_per_learner": 16,
