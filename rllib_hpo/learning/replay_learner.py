@@ -40,6 +40,10 @@ class ReplayLearner:
         """Appends rows (N, width) of `RowLayout` to the replay."""
         self.replay.add(rows)
 
+    def total_rows(self) -> int:
+        """Rows ever added to the replay, those that were overwritten among them."""
+        return self.replay.total_rows
+
     @property
     def updates_at_a_time(self) -> int:
         """Updates that cost this process least when they are asked for together."""

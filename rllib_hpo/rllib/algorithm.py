@@ -9,14 +9,13 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.utils.annotations import override
-from ray.rllib.utils.checkpoints import get_checkpoint_info
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     EPISODE_LEN_MEAN,
@@ -26,15 +25,14 @@ from ray.rllib.utils.metrics import (
     EVALUATION_RESULTS,
     NUM_EPISODES,
 )
-from ray.tune import Checkpoint, PlacementGroupFactory
+from ray.tune import PlacementGroupFactory
 
-from rllib_hpo.errors import NonFiniteError, SettingsError
+from rllib_hpo.errors import NonFiniteError, SettingsError, UserError
 from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.results.provenance import provenance
 from rllib_hpo.results.schema import EvaluationRow, canonical_json, config_hash, episode_statistics
 from rllib_hpo.results.writer import write_row
-from rllib_hpo.rllib import checkpointing
 from rllib_hpo.rllib.auth_token import keep_token_private
 from rllib_hpo.rllib.capacity import ray_for_actors
 from rllib_hpo.rllib.config import ActorCriticConfig, SACGaussianConfig, SACHPOConfig, SACNFConfig
@@ -53,17 +51,17 @@ from rllib_hpo.rllib.evaluation_runners import DueEvaluation, EvaluationRunners
 from rllib_hpo.rllib.module_stack import PIPELINE_RESULTS, ModuleStack
 from rllib_hpo.rllib.policy_stack import PolicyStack
 from rllib_hpo.rllib.remote import without_object_store
+from rllib_hpo.rllib.saving import SavedAlgorithm
 from rllib_hpo.rllib.schedule import Schedule
 from rllib_hpo.rllib.stack import Stack
 from rllib_hpo.rllib.torch_options import set_torch_options
 from rllib_hpo.rllib.torch_policy import POLICIES, ActorCriticTorchPolicy
 from rllib_hpo.tasks.env_config import not_recorded, recorded
 
-_PROGRESS = "progress"
 _logger = logging.getLogger(__name__)
 
 
-class ActorCriticAlgorithm(Algorithm):
+class ActorCriticAlgorithm(SavedAlgorithm):
     """A maximum-entropy actor-critic: one learner, one replay, one evaluation; the sampler is what differs.
 
     One `train()` is a fixed number of environment steps (never a span of time), cut so that warm-up,
@@ -129,6 +127,8 @@ class ActorCriticAlgorithm(Algorithm):
         """Whether the evaluation of this step is due and was stopped; the next iteration makes it up."""
         self.evaluation_steps = 0
         """Environment steps that the evaluation under way in this process has played; 0 between evaluations."""
+        self.is_stopped = False
+        """Whether `stop` was called, after which there are no workers."""
         self.stop_requested = False
         """Set it, from any thread, to end the iteration at the next step; clear it to train on."""
         self._warn_of_what_is_not_recorded(config)
@@ -179,6 +179,7 @@ class ActorCriticAlgorithm(Algorithm):
         return self.stack.actor
 
     @staticmethod
+    @override(SavedAlgorithm)
     def _is_local(config: ActorCriticConfig) -> bool:
         return not (config.num_env_runners or config.num_learners or config.evaluation_num_env_runners)
 
@@ -204,6 +205,7 @@ class ActorCriticAlgorithm(Algorithm):
     @override(Algorithm)
     def cleanup(self) -> None:
         """Waits for the evaluations that are pending, unless an error is on its way or a stop was requested."""
+        self.is_stopped = True
         if not hasattr(self, "evaluation_runners"):  # setup has failed
             super().cleanup()
             return
@@ -223,8 +225,14 @@ class ActorCriticAlgorithm(Algorithm):
         """Adds the latest evaluation to every result: schedulers of Tune need it between evaluations, too.
 
         Raises:
+            UserError: If `stop` was called before.
             NonFiniteError: If an observation, a reward or a loss is NaN or infinite, saying which and when.
         """
+        if self.is_stopped:
+            raise UserError(
+                "This algorithm was stopped and cannot train on: build it again with build_algo(), or load its "
+                "checkpoint with from_checkpoint()."
+            )
         try:
             results: dict[str, Any] = super().step()
         except NonFiniteError as error:
@@ -237,6 +245,7 @@ class ActorCriticAlgorithm(Algorithm):
     @override(Algorithm)
     def training_step(self) -> dict[str, Any] | None:
         """Algorithm 1 of arXiv 2103.12020: act, store, update; replaces RLlib's sample-and-train."""
+        self._refuse_to_train_without_replay()
         end = self.schedule.iteration_end(self.env_steps)
         if self.max_env_steps is not None:
             end = min(end, self.max_env_steps)
@@ -270,7 +279,11 @@ class ActorCriticAlgorithm(Algorithm):
                 self._evaluate_for_a_row()
             self._conclude_evaluations()
         is_first, is_last = self.latest_evaluation is None, self.env_steps == self.max_env_steps
-        self._conclude_evaluations(at_least=self.evaluation_runners.num_pending if is_last else int(is_first))
+        # Any result may be Tune's last, or the one that a scheduler judges by.
+        waits_for_all = is_last or self._storage is not None
+        self._conclude_evaluations(
+            at_least=self.evaluation_runners.num_pending if waits_for_all else int(is_first)
+        )
 
     def count(self, num_steps: int, episodes: Iterable[Episode]) -> int:
         """Counts environment steps and the episodes that ended; returns the updates that become due."""
@@ -467,13 +480,7 @@ class ActorCriticAlgorithm(Algorithm):
         """Whether a checkpoint taken now holds every environment as it is; those that it lacks are rebuilt."""
         return self.stack.is_savable()
 
-    @override(Algorithm)
-    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Adds progress and, with remote runners, their streams and simulators."""
-        state: dict[str, Any] = super().get_state(*args, **kwargs)
-        state[_PROGRESS] = self._progress()
-        return state
-
+    @override(SavedAlgorithm)
     def _progress(self) -> dict[str, Any]:
         return {
             "env_steps": self.env_steps,
@@ -482,15 +489,11 @@ class ActorCriticAlgorithm(Algorithm):
             "owes_evaluation": self.owes_evaluation,
             "evaluations": self.evaluation_runners.get_state(),
             "wall_time_s": time.perf_counter() - self._began,
+            "total_rows": self.stack.call_core("total_rows"),
             **self.stack.get_state(),
         }
 
-    @override(Algorithm)
-    def set_state(self, state: dict[str, Any]) -> None:
-        super().set_state(state)
-        if _PROGRESS in state:
-            self._set_progress(state[_PROGRESS])
-
+    @override(SavedAlgorithm)
     def _set_progress(self, progress: dict[str, Any]) -> None:
         if len(self.evaluation_runners):  # rows of what was made before this state came
             self._conclude_evaluations(at_least=self.evaluation_runners.num_pending)
@@ -500,98 +503,8 @@ class ActorCriticAlgorithm(Algorithm):
         self.evaluation_runners.set_state(progress.get("evaluations", []))
         self._began = time.perf_counter() - progress["wall_time_s"]
         self.stack.set_state(progress)
-
-    @override(Algorithm)
-    def __getstate__(self) -> dict[str, Any]:
-        """The old stack's `get_state`, with our progress."""
-        return {**super().__getstate__(), _PROGRESS: self._progress()}
-
-    @override(Algorithm)
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        with without_object_store(self._is_local(self.config)):
-            super().__setstate__(state)
-        self._set_progress(state[_PROGRESS])
-
-    @override(Algorithm)
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        self.save_to_path(checkpoint_dir)
-
-    @override(Algorithm)
-    def load_checkpoint(self, checkpoint_dir: str) -> None:
-        self.restore_from_path(checkpoint_dir)
-        make_callback(
-            "on_checkpoint_loaded",
-            callbacks_objects=self.callbacks,
-            callbacks_functions=self.config.callbacks_on_checkpoint_loaded,
-            kwargs={"algorithm": self},
-        )
-
-    @override(Algorithm)
-    def save_to_path(self, path: str | Path | None = None, **kwargs: Any) -> str:
-        """RLlib's checkpoint, then the replay's new rows, then, last of all, the manifest that makes it valid."""
-        self.stack.call_core("check_finite")
-        if path is not None:  # what was saved there before ends here, not half overwritten
-            (Path(path) / checkpointing.MANIFEST).unlink(missing_ok=True)
-        written = (
-            self._save_old_stack(path) if self.config.is_old_stack else super().save_to_path(path, **kwargs)
-        )
-        checkpointing.complete(self, Path(written))
-        return written
-
-    def _save_old_stack(self, path: str | Path | None) -> str:
-        directory = Path(path or tempfile.mkdtemp())
-        directory.mkdir(parents=True, exist_ok=True)
-        super().save_checkpoint(str(directory))
-        return str(directory)
-
-    @classmethod
-    @override(Algorithm)
-    def from_checkpoint(cls, path: str | Path | Checkpoint, *args: Any, **kwargs: Any) -> Self:
-        """Verifies the manifest before RLlib unpickles anything, and then builds and restores the algorithm.
-
-        Raises:
-            CheckpointError: If the checkpoint is incomplete or damaged.
-        """
-        directory = path.to_directory() if isinstance(path, Checkpoint) else checkpointing.follow(Path(path))
-        manifest = checkpointing.verify(Path(directory))
-        run = manifest["config"]
-        with without_object_store(run["num_env_runners"] == 0 and run["num_learners"] == 0):
-            algorithm: Self = super().from_checkpoint(directory, *args, **kwargs)
-        if algorithm.config.is_old_stack:  # where RLlib goes another way than restore_from_path
-            checkpointing.restore_replay(algorithm, manifest, Path(directory))
-            algorithm._go_on(manifest)
-        return algorithm
-
-    @override(Algorithm)
-    def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
-        """Verifies the manifest, then restores RLlib's components and the replay.
-
-        The checkpoint may have been saved with other settings and another seed, as when PBT clones a trial:
-        see `rllib_hpo.rllib.checkpointing`.
-
-        Raises:
-            CheckpointError: If the checkpoint is incomplete, damaged, of another algorithm or task, or made
-                with a setting that cannot change.
-        """
-        path = checkpointing.follow(Path(path))
-        manifest = checkpointing.verify(path)
-        checkpointing.check_fits(manifest, self)
-        # First, because its damage is found only by reading it; nothing else has changed then.
-        checkpointing.restore_replay(self, manifest, path)
-        with without_object_store(self._is_local(self.config)):
-            if self.config.is_old_stack:
-                self.__setstate__(Algorithm._checkpoint_info_to_algorithm_state(get_checkpoint_info(path)))
-            else:
-                super().restore_from_path(path, *args, **kwargs)
-        self._go_on(manifest)
-
-    def _go_on(self, manifest: dict[str, Any]) -> None:
-        """After a restore: this configuration's settings hold, and a clone draws from streams of its own."""
-        self.stack.apply_settings()
-        self.run_seed = checkpointing.seed_to_go_on_with(manifest, self.config)
-        if self.run_seed != manifest["config"]["seed"]:
-            self.stack.reseed(self.run_seed, self.env_steps)
-            self.evaluation_runners.set_state([])  # the donor's own
+        expected = progress.get("total_rows", int(self.env_steps > 0))  # earlier versions did not say
+        self.lacks_replay = self.stack.call_core("total_rows") < expected
 
 
 class SACGaussian(ActorCriticAlgorithm):

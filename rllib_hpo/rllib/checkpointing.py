@@ -35,7 +35,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from rllib_hpo.documents import read_json, reason
 from rllib_hpo.durable import sync_path
-from rllib_hpo.errors import CheckpointError, UserError, shown
+from rllib_hpo.errors import CheckpointError, StorageError, UserError, shown
 from rllib_hpo.learning.shards import count_rows
 from rllib_hpo.results.atomic import write_atomically
 from rllib_hpo.results.provenance import versions
@@ -116,15 +116,23 @@ class _Manifest(_Part):
     files: dict[_File, _Written]
 
 
-def complete(algorithm: ActorCriticAlgorithm, directory: Path) -> None:
+def complete(algorithm: ActorCriticAlgorithm, directory: Path, *, with_replay: bool = False) -> None:
     """Saves the replay and then the manifest of a checkpoint that RLlib has written to `directory`.
 
+    Args:
+        algorithm: Whose checkpoint it is.
+        directory: The checkpoint.
+        with_replay: Whether it holds the replay even where the config keeps one elsewhere (`replay_dir`).
+
     Raises:
-        StorageError: If the disk is full; the checkpoint then has no manifest, and does not exist.
+        StorageError: If the disk is full, or a remote learner does not see this disk; the checkpoint then has no
+            manifest, and does not exist.
     """
     directory = directory.resolve()
-    replay_dir = Path(algorithm.config.replay_dir or directory / REPLAY).resolve()
+    elsewhere = None if with_replay else algorithm.config.replay_dir
+    replay_dir = Path(elsewhere or directory / REPLAY).resolve()
     segments = algorithm.stack.call_core("save_replay", str(replay_dir))
+    _refuse_unseen(segments, replay_dir)
     files = sorted(
         p for p in directory.rglob("*") if p.is_file() and replay_dir not in p.parents and p.name != MANIFEST
     )
@@ -156,6 +164,15 @@ def complete(algorithm: ActorCriticAlgorithm, directory: Path) -> None:
     for path in files:
         sync_path(path)
     write_atomically(directory / MANIFEST, json.dumps(manifest, indent=1).encode())
+
+
+def _refuse_unseen(segments: list[dict[str, Any]], replay_dir: Path) -> None:
+    for segment in segments:
+        if not (replay_dir / segment["file"]).is_file():
+            raise StorageError(
+                f"The learner wrote the replay to {replay_dir} of another machine; save to a folder that both share, "
+                "or set TMPDIR to one where the checkpoint goes to storage."
+            )
 
 
 def follow(path: Path) -> Path:
@@ -212,6 +229,8 @@ def check_manifest(manifest: dict[str, Any], directory: Path) -> dict[str, Any]:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise CheckpointError(f"{path} is damaged: {place} ({first['msg']}).") from error
+    if not manifest["files"]:
+        raise CheckpointError(f"{path} is damaged: it lists no files, so nothing can be verified.")
     return manifest
 
 
@@ -234,6 +253,32 @@ def verify(directory: Path, *, with_replay: bool = True) -> dict[str, Any]:
         if not (replay_dir / segment["file"]).is_file():
             raise CheckpointError(f"The checkpoint {directory} lacks the replay segment {segment['file']}.")
     return manifest
+
+
+def verify_component(directory: Path, component: str) -> None:
+    """Verifies the folder of a component by the manifest of its checkpoint; one saved by itself has none.
+
+    Args:
+        directory: The component.
+        component: Its path within a checkpoint, such as "learner_group/learner/rl_module".
+
+    Raises:
+        CheckpointError: If there is no such folder, or a file in it is missing or damaged.
+    """
+    if (directory / component).is_dir():
+        raise CheckpointError(
+            f"{directory} is a whole checkpoint: to restore its {component}, give {directory / component}."
+        )
+    if not directory.is_dir():
+        raise CheckpointError(f"There is no component of a checkpoint in {directory}.")
+    if not directory.as_posix().endswith(f"/{component}"):
+        return
+    root = directory.parents[len(Path(component).parts) - 1]
+    if not (root / MANIFEST).is_file():
+        return
+    for name, recorded in read_manifest(root)["files"].items():
+        if name.startswith(f"{component}/") and not _is_as_written(root / name, recorded):
+            raise CheckpointError(f"The checkpoint {root} is damaged: {name} is missing or differs.")
 
 
 def import_needed(manifest: dict[str, Any], checkpoint: Path) -> None:

@@ -159,18 +159,28 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self.module: ActorCriticModule = spec.build()
 
     @override(EnvRunner)
-    def sample(self, *, num_steps: int, random_actions: bool = False) -> Rollout:
+    def sample(
+        self, *, num_steps: int | None = None, random_actions: bool = False, **of_rllib: Any
+    ) -> Rollout:
         """Takes exactly `num_steps` environment steps.
 
         Args:
             num_steps: Steps over all environments of this runner, which act in turn.
             random_actions: Act uniformly at random in [-1, 1] (the warm-up).
+            of_rllib: Options of RLlib's runners, such as `num_timesteps`, `num_episodes` or `explore`; all are refused.
 
         Raises:
+            UserError: If it is called as RLlib's runners are.
             NonFiniteError: If an observation or reward is NaN or infinite.
             UserCodeError: If an environment raises an error or does not keep to its interface.
         """
         self._raise_failure()
+        if num_steps is None or of_rllib:
+            given = f"sample({', '.join(f'{name}=' for name in of_rllib)})"
+            raise UserError(
+                f"{given} returns no RLlib episodes here: call sample(num_steps=N, random_actions=False), whose rows "
+                "are N transitions."
+            )
         rows = np.empty((num_steps, self.layout.width), np.float32)
         episodes: list[Episode] = []
         done = 0

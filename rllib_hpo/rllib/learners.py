@@ -22,6 +22,7 @@ GRACE_S = 5.0
 _MERGED: dict[str, Callable[[list[Any]], Any]] = {
     "flush_metrics": merge_metrics,
     "latest_diagnostics": merge_metrics,
+    "total_rows": sum,
     "save_replay": lambda shards: [segment for shard in shards for segment in shard],
 }
 """What the answers of several learners are together; otherwise all are equal, and the first one's stands for them."""

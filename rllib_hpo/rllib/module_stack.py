@@ -140,9 +140,15 @@ class ModuleStack(stack.Stack):
         self._on_runners(Call("reseed", seed, env_steps))
 
     @override(stack.Stack)
+    def weights_have_changed(self) -> None:
+        super().weights_have_changed()
+        self.pipeline.feeding.forget()
+
+    @override(stack.Stack)
     def refresh_actor(self) -> None:
+        """See `Stack`. Weights that the runner in this process has already do not travel again."""
         if not self._is_local:
-            self.algorithm.env_runner.module.set_state(self._acting_state())
+            self.pipeline.feeding.weights().give_to(self.algorithm.env_runner)
 
     @override(stack.Stack)
     def wrapper_state(self) -> list[tuple[str, Any]]:

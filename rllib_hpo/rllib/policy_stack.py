@@ -23,13 +23,13 @@ from ray.rllib.utils.metrics import (
 )
 from ray.rllib.utils.metrics.learner_info import LEARNER_STATS_KEY
 
-from rllib_hpo.errors import CheckpointError, NonFiniteError, UserError
+from rllib_hpo.errors import NonFiniteError, UserError
 from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.learning.memory import told_of_in_a_sentence
 from rllib_hpo.learning.replay import Batch
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.rllib import stack
-from rllib_hpo.rllib.remote import rollouts_of
+from rllib_hpo.rllib.remote import refuse_all_dead, rollouts_of
 from rllib_hpo.rllib.sampling import GRACE_S
 from rllib_hpo.rllib.torch_policy import ActorCriticTorchPolicy, as_sample_batch
 from rllib_hpo.streams import numpy_generator
@@ -69,11 +69,6 @@ class PolicyStack(stack.Stack):
     @override(stack.Stack)
     def collect_and_learn(self, stop: int) -> None:
         algorithm = self.algorithm
-        if self._core.replay.total_rows == 0 < algorithm.env_steps:
-            raise CheckpointError(
-                "The replay was not restored: load a checkpoint with restore_from_path() of a built algorithm or "
-                f"with {type(algorithm).__name__}.from_checkpoint(), not Algorithm.from_checkpoint()."
-            )
         rows = self._ahead if len(self._ahead) else self._sample()
         room = stop - algorithm.env_steps
         rows, self._ahead = rows[:room], rows[room:]
@@ -102,6 +97,12 @@ class PolicyStack(stack.Stack):
         return rows
 
     def _sample_batches(self) -> list[Any]:
+        """A fragment of each worker.
+
+        Raises:
+            WorkerDiedError: If all are dead for good.
+            UserError: If none has handed on anything for `stack.RUNNER_PATIENCE_S`.
+        """
         self.policy_lag = 0
         request = FragmentRequest(self.algorithm.schedule.is_warmup(self.algorithm.env_steps))
         group = self.algorithm.env_runner_group
@@ -115,6 +116,7 @@ class PolicyStack(stack.Stack):
             )
             if batches := rollouts_of(results, self.config):
                 return _without_errors(batches)
+            refuse_all_dead(group._worker_manager, self.config)
             self.algorithm.restore_runners()
             time.sleep(1.0)
         raise UserError(

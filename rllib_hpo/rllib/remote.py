@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import ray
+from ray._private import state
 from ray.exceptions import RayTaskError, UnserializableException
 from ray.rllib.core import COMPONENT_RL_MODULE
 from ray.rllib.utils.actor_manager import RemoteCallResults
@@ -214,6 +215,33 @@ def check_tolerated(
     """
     if not (config.restart_failed_env_runners or config.ignore_env_runner_failures):
         raise UserError(f"{what}, and restart_failed_env_runners is off.") from error
+
+
+def refuse_all_dead(manager: Any, config: Any) -> None:
+    """Does nothing as long as one runner lives, or Ray will start one again.
+
+    Args:
+        manager: RLlib's manager of the runners.
+        config: Of the algorithm.
+
+    Raises:
+        WorkerDiedError: If all are dead for good.
+    """
+    actors = manager.actors().values()
+    if manager.num_healthy_actors() or not all(is_dead_for_good(actor) for actor in actors):
+        return
+    why = "restart_failed_env_runners is off"
+    if config.restart_failed_env_runners:
+        why = f"max_num_env_runner_restarts={config.max_num_env_runner_restarts} is used up"
+    raise WorkerDiedError(
+        f"All {len(actors)} environment runners died, and {why}; Ray's logs say why they died; resume the run from its "
+        "last checkpoint."
+    )
+
+
+def is_dead_for_good(actor: Any) -> bool:
+    """Whether Ray will not start an actor again. A call fails in the same way while Ray starts it."""
+    return state.actors(actor._actor_id.hex()).get("State") == "DEAD"
 
 
 def only_success(results: RemoteCallResults) -> Any:

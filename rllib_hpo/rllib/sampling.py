@@ -19,7 +19,7 @@ from ray.rllib.utils.annotations import override
 from rllib_hpo.errors import UserError, WorkerDiedError
 from rllib_hpo.rllib import stack
 from rllib_hpo.rllib.env_runner import Episode
-from rllib_hpo.rllib.remote import SampleRequest, check_tolerated, fetch, pickled_bytes
+from rllib_hpo.rllib.remote import SampleRequest, check_tolerated, fetch, pickled_bytes, refuse_all_dead
 
 _logger = logging.getLogger(__name__)
 _SECONDS_BETWEEN_PINGS = 1.0
@@ -410,9 +410,10 @@ class RemoteSampling(Sampling):
         """See `Sampling`.
 
         Raises:
-            WorkerDiedError: If no runner has been there for `stack.RUNNER_PATIENCE_S`.
+            WorkerDiedError: If all are dead for good, or none has been there for `stack.RUNNER_PATIENCE_S`.
             UserError: If those that are there have handed on nothing for as long.
         """
+        refuse_all_dead(self._manager, self._config)
         if time.monotonic() - self._waiting_since > stack.RUNNER_PATIENCE_S:
             failure = UserError if self._manager.num_healthy_actors() else WorkerDiedError
             raise failure(

@@ -61,6 +61,10 @@ class Stack(ABC):
         """Makes the settings hold again where a checkpoint brought those it was saved with."""
         self.call_core("apply_settings")
 
+    def weights_have_changed(self) -> None:
+        """Lets runners act with the learner's weights, which something other than an update has set."""
+        self.apply_settings()
+
     @abstractmethod
     def refresh_actor(self) -> None:
         """Brings the newest weights to `actor`, where it is not the learner's own."""

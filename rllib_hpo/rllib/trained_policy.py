@@ -16,11 +16,11 @@ from rllib_hpo.results.provenance import versions
 from rllib_hpo.rllib.checkpointing import api_stack, follow, import_needed, verify
 from rllib_hpo.rllib.rl_module import ActorCriticModule
 from rllib_hpo.rllib.torch_policy import ActorCriticTorchPolicy
+from rllib_hpo.rllib.weights import MODULE_PATH
 
 if TYPE_CHECKING:
     from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 
-MODULE_PATH = "learner_group/learner/rl_module/default_policy"
 POLICY_PATH = "policies/default_policy"
 
 

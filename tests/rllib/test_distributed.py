@@ -17,7 +17,7 @@ import pytest
 import ray
 from ray.exceptions import RayActorError
 
-from rllib_hpo.errors import NonFiniteError, SettingsError, UserCodeError, UserError
+from rllib_hpo.errors import NonFiniteError, SettingsError, UserCodeError, UserError, WorkerDiedError
 from rllib_hpo.results import read_rows
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.config import ActorCriticConfig
@@ -103,8 +103,15 @@ def test_counts_are_exact(num_envs: int, rate: float, num_learners: int, tmp_pat
 def test_runners_act_with_the_learners_newest_weights(algorithm: str) -> None:
     """Target critics, leapfrog networks, flows and temperature included; evaluations too."""
     with running(remote_config(algorithm, alpha="auto", num_learners=int(algorithm == "sac-hpo"))) as built:
+        train_to(built, 40)
+        asked_before = built.get_module()
         train_to(built, 80)
         newest = on_learner(built, lambda learner: learner.acting_state())
+        assert_equal(
+            {name: np.asarray(value) for name, value in newest.items()},
+            {name: value.numpy() for name, value in built.get_module().state_dict().items()},
+        )
+        assert built.get_module() is asked_before
         # The next request for samples brings the weights.
         pipeline = built.stack.pipeline
         pipeline._ask_for_a_round(built.env_steps + 8)
@@ -122,6 +129,10 @@ def test_runners_act_with_the_learners_newest_weights(algorithm: str) -> None:
         assert any("gated_force" in name for name in names) == (algorithm == "sac-hpo")
         built.evaluate()
         assert_equal(state, acting_parameters(built.env_runner))
+        # What is set is what acts, from the next request on.
+        weights = built.get_weights()["default_policy"]
+        built.set_weights({"default_policy": {name: 0 * value for name, value in weights.items()}})
+        assert not any(value.any() for value in built.get_module().state_dict().values())
 
 
 def test_policy_lag_counts_updates_since_the_weights_that_acted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,6 +311,27 @@ def test_runners_that_hand_on_nothing_end_the_run(trouble: str, monkeypatch: pyt
         with pytest.raises(UserError, match=r"None of 1 environment runners .* for 2 seconds: .*=0\.5 for a"):
             algorithm.train()
         assert algorithm.env_steps == 0
+
+
+@pytest.mark.parametrize("stack", ["new", pytest.param("old", marks=pytest.mark.slow)])
+def test_runners_that_are_dead_for_good_end_the_run(stack: str) -> None:
+    """At once: nobody waits for what Ray will not start again. One that dies before its budget is used is replaced."""
+    config = remote_config(num_env_runners=1)
+    if stack == "old":
+        config = tiny_config().api_stack(False, False).env_runners(num_env_runners=1)
+    with running(config.fault_tolerance(max_num_env_runner_restarts=1)) as algorithm:
+        algorithm.train()
+        kill_a_runner(algorithm)
+        wait_for_the_replacement(algorithm)
+        algorithm.train()
+        kill_a_runner(algorithm)
+        began = time.monotonic()
+        with pytest.raises(
+            WorkerDiedError,
+            match=r"All 1 environment runners died, and max_num_env_runner_restarts=1 is used",
+        ):
+            algorithm.train()
+        assert time.monotonic() - began < 60
 
 
 @BOTH_WAYS

@@ -247,13 +247,38 @@ def test_rllibs_own_functions_read_the_checkpoint(tmp_path: Path) -> None:
     with running(old_config("sac-hpo")) as built:
         train_to(built, 80)
         built.save_to_path(tmp_path / "checkpoint")
+        before = facts(built)
         expected = built.get_policy().compute_actions(np.ones((4, 3)), explore=False)[0]
     policy = Policy.from_checkpoint(str(tmp_path / "checkpoint"))["default_policy"]
     assert isinstance(policy, SACHPOTorchPolicy)
     assert np.array_equal(policy.compute_actions(np.ones((4, 3)), explore=False)[0], expected)
     algorithm = Algorithm.from_checkpoint(str(tmp_path / "checkpoint"))
+    assert_equal(before, facts(algorithm))
+    train_to(algorithm, 120)
+    algorithm.stop()
+
+
+def test_checkpoints_of_earlier_versions_are_loaded(tmp_path: Path) -> None:
+    """Without the files by which RLlib's Algorithm gets to our loading; it then refuses to train without a replay."""
+    checkpoint = tmp_path / "checkpoint"
+    with running(old_config("sac-hpo")) as built:
+        train_to(built, 80)
+        built.save_to_path(checkpoint)
+        before = facts(built)
+    (checkpoint / "class_and_ctor_args.pkl").unlink()
+    about = checkpoint / "rllib_checkpoint.json"
+    about.write_text(json.dumps({**json.loads(about.read_text()), "checkpoint_version": "1.1"}))
+    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    del manifest["files"]["class_and_ctor_args.pkl"], manifest["files"]["rllib_checkpoint.json"]
+    (checkpoint / MANIFEST).write_text(json.dumps(manifest))
+    with loaded(checkpoint) as resumed:
+        assert_equal(before, facts(resumed))
+        train_to(resumed, 120)
+    algorithm = Algorithm.from_checkpoint(str(checkpoint))
     assert algorithm.env_steps == 80
-    with pytest.raises(CheckpointError, match=r"The replay was not restored: .*SACHPO\.from_checkpoint"):
+    with pytest.raises(
+        CheckpointError, match=r"The state of step 80 came without its replay.*SACHPO\.from_check"
+    ):
         algorithm.train()
     algorithm.stop()
 

@@ -89,6 +89,28 @@ def test_an_interrupted_sweep_is_restored(tmp_path: Path) -> None:
     assert sorted(read_rows(tmp_path / "rows")["env_steps"].to_pylist()) == sorted([0, 40, 80, 120] * 4)
 
 
+@pytest.mark.parametrize("stopped_by", ["steps", pytest.param("time", marks=pytest.mark.slow)])
+def test_each_result_has_the_evaluation_of_its_step(stopped_by: str, tmp_path: Path) -> None:
+    """Also with evaluation runners, also the last one: schedulers, scores and the best result are of that step."""
+    config = tiny_config("sac").evaluation(evaluation_num_env_runners=1)
+    made = tuner(SACGaussian, config, tmp_path, steps=120)
+    if stopped_by == "time":
+        run_config = tune.RunConfig(storage_path=str(tmp_path), verbose=0)
+        made = tune.Tuner(
+            SACGaussian,
+            param_space=config,
+            tune_config=tune.TuneConfig(time_budget_s=25),
+            run_config=run_config,
+        )
+    (result,) = made.fit()
+    assert result.error is None
+    table = result.metrics_dataframe
+    steps = table["num_env_steps_sampled_lifetime"]
+    assert len(steps) > 2
+    assert list(table["evaluation/env_steps"]) == list(steps)
+    assert result.metrics["evaluation"]["env_steps"] == max(steps)
+
+
 def test_rllibs_sac_keeps_its_name(tmp_path: Path) -> None:
     grid = tuner(SACGaussian, tiny_config("sac"), tmp_path, steps=40).fit()
     assert grid.errors == []
