@@ -33,7 +33,7 @@ from rllib_hpo.results import (
     read_rows,
     write_row,
 )
-from rllib_hpo.results.writer import FILE_SCHEMA, PARTITIONS, trial_path
+from rllib_hpo.results.writer import PARTITIONS, file_table, trial_path
 from rllib_hpo.settings import find_settings
 from rllib_hpo.tasks import all_tasks
 
@@ -103,7 +103,7 @@ def store(table: pa.Table, root: Path) -> None:
         names = (own[name][0].as_py() for name in PARTITIONS)
         path = trial_path(root, *names, trial)
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(own.cast(FILE_SCHEMA), path, compression="zstd")
+        pq.write_table(file_table(own), path, compression="zstd")
 
 
 def main() -> None:

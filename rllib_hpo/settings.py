@@ -150,6 +150,24 @@ class ActorCriticSettings(BaseModel):
         is_other_kind = name == "alpha" and "auto" in (self.alpha, saved)
         return name in self.changeable and not is_other_kind
 
+    def refuse_idle_temperature(self) -> None:
+        """Refuses settings of a tuned temperature where `alpha` is a number.
+
+        Configurations that an earlier version saved are not asked: it accepted them.
+
+        Raises:
+            SettingsError: Naming the setting, and the line that tunes the temperature.
+        """
+        if self.alpha == "auto":
+            return
+        for name in ("initial_alpha", "target_entropy"):
+            value = getattr(self, name)
+            if value != type(self).model_fields[name].default:
+                raise SettingsError(
+                    f"{name}={value!r} would have no effect, since alpha={self.alpha!r} is not tuned. Set alpha to "
+                    "'auto' (training(alpha='auto'), or `alpha: auto` in a file), or leave it out."
+                )
+
     def evaluation_sampler(self) -> str:
         """Name of what acts in evaluations: the sampler that is trained, without noise."""
         return self.sampler

@@ -130,6 +130,13 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None) -> RunConfig:
     Raises:
         UserError: Naming the key (and file), its value, what is allowed and the nearest valid name.
     """
+    config = _resolve_any(flags, file)
+    config.settings.refuse_idle_temperature()
+    return config
+
+
+def _resolve_any(flags: Mapping[str, Any], file: Path | None) -> RunConfig:
+    """As `resolve`, but accepts settings without effect, as earlier versions did."""
     with reading("The configuration" if file is None else f"The configuration file {file}"):
         return _resolve({name: value for name, value in flags.items() if value is not None}, file)
 
@@ -173,7 +180,7 @@ def resolve_saved(file: Path, changes: Mapping[str, Any]) -> RunConfig:
     Raises:
         UserError: As `resolve`.
     """
-    config = resolve(changes, file)
+    config = _resolve_any(changes, file)
     text = read_text(file, "configuration file")
     found = dict(re.findall(r"^(\w+):.*  # (default|task|file|flag)$", text, flags=re.MULTILINE))
     origins = {

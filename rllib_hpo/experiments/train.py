@@ -131,9 +131,10 @@ def to_rllib(
     run, task = config.run, config.task
     is_new = run.api_stack == "new"
     gpus = {"num_gpus_per_learner": run.num_gpus_per_learner} if is_new else {}
+    made = make_config(run.algorithm)
+    made._accepts_idle_settings = True  # `resolve` has refused what is refused of a new run
     return (
-        make_config(run.algorithm)
-        .api_stack(enable_rl_module_and_learner=is_new, enable_env_runner_and_connector_v2=is_new)
+        made.api_stack(enable_rl_module_and_learner=is_new, enable_env_runner_and_connector_v2=is_new)
         .environment(task.env_id, env_config=run.env_config, imports=config.imports)
         .training(**config.settings.model_dump())
         .env_runners(
@@ -414,6 +415,7 @@ def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:
         "train/return_mean": runners.get("episode_return_mean"),
         "train/episode_length_mean": runners.get("episode_len_mean"),
         "train/num_episodes": runners.get("num_episodes_lifetime"),
+        "train/env_restarts": runners.get("num_env_restarts_lifetime"),
         **(evaluation_metrics(result["evaluation"]) if "evaluation" in result else {}),
         **{f"learner/{name}": value for name, value in result["learners"]["default_policy"].items()},
         **{f"pipeline/{name}": value for name, value in result.get("pipeline", {}).items()},

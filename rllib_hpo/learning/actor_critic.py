@@ -11,9 +11,12 @@ from rllib_hpo.critics import ConditionedCritic, TwinCritic
 from rllib_hpo.errors import SettingsError
 from rllib_hpo.learning.footprint import actor_parts, learner_parts, refuse_too_large
 from rllib_hpo.samplers import find_sampler
-from rllib_hpo.samplers.base import Mode, Noise, Sample, draw_noise, zero_noise
+from rllib_hpo.samplers.base import Mode, Noise, Sample, check_sample, draw_noise, zero_noise
 from rllib_hpo.settings import ActorCriticSettings
 from rllib_hpo.streams import TorchStreams, torch_generator
+
+_STATES_TO_CHECK = 7
+"""States that a sampler is tried on; another number than a dimension is likely to be."""
 
 
 class Actor(nn.Module):
@@ -83,19 +86,26 @@ class Actor(nn.Module):
         return sample
 
     @torch.no_grad()
-    def refuse_untunable_temperature(self) -> None:
-        """Refuses 'alpha: auto' with a sampler that has no density, whose entropy nothing can be tuned by.
+    def refuse_unusable_sampler(self) -> None:
+        """Refuses a sampler that does not return what it must, or no density where 'alpha: auto' needs one.
 
         Raises:
-            SettingsError: Naming the sampler and what to set.
+            UserCodeError: Naming the sampler, and what it returned.
+            SettingsError: Naming the sampler, and what to set.
         """
-        if self.settings.alpha != "auto":
-            return
-        device = self.log_alpha.device
-        obs = torch.zeros(1, self.obs_dim, device=device)
-        if self.sample(obs, zero_noise(self.sampler, 1, device), "train").log_prob is None:
+        name, device = self.settings.sampler, self.log_alpha.device
+        streams = TorchStreams(0, "check of the sampler", device=device)
+        obs = torch.randn(
+            _STATES_TO_CHECK, self.obs_dim, generator=streams["obs"], device=streams["obs"].device
+        )
+        obs = obs.to(device)
+        modes: tuple[Mode, ...] = ("explore", "train")
+        for mode in modes:
+            sample = self.sample(obs, draw_noise(self.sampler, len(obs), streams, device), mode)
+            check_sample(sample, name, len(obs), self.action_dim)
+        if self.settings.alpha == "auto" and sample.log_prob is None:
             raise SettingsError(
-                f"alpha='auto' cannot be tuned: the sampler '{self.settings.sampler}' has no density (its log_prob is "
+                f"alpha='auto' cannot be tuned: the sampler '{name}' has no density (its log_prob is "
                 "None). Set alpha to a number, as alpha=0.2."
             )
 

@@ -18,7 +18,7 @@ from rllib_hpo.results.atomic import write_atomically
 from rllib_hpo.results.configurations import Cell, CellKey, cells_in
 from rllib_hpo.results.reader import COMPACTED, is_single_row, read_files, row_files
 from rllib_hpo.results.schema import EvaluationRow, rows_from_arrow
-from rllib_hpo.results.writer import FILE_SCHEMA, row_path, trial_path, write_row
+from rllib_hpo.results.writer import file_table, row_path, trial_path, write_row
 
 
 def compact(root: Path) -> tuple[int, int]:
@@ -66,8 +66,11 @@ def _merge(files: list[Path], target: Path) -> None:
         if all(file.exists() for file in files):
             raise
         return
+    table = file_table(rows)
+    if table is None:  # somebody put rows of other folders beside them
+        return
     buffer = io.BytesIO()
-    pq.write_table(rows.cast(FILE_SCHEMA), buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd")
     write_atomically(target, buffer.getvalue())
     for file, modified in written.items():
         # A row that was replaced since it was read is the newer one.

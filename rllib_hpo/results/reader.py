@@ -15,12 +15,15 @@ import pyarrow.dataset as ds
 from rllib_hpo.documents import parse_json
 from rllib_hpo.errors import StorageError
 from rllib_hpo.results.schema import SCHEMA, SCHEMA_VERSION, EvaluationRow, config_hash
+from rllib_hpo.results.writer import PARTITIONS, partitions_of
 
 SORT_COLUMNS = ("sweep", "algorithm", "variant", "task", "seed", "env_steps", "trial_id")
 KEY = ("sweep", "algorithm", "task", "trial_id", "env_steps")
 """Columns that tell rows apart, as the path of a row's file does."""
 COMPACTED = "compacted.parquet"
 """The file of a task folder that `compact` merges the others into."""
+_FILE_NAME = "__filename"
+"""Arrow's name for the file that a row is read from."""
 _SINGLE_ROW = re.compile(r"-\d{10}\.parquet$")
 _LONGEST_REASON = 300
 _ATTEMPTS = 50
@@ -115,7 +118,23 @@ def _is_special(path: Path) -> bool:
 
 
 def _read(files: list[str]) -> pa.Table:
-    return _upgraded(ds.dataset(files, schema=SCHEMA, format="parquet").to_table())
+    names = [*SCHEMA.names, _FILE_NAME]
+    table = ds.dataset(files, schema=SCHEMA, format="parquet").to_table(columns=names)
+    return _upgraded(_with_partitions(table))
+
+
+def _with_partitions(table: pa.Table) -> pa.Table:
+    """A table of `SCHEMA`: where a file lacks the columns that its folders name, they are added."""
+    if any(table[name].null_count for name in PARTITIONS):
+        encoded = pc.dictionary_encode(table[_FILE_NAME]).combine_chunks()
+        if isinstance(encoded, pa.ChunkedArray):
+            encoded = pa.concat_arrays(encoded.chunks)
+        of_file = [partitions_of(file) for file in encoded.dictionary.to_pylist()]
+        for i, name in enumerate(PARTITIONS):
+            values = pa.array([found[i] for found in of_file], pa.string()).take(encoded.indices)
+            place = table.schema.get_field_index(name)
+            table = table.set_column(place, name, pc.coalesce(table[name], values))
+    return pa.Table.from_arrays([table[name] for name in SCHEMA.names], schema=SCHEMA)
 
 
 def _check_values(table: pa.Table) -> None:

@@ -15,8 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-SCHEMA_VERSION = 3
-"""Version 1 had no column `diagnostics`; its rows are read with an empty one. Before 3, `episodes_cut` is null."""
+SCHEMA_VERSION = 4
+"""Version 1 had no column `diagnostics`; its rows are read with an empty one. Before 3, `episodes_cut` is null.
+
+Before 4, `env_restarts` is null, and files hold the columns that name their folders, too (`writer.PARTITIONS`).
+"""
 
 
 def _column(name: str, type_: pa.DataType, description: str, *, nullable: bool = False) -> pa.Field:
@@ -42,6 +45,12 @@ SCHEMA = pa.schema(
             "episodes_cut",
             pa.int64(),
             "Episodes cut at evaluation_max_episode_steps; null in rows of versions that cut none.",
+            nullable=True,
+        ),
+        _column(
+            "env_restarts",
+            pa.int64(),
+            "Training environments rebuilt so far after an error of theirs; null in rows of earlier versions.",
             nullable=True,
         ),
         _column("weights_env_steps", pa.int64(), "env_steps at which the evaluated weights were frozen."),
@@ -98,6 +107,7 @@ class EvaluationRow:
     versions: str
     diagnostics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     episodes_cut: int | None = None
+    env_restarts: int | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

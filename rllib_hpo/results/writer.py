@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import secrets
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rllib_hpo.errors import StorageError
@@ -17,16 +18,29 @@ from rllib_hpo.results.schema import SCHEMA, EvaluationRow
 PARTITIONS = ("sweep", "algorithm", "task")
 """Columns that name the folders, outermost first."""
 
-# Readers that infer `name=value` folders make dictionary columns of them; the same type in the file lets
-# `pandas.read_parquet(folder)` merge the two, and a single file still says where it belongs.
-FILE_SCHEMA = pa.schema(
-    [
-        field.remove_metadata().with_type(pa.dictionary(pa.int32(), pa.string()))
-        if field.name in PARTITIONS
-        else field.remove_metadata()
-        for field in SCHEMA
-    ]
-)
+# Readers that infer `name=value` folders give these columns types of their own, each another one: pandas a dictionary,
+# pyarrow.dataset a string. Were they in the file, too, one of the two would refuse it.
+FILE_SCHEMA = pa.schema([field.remove_metadata() for field in SCHEMA if field.name not in PARTITIONS])
+"""Columns of a file; `PARTITIONS` are its folders and, for a file that is copied elsewhere, its metadata."""
+
+
+def file_table(rows: pa.Table) -> pa.Table | None:
+    """Rows of `SCHEMA` as a file of one task folder holds them; None where they belong to several."""
+    values = {name: pc.unique(rows[name]).to_pylist() for name in PARTITIONS}
+    if any(len(found) != 1 for found in values.values()):
+        return None
+    table = rows.select(FILE_SCHEMA.names).cast(FILE_SCHEMA)
+    return table.replace_schema_metadata({name: found[0] for name, found in values.items()})
+
+
+def partitions_of(file: str | Path) -> list[str | None]:
+    """Values of `PARTITIONS` for a file without these columns, from its folders, or else from its metadata."""
+    folders = [folder.name.partition("=") for folder in reversed(Path(file).parents[: len(PARTITIONS)])]
+    if [name for name, *_ in folders] == list(PARTITIONS):
+        return [unquote(value) for *_, value in folders]
+    metadata = pq.read_schema(file).metadata or {}
+    found = [metadata.get(name.encode()) for name in PARTITIONS]
+    return [None if value is None else value.decode() for value in found]
 
 
 def row_path(root: Path, row: EvaluationRow) -> Path:
@@ -49,9 +63,9 @@ def write_row(root: Path, row: EvaluationRow) -> Path:
         StorageError: the disk is full or refuses; rows already written are untouched.
     """
     buffer = io.BytesIO()
-    table = row.to_arrow().cast(FILE_SCHEMA)
+    table = file_table(row.to_arrow())
     # Min and max of a column say nothing about a single row and would treble the file.
-    pq.write_table(table, buffer, compression="zstd", use_dictionary=list(PARTITIONS), write_statistics=False)
+    pq.write_table(table, buffer, compression="zstd", use_dictionary=False, write_statistics=False)
     return write_atomically(row_path(root, row), buffer.getvalue())
 
 

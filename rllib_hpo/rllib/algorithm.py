@@ -37,7 +37,7 @@ from rllib_hpo.rllib.auth_token import keep_token_private
 from rllib_hpo.rllib.capacity import ray_for_actors
 from rllib_hpo.rllib.config import ActorCriticConfig, SACGaussianConfig, SACHPOConfig, SACNFConfig
 from rllib_hpo.rllib.env_runner import Episode
-from rllib_hpo.rllib.environment import WorkerEnvCreator, environment_maker, label, try_out
+from rllib_hpo.rllib.environment import EvaluationEnvironments, WorkerEnvCreator, label, try_out
 from rllib_hpo.rllib.evaluation import (
     Evaluation,
     EvaluationStopped,
@@ -58,6 +58,8 @@ from rllib_hpo.rllib.torch_options import set_torch_options
 from rllib_hpo.rllib.torch_policy import POLICIES, ActorCriticTorchPolicy
 from rllib_hpo.tasks.env_config import not_recorded, recorded
 
+ENV_RESTARTS = "num_env_restarts_lifetime"
+"""Where results count environments that were built anew after an error."""
 _logger = logging.getLogger(__name__)
 
 
@@ -113,6 +115,8 @@ class ActorCriticAlgorithm(SavedAlgorithm):
         self.settings = config.settings()
         self.schedule = Schedule(self.settings)
         self.env_steps, self._num_updates = 0, 0
+        self.env_restarts = 0
+        """Environments that were built anew after an error, which the config tolerates."""
         self.run_seed: int = config.seed
         """Where this run's random streams come from; that of the config, unless a clone of its donor's (`_go_on`)."""
         self._began = time.perf_counter()
@@ -140,7 +144,8 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             with without_object_store(self._is_local(config)):
                 super().setup(config)
             self.stack: Stack = PolicyStack(self) if config.is_old_stack else ModuleStack(self)
-            self.actor.refuse_untunable_temperature()
+            self.actor.refuse_unusable_sampler()
+            self._evaluation_environments = EvaluationEnvironments(config)
             self.evaluation_runners = EvaluationRunners(config, self._watch)
 
     @staticmethod
@@ -238,6 +243,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
         except NonFiniteError as error:
             raise NonFiniteError(f"{error}, after {self.env_steps} environment steps.") from error
         self.stack.complete(results)
+        results[ENV_RUNNER_RESULTS][ENV_RESTARTS] = self.env_restarts
         if self.latest_evaluation is not None:
             results[EVALUATION_RESULTS] = self.latest_evaluation
         return results
@@ -288,7 +294,11 @@ class ActorCriticAlgorithm(SavedAlgorithm):
     def count(self, num_steps: int, episodes: Iterable[Episode]) -> int:
         """Counts environment steps and the episodes that ended; returns the updates that become due."""
         self.env_steps += num_steps
-        self.episodes_done.extend(episodes)
+        for episode in episodes:
+            if episode.failed:
+                self.env_restarts += 1
+            else:
+                self.episodes_done.append(episode)
         due = self.schedule.updates_due(self.env_steps) - self._num_updates
         self._num_updates += due
         return due
@@ -378,11 +388,10 @@ class ActorCriticAlgorithm(SavedAlgorithm):
     def _play(self, due: DueEvaluation, watch: Watch | None = None) -> Evaluation:
         self._call_back("on_evaluate_start")
         self.stack.refresh_actor()
-        make = environment_maker(self.config, training=False)
         try:
             return evaluate(
                 self.actor,
-                make,
+                self._evaluation_environments,
                 due.seeds,
                 due.wrapper_state,
                 max_episode_steps=self.settings.evaluation_max_episode_steps,
@@ -436,6 +445,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             updates=due.updates,
             diagnostics=due.diagnostics,
             episodes_cut=played.episodes_cut,
+            env_restarts=self.env_restarts,
             eval_sampler=self.settings.evaluation_sampler(),
             config_json=canonical_json(config),
             config_hash=config_hash(config),
@@ -485,6 +495,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
         return {
             "env_steps": self.env_steps,
             "num_updates": self._num_updates,
+            "env_restarts": self.env_restarts,
             "latest_evaluation": self.latest_evaluation,
             "owes_evaluation": self.owes_evaluation,
             "evaluations": self.evaluation_runners.get_state(),
@@ -498,6 +509,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
         if len(self.evaluation_runners):  # rows of what was made before this state came
             self._conclude_evaluations(at_least=self.evaluation_runners.num_pending)
         self.env_steps, self._num_updates = progress["env_steps"], progress["num_updates"]
+        self.env_restarts = progress.get("env_restarts", 0)
         self.latest_evaluation = progress["latest_evaluation"]
         self.owes_evaluation = progress.get("owes_evaluation", False)
         self.evaluation_runners.set_state(progress.get("evaluations", []))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any, Literal, Self
 
@@ -23,12 +23,15 @@ from rllib_hpo.learning.parallel import LOST
 from rllib_hpo.results.paths import absolute
 from rllib_hpo.rllib.amounts import refuse_impossible_amounts
 from rllib_hpo.rllib.environment import stateful_wrappers
+from rllib_hpo.samplers import SAMPLERS, SamplerFactory, register_sampler
 from rllib_hpo.settings import (
+    SETTINGS,
     ActorCriticSettings,
     check_learners,
     complete_settings,
     find_settings,
     parse_settings,
+    register_algorithm,
     without_numpy,
 )
 from rllib_hpo.streams import derived_seed
@@ -54,7 +57,7 @@ EFFECTIVE_OPTIONS = frozenset(
 NEW_STACK_OPTIONS = frozenset(
     """
     num_learners num_gpus_per_learner num_cpus_per_learner custom_resources_per_learner local_gpu_idx
-    evaluation_num_env_runners max_lead_steps limit_gpu_memory
+    evaluation_num_env_runners max_lead_steps limit_gpu_memory restart_failed_sub_environments
     """.split()
 )
 """Options that do something on RLlib's new API stack only."""
@@ -72,13 +75,13 @@ FRAGMENTS_OF_LEAD = 4
 
 _INTERNAL = frozenset(
     "algorithm _settings_class class policies simple_optimizer worker_index gamma lr _train_batch_size_per_learner"
-    " _is_frozen _per_module_overrides _is_atari".split()
+    " _is_frozen _per_module_overrides _is_atari _accepts_idle_settings _sampler".split()
 )
 
 _PRIVATE_NAMES = {"_train_batch_size_per_learner": "train_batch_size_per_learner"}
 """Where RLlib keeps settings of ours, and their public names."""
 
-_REPLACED = {
+REPLACED_OPTIONS = {
     "evaluation_interval": "evaluation_every, in environment steps",
     "evaluation_duration": "evaluation_episodes",
     "train_batch_size": "train_batch_size_per_learner",
@@ -142,6 +145,8 @@ class ActorCriticConfig(AlgorithmConfig):
         self.merge_env_runner_states = False
         self.broadcast_env_runner_states = False
         self._dont_auto_sync_env_runner_states = True
+        self._accepts_idle_settings = False
+        """Whether settings that do nothing are no error: an earlier version saved it, or `resolve` has checked them."""
         self._is_atari = False  # RLlib would make an environment to find out
         self._choose_env_runner()
 
@@ -160,8 +165,10 @@ class ActorCriticConfig(AlgorithmConfig):
     def _choose(self, algorithm: str) -> None:
         """Makes this the config of `algorithm`, with its default hyperparameters."""
         self.algorithm = algorithm
-        # The class travels along, so that unpickling a config imports the package that registers the algorithm.
+        # Class and sampler travel along: unpickling a config imports the package that registers them, or makes them
+        # known by value where they are of a notebook or a script.
         self._settings_class = find_settings(algorithm)
+        self._sampler = _sampler_of_others(self._settings_class)
         for name, field in self._settings_class.model_fields.items():
             setattr(self, name, field.default)
 
@@ -225,6 +232,7 @@ class ActorCriticConfig(AlgorithmConfig):
     @override(AlgorithmConfig)
     def update_from_dict(self, config_dict: dict[str, Any]) -> Self:
         """Takes over what differs: Tune hands over all of RLlib's options, those without effect included."""
+        _make_known(config_dict)
         # A dictionary that RLlib made has private names only; a public one beside them is what was changed.
         public = {_PRIVATE_NAMES[name]: config_dict[name] for name in _PRIVATE_NAMES if name in config_dict}
         config_dict = public | {k: v for k, v in config_dict.items() if k not in _PRIVATE_NAMES}
@@ -251,18 +259,18 @@ class ActorCriticConfig(AlgorithmConfig):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickles a config of any version: options and settings that came later have their defaults."""
         later = {name: value for name, value in _default_options().items() if name not in state}
+        if "_accepts_idle_settings" in later:
+            later["_accepts_idle_settings"] = True
         public = {name: state[private] for private, name in _PRIVATE_NAMES.items() if private in state}
-        options = {
-            **copy.deepcopy(later),
-            **state,
-            **complete_settings(state["_settings_class"], state | public),
-        }
+        settings = complete_settings(state["_settings_class"], state | public)
+        options = {**copy.deepcopy(later), **state, **settings}
         for (
             private,
             name,
-        ) in _PRIVATE_NAMES.items():  # in __dict__ a property's name would pass for a changed setting
+        ) in _PRIVATE_NAMES.items():  # a property: in __dict__ it would pass for a changed setting
             options[private] = options.pop(name)
         self.__dict__.update(options)
+        _make_known(self.__dict__)
 
     @override(AlgorithmConfig)
     def get_state(self) -> dict[str, Any]:
@@ -434,7 +442,9 @@ class ActorCriticConfig(AlgorithmConfig):
         if not self.in_evaluation:
             self._refuse_options_without_effect()
             self._refuse_callbacks()
-            self.settings()
+            self._sampler = _sampler_of_others(self._settings_class)  # it may have been registered since
+            if not self._accepts_idle_settings:
+                self.settings().refuse_idle_temperature()
             if self.seed is None:
                 self.seed = self._own_seed()
             self._refuse_impossible_numbers()
@@ -518,7 +528,7 @@ class ActorCriticConfig(AlgorithmConfig):
                 hint = f" Did you mean '{close}'?" if close else ""
                 raise SettingsError(f"'{name}' is not an option of {type(self).__name__}.{hint}")
             if name not in allowed and not _same(value, vars(default).get(name)):
-                instead = f" Use {_REPLACED[name]}." if name in _REPLACED else ""
+                instead = f" Use {REPLACED_OPTIONS[name]}." if name in REPLACED_OPTIONS else ""
                 if name in other:
                     instead = f" It belongs to RLlib's {'new' if self.is_old_stack else 'old'} API stack."
                 raise SettingsError(f"The option {name}={value!r} would have no effect here.{instead}")
@@ -533,6 +543,7 @@ class ActorCriticConfig(AlgorithmConfig):
     def _refuse_callbacks(self) -> None:
         if self.is_old_stack and isinstance(self.callbacks_class, list):
             raise SettingsError("RLlib's old API stack takes one callbacks class, not a list of them.")
+        self._refuse_the_new_stacks_environment_callback()
         uncalled = _UNCALLED if self.is_old_stack else [*_UNCALLED, *_UNCALLED_ON_NEW_STACK]
         for callbacks in force_list(self.callbacks_class):
             for method in uncalled:
@@ -543,6 +554,34 @@ class ActorCriticConfig(AlgorithmConfig):
                         "collected in columns, not as RLlib episodes, and batches are drawn by the learner. Use "
                         "on_train_result or on_evaluate_end."
                     )
+
+    def _refuse_the_new_stacks_environment_callback(self) -> None:
+        name = "on_environment_created"
+        is_method = any(
+            getattr(callbacks, name) is not getattr(RLlibCallback, name)
+            for callbacks in force_list(self.callbacks_class)
+        )
+        if self.is_old_stack and (is_method or self.callbacks_on_environment_created):
+            raise SettingsError(
+                f"The callback {name} would never be called on RLlib's old API stack. Use on_sub_environment_created."
+            )
+
+
+def _sampler_of_others(settings: type[ActorCriticSettings]) -> SamplerFactory | None:
+    """The sampler that another process may have to be told of; None for one of this package, or none yet."""
+    sampler = SAMPLERS.get(settings.sampler)
+    is_ours = getattr(sampler, "__module__", "").startswith("rllib_hpo.")
+    return None if is_ours else sampler
+
+
+def _make_known(options: Mapping[str, Any]) -> None:
+    """Registers the algorithm and the sampler of a config here, if its class and sampler came from elsewhere."""
+    algorithm, settings = options.get("algorithm"), options.get("_settings_class")
+    if algorithm is not None and settings is not None and algorithm not in SETTINGS:
+        register_algorithm(algorithm, settings)
+    sampler = options.get("_sampler")
+    if sampler is not None and settings is not None and settings.sampler not in SAMPLERS:
+        register_sampler(settings.sampler, sampler)
 
 
 @functools.cache

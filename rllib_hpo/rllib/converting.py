@@ -47,6 +47,7 @@ def convert(checkpoint: Path, out: Path) -> str:
 def _built(run: Mapping[str, Any], stack: str, imports: Sequence[str]) -> Iterator[ActorCriticAlgorithm]:
     """The algorithm that `ActorCriticAlgorithm.run_config` describes, on `stack`, in this process."""
     config = make_config(run["algorithm"]).api_stack(stack == "new", stack == "new")
+    config._accepts_idle_settings = True  # as the version did that saved it
     hyperparameters = complete_settings(config.settings_class, run)
     config.environment(run["env"], env_config=run["env_config"], imports=imports).training(**hyperparameters)
     config.debugging(seed=run["seed"], log_level="ERROR").results(task=run["task"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,26 +12,25 @@ import numpy as np
 import numpy.typing as npt
 import ray
 import torch
-from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
-from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils import force_list
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
-from rllib_hpo.errors import NonFiniteError, UserError
+from rllib_hpo.errors import NonFiniteError, UserCodeError, UserError
 from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.learning.replay import RowLayout
-from rllib_hpo.rllib.environment import environment_maker, label
+from rllib_hpo.rllib.environment import Environments, announce, environment_maker, label, task_of
 from rllib_hpo.rllib.rl_module import ActorCriticModule
 from rllib_hpo.rllib.torch_options import set_torch_options
 from rllib_hpo.streams import TorchStreams, derived_seed, numpy_generator
-from rllib_hpo.tasks import ActionScaling, Boundary, boundary, check_spaces, wrappers
+from rllib_hpo.tasks import ActionScaling, Boundary, boundary, wrappers
 from rllib_hpo.tasks.simulator_state import capture, restore
 
+_logger = logging.getLogger(__name__)
 _FAILURE = "failure"
 """Where `get_spaces` of a remote runner that could not be made says why."""
 
@@ -42,6 +42,8 @@ class Episode(NamedTuple):
     length: int
     seconds: float = 0.0
     """From its reset to its end, by the clock."""
+    failed: bool = False
+    """Whether an error of the environment cut it; the environment was built anew."""
 
 
 class Rollout(NamedTuple):
@@ -55,6 +57,10 @@ class Rollout(NamedTuple):
     """Number of the weights that acted."""
 
 
+_MOST_FAILURES_IN_A_ROW = 10
+"""Times that an environment may fail, and be built anew, before it has made a step."""
+
+
 class ColumnarEnvRunner(EnvRunner, Checkpointable):
     """Steps its environments and writes transitions into rows; replaces RLlib's episode-based runner.
 
@@ -63,7 +69,8 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
     successor. Stored actions are in [-1, 1]. Any number of steps can be asked for: environments act in
     turn, so that N environments can stop after exactly n steps.
 
-    Of AlgorithmConfig it uses env, env_config, num_envs_per_env_runner, seed and callbacks.
+    Of AlgorithmConfig it uses env, env_config, num_envs_per_env_runner, seed, callbacks and, to build an environment
+    anew that raises an error, restart_failed_sub_environments and ignore_env_runner_failures.
     """
 
     @override(EnvRunner)
@@ -74,6 +81,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self.spaces = kwargs.get("spaces") or {}
         self._callbacks = [callbacks() for callbacks in force_list(self.config.callbacks_class)]
         self.envs: list[gym.Env[Any, Any]] = []
+        self._num_builds: list[int] = []
         self._capturable: list[bool] = []
         self._weights_seq_no = 0
         self.weights_id = ""
@@ -107,36 +115,29 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
 
     @override(EnvRunner)
     def make_env(self) -> None:
-        """Makes and resets the environments; those that exist are closed."""
+        """Makes and resets the environments; those that exist are closed, and the task set in them is forgotten.
+
+        With another `config.env_config` before it is how RLlib's curricula change an environment.
+        """
         self.stop()
         self._make = environment_maker(self.config, self.worker_index)
         num_envs = self.config.num_envs_per_env_runner
         self.envs = [self._make() for _ in range(num_envs)]
-        self.env = self.envs[0]
-        check_spaces(self.env)
-        self._boundary = Boundary(self.env, label(self.config.env))
-        self._scaling = ActionScaling.of(self.env.action_space)
-        self.layout = RowLayout(
-            *(gym.spaces.flatdim(s) for s in (self.env.observation_space, self.env.action_space))
-        )
+        self.env = Environments(self.envs)
+        first = self.envs[0]
+        self._boundary = Boundary(first, label(self.config.env))
+        self._scaling = ActionScaling.of(first.action_space)
+        self.layout = RowLayout(*map(gym.spaces.flatdim, (first.observation_space, first.action_space)))
         self._obs = np.zeros((num_envs, self.layout.obs_dim), np.float32)
         self._returns, self._lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
         self._began = [time.perf_counter()] * num_envs
-        self._turn, self._num_builds, self._stepped = 0, [0] * num_envs, [False] * num_envs
+        self._turn, self._stepped = 0, [False] * num_envs
+        self._num_builds = [number + 1 for number in self._num_builds] or [0] * num_envs
+        for i, env in enumerate(self.envs):
+            announce(env, self, self._callbacks, i)
         self._built_with = [wrappers.get_state(env) for env in self.envs]
         self._reset_all()
         self._capturable = [capture(env) is not None for env in self.envs]
-        make_callback(
-            "on_environment_created",
-            callbacks_objects=self._callbacks,
-            callbacks_functions=self.config.callbacks_on_environment_created,
-            kwargs={
-                "env_runner": self,
-                "metrics_logger": self.metrics,
-                "env": self.env.unwrapped,
-                "env_context": EnvContext(self.config.env_config, worker_index=self.worker_index),
-            },
-        )
 
     def _reset_all(self) -> None:
         for i in range(len(self.envs)):
@@ -155,7 +156,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
 
     @override(EnvRunner)
     def make_module(self) -> None:
-        spec = self.config.get_rl_module_spec(env=self.env, spaces=self.get_spaces(), inference_only=True)
+        spec = self.config.get_rl_module_spec(spaces=self.get_spaces(), inference_only=True)
         self.module: ActorCriticModule = spec.build()
 
     @override(EnvRunner)
@@ -205,16 +206,61 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
                 observation, reward, terminated, truncated = self._boundary.step(self.envs[i], action)
             except NonFiniteError as error:
                 raise self._located(error, i) from error
+            except UserCodeError as error:
+                again = self._step_another(i, error, episodes, random_actions)
+                obs[k], actions[k], (observation, reward, terminated, truncated) = again
             self._obs[i] = next_obs[k] = observation
             rewards[k], terminateds[k], self._stepped[i] = reward, terminated, True
             self._returns[i] += reward
             self._lengths[i] += 1
             if terminated or truncated:
-                seconds = time.perf_counter() - self._began[i]
-                episodes.append(Episode(float(self._returns[i]), int(self._lengths[i]), seconds))
-                self._begin_episode(i)
+                episodes.append(self._episode(i))
+                try:
+                    self._begin_episode(i)
+                except UserCodeError as error:
+                    self._replace_failed(i, error, episodes)
         self.layout.pack(obs, actions, rewards, terminateds, next_obs, out=rows)
         self.num_env_steps_sampled_lifetime += len(which)
+
+    def _episode(self, i: int, *, failed: bool = False) -> Episode:
+        seconds = time.perf_counter() - self._began[i]
+        return Episode(float(self._returns[i]), int(self._lengths[i]), seconds, failed)
+
+    def _step_another(
+        self, i: int, error: UserCodeError, episodes: list[Episode], random_actions: bool
+    ) -> tuple[Any, Any, Any]:
+        """Builds environment i anew and steps it: its observation, the action, and what the step yields.
+
+        Raises:
+            UserCodeError: If failures are not tolerated, or it fails again and again.
+        """
+        for _ in range(_MOST_FAILURES_IN_A_ROW):
+            self._replace_failed(i, error, episodes)
+            obs = self._obs[[i]]
+            actions = self._actions(obs, random_actions)
+            try:
+                return obs[0], actions[0], self._boundary.step(self.envs[i], self._scaling.to_env(actions)[0])
+            except NonFiniteError as not_finite:
+                raise self._located(not_finite, i) from not_finite
+            except UserCodeError as another:
+                error = another
+        raise error
+
+    def _replace_failed(self, i: int, error: UserCodeError, episodes: list[Episode]) -> None:
+        """Another environment in place of one that has raised an error, and the end of its episode."""
+        if not (self.config.restart_failed_sub_environments or self.config.ignore_env_runner_failures):
+            raise error
+        _logger.warning("Environment %d of runner %d is built anew. %s", i, self.worker_index, error)
+        episodes.append(self._episode(i, failed=True))
+        for attempt in range(_MOST_FAILURES_IN_A_ROW):
+            try:
+                return self._rebuild(
+                    i, self._num_builds[i] + 1, wrappers.get_state(self.envs[i]), task_of(self.envs[i])
+                )
+            except UserCodeError:
+                if attempt == _MOST_FAILURES_IN_A_ROW - 1:
+                    raise
+        return None
 
     def _actions(self, obs: npt.NDArray[np.float32], random: bool) -> npt.NDArray[np.float32]:
         if random:
@@ -245,12 +291,17 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         """
         for i in range(len(self.envs)):
             if not self._capturable[i]:
-                self._rebuild(i, self._num_builds[i] + 1, wrappers.get_state(self.envs[i]))
+                self._rebuild(
+                    i, self._num_builds[i] + 1, wrappers.get_state(self.envs[i]), task_of(self.envs[i])
+                )
 
-    def _rebuild(self, i: int, num_builds: int, gathered: list[tuple[str, Any]]) -> None:
-        """Another environment, whose wrappers begin with what they have `gathered`."""
+    def _rebuild(self, i: int, num_builds: int, gathered: list[tuple[str, Any]], task: Any) -> None:
+        """Another environment with the same `task`, whose wrappers begin with what they have `gathered`."""
         boundary.close(self.envs[i], self._boundary.name)
         self.envs[i], self._num_builds[i], self._stepped[i] = self._make(), num_builds, False
+        announce(self.envs[i], self, self._callbacks, i)
+        if task is not None:
+            self.envs[i].unwrapped.set_task(task)  # type: ignore[attr-defined]
         self._built_with[i] = gathered
         wrappers.set_state(self.envs[i], gathered)
         self._begin_episode(i, seed=self._environment_seed(i))
@@ -283,9 +334,9 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
     def get_spaces(self) -> dict[str, Any]:
         if self._failure is not None:
             return {_FAILURE: self._failure}
-        if self.env is None:
+        if not self.envs:
             return dict(self.spaces)
-        spaces = (self.env.observation_space, self.env.action_space)
+        spaces = (self.envs[0].observation_space, self.envs[0].action_space)
         return {INPUT_ENV_SPACES: spaces, INPUT_ENV_SINGLE_SPACES: spaces, DEFAULT_MODULE_ID: spaces}
 
     @override(EnvRunner)
@@ -331,6 +382,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         lost = simulator is None and self._stepped[i]
         return {
             "simulator": simulator,
+            "task": task_of(self.envs[i]),
             "num_builds": self._num_builds[i] + int(lost),
             # The first reset adds to it, and will again where the environment is built anew.
             "wrappers": wrappers.get_state(self.envs[i]) if self._stepped[i] else self._built_with[i],
@@ -360,7 +412,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
 
     def _set_environment(self, i: int, saved: dict[str, Any]) -> None:
         if saved["simulator"] is None:
-            self._rebuild(i, saved["num_builds"], saved.get("wrappers", []))
+            self._rebuild(i, saved["num_builds"], saved.get("wrappers", []), saved.get("task"))
             return
         self._num_builds[i] = saved["num_builds"]
         restore(self.envs[i], saved["simulator"])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import gymnasium as gym
 import numpy as np
+from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.env.env_context import EnvContext
+from ray.rllib.utils import force_list
+from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
 from rllib_hpo.errors import NonFiniteError, SettingsError, UserError
@@ -22,7 +25,8 @@ def environment_maker(
     """A function that makes the environment of `config` anew each time.
 
     As in RLlib, a class or a registered creator is called with the `EnvContext` of `env_config`, and a
-    gymnasium id gets `env_config` as keyword arguments of `rllib_hpo.tasks.make_env`.
+    gymnasium id gets `env_config` as keyword arguments of `rllib_hpo.tasks.make_env`. The function raises a
+    UserError where the environment cannot be made, or has spaces that no algorithm here can handle.
 
     Raises:
         SettingsError: If the config names an environment that was made already.
@@ -36,13 +40,22 @@ def environment_maker(
     name = label(config.env)
     context = EnvContext(config.env_config, worker_index=worker_index, num_workers=config.num_env_runners)
     if callable(config.env):
-        return lambda: boundary.made(lambda: config.env(context), name)
+        return lambda: _with_checked_spaces(boundary.made(lambda: config.env(context), name))
     if _global_registry.contains(ENV_CREATOR, config.env):
         creator = _global_registry.get(ENV_CREATOR, config.env)
-        return lambda: boundary.made(lambda: creator(context), name)
-    # The runner checks spaces and every number itself; gymnasium's checker would cost a tenth of a step.
+        return lambda: _with_checked_spaces(boundary.made(lambda: creator(context), name))
+    # Spaces and every number are checked here; gymnasium's checker would cost a tenth of a step.
     arguments = {"disable_env_checker": True, "training": training, **config.env_config}
-    return lambda: make_env(config.env, **arguments)
+    return lambda: _with_checked_spaces(make_env(config.env, **arguments))
+
+
+def _with_checked_spaces(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    try:
+        check_spaces(env)
+    except UserError:
+        boundary.close(env)
+        raise
+    return env
 
 
 def stateful_wrappers(config: Any) -> list[str]:
@@ -53,6 +66,121 @@ def stateful_wrappers(config: Any) -> list[str]:
 def label(env: Any) -> str:
     """What an environment is called: its id, or the name of its class or function."""
     return env if isinstance(env, str) else getattr(env, "__name__", "env")
+
+
+def announce(env: gym.Env[Any, Any], runner: Any, callbacks: Sequence[Any], vector_index: int = 0) -> None:
+    """Calls back `on_environment_created` (on the old stack `on_sub_environment_created`) before the first reset.
+
+    Args:
+        env: The environment; callbacks get it without its wrappers, as RLlib hands it over.
+        runner: Whose it is: its `config`, `metrics` and `worker_index` go along.
+        callbacks: Instances of the config's callback classes.
+        vector_index: Its number among those of the runner.
+    """
+    context = EnvContext(runner.config.env_config, runner.worker_index, vector_index)
+    if runner.config.is_old_stack:
+        for each in callbacks:
+            each.on_sub_environment_created(
+                worker=runner, sub_environment=env.unwrapped, env_context=context, env_index=vector_index
+            )
+        return
+    make_callback(
+        "on_environment_created",
+        callbacks_objects=list(callbacks),
+        callbacks_functions=runner.config.callbacks_on_environment_created,
+        kwargs={
+            "env_runner": runner,
+            "metrics_logger": runner.metrics,
+            "env": env.unwrapped,
+            "env_context": context,
+        },
+    )
+
+
+class EvaluationEnvironments:
+    """Makes the environments of evaluations; callbacks get it in place of an EnvRunner, with `config.in_evaluation`.
+
+    Args:
+        config: Of the algorithm.
+        worker_index: Of the evaluation runner; 0 in the driver.
+    """
+
+    def __init__(self, config: Any, worker_index: int = 0) -> None:
+        self.config, self.worker_index = config.copy(copy_frozen=False), worker_index
+        self.config.in_evaluation = True
+        self.metrics = MetricsLogger()
+        self.env: gym.Env[Any, Any] | None = None
+        """The newest environment."""
+        self._callbacks = [callbacks() for callbacks in force_list(config.callbacks_class)]
+        self._make = environment_maker(config, training=False)
+
+    def __call__(self) -> gym.Env[Any, Any]:
+        """Another environment."""
+        self.env = self._make()
+        announce(self.env, self, self._callbacks)
+        return self.env
+
+
+class Environments:
+    """The environments of a runner, where RLlib's runners have their vector environment.
+
+    `envs` lists them. Of a single one all attributes can be read and set here, too, as in `env.unwrapped.set_task(3)`.
+    """
+
+    def __init__(self, envs: Sequence[gym.Env[Any, Any]]) -> None:
+        vars(self)["envs"] = envs
+
+    @property
+    def num_envs(self) -> int:
+        """How many there are."""
+        return len(self.envs)
+
+    @property
+    def single_observation_space(self) -> gym.Space[Any]:
+        """Of one of them."""
+        return self.envs[0].observation_space
+
+    @property
+    def single_action_space(self) -> gym.Space[Any]:
+        """Of one of them."""
+        return self.envs[0].action_space
+
+    @property
+    def unwrapped(self) -> Environments:
+        """The same without their wrappers."""
+        return Environments([env.unwrapped for env in self.envs])
+
+    def _single(self, name: str) -> gym.Env[Any, Any]:
+        if len(self.envs) != 1:
+            raise AttributeError(
+                f"There are {len(self.envs)} environments: ask each for '{name}', as in "
+                f"[env.unwrapped.{name} for env in env_runner.env.envs]."
+            )
+        return self.envs[0]
+
+    def __getattr__(self, name: str) -> Any:
+        """That of the single environment."""
+        if name.startswith("__") or "envs" not in vars(self):  # asked for by copy and pickle
+            raise AttributeError(name)
+        return getattr(self._single(name), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets that of the single environment."""
+        setattr(self._single(name), name, value)
+
+
+def task_of(env: gym.Env[Any, Any]) -> Any:
+    """The task that was set in an environment with `get_task` and `set_task`; None without them.
+
+    They are RLlib's `TaskSettableEnv`, for curricula.
+    """
+    base = env.unwrapped
+    if not (callable(getattr(base, "get_task", None)) and callable(getattr(base, "set_task", None))):
+        return None
+    try:
+        return base.get_task()  # type: ignore[attr-defined]
+    except NotImplementedError:  # RLlib's base class
+        return None
 
 
 class UnmadeEnv(gym.Env[Any, Any]):
@@ -132,9 +260,8 @@ def try_out(config: Any) -> tuple[gym.Space[Any], gym.Space[Any]]:
     """
     env = environment_maker(config)()
     try:
-        check_spaces(env)
         obs_dim, action_dim = map(gym.spaces.flatdim, (env.observation_space, env.action_space))
-        Actor(obs_dim, action_dim, config.settings(), seed=0).refuse_untunable_temperature()
+        Actor(obs_dim, action_dim, config.settings(), seed=0).refuse_unusable_sampler()
         tried = Boundary(env, label(config.env))
         try:
             tried.reset(env, seed=0)

@@ -24,7 +24,7 @@ from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
 
 from rllib_hpo.errors import NonFiniteError, UserError
 from rllib_hpo.rllib import stack
-from rllib_hpo.rllib.environment import environment_maker
+from rllib_hpo.rllib.environment import EvaluationEnvironments, environment_maker
 from rllib_hpo.rllib.evaluation import Evaluation, EvaluationStopped, Watch, evaluate
 from rllib_hpo.rllib.remote import fetch
 from rllib_hpo.rllib.torch_options import set_torch_options
@@ -54,18 +54,18 @@ class DueEvaluation(NamedTuple):
 class EvaluationRunner:
     """Plays noise-free episodes with the weights that it is given."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, worker_index: int = 0) -> None:
         set_torch_options(config.num_torch_threads)
         self._max_episode_steps = config.settings().evaluation_max_episode_steps
         self._failure: UserError | None = None
         try:
-            self._build(config)
+            self._build(config, worker_index)
         except UserError as error:
             self._failure = error  # Ray would hand on its text only
 
-    def _build(self, config: Any) -> None:
-        self._make = environment_maker(config, training=False)
-        env = self._make()
+    def _build(self, config: Any, worker_index: int) -> None:
+        self._make = EvaluationEnvironments(config, worker_index)
+        env = environment_maker(config, training=False)()
         spaces = (env.observation_space, env.action_space)
         spec = config.get_rl_module_spec(
             spaces={INPUT_ENV_SPACES: spaces, INPUT_ENV_SINGLE_SPACES: spaces, DEFAULT_MODULE_ID: spaces},
@@ -115,7 +115,7 @@ class EvaluationRunners:
     def __init__(self, config: Any, watch: Watch | None = None) -> None:
         self._config, self._watch = config, watch
         runner = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=MAX_RETRIES)(EvaluationRunner)
-        self._runners = [runner.remote(config) for _ in range(config.evaluation_num_env_runners)]
+        self._runners = [runner.remote(config, i + 1) for i in range(config.evaluation_num_env_runners)]
         self._pending: deque[_Pending] = deque()
         self.waited_s = 0.0
         """How long training has waited for evaluations since this was last set to 0."""

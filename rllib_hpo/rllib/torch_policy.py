@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -32,6 +33,16 @@ from rllib_hpo.rllib.config import ActorCriticConfig, make_config
 from rllib_hpo.rllib.torch_options import set_torch_options
 from rllib_hpo.streams import TorchStreams
 
+
+class _DurableNames(logging.Filter):
+    """Drops RLlib's advice to add a policy to a table of its own, where the policy is one of this package."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to log `record`."""
+        return f"durable policy name for <class '{__name__}." not in record.getMessage()
+
+
+logging.getLogger("ray.rllib.policy.policy").addFilter(_DurableNames())
 _TRAINER, _EXPLORATION = "trainer", "exploration_streams"
 
 

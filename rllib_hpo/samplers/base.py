@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rllib_hpo.critics import ConditionedCritic
+from rllib_hpo.errors import UserCodeError
 from rllib_hpo.streams import TorchStreams
 
 Mode = Literal["explore", "train"]
@@ -67,6 +68,38 @@ class Sampler(nn.Module, ABC):
     ) -> dict[str, Tensor]:
         """Scalars that describe how actions come about; costlier than a draw, so asked for now and then."""
         return {}
+
+
+def check_sample(sample: Sample, name: str, num_states: int, action_dim: int) -> None:
+    """Refuses a draw that is not what `Sample` says.
+
+    Args:
+        sample: For `num_states` states, with actions of `action_dim` components.
+        name: Of the sampler.
+        num_states: B.
+        action_dim: A.
+
+    Raises:
+        UserCodeError: Naming the sampler, and what it returned.
+    """
+    whose = f"The sampler '{name}' returned"
+    if tuple(sample.action.shape) != (num_states, action_dim):
+        raise UserCodeError(
+            f"{whose} actions of shape {tuple(sample.action.shape)} for {num_states} states with {action_dim} action "
+            f"components: they must have shape ({num_states}, {action_dim})."
+        )
+    largest = float(sample.action.abs().max())
+    if not largest <= 1 + 1e-6:
+        raise UserCodeError(
+            f"{whose} an action component of absolute value {largest:g}: all must be within [-1, 1], which is scaled "
+            "to the environment's bounds later. Squash with tanh, or clamp."
+        )
+    for what, value in (("log_prob", sample.log_prob), ("penalty", sample.penalty)):
+        if value is not None and tuple(value.shape) != (num_states,):
+            raise UserCodeError(
+                f"{whose} {what} of shape {tuple(value.shape)} for {num_states} states: it must have shape "
+                f"({num_states},), one number for each state, as after .sum(-1) over the action's components."
+            )
 
 
 def draw_noise(

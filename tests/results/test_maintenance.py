@@ -189,12 +189,13 @@ def test_rows_of_the_first_schema_are_read_with_no_diagnostics(tmp_path: Path) -
         read_rows(tmp_path)
 
 
-def test_rows_from_before_episodes_were_cut_say_nothing_of_it(tmp_path: Path) -> None:
-    old = make_row(schema_version=2).to_arrow().drop_columns(["episodes_cut"])
-    path = write_row(tmp_path, make_row(seed=1, episodes_cut=3)).parent / "old-0000000000.parquet"
+@pytest.mark.parametrize(("version", "column"), [(2, "episodes_cut"), (3, "env_restarts")])
+def test_rows_from_before_a_column_say_nothing_of_it(tmp_path: Path, version: int, column: str) -> None:
+    old = make_row(schema_version=version).to_arrow().drop_columns([column])
+    path = write_row(tmp_path, make_row(seed=1, **{column: 3})).parent / "old-0000000000.parquet"
     pq.write_table(old, path)
     table = read_rows(tmp_path)
     assert table.schema.equals(SCHEMA)
-    assert [row.episodes_cut for row in rows_from_arrow(table)] == [None, 3]
+    assert table[column].to_pylist() == [None, 3]
     compact(tmp_path)
     assert read_rows(tmp_path).equals(table)

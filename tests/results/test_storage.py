@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
@@ -81,12 +82,24 @@ def test_same_key_replaces_itself(tmp_path: Path) -> None:
     assert sorted(read_rows(tmp_path)["return_mean"].to_pylist()) == [2.0, 3.0]
 
 
-def test_other_readers_understand_folder_and_file(tmp_path: Path) -> None:
-    path = write_row(tmp_path, make_row(task="ALE/Pong"))
-    for source in (tmp_path, path):
-        frame = pandas.read_parquet(source)
-        assert frame.loc[0, "task"] == "ALE/Pong"
+def test_other_readers_understand_the_folder(tmp_path: Path) -> None:
+    """Pandas and pyarrow make columns of the folders' names, each with a type of its own."""
+    for task in ("ALE/Pong", "hopper"):
+        write_row(tmp_path, make_row(task=task))
+    for frame in (
+        pandas.read_parquet(tmp_path),
+        pyarrow.dataset.dataset(tmp_path, partitioning="hive").to_table().to_pandas(),
+    ):
+        assert frame["task"].tolist() == ["ALE/Pong", "hopper"]
         assert set(frame.columns) == set(SCHEMA.names)
+
+
+def test_a_file_that_is_copied_elsewhere_says_where_it_belongs(tmp_path: Path) -> None:
+    row = make_row(task="ALE/Pong")
+    copied = tmp_path / "copied.parquet"
+    copied.write_bytes(write_row(tmp_path, row).read_bytes())
+    assert rows_from_arrow(read_rows(copied)) == [row]
+    assert set(SCHEMA.names) - set(pandas.read_parquet(copied).columns) == {"sweep", "algorithm", "task"}
 
 
 def test_roots_may_be_many_nested_or_a_single_file(tmp_path: Path) -> None:

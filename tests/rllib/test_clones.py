@@ -149,7 +149,6 @@ REFUSED: dict[str, Any] = {
     "replay_capacity": 500,
     "warmup_steps": 30,
     "update_to_data": 2.0,
-    "initial_alpha": 0.5,
     "alpha": "auto",
 }
 

@@ -7,6 +7,7 @@ import inspect
 import json
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from ray.tune.utils.util import unflatten_dict
 import rllib_hpo
 from rllib_hpo import SACHPO, SACNF, SACGaussian, SACGaussianConfig, SACHPOConfig, SACNFConfig
 from rllib_hpo.errors import SettingsError, UnknownNameError
+from rllib_hpo.experiments.run_config import resolve, resolve_saved
+from rllib_hpo.experiments.train import RunFiles, to_rllib
 from rllib_hpo.rllib.config import EFFECTIVE_OPTIONS, RUN_OPTIONS, ActorCriticConfig, make_config
 from rllib_hpo.settings import SETTINGS, ActorCriticSettings, SACHPOSettings, SACNFSettings, SACSettings
 from rllib_hpo.tasks import all_tasks
@@ -168,7 +171,6 @@ REFUSED: dict[str, Callable[[ActorCriticConfig], Any]] = {
     "keep_per_episode_custom_metrics": lambda c: c.reporting(keep_per_episode_custom_metrics=True),
     "torch_compile_learner": lambda c: c.framework(torch_compile_learner=True),
     "framework": lambda c: c.framework("tf2"),
-    "restart_failed_sub_environments": lambda c: c.fault_tolerance(restart_failed_sub_environments=True),
     "num_consecutive_env_runner_failures_tolerance": lambda c: c.fault_tolerance(
         num_consecutive_env_runner_failures_tolerance=3
     ),
@@ -236,9 +238,32 @@ def test_a_wrong_value_is_told_before_anything_starts() -> None:
         SACHPOConfig().environment("Pendulum-v1").training(leapfrog_steps=-1).build_algo()
 
 
+@pytest.mark.parametrize(("name", "value"), [("initial_alpha", 0.5), ("target_entropy", -1.0)])
+def test_settings_of_a_tuned_temperature_are_refused_for_a_fixed_one(
+    name: str, value: float, tmp_path: Path
+) -> None:
+    message = rf"^{name}={value} would have no effect, since alpha=0\.2 is not tuned\. Set alpha to 'auto'"
+    config = SACHPOConfig().environment("Pendulum-v1").training(**{name: value})
+    with pytest.raises(SettingsError, match=message):
+        config.copy().validate()
+    with pytest.raises(SettingsError, match=message):
+        resolve({"alpha": 0.2, name: value})
+    config.copy().training(alpha="auto").validate()
+    saved = tmp_path / "config.yaml"  # of a version that accepted it
+    saved.write_text(f"alpha: 0.2  # task\n{name}: {value}  # flag\n")
+    resumed = resolve_saved(saved, {})
+    assert getattr(resumed.settings, name) == value
+    to_rllib(resumed, RunFiles(tmp_path)).validate()
+    old = vars(config).copy()
+    del old["_accepts_idle_settings"]
+    loaded = SACHPOConfig.__new__(SACHPOConfig)
+    loaded.__setstate__(old)
+    loaded.validate()
+
+
 def test_minus_one_is_a_number() -> None:
     """RLlib marks deprecated options with -1, and drops them from the state of a config."""
-    with running(tiny_config(target_entropy=-1.0, env=NoisyEnv)) as algorithm:
+    with running(tiny_config(alpha="auto", target_entropy=-1.0, env=NoisyEnv)) as algorithm:
         assert algorithm.settings.target_entropy == -1.0
 
 
@@ -380,7 +405,8 @@ def test_callbacks_that_are_called() -> None:
     )
     with running(config) as algorithm:
         assert algorithm.train()["seen"] == 40
-    assert calls == ["environment", "algorithm", "start", "end", "start", "end"]
+    evaluation = ["start", "environment", "environment", "end"]
+    assert calls == ["environment", "algorithm", *evaluation, *evaluation]
 
 
 def test_a_run_without_a_seed_gets_one_that_is_recorded() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -14,10 +15,11 @@ import torch
 
 from rllib_hpo.errors import NonFiniteError, SettingsError, UserCodeError, UserError
 from rllib_hpo.learning.replay import Batch
+from rllib_hpo.results import read_rows
 from rllib_hpo.rllib.env_runner import ColumnarEnvRunner, Rollout
 from rllib_hpo.streams import seed_sequence
 from tests.rllib.environments import CountingEnv, NoisyEnv
-from tests.rllib.tiny import EVERY_ALGORITHM, tiny_config
+from tests.rllib.tiny import EVERY_ALGORITHM, running, tiny_config
 
 MakeRunner = Callable[..., ColumnarEnvRunner]
 
@@ -72,7 +74,7 @@ def test_rows_are_what_the_environment_did(make_runner: MakeRunner, env: Any, ra
     """Two environments in turn equal each of them stepped by hand from the same seed, across many resets."""
     runner = make_runner(env, num_envs=2)
     batch = columns(runner, runner.sample(num_steps=160, random_actions=random_actions))
-    low, high = runner.env.action_space.low, runner.env.action_space.high
+    low, high = runner.envs[0].action_space.low, runner.envs[0].action_space.high
     assert batch.action.abs().max() <= 1
     for i in range(2):
         seed = seed_sequence(3, "runner", 0, 0, "environment", i, 0).generate_state(1)[0] >> 1
@@ -254,7 +256,7 @@ def test_off_schedule_nothing_is_repeated(make_runner: MakeRunner, num_steps: in
 def test_savable_environments_are_not_rebuilt(make_runner: MakeRunner) -> None:
     runner = make_runner("Pendulum-v1")
     runner.sample(num_steps=3)
-    env = runner.env
+    env = runner.envs[0]
     runner.rebuild_unsavable_envs()
     assert runner.envs == [env]
 
@@ -348,3 +350,62 @@ def test_an_environment_that_was_made_already_is_refused() -> None:
         SettingsError, match="env=CountingEnv is an environment that was made already: give its class"
     ):
         tiny_config(env=CountingEnv({})).environment(env_config={}).build_algo()
+
+
+class FragileEnv(CountingEnv):
+    """Raises an error at every seventh step of its life, and in the resets whose numbers are in `bad_resets`."""
+
+    made = 0
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        type(self).made += 1
+        self.number = type(self).made
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """Fails in the first reset of some."""
+        if self.number in self.config.get("bad_resets", ()):
+            raise RuntimeError("no such scene")
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Fails where its life is over."""
+        if self.life == self.config.get("life", 6):
+            raise RuntimeError("the simulator exploded")
+        return super().step(action)
+
+
+@pytest.mark.parametrize("option", ["restart_failed_sub_environments", "ignore_env_runner_failures"])
+def test_environments_that_raise_an_error_are_rebuilt_if_that_is_asked_for(
+    option: str, tmp_path: Path
+) -> None:
+    config = tiny_config(env=FragileEnv, evaluation_episodes=1).environment(env_config={"length": 4})
+    config.results(results_dir=str(tmp_path))
+    message = r"raised RuntimeError in step\(\): the simulator exploded"
+    with running(config.copy()) as algorithm, pytest.raises(UserCodeError, match=message):
+        algorithm.train()
+    config.fault_tolerance(**{option: True})
+    config.environment(env_config={"length": 4, "bad_resets": (FragileEnv.made + 4,)})
+    with running(config) as algorithm:
+        result = algorithm.train()
+        rows = np.concatenate(algorithm.local_learner.replay.read(0, 40))
+        batch = columns(algorithm.env_runner, Rollout(rows, [], 0))
+        # Of the six steps of each life four are the first episode, and two are lost with the second.
+        assert algorithm.env_restarts == result["env_runners"]["num_env_restarts_lifetime"] == 6
+        np.testing.assert_array_equal(batch.obs[:8, 1], [0, 1, 2, 3, 0, 1, 0, 1])
+        np.testing.assert_array_equal(batch.next_obs[:8, 1], [1, 2, 3, 4, 1, 2, 1, 2])
+        assert result["env_runners"]["episode_len_mean"] == 4
+        state = algorithm.get_state()
+        algorithm.env_restarts = 0
+        algorithm.set_state(state)
+        assert algorithm.env_restarts == 6
+    assert read_rows(tmp_path)["env_restarts"].to_pylist() == [0, 6]
+
+
+def test_one_that_never_works_ends_the_run(make_runner: MakeRunner) -> None:
+    config = tiny_config(env=FragileEnv).environment(env_config={"life": 0})
+    config.fault_tolerance(restart_failed_sub_environments=True).validate()
+    runner = ColumnarEnvRunner(config=config)
+    with pytest.raises(UserCodeError, match="the simulator exploded"):
+        runner.sample(num_steps=1)
+    runner.stop()

@@ -104,6 +104,4 @@ def test_a_temperature_that_cannot_be_tuned_is_refused(without_density: str, is_
     ],
 )
 def test_every_sampler_here_has_a_density(algorithm: str, settings: dict[str, Any]) -> None:
-    Actor(
-        3, 1, tiny_config(algorithm, alpha="auto", **settings).settings(), seed=0
-    ).refuse_untunable_temperature()
+    Actor(3, 1, tiny_config(algorithm, alpha="auto", **settings).settings(), seed=0).refuse_unusable_sampler()
