@@ -28,8 +28,9 @@ from ray.rllib.utils.metrics import (
 )
 from ray.tune import Checkpoint, PlacementGroupFactory
 
+from rllib_hpo.algorithms.base import Actor, Episode
+from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.errors import NonFiniteError, SettingsError
-from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.results.provenance import provenance
 from rllib_hpo.results.schema import EvaluationRow, canonical_json, config_hash, episode_statistics
@@ -37,8 +38,12 @@ from rllib_hpo.results.writer import write_row
 from rllib_hpo.rllib import checkpointing
 from rllib_hpo.rllib.auth_token import keep_token_private
 from rllib_hpo.rllib.capacity import ray_for_actors
-from rllib_hpo.rllib.config import ActorCriticConfig, SACGaussianConfig, SACHPOConfig, SACNFConfig
-from rllib_hpo.rllib.env_runner import Episode
+from rllib_hpo.rllib.config import (
+    ActorCriticConfig,
+    SACGaussianConfig,
+    SACHPOConfig,
+    SACNFConfig,
+)
 from rllib_hpo.rllib.environment import WorkerEnvCreator, environment_maker, label, try_out
 from rllib_hpo.rllib.evaluation import (
     Evaluation,
@@ -64,7 +69,7 @@ _logger = logging.getLogger(__name__)
 
 
 class ActorCriticAlgorithm(Algorithm):
-    """A maximum-entropy actor-critic: one learner, one replay, one evaluation; the sampler is what differs.
+    """An off-policy algorithm: one learner, one replay, one evaluation; the method is what differs.
 
     One `train()` is a fixed number of environment steps (never a span of time), cut so that warm-up,
     evaluations and checkpoints fall on their steps exactly.
@@ -140,7 +145,7 @@ class ActorCriticAlgorithm(Algorithm):
             with without_object_store(self._is_local(config)):
                 super().setup(config)
             self.stack: Stack = PolicyStack(self) if config.is_old_stack else ModuleStack(self)
-            self.actor.refuse_untunable_temperature()
+            make_method(self.settings).check(self.actor)
             self.evaluation_runners = EvaluationRunners(config, self._watch)
 
     @staticmethod

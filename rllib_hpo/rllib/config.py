@@ -18,19 +18,13 @@ from ray.rllib.utils import force_list
 from ray.rllib.utils.annotations import override
 from ray.tune.result import TRIAL_INFO
 
+from rllib_hpo.algorithms.registry import find_settings
 from rllib_hpo.errors import SettingsError, WorkerDiedError, nearest
-from rllib_hpo.learning.parallel import LOST
+from rllib_hpo.optim.replicas import LOST
 from rllib_hpo.results.paths import absolute
 from rllib_hpo.rllib.amounts import refuse_impossible_amounts
 from rllib_hpo.rllib.environment import stateful_wrappers
-from rllib_hpo.settings import (
-    ActorCriticSettings,
-    check_learners,
-    complete_settings,
-    find_settings,
-    parse_settings,
-    without_numpy,
-)
+from rllib_hpo.settings import Settings, check_learners, complete_settings, parse_settings, without_numpy
 from rllib_hpo.streams import derived_seed
 from rllib_hpo.tasks import find_task
 
@@ -116,7 +110,7 @@ class ActorCriticConfig(AlgorithmConfig):
     `settings()`.
 
     Args:
-        algorithm: Name of a registered algorithm: "sac", "sac-nf", "sac-hpo" or one of another package.
+        algorithm: Name of a registered algorithm, such as "sac-hpo", or of one of another package.
         algo_class: The Algorithm class to build.
     """
 
@@ -187,11 +181,11 @@ class ActorCriticConfig(AlgorithmConfig):
         return not self.enable_rl_module_and_learner
 
     @property
-    def settings_class(self) -> type[ActorCriticSettings]:
+    def settings_class(self) -> type[Settings]:
         """The model that holds this algorithm's hyperparameters."""
         return self._settings_class
 
-    def settings(self) -> ActorCriticSettings:
+    def settings(self) -> Settings:
         """The validated hyperparameters.
 
         Raises:
@@ -251,7 +245,7 @@ class ActorCriticConfig(AlgorithmConfig):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickles a config of any version: options and settings that came later have their defaults."""
         later = {name: value for name, value in _default_options().items() if name not in state}
-        settings: type[ActorCriticSettings] = state["_settings_class"]
+        settings: type[Settings] = state["_settings_class"]
         self.__dict__.update({**copy.deepcopy(later), **state, **complete_settings(settings, state)})
 
     @override(AlgorithmConfig)

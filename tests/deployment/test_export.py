@@ -15,14 +15,15 @@ import pytest
 import torch
 from pydantic import Field
 
+from rllib_hpo.algorithms.registry import algorithm_names
+from rllib_hpo.algorithms.sac import SamplerActor
 from rllib_hpo.deployment import FORMATS, DeployedPolicy, PolicyMetadata, load_policy_file, write_policy
 from rllib_hpo.deployment.metadata import BoxMetadata
 from rllib_hpo.errors import CheckpointError, SettingsError, UnknownNameError, UserError
 from rllib_hpo.experiments.evaluate import evaluate_checkpoint
 from rllib_hpo.experiments.export import export_policy
-from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.rllib.trained_policy import load_policy
-from rllib_hpo.settings import SETTINGS, ActorCriticSettings, SACHPOSettings
+from rllib_hpo.settings import ActorCriticSettings, SACHPOSettings
 from rllib_hpo.tasks import ActionScaling, make_env
 from tests.learning.options import SETTINGS as OPTIONS
 from tests.rllib.tiny import running, tiny_config, train_to
@@ -41,7 +42,7 @@ class Trained(NamedTuple):
     obs: np.ndarray
 
 
-@pytest.fixture(scope="module", params=SETTINGS)
+@pytest.fixture(scope="module", params=algorithm_names())
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A policy trained for a moment on Hopper, with long leapfrog steps and decided gates where it has them."""
     settings = {"step_size": 0.5, "leapfrog_steps": 3} if request.param == "sac-hpo" else {}
@@ -57,7 +58,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         return Trained(Path(built.save_to_path(directory / "checkpoint")), obs)
 
 
-def observations(actor: Actor) -> np.ndarray:
+def observations(actor: SamplerActor) -> np.ndarray:
     """Those that the noise-free policy meets, episode after episode."""
     env, seen, seed = make_env("Hopper-v4"), [], 0
     scaling = ActionScaling.of(env.action_space)
@@ -151,7 +152,7 @@ def test_exported_actions_are_the_live_ones(trained: Trained, file_format: str, 
 def test_every_option_exports(name: str, tmp_path: Path) -> None:
     settings = OPTIONS[name]
     obs = np.random.default_rng(0).normal(size=(200, 5)).astype(np.float32)
-    policy = DeployedPolicy(Actor(5, 3, settings, seed=0), metadata(name.split(",")[0], settings))
+    policy = DeployedPolicy(SamplerActor(5, 3, settings, seed=0), metadata(name.split(",")[0], settings))
     write_policy(policy, "onnx", tmp_path / "policy.onnx")
     actions = run_onnx(tmp_path / "policy.onnx")(obs)
     np.testing.assert_allclose(actions, policy(torch.from_numpy(obs)).numpy(), rtol=0, atol=1e-5 * 4)
@@ -279,14 +280,14 @@ class SmoothSettings(SACHPOSettings):
 
 def test_smooth_critics_are_refused() -> None:
     with pytest.raises(SettingsError, match="critic_activation='silu' cannot be exported"):
-        DeployedPolicy(Actor(5, 3, SmoothSettings(), seed=0), metadata("sac-hpo", SACHPOSettings()))
+        DeployedPolicy(SamplerActor(5, 3, SmoothSettings(), seed=0), metadata("sac-hpo", SACHPOSettings()))
 
 
 @pytest.fixture
 def policy() -> DeployedPolicy:
     """A small one."""
     settings = OPTIONS["sac"]
-    return DeployedPolicy(Actor(5, 3, settings, seed=0), metadata("sac", settings))
+    return DeployedPolicy(SamplerActor(5, 3, settings, seed=0), metadata("sac", settings))
 
 
 def test_mistakes_are_named(policy: DeployedPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def learned(algorithm: ActorCriticAlgorithm) -> dict[str, Any]:
     core = algorithm.local_learner
     return {
         "model": core.trainer.model.state_dict(),
-        "optimizers": [optimizer and optimizer.state_dict() for optimizer in core.trainer.optimizers],
+        "optimizers": [optimizer.state_dict() for optimizer in core.trainer.optimizers.values()],
         "trainer": core.trainer.get_state(),
         "rows": np.concatenate(
             core.replay.read(core.replay.total_rows - core.replay.num_rows, core.replay.total_rows)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from rllib_hpo.learning import replay as replay_module
-from rllib_hpo.learning.feed import IndexFeed, RowFeed
 from rllib_hpo.learning.graph import WARM_UPS
-from rllib_hpo.learning.replay import Replay
+from rllib_hpo.replay.feed import IndexFeed, RowFeed
+from rllib_hpo.replay.ring import Replay
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from tests.rllib.tiny import EVERY_ALGORITHM, assert_equal, facts, running, tiny_config, train_to
 

@@ -94,7 +94,7 @@ def test_a_batch_of_each_learner_makes_an_update() -> None:
 
     def latest(learner: Any) -> dict[str, float]:
         sums: dict[str, torch.Tensor] = learner.core.trainer._sums
-        return {name: float(value) / learner.core.trainer._num_summed for name, value in sums.items()}
+        return {name: float(value) / learner.core.trainer._num_summed[name] for name, value in sums.items()}
 
     with running(config_of(steps_per_iteration=24)) as algorithm:
         algorithm.train()

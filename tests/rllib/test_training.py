@@ -12,9 +12,9 @@ import pytest
 import torch
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 
+from rllib_hpo.algorithms.registry import algorithm_names
 from rllib_hpo.errors import NonFiniteError, SettingsError
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
-from rllib_hpo.settings import SETTINGS
 from tests.rllib.environments import CountingEnv, NoisyEnv
 from tests.rllib.tiny import EVERY_ALGORITHM, assert_equal, facts, loaded, running, tiny_config, train_to
 
@@ -226,7 +226,7 @@ def test_runs_of_two_seeds_differ() -> None:
 def test_algorithms_of_one_seed_start_alike() -> None:
     """A comparison is fair: the same critics, the same warm-up."""
     found = []
-    for algorithm in SETTINGS:
+    for algorithm in algorithm_names():
         with running(tiny_config(algorithm)) as built:
             critics = {
                 name: value.clone()

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from rllib_hpo.algorithms.registry import algorithm_names
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.config import ActorCriticConfig, make_config
-from rllib_hpo.settings import SETTINGS
 
-EVERY_ALGORITHM = pytest.mark.parametrize("algorithm", tuple(SETTINGS))
+EVERY_ALGORITHM = pytest.mark.parametrize("algorithm", algorithm_names())
 """For tests that a new algorithm inherits by being registered."""
 
 TINY: dict[str, Any] = {
@@ -77,9 +77,7 @@ def learner_facts(learner: Any) -> dict[str, Any]:
     rows = replay.read(oldest, replay.total_rows)
     return {
         "parameters": {name: value.numpy().copy() for name, value in trainer.model.state_dict().items()},
-        "optimizers": [
-            copy.deepcopy(optimizer.state_dict()) for optimizer in trainer.optimizers if optimizer is not None
-        ],
+        "optimizers": [copy.deepcopy(optimizer.state_dict()) for optimizer in trainer.optimizers.values()],
         "streams": trainer.streams.get_state(),
         "num_updates": trainer.num_updates,
         "total_rows": replay.total_rows,
