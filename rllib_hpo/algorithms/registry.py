@@ -28,10 +28,13 @@ _ENTRIES: dict[str, _Entry] = {
     "sac": _Entry("rllib_hpo.settings:SACSettings", "SAC"),
     "sac-nf": _Entry("rllib_hpo.settings:SACNFSettings", "SAC-NF"),
     "sac-hpo": _Entry("rllib_hpo.settings:SACHPOSettings", "SAC-HPO"),
+    "td3": _Entry("rllib_hpo.algorithms.td3:TD3Settings", "TD3"),
+    "ddpg": _Entry("rllib_hpo.algorithms.td3:DDPGSettings", "DDPG"),
 }
 
 _METHODS: dict[str, str | type[Method[Any, Any]]] = {
     "rllib_hpo.settings:ActorCriticSettings": "rllib_hpo.algorithms.sac:SoftActorCritic",
+    "rllib_hpo.algorithms.td3:TD3Settings": "rllib_hpo.algorithms.td3:TD3",
 }
 """What learns with settings of a class, named by "module:Class", and with those of its subclasses."""
 

@@ -40,9 +40,11 @@ from rllib_hpo.rllib.auth_token import keep_token_private
 from rllib_hpo.rllib.capacity import ray_for_actors
 from rllib_hpo.rllib.config import (
     ActorCriticConfig,
+    DDPGConfig,
     SACGaussianConfig,
     SACHPOConfig,
     SACNFConfig,
+    TD3Config,
 )
 from rllib_hpo.rllib.environment import WorkerEnvCreator, environment_maker, label, try_out
 from rllib_hpo.rllib.evaluation import (
@@ -624,3 +626,21 @@ class SACHPO(ActorCriticAlgorithm):
     @override(Algorithm)
     def get_default_config(cls) -> ActorCriticConfig:
         return SACHPOConfig()
+
+
+class TD3(ActorCriticAlgorithm):
+    """Twin delayed DDPG (arXiv 1802.09477)."""
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> ActorCriticConfig:
+        return TD3Config()
+
+
+class DDPG(ActorCriticAlgorithm):
+    """Deep deterministic policy gradient (arXiv 1509.02971)."""
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> ActorCriticConfig:
+        return DDPGConfig()

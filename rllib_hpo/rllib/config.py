@@ -579,10 +579,30 @@ class SACHPOConfig(ActorCriticConfig):
         super().__init__("sac-hpo", algo_class or SACHPO)
 
 
+class TD3Config(ActorCriticConfig):
+    """TD3 (arXiv 1802.09477); RLlib's own has left it."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        from rllib_hpo.rllib.algorithm import TD3
+
+        super().__init__("td3", algo_class or TD3)
+
+
+class DDPGConfig(ActorCriticConfig):
+    """DDPG (arXiv 1509.02971)."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        from rllib_hpo.rllib.algorithm import DDPG
+
+        super().__init__("ddpg", algo_class or DDPG)
+
+
 CONFIGS: dict[str, type[ActorCriticConfig]] = {
     "sac": SACGaussianConfig,
     "sac-nf": SACNFConfig,
     "sac-hpo": SACHPOConfig,
+    "td3": TD3Config,
+    "ddpg": DDPGConfig,
 }
 """Config class of each built-in algorithm; others are an `ActorCriticConfig` with their name."""
 

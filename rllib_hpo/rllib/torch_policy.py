@@ -291,12 +291,26 @@ class SACHPOTorchPolicy(ActorCriticTorchPolicy):
     algorithm = "sac-hpo"
 
 
+class TD3TorchPolicy(ActorCriticTorchPolicy):
+    """TD3, on the Policy API."""
+
+    algorithm = "td3"
+
+
+class DDPGTorchPolicy(ActorCriticTorchPolicy):
+    """DDPG, on the Policy API."""
+
+    algorithm = "ddpg"
+
+
 POLICIES: dict[str, type[ActorCriticTorchPolicy]] = {
     policy.algorithm: policy
     for policy in (
         SACGaussianTorchPolicy,
         SACNFTorchPolicy,
         SACHPOTorchPolicy,
+        TD3TorchPolicy,
+        DDPGTorchPolicy,
     )
 }
 """Policy class of each built-in algorithm; others are an `ActorCriticTorchPolicy` with their config."""

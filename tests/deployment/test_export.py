@@ -8,22 +8,22 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from pydantic import Field
 
+from rllib_hpo.algorithms.base import Actor
 from rllib_hpo.algorithms.registry import algorithm_names
 from rllib_hpo.algorithms.sac import SamplerActor
 from rllib_hpo.deployment import FORMATS, DeployedPolicy, PolicyMetadata, load_policy_file, write_policy
 from rllib_hpo.deployment.metadata import BoxMetadata
-from rllib_hpo.errors import CheckpointError, SettingsError, UnknownNameError, UserError
+from rllib_hpo.errors import CheckpointError, UnknownNameError, UserError
 from rllib_hpo.experiments.evaluate import evaluate_checkpoint
 from rllib_hpo.experiments.export import export_policy
 from rllib_hpo.rllib.trained_policy import load_policy
-from rllib_hpo.settings import ActorCriticSettings, SACHPOSettings
+from rllib_hpo.settings import ActorCriticSettings
 from rllib_hpo.tasks import ActionScaling, make_env
 from tests.learning.options import SETTINGS as OPTIONS
 from tests.rllib.tiny import running, tiny_config, train_to
@@ -50,7 +50,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     directory = tmp_path_factory.mktemp(request.param)
     with running(config) as built:
         train_to(built, 80)
-        gates = getattr(built.actor.sampler, "gated_force", None)
+        gates = getattr(built.actor.acting, "gated_force", None)
         if gates is not None:
             with torch.no_grad():
                 gates.gate.bias.copy_(torch.tensor([7.0, 0.0, -7.0]))
@@ -58,7 +58,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         return Trained(Path(built.save_to_path(directory / "checkpoint")), obs)
 
 
-def observations(actor: SamplerActor) -> np.ndarray:
+def observations(actor: Actor) -> np.ndarray:
     """Those that the noise-free policy meets, episode after episode."""
     env, seen, seed = make_env("Hopper-v4"), [], 0
     scaling = ActionScaling.of(env.action_space)
@@ -111,7 +111,7 @@ def test_every_format_is_tested() -> None:
 def test_the_observations_are_of_all_kinds(trained: Trained) -> None:
     """Clipped and unclipped actions, gates all but closed and all but open: or the next test would say little."""
     actor = load_policy(trained.checkpoint).actor
-    if not hasattr(actor.sampler, "gated_force"):
+    if not hasattr(actor.acting, "gated_force"):
         return
     obs = torch.from_numpy(trained.obs)
     gates: list[torch.Tensor] = []
@@ -269,18 +269,6 @@ def test_the_serving_example_needs_neither_ray_nor_this_package(trained: Trained
 
 
 # --- what is refused ---
-
-
-class SmoothSettings(SACHPOSettings):
-    """What another package may allow itself."""
-
-    sampler: ClassVar[str] = "hamiltonian"
-    critic_activation: Annotated[Literal["relu", "silu"], Field(description="Of the critics.")] = "silu"  # type: ignore[assignment]
-
-
-def test_smooth_critics_are_refused() -> None:
-    with pytest.raises(SettingsError, match="critic_activation='silu' cannot be exported"):
-        DeployedPolicy(SamplerActor(5, 3, SmoothSettings(), seed=0), metadata("sac-hpo", SACHPOSettings()))
 
 
 @pytest.fixture

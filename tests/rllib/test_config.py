@@ -14,17 +14,32 @@ from ray.tune.utils import flatten_dict
 from ray.tune.utils.util import unflatten_dict
 
 import rllib_hpo
-from rllib_hpo import SACHPO, SACNF, SACGaussian, SACGaussianConfig, SACHPOConfig, SACNFConfig
+from rllib_hpo import (
+    DDPG,
+    SACHPO,
+    SACNF,
+    TD3,
+    DDPGConfig,
+    SACGaussian,
+    SACGaussianConfig,
+    SACHPOConfig,
+    SACNFConfig,
+    TD3Config,
+)
 from rllib_hpo.algorithms.registry import find_settings
+from rllib_hpo.algorithms.td3 import DDPGSettings, TD3Settings
 from rllib_hpo.errors import SettingsError, UnknownNameError
 from rllib_hpo.rllib.config import EFFECTIVE_OPTIONS, RUN_OPTIONS, ActorCriticConfig, make_config
-from rllib_hpo.settings import ActorCriticSettings, SACHPOSettings, SACNFSettings, SACSettings
+from rllib_hpo.settings import SACHPOSettings, SACNFSettings, SACSettings, Settings
 from rllib_hpo.tasks import all_tasks
 from tests.rllib.environments import NoisyEnv
-from tests.rllib.tiny import EVERY_ALGORITHM, TINY, running, tiny_config
+from tests.rllib.tiny import EVERY_ALGORITHM, TINY, running, tiny_config, tuned
 
 OTHER_VALUES: dict[str, Any] = {
     "alpha": "auto",
+    "critic_lr": 1e-3,
+    "exploration_process": "ou",
+    "target_noise": 0.3,
     "target_entropy": -1.5,
     "step_size": [0.1, 0.2],
     "critic_activation": "relu",  # there is no other
@@ -50,7 +65,7 @@ def other_value(name: str, default: Any) -> Any:
     return default + 1 if isinstance(default, int) else default / 2
 
 
-def others(model: type[ActorCriticSettings]) -> dict[str, Any]:
+def others(model: type[Settings]) -> dict[str, Any]:
     """Another value for every setting of an algorithm."""
     return {name: other_value(name, field.default) for name, field in model.model_fields.items()} | (
         {"tempering_allow_heating": True} if "tempering" in model.model_fields else {}
@@ -63,6 +78,8 @@ def others(model: type[ActorCriticSettings]) -> dict[str, Any]:
         (SACGaussianConfig, SACGaussian, SACSettings),
         (SACNFConfig, SACNF, SACNFSettings),
         (SACHPOConfig, SACHPO, SACHPOSettings),
+        (TD3Config, TD3, TD3Settings),
+        (DDPGConfig, DDPG, DDPGSettings),
     ],
 )
 def test_classes_belong_together(config_class: Any, algorithm_class: Any, settings_class: Any) -> None:
@@ -298,7 +315,7 @@ def test_an_unknown_algorithm_gets_the_nearest_name() -> None:
 def test_a_change_to_the_dict_of_a_config_takes_effect(algorithm: str, way: str) -> None:
     """As PBT makes one, and PB2, which flattens the dict and loses the empty ones inside."""
     for name, value in others(find_settings(algorithm)).items():
-        options = tiny_config(algorithm, alpha="auto").to_dict()
+        options = tiny_config(algorithm, **tuned(algorithm)).to_dict()
         if way == "private name":  # as RLlib's own configs write it
             options["_train_batch_size_per_learner"] = 123
         options = options | {"tempering_allow_heating": True} if name == "tempering" else options

@@ -16,7 +16,7 @@ from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.checkpointing import MANIFEST
 from rllib_hpo.rllib.converting import convert
 from rllib_hpo.rllib.trained_policy import load_policy
-from tests.rllib.tiny import EVERY_ALGORITHM, assert_equal, loaded, running, tiny_config, train_to
+from tests.rllib.tiny import EVERY_ALGORITHM, assert_equal, loaded, running, tiny_config, train_to, tuned
 
 OTHER = {"new": "old", "old": "new"}
 
@@ -66,7 +66,7 @@ def test_noise_free_actions_stay_bitwise_equal(algorithm: str, stack: str, tmp_p
 @EVERY_ALGORITHM
 def test_everything_learned_is_taken_over(algorithm: str, stack: str, tmp_path: Path) -> None:
     """And training goes on from it; the ring of 60 rows has gone round."""
-    original = written(algorithm, stack, tmp_path, alpha="auto", replay_capacity=60)
+    original = written(algorithm, stack, tmp_path, **tuned(algorithm), replay_capacity=60)
     convert(original, tmp_path / "converted")
     with loaded(original) as before, loaded(tmp_path / "converted") as after:
         assert after.config.is_old_stack == (stack == "new")

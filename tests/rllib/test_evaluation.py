@@ -115,9 +115,9 @@ def test_the_first_observations_are_the_same_for_every_algorithm(algorithm: str)
         class Spy:
             """The actor, watched."""
 
-            log_alpha = built.actor.log_alpha
+            device, begin = built.actor.device, built.actor.begin
 
-            def act(self, obs: torch.Tensor) -> torch.Tensor:
+            def act(self, obs: torch.Tensor, memory: Any) -> torch.Tensor:
                 """Notes the states."""
                 seen.append(obs.numpy().copy())
                 return built.actor.act(obs)

@@ -11,12 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from rllib_hpo.algorithms.registry import algorithm_names
+from rllib_hpo.algorithms.registry import algorithm_names, find_settings
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.config import ActorCriticConfig, make_config
+from rllib_hpo.settings import ActorCriticSettings
 
 EVERY_ALGORITHM = pytest.mark.parametrize("algorithm", algorithm_names())
 """For tests that a new algorithm inherits by being registered."""
+
+SOFT_ALGORITHMS = pytest.mark.parametrize(
+    "algorithm", [name for name in algorithm_names() if issubclass(find_settings(name), ActorCriticSettings)]
+)
+"""For tests of temperatures and samplers."""
 
 TINY: dict[str, Any] = {
     "hidden_units": 16,
@@ -39,6 +45,11 @@ def tiny_config(
     env_config = SHORT_EPISODES if isinstance(env, str) else {}
     config = make_config(algorithm).environment(env, env_config=env_config)
     return config.training(**TINY | settings).debugging(seed=seed, log_level="ERROR", log_sys_usage=False)
+
+
+def tuned(algorithm: str) -> dict[str, Any]:
+    """A temperature that is learned, where the algorithm has one."""
+    return {"alpha": "auto"} if "alpha" in find_settings(algorithm).model_fields else {}
 
 
 @contextmanager
