@@ -57,15 +57,20 @@ class SamplerActor(Actor):
         sampler_stream = torch_generator(seed, "initial weights", "sampler")
         critic_stream = torch_generator(seed, "initial weights", "critics")
         self.sampler = find_sampler(settings.sampler)(obs_dim, action_dim, settings, sampler_stream)
-        self.target_critics = Critics(
-            obs_dim, action_dim, settings.hidden_units, settings.critic_layers, critic_stream
-        ).requires_grad_(False)
+        sizes = settings.hidden_units, settings.critic_layers
+        self.target_critics = Critics(obs_dim, action_dim, *sizes, critic_stream, self.num_critics)
+        self.target_critics.requires_grad_(False)
         self.log_alpha = nn.Parameter(self._initial_log_alpha(), requires_grad=settings.alpha == "auto")
 
     @property
     @override
     def device(self) -> torch.device:
         return self.log_alpha.device
+
+    @property
+    def num_critics(self) -> int:
+        """N; a subclass may have an ensemble."""
+        return 2
 
     @property
     @override

@@ -96,8 +96,7 @@ class Toy(SoftActorCritic[Any, Any]):
         return "update and copy" if update % self.settings.copy_every == 0 else "update"
 
     def update(self, model: ToyModel, batch: Batch, noise: Noise, steps: Steps, kind: str) -> Metrics:
-        own = {name: value for name, value in noise.items() if name != "cost"}
-        next_sample, sample, target_critics = self.sample_both(model, batch, own)
+        next_sample, sample, target_critics = self.sample_both(model, batch, noise)
         with torch.no_grad():
             next_cost = model.target_cost.minimum(batch.next_obs, next_sample.action) + noise["cost"]
             cost = batch.extras["cost"] + batch.extras["place"].sum(-1)
@@ -110,11 +109,6 @@ class Toy(SoftActorCritic[Any, Any]):
         steps.track(model.target_cost, model.cost, tau=1.0)
         steps.assign(model.num_copies, model.num_copies + 1)
         return metrics | {"cost_loss": steps.mean(loss)}
-
-    def diagnose(self, model: ToyModel, batch: Batch, noise: Noise) -> Metrics:
-        return super().diagnose(
-            model, batch, {name: value for name, value in noise.items() if name != "cost"}
-        )
 
     @torch.no_grad()
     def rows_added(self, model: ToyModel, rows: npt.NDArray[np.float32]) -> None:
