@@ -83,8 +83,7 @@ class TD3Settings(NetworkSettings):
 class DDPGSettings(TD3Settings):
     """Deep deterministic policy gradient, as the "OurDDPG" of TD3's authors: networks and optimizer as TD3's.
 
-    As published by Lillicrap et al.: lr=1e-4, critic_lr=1e-3, tau=0.001, train_batch_size_per_learner=64,
-    exploration_process=ou, exploration_noise=0.2.
+    `tune_configs/deterministic.yaml` has it as published, with noise of an Ornstein-Uhlenbeck process.
     """
 
     num_critics: Annotated[
