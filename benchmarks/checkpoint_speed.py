@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks import machine
 
 if TYPE_CHECKING:
-    from rllib_hpo.learning.replay import Replay
+    from rllib_hpo.replay.ring import Replay
 
 ENVIRONMENTS = {"Hopper-v4": (11, 3), "Humanoid-v4": (376, 17)}
 """Observation and action dimension."""
@@ -34,7 +34,8 @@ LIMIT_S = 2.0
 
 def full_replay(obs_dim: int, action_dim: int, rows: int) -> Replay:
     """A replay of `rows` random rows, and room for no more."""
-    from rllib_hpo.learning.replay import Replay, RowLayout
+    from rllib_hpo.replay.layout import RowLayout
+    from rllib_hpo.replay.ring import Replay
 
     replay, rng = Replay(RowLayout(obs_dim, action_dim), rows), np.random.default_rng(0)
     for start in range(0, rows, BLOCK):
@@ -61,8 +62,8 @@ def forget(path: Path) -> None:
 
 def measure_once(replay: Replay, directory: Path) -> dict[str, float]:
     """Seconds to save all rows, to load them into a new replay, and to save some more."""
-    from rllib_hpo.learning.replay import Replay
-    from rllib_hpo.learning.segments import load_segments, save_new_segment
+    from rllib_hpo.replay.ring import Replay
+    from rllib_hpo.replay.segments import load_segments, save_new_segment
 
     save, segments = timed(save_new_segment, replay, [], directory)
     forget(directory / segments[0]["file"])

@@ -1,6 +1,6 @@
 """The training loops that `benchmarks.train_speed` compares, each behind the same three words.
 
-All train SAC (or SAC-HPO) on Hopper-v4 with one environment, batch 256, networks of 256-256 ReLU units, one
+All train SAC (or SAC-HPO, or TD3) on Hopper-v4 with one environment, batch 256, networks of 256-256 ReLU units, one
 update per environment step after `warmup_steps` random steps, on the CPU. Libraries are imported where a
 contestant is made, because each runs in a process of its own.
 """
@@ -63,15 +63,41 @@ class StableBaselines3:
         return Counts(self.sac.num_timesteps, self.sac._n_updates)
 
 
+class StableBaselines3TD3:
+    """stable-baselines3's TD3 with the networks and the learning rate that TD3's authors have, as this package."""
+
+    def __init__(self, warmup_steps: int) -> None:
+        import numpy as np
+        from stable_baselines3 import TD3
+        from stable_baselines3.common.noise import NormalActionNoise
+
+        self.td3 = TD3(
+            "MlpPolicy",
+            ENV_ID,
+            learning_rate=3e-4,
+            action_noise=NormalActionNoise(np.zeros(3), 0.1 * np.ones(3)),
+            policy_kwargs={"net_arch": [256, 256]},
+            learning_starts=warmup_steps,
+            seed=0,
+            device="cpu",
+        )
+
+    def run(self, steps: int) -> None:
+        self.td3.learn(steps, log_interval=NEVER, reset_num_timesteps=self.td3.num_timesteps == 0)
+
+    def counts(self) -> Counts:
+        return Counts(self.td3.num_timesteps, self.td3._n_updates)
+
+
 class RLlibHPO:
     """This package's algorithms, through RLlib's `Algorithm.train()`."""
 
     def __init__(
         self, algorithm: str, warmup_steps: int, steps: int, *, new_stack: bool = True, **settings: Any
     ) -> None:
-        import rllib_hpo
+        from rllib_hpo.rllib.config import CONFIGS
 
-        config = {"sac": rllib_hpo.SACGaussianConfig, "sac-hpo": rllib_hpo.SACHPOConfig}[algorithm]
+        config = CONFIGS[algorithm]
         self.algo = (
             config.for_task(ENV_ID)
             .api_stack(new_stack, new_stack)
@@ -173,7 +199,9 @@ CONTESTANTS: dict[str, Callable[[int, int], Contestant]] = {
     "sac-old-stack": lambda warmup, steps: RLlibHPO("sac", warmup, steps, new_stack=False),
     "sac-hpo-2": lambda warmup, steps: RLlibHPO("sac-hpo", warmup, steps, leapfrog_steps=2),
     "sac-hpo-3": lambda warmup, steps: RLlibHPO("sac-hpo", warmup, steps, leapfrog_steps=3),
+    "td3": lambda warmup, steps: RLlibHPO("td3", warmup, steps),
     "stable-baselines3": lambda warmup, steps: StableBaselines3(warmup),
+    "stable-baselines3-td3": lambda warmup, steps: StableBaselines3TD3(warmup),
     "rllib-sac": RLlibSAC,
     "rllib-sac-small": lambda warmup, steps: RLlibSAC(warmup, steps, small=True),
 }
@@ -185,7 +213,9 @@ TITLES = {
     "sac-old-stack": "rllib_hpo SAC on RLlib's old API stack",
     "sac-hpo-2": "**rllib_hpo SAC-HPO, K = 2**",
     "sac-hpo-3": "**rllib_hpo SAC-HPO, K = 3**",
+    "td3": "**rllib_hpo TD3**",
     "stable-baselines3": "stable-baselines3 SAC",
+    "stable-baselines3-td3": "stable-baselines3 TD3",
     "rllib-sac": "RLlib's own SAC, its default shape of critics",
     "rllib-sac-small": "RLlib's own SAC, the smallest critics it offers",
 }

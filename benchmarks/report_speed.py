@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmarks import machine
+from rllib_hpo.algorithms.registry import find_settings
 from rllib_hpo.analysis.report import write_report
 from rllib_hpo.analysis.runs import runs_of
 from rllib_hpo.analysis.tables import all_tables
@@ -34,7 +35,6 @@ from rllib_hpo.results import (
     write_row,
 )
 from rllib_hpo.results.writer import PARTITIONS, file_table, trial_path
-from rllib_hpo.settings import find_settings
 from rllib_hpo.tasks import all_tasks
 
 RESULT = machine.RESULTS / "report_speed.json"

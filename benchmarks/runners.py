@@ -93,7 +93,7 @@ def row_bytes(task: str) -> int:
     """Bytes of one transition in the replay."""
     from gymnasium.spaces import flatdim
 
-    from rllib_hpo.learning.replay import RowLayout
+    from rllib_hpo.replay.layout import RowLayout
     from rllib_hpo.tasks import find_task, make_env
 
     env = make_env(find_task(task).env_id)

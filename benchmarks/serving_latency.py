@@ -37,10 +37,10 @@ def servers(env_id: str, policy: str, directory: Path) -> dict[str, Callable[[],
     import onnxruntime
     import torch
 
+    from rllib_hpo.algorithms.registry import find_settings
+    from rllib_hpo.algorithms.sac import SamplerActor
     from rllib_hpo.deployment import DeployedPolicy, PolicyMetadata, write_policy
     from rllib_hpo.deployment.metadata import BoxMetadata
-    from rllib_hpo.learning.actor_critic import Actor
-    from rllib_hpo.settings import find_settings
     from rllib_hpo.tasks import make_env
 
     algorithm, changes = POLICIES[policy]
@@ -57,7 +57,7 @@ def servers(env_id: str, policy: str, directory: Path) -> dict[str, Callable[[],
         **spaces,
     )
     dims = metadata.observation_space.shape[0], metadata.action_space.shape[0]
-    live = DeployedPolicy(Actor(*dims, settings, seed=0), metadata)
+    live = DeployedPolicy(SamplerActor(*dims, settings, seed=0), metadata)
     write_policy(live, "torch-export", directory / "policy.pt2")
     write_policy(live, "onnx", directory / "policy.onnx")
     program = torch.export.load(directory / "policy.pt2").module()

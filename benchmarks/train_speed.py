@@ -31,7 +31,7 @@ from benchmarks.contestants import CONTESTANTS, ENV_ID, TITLES, Contestant
 from benchmarks.pairs import Ratio
 
 YARDSTICK, STOCK = "hand-written", "rllib-sac"
-OTHERS = (YARDSTICK, STOCK, "rllib-sac-small", "stable-baselines3")
+OTHERS = (YARDSTICK, STOCK, "rllib-sac-small", "stable-baselines3", "stable-baselines3-td3")
 """Whom everybody is compared with."""
 STARTUP_LIMIT_S, SLICE_LIMIT_S = 600.0, 600.0
 CHILD_ENVIRONMENT = {
@@ -242,6 +242,7 @@ def targets(summary: dict[str, dict[str, Any]]) -> list[str]:
         ("sac", YARDSTICK, 0.95),
         ("sac", STOCK, 8.0),
         (YARDSTICK, "stable-baselines3", 1.0),
+        ("td3", "stable-baselines3-td3", 1.0),
     ]
     lines = []
     for name, other, least in promises:
@@ -284,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         compare_runners(options)
         return
     names = [name for name in CONTESTANTS if not options.only or name in options.only]
-    if "stable-baselines3" in names and importlib.util.find_spec("stable_baselines3") is None:
+    if any(name.startswith("stable-baselines3") for name in names) and not has_stable_baselines3():
         raise SystemExit(
             "stable-baselines3 is not installed: pip install 'rllib-hpo[bench]', or choose with --only"
         )
@@ -297,6 +298,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if out is not None:
         content = {"benchmark": "train_speed", "env_id": ENV_ID, "plan": asdict(plan), "machine": facts}
         machine.write_json(out, content | {"contestants": summary})
+
+
+def has_stable_baselines3() -> bool:
+    """Whether it is installed."""
+    return importlib.util.find_spec("stable_baselines3") is not None
 
 
 def compare_runners(options: argparse.Namespace) -> None:

@@ -33,21 +33,24 @@ UPDATES = (
 
 
 def _without_onednn() -> AbstractContextManager[Any]:
-    from rllib_hpo import products
+    from rllib_hpo.kernels import products
 
     return mock.patch.object(products, "HAS_ONEDNN", new=False)
 
 
 def _critics_together() -> AbstractContextManager[Any]:
-    from rllib_hpo import critics
+    from rllib_hpo.kernels import q_networks
 
-    return mock.patch.object(critics, "_separate", lambda weights, biases: [critics.Layers(weights, biases)])
+    def together(w: Any, b: Any) -> Any:
+        return [q_networks.Layers(list(w), list(b))]
+
+    return mock.patch.object(q_networks, "separate", together)
 
 
 def _both_critics_gradients() -> AbstractContextManager[Any]:
-    from rllib_hpo import critics
+    from rllib_hpo.kernels import q_networks
 
-    return mock.patch.object(critics, "ROWS_WORTH_SPLITTING", 10**9)
+    return mock.patch.object(q_networks, "ROWS_WORTH_SPLITTING", 10**9)
 
 
 def _matrices_of_one_column() -> AbstractContextManager[Any]:
@@ -56,14 +59,14 @@ def _matrices_of_one_column() -> AbstractContextManager[Any]:
     def addmv(bias: Any, matrix: Any, vector: Any) -> Any:
         return torch.addmm(bias, matrix, vector.unsqueeze(-1)).squeeze(-1)
 
-    return mock.patch("rllib_hpo.products.torch.addmv", addmv)
+    return mock.patch("rllib_hpo.kernels.products.torch.addmv", addmv)
 
 
 @contextmanager
 def _policy_by_autograd() -> Iterator[None]:
     from torch import nn
 
-    from rllib_hpo.networks import ReluMLP
+    from rllib_hpo.networks.mlp import ReluMLP
     from rllib_hpo.samplers import gaussian
 
     def forward(self: Any, inputs: Any, detached_rows: int = 0) -> Any:
@@ -71,7 +74,7 @@ def _policy_by_autograd() -> Iterator[None]:
 
     with (
         mock.patch.object(ReluMLP, "forward", forward),
-        mock.patch.object(gaussian, "is_learning", return_value=False),
+        mock.patch.object(gaussian, "wants_gradients", return_value=False),
     ):
         yield
 

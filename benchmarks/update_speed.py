@@ -184,7 +184,7 @@ def make_floor(products: Sequence[Product], device: str) -> Callable[[], None]:
 def _fastest(product: Product, device: str) -> Callable[[], Tensor]:
     import torch
 
-    from rllib_hpo.products import HAS_ONEDNN
+    from rllib_hpo.kernels.products import HAS_ONEDNN
 
     left = torch.randn(product.m, product.k, device=device)
     right = torch.randn(product.k, product.n, device=device)
@@ -214,10 +214,10 @@ def make_updates(contestant: Contestant) -> Callable[[int], None]:
     """A function that makes so many updates, or the products of so many."""
     import torch
 
-    from rllib_hpo.learning.actor_critic import ActorCritic
+    from rllib_hpo.algorithms.registry import make_method
+    from rllib_hpo.algorithms.sac import SoftActorCriticModel
     from rllib_hpo.learning.replay_learner import ReplayLearner
     from rllib_hpo.learning.trainer import Trainer
-    from rllib_hpo.learning.update import make_optimizers
 
     obs_dim, action_dim = SIZES[contestant.size]
     settings = algorithms()[contestant.algorithm]
@@ -230,10 +230,10 @@ def make_updates(contestant: Contestant) -> Callable[[int], None]:
     if contestant.device == "cpu":
         changes["diagnostics_interval"] = 10**9
     settings = settings.model_copy(update=changes)
-    model = ActorCritic(obs_dim, action_dim, settings, seed=0).to(torch.device(contestant.device))
+    model = SoftActorCriticModel(obs_dim, action_dim, settings, seed=0).to(torch.device(contestant.device))
     if contestant.mode == "compiled":
         model.sampler.compile(dynamic=False)
-    learner = ReplayLearner(Trainer(model, make_optimizers(model, settings), settings, seed=0))
+    learner = ReplayLearner(Trainer(make_method(settings), model, seed=0))
     rows = torch.randn(REPLAY_ROWS, learner.replay.layout.width, generator=torch.Generator().manual_seed(0))
     batch = learner.replay.layout.unpack(rows)
     batch.action.tanh_()

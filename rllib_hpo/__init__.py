@@ -1,9 +1,8 @@
-"""Maximum-entropy actor-critics whose policies are expressive samplers, on Ray RLlib.
+"""Maximum-entropy actor-critics whose policies are expressive samplers, and what they are compared with, on Ray RLlib.
 
-`SACHPOConfig`, `SACNFConfig` and `SACGaussianConfig` are RLlib AlgorithmConfigs; `SACHPO`, `SACNF` and
-`SACGaussian` the Algorithms to hand to Tune; `SACHPOTorchPolicy` and so on their policies on RLlib's old API
-stack. Importing this package registers its tasks with gymnasium; ray is imported when one of these names is
-first used.
+`SACHPOConfig`, `SACNFConfig`, `SACGaussianConfig`, `TD3Config` and `DDPGConfig` are RLlib AlgorithmConfigs; `SACHPO`
+and so on the Algorithms to hand to Tune; `SACHPOTorchPolicy` and so on their policies on RLlib's old API stack.
+Importing this package registers its tasks with gymnasium; ray is imported when one of these names is first used.
 """
 
 from __future__ import annotations
@@ -16,20 +15,34 @@ import rllib_hpo.tasks  # noqa: F401  (registers the PyBullet environments)
 __version__ = "0.1.0"
 
 _LAZY = {
-    **dict.fromkeys(("SACGaussian", "SACNF", "SACHPO", "ActorCriticAlgorithm"), "rllib_hpo.rllib.algorithm"),
     **dict.fromkeys(
-        ("SACGaussianConfig", "SACNFConfig", "SACHPOConfig", "ActorCriticConfig"), "rllib_hpo.rllib.config"
+        ("SACGaussian", "SACNF", "SACHPO", "TD3", "DDPG", "ActorCriticAlgorithm"), "rllib_hpo.rllib.algorithm"
     ),
     **dict.fromkeys(
-        ("SACGaussianTorchPolicy", "SACNFTorchPolicy", "SACHPOTorchPolicy"), "rllib_hpo.rllib.torch_policy"
+        ("SACGaussianConfig", "SACNFConfig", "SACHPOConfig", "TD3Config", "DDPGConfig", "ActorCriticConfig"),
+        "rllib_hpo.rllib.config",
+    ),
+    **dict.fromkeys(
+        (
+            "SACGaussianTorchPolicy",
+            "SACNFTorchPolicy",
+            "SACHPOTorchPolicy",
+            "TD3TorchPolicy",
+            "DDPGTorchPolicy",
+        ),
+        "rllib_hpo.rllib.torch_policy",
     ),
 }
 
 __all__ = [
+    "DDPG",
     "SACHPO",
     "SACNF",
+    "TD3",
     "ActorCriticAlgorithm",
     "ActorCriticConfig",
+    "DDPGConfig",
+    "DDPGTorchPolicy",
     "SACGaussian",
     "SACGaussianConfig",
     "SACGaussianTorchPolicy",
@@ -37,6 +50,8 @@ __all__ = [
     "SACHPOTorchPolicy",
     "SACNFConfig",
     "SACNFTorchPolicy",
+    "TD3Config",
+    "TD3TorchPolicy",
 ]  # fmt: skip
 
 

@@ -8,7 +8,7 @@ Monte Carlo Method" (arXiv 2103.12020); where a value depends on the task, Ant's
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -16,22 +16,22 @@ import numpy as np
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rllib_hpo.errors import SettingsError, nearest, shown, unknown_name
+from rllib_hpo.errors import SettingsError, nearest, shown
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1, lt=2**53)]
 UnitInterval = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
-class ActorCriticSettings(BaseModel):
-    """What every maximum-entropy actor-critic here shares; algorithms differ only in their sampler."""
+class Settings(BaseModel):
+    """What every algorithm has: discount, optimizer, replay, schedule, evaluation, processes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     sampler: ClassVar[str]
-    """Registered name of the sampler that draws this algorithm's actions."""
+    """What draws this algorithm's actions, as results name it; of an actor-critic here a registered sampler."""
     changeable: ClassVar[frozenset[str]] = frozenset(
         """
-        gamma lr tau train_batch_size_per_learner alpha target_entropy objective_critic
+        gamma lr tau train_batch_size_per_learner
         evaluation_every evaluation_episodes evaluation_max_episode_steps checkpoint_every steps_per_iteration
         diagnostics_interval num_torch_threads cuda_graph tf32
         """.split()
@@ -66,30 +66,6 @@ class ActorCriticSettings(BaseModel):
     warmup_steps: Annotated[
         PositiveInt, Field(description="First environment steps: uniform random actions, no updates.")
     ] = 10_000
-    alpha: Annotated[
-        PositiveFloat | Literal["auto"], Field(description="Temperature: a fixed value, or 'auto' (tuned).")
-    ] = 0.2
-    initial_alpha: Annotated[PositiveFloat, Field(description="Where 'alpha: auto' starts.")] = 1.0
-    target_entropy: Annotated[
-        Annotated[float, Field(allow_inf_nan=False)] | Literal["auto"],
-        Field(description="Entropy (nats) that 'alpha: auto' aims at; 'auto' is minus the action dimension."),
-    ] = "auto"
-    policy_layers: Annotated[
-        int, Field(ge=1, le=4, description="Hidden layers of the base policy network.")
-    ] = 2
-    critic_layers: Annotated[int, Field(ge=1, le=4, description="Hidden layers of each critic.")] = 2
-    hidden_units: Annotated[
-        PositiveInt, Field(description="Units of each hidden layer, policy and critics.")
-    ] = 256
-    critic_activation: Annotated[
-        Literal["relu"],
-        Field(
-            description="Only 'relu': with critics smooth in the action the constant-gradient force is inexact."
-        ),
-    ] = "relu"
-    objective_critic: Annotated[
-        Literal["online", "target"], Field(description="Critics whose minimum the policy maximises.")
-    ] = "online"
     evaluation_every: Annotated[
         PositiveInt, Field(description="Environment steps between evaluations (and one at step 0).")
     ] = 10_000
@@ -126,7 +102,6 @@ class ActorCriticSettings(BaseModel):
             description="Torch threads per process; results are bitwise equal only for equal numbers.",
         ),
     ] = 1
-
     cuda_graph: Annotated[
         bool,
         Field(description="On a GPU, make updates by replaying one CUDA graph; false: kernel by kernel."),
@@ -146,18 +121,72 @@ class ActorCriticSettings(BaseModel):
 
     def may_change(self, name: str, saved: Any) -> bool:
         """Whether the setting `name` may be `saved` in a checkpoint that is loaded into this configuration."""
-        # A temperature that is learned has an optimizer, a fixed one has none.
-        is_other_kind = name == "alpha" and "auto" in (self.alpha, saved)
-        return name in self.changeable and not is_other_kind
+        return name in self.changeable
 
-    def refuse_idle_temperature(self) -> None:
-        """Refuses settings of a tuned temperature where `alpha` is a number.
+    def refuse_idle(self) -> None:
+        """Refuses settings that have no effect beside others.
 
         Configurations that an earlier version saved are not asked: it accepted them.
 
         Raises:
-            SettingsError: Naming the setting, and the line that tunes the temperature.
+            SettingsError: Naming the setting, and what gives it an effect.
         """
+
+    def evaluation_sampler(self) -> str:
+        """Name of what acts in evaluations: what is trained, without noise."""
+        return self.sampler
+
+    def notices(self) -> list[str]:
+        """Sentences on settings that are valid and change nothing, for people to read before a run starts."""
+        return []
+
+
+class NetworkSettings(Settings):
+    """Sizes of the networks of an actor-critic."""
+
+    policy_layers: Annotated[
+        int, Field(ge=1, le=4, description="Hidden layers of the base policy network.")
+    ] = 2
+    critic_layers: Annotated[int, Field(ge=1, le=4, description="Hidden layers of each critic.")] = 2
+    hidden_units: Annotated[
+        PositiveInt, Field(description="Units of each hidden layer, policy and critics.")
+    ] = 256
+
+
+class ActorCriticSettings(NetworkSettings):
+    """What every maximum-entropy actor-critic here shares; SAC, SAC-NF and SAC-HPO differ in their sampler."""
+
+    changeable: ClassVar[frozenset[str]] = Settings.changeable | {
+        "alpha",
+        "target_entropy",
+        "objective_critic",
+    }
+
+    alpha: Annotated[
+        PositiveFloat | Literal["auto"], Field(description="Temperature: a fixed value, or 'auto' (tuned).")
+    ] = 0.2
+    initial_alpha: Annotated[PositiveFloat, Field(description="Where 'alpha: auto' starts.")] = 1.0
+    target_entropy: Annotated[
+        Annotated[float, Field(allow_inf_nan=False)] | Literal["auto"],
+        Field(description="Entropy (nats) that 'alpha: auto' aims at; 'auto' is minus the action dimension."),
+    ] = "auto"
+    critic_activation: Annotated[
+        Literal["relu"],
+        Field(
+            description="Only 'relu': with critics smooth in the action the constant-gradient force is inexact."
+        ),
+    ] = "relu"
+    objective_critic: Annotated[
+        Literal["online", "target"], Field(description="Critics whose minimum the policy maximises.")
+    ] = "online"
+
+    def may_change(self, name: str, saved: Any) -> bool:
+        """As `Settings.may_change`; a temperature that is learned has an optimizer, a fixed one has none."""
+        is_other_kind = name == "alpha" and "auto" in (self.alpha, saved)
+        return super().may_change(name, saved) and not is_other_kind
+
+    def refuse_idle(self) -> None:
+        """As `Settings.refuse_idle`: refuses settings of a tuned temperature where `alpha` is a number."""
         if self.alpha == "auto":
             return
         for name in ("initial_alpha", "target_entropy"):
@@ -167,14 +196,6 @@ class ActorCriticSettings(BaseModel):
                     f"{name}={value!r} would have no effect, since alpha={self.alpha!r} is not tuned. Set alpha to "
                     "'auto' (training(alpha='auto'), or `alpha: auto` in a file), or leave it out."
                 )
-
-    def evaluation_sampler(self) -> str:
-        """Name of what acts in evaluations: the sampler that is trained, without noise."""
-        return self.sampler
-
-    def notices(self) -> list[str]:
-        """Sentences on settings that are valid and change nothing, for people to read before a run starts."""
-        return []
 
 
 class SACSettings(ActorCriticSettings):
@@ -300,14 +321,7 @@ class SACHPOSettings(ActorCriticSettings):
         return self.train_sampler
 
 
-SETTINGS: dict[str, type[ActorCriticSettings]] = {
-    "sac": SACSettings,
-    "sac-nf": SACNFSettings,
-    "sac-hpo": SACHPOSettings,
-}
-"""Settings model of each built-in algorithm, by its name on the command line and in results."""
-
-SettingsT = TypeVar("SettingsT", bound=ActorCriticSettings)
+SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
 def without_numpy(value: Any) -> Any:
@@ -338,7 +352,7 @@ def parse_settings(model: type[SettingsT], values: Mapping[str, Any], source: st
         raise SettingsError(prefix + "; ".join(_describe(model, values, error)) + ".") from None
 
 
-def complete_settings(model: type[ActorCriticSettings], saved: Mapping[str, Any]) -> dict[str, Any]:
+def complete_settings(model: type[Settings], saved: Mapping[str, Any]) -> dict[str, Any]:
     """Fills hyperparameters that an earlier version stored with the defaults of those that came later.
 
     The default of a new setting is what earlier versions did. Every stored configuration goes through here:
@@ -355,12 +369,6 @@ def complete_settings(model: type[ActorCriticSettings], saved: Mapping[str, Any]
         name: saved[name] if name in saved else field.get_default(call_default_factory=True)
         for name, field in model.model_fields.items()
     }
-
-
-def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A row's whole configuration, completed as `complete_settings` does, if its algorithm is known here."""
-    model = SETTINGS.get(str(config.get("algorithm")))
-    return {**config, **(complete_settings(model, config) if model is not None else {})}
 
 
 def _describe(
@@ -389,7 +397,7 @@ def _unknown_key(model: type[BaseModel], key: str) -> str:
     return f"'{key}' is not a setting of {model.__name__.removesuffix('Settings')}{hint}; valid are {valid}"
 
 
-def check_learners(num_learners: int, num_gpus_per_learner: float, settings: ActorCriticSettings) -> None:
+def check_learners(num_learners: int, num_gpus_per_learner: float, settings: Settings) -> None:
     """Refuses several learners that could not work together.
 
     Raises:
@@ -407,23 +415,8 @@ def check_learners(num_learners: int, num_gpus_per_learner: float, settings: Act
         )
 
 
-def register_algorithm(name: str, model: type[ActorCriticSettings]) -> None:
-    """Makes `model` the settings of the algorithm `name`; its `sampler` must be registered too."""
-    SETTINGS[name] = model
-
-
-def find_settings(algorithm: str) -> type[ActorCriticSettings]:
-    """The settings class of a registered algorithm, or of one that an installed package offers.
-
-    Packages offer algorithms with an entry point of the group "rllib_hpo.algorithms": a module that
-    calls `register_algorithm` and `register_sampler` when imported.
-
-    Raises:
-        UnknownNameError: Naming the nearest algorithm.
-    """
-    if algorithm not in SETTINGS:
-        for entry_point in importlib.metadata.entry_points(group="rllib_hpo.algorithms"):
-            entry_point.load()
-    if algorithm not in SETTINGS:
-        raise unknown_name("algorithm", algorithm, SETTINGS)
-    return SETTINGS[algorithm]
+def __getattr__(name: str) -> Any:
+    """Names of the registry, which were here in 0.1.0 and which other packages import from here."""
+    if name in ("register_algorithm", "find_settings"):
+        return getattr(importlib.import_module("rllib_hpo.algorithms.registry"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

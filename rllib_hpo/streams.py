@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 _logger = logging.getLogger(__name__)
 
@@ -38,6 +39,20 @@ def torch_generator(seed: int, *names: str | int, device: str | torch.device = "
 def numpy_generator(seed: int, *names: str | int) -> np.random.Generator:
     """A NumPy generator for the stream called `names` of the run `seed`."""
     return np.random.Generator(np.random.PCG64(seed_sequence(seed, *names)))
+
+
+class Draw(NamedTuple):
+    """Random numbers that one update consumes: (rows * B, *shape) for a batch of B transitions."""
+
+    rows: int
+    shape: tuple[int, ...]
+    law: Literal["normal", "uniform"] = "normal"
+    """Standard normal, or uniform in [0, 1)."""
+
+    def fill(self, out: Tensor, generator: torch.Generator) -> None:
+        """Draws into `out`, on the generator's device."""
+        draw = torch.randn if self.law == "normal" else torch.rand
+        draw(out.shape, generator=generator, out=out)
 
 
 class TorchStreams:
@@ -96,3 +111,13 @@ class TorchStreams:
         names = (*self._owner, name, position)
         self._generators[name] = torch_generator(self._seed, *names, device=generator.device)
         return False
+
+
+def draw_all(draws: Mapping[str, Draw], batch_size: int, streams: TorchStreams) -> dict[str, Tensor]:
+    """The random numbers of one update, each kind from the stream of its name, on that stream's device."""
+    noise = {}
+    for name, draw in draws.items():
+        generator = streams[name]  # torch refuses to draw anywhere but on the generator's device
+        noise[name] = torch.empty((draw.rows * batch_size, *draw.shape), device=generator.device)
+        draw.fill(noise[name], generator)
+    return noise

@@ -38,10 +38,10 @@ class MutationError(Exception):
 
 HAMILTONIAN = ("samplers/test_hamiltonian.py",)
 LEAPFROG = ("samplers/test_leapfrog.py",)
-CHAIN = ("samplers/test_chain.py",)
-CRITICS = ("test_critics.py",)
-LOSSES = ("learning/test_losses.py",)
-UPDATE = ("learning/test_update.py",)
+CHAIN = ("kernels/test_gated_leapfrog.py",)
+CRITICS = ("networks/test_critics.py",)
+LOSSES = ("algorithms/test_losses.py",)
+UPDATE = ("algorithms/test_sac.py",)
 BULK = ("learning/test_bulk.py",)
 ROWS = ("rllib/test_transition_rows.py",)
 
@@ -83,28 +83,28 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "gate the wrong way round",
-        "samplers/forces.py",
-        "torch.lerp(transform, direction, gate), gate",
-        "torch.lerp(direction, transform, gate), gate",
+        "kernels/gated_force.py",
+        "torch.lerp(transform, direction, gate)",
+        "torch.lerp(direction, transform, gate)",
         ("samplers/test_forces.py",),
     ),
     Mutation(
         "chain's gradient without the second kick of a force",
-        "samplers/chain.py",
-        "(steps.scale(k) + (not is_last))",
-        "steps.scale(k)",
+        "kernels/gated_leapfrog.py",
+        "(options.scale(k) + (not is_last))",
+        "options.scale(k)",
         CHAIN,
     ),
     Mutation(
         "chain's gradient without the drift",
-        "samplers/chain.py",
+        "kernels/gated_leapfrog.py",
         "of_momentum = add_scaled(of_momentum, of_action, drift)",
         "pass",
         CHAIN,
     ),
     Mutation(
         "chain's gradient of the rows that have none",
-        "samplers/chain.py",
+        "kernels/gated_leapfrog.py",
         "rows = slice(ctx.detached_rows, None)",
         "rows = slice(0, None if ctx.detached_rows == 0 else -ctx.detached_rows)",
         CHAIN,
@@ -153,14 +153,14 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "tanh's derivative missing in the gradient of the log-density",
-        "samplers/gaussian.py",
+        "kernels/squash.py",
         "of_pre_tanh.addcmul_(action, of_log_density.unsqueeze(-1), value=2)",
         "pass",
         ("samplers/test_gaussian.py",),
     ),
     Mutation(
         "gradient of a log-std beyond its limits",
-        "samplers/gaussian.py",
+        "kernels/squash.py",
         ".mul_(is_inside)",
         "",
         ("samplers/test_gaussian.py",),
@@ -174,119 +174,119 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "flow's log-determinant without its last factor",
-        "samplers/radial_flow.py",
+        "kernels/radial_flow.py",
         " + torch.log1p(layers.stretch * a * layers.h)",
         "",
         ("samplers/test_radial_flow.py",),
     ),
     Mutation(
         "flow's gradient that leaves out the radius",
-        "samplers/radial_flow.py",
+        "kernels/radial_flow.py",
         "torch.addcmul(of_z * stretch_k, of_radii[-1] / radius_k, offsets[k])",
         "of_z * stretch_k",
         ("samplers/test_radial_flow.py",),
     ),
     Mutation(
         "maximum of the twins",
-        "critics.py",
-        "return self._twins(action)[0].amin(0)",
-        "return self._twins(action)[0].amax(0)",
+        "networks/critics.py",
+        "return self._evaluate(action)[0].amin(0)",
+        "return self._evaluate(action)[0].amax(0)",
         CRITICS,
     ),
     Mutation(
         "gradient of the larger twin",
-        "critics.py",
+        "kernels/q_networks.py",
         "torch.le(q[0], q[1], out=smaller[0])\n    torch.gt(q[0], q[1], out=smaller[1])",
         "torch.gt(q[0], q[1], out=smaller[0])\n    torch.le(q[0], q[1], out=smaller[1])",
         CRITICS,
     ),
     Mutation(
         "mask of a layer missing in the gradient of the action",
-        "networks.py",
+        "kernels/relu_mlp.py",
         "gradient = products.through_relu(products.product(gradient, weight), value)",
         "gradient = products.product(gradient, weight)",
         CRITICS,
     ),
     Mutation(
         "mask of a layer missing in the gradients of parameters",
-        "networks.py",
+        "kernels/relu_mlp.py",
         "gradient = products.through_relu(products.product(gradient, weights[k]), values[k])",
         "gradient = products.product(gradient, weights[k])",
         UPDATE,
     ),
     Mutation(
         "rows of the larger twin kept",
-        "critics.py",
+        "kernels/q_networks.py",
         "(order[:num_first], order[num_first:])",
         "(order[num_first:], order[:num_first])",
         CRITICS,
     ),
     Mutation(
         "gradient of the rows that have none",
-        "networks.py",
+        "kernels/relu_mlp.py",
         "gradient = grad_outputs[0][ctx.detached_rows :]",
         "gradient = grad_outputs[0][: len(grad_outputs[0]) - ctx.detached_rows]",
         UPDATE,
     ),
     Mutation(
         "online critics in the target",
-        "learning/update.py",
-        "target_critics.rows(slice(0, num_rows)).minimum(next_sample.action)",
+        "algorithms/sac.py",
+        "target_critics.rows(slice(0, len(batch.reward))).minimum(next_sample.action)",
         "model.critics.minimum(batch.next_obs, next_sample.action)",
         UPDATE,
     ),
     Mutation(
         "online critics in the force",
-        "learning/update.py",
+        "algorithms/sac.py",
         "target_critics = model.target_critics.condition(obs)",
         "target_critics = model.critics.condition(obs)",
         UPDATE,
     ),
     Mutation(
         "targets move though frozen",
-        "learning/update.py",
+        "optim/steps.py",
         "torch.rsub(frozen, tau, alpha=tau)",
         "tau",
         BULK,
     ),
     Mutation(
         "steps though frozen",
-        "learning/adam.py",
+        "optim/adam.py",
         "found_inf=skip",
         "found_inf=None",
         BULK,
     ),
     Mutation(
         "termination bootstraps",
-        "learning/losses.py",
+        "algorithms/losses.py",
         "torch.addcmul(reward, 1.0 - terminated, value, value=gamma)",
         "reward + gamma * value",
         LOSSES,
     ),
     Mutation(
         "sign of alpha in the target",
-        "learning/losses.py",
+        "algorithms/losses.py",
         "torch.addcmul(next_q, alpha, next_log_prob, value=-1)",
         "torch.addcmul(next_q, alpha, next_log_prob)",
         LOSSES,
     ),
     Mutation(
         "sign of alpha in the objective",
-        "learning/losses.py",
+        "algorithms/losses.py",
         "else alpha * log_prob - q",
         "else -alpha * log_prob - q",
         LOSSES,
     ),
     Mutation(
         "sign of the temperature loss",
-        "learning/losses.py",
+        "algorithms/losses.py",
         "return -(log_alpha.exp()",
         "return (log_alpha.exp()",
         LOSSES,
     ),
     Mutation(
         "tau for 1 - tau",
-        "learning/update.py",
+        "optim/steps.py",
         "torch._foreach_lerp_(targets, onlines, tau)",
         "torch._foreach_lerp_(targets, onlines, 1 - tau)",
         UPDATE,
@@ -301,8 +301,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "successor from the next episode",
         "rllib/env_runner.py",
-        "self.layout.pack(obs, actions, rewards, terminateds, next_obs, out=rows)",
-        "self.layout.pack(obs, actions, rewards, terminateds, self._obs[which], out=rows)",
+        "self.layout.pack(obs, actions, rewards, terminateds, next_obs, out=rows, extras=extras)",
+        "self.layout.pack(obs, actions, rewards, terminateds, self._obs[which], out=rows, extras=extras)",
         ROWS,
     ),
     Mutation(

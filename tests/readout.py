@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rllib_hpo.critics import TwinCritic
-from rllib_hpo.learning.actor_critic import ActorCritic
+from rllib_hpo.algorithms.sac import SoftActorCriticModel
+from rllib_hpo.networks.critics import Critics
 from rllib_hpo.samplers.forces import GatedForce
 from tests.reference.networks import Layers
 from tests.reference.update import Networks
@@ -22,7 +22,7 @@ def linear_layers(network: nn.Module) -> Layers:
     return [(leaf(m.weight), leaf(m.bias)) for m in network.modules() if isinstance(m, nn.Linear)]
 
 
-def critic_layers(critics: TwinCritic) -> list[Layers]:
+def critic_layers(critics: Critics) -> list[Layers]:
     """The two critics as separate networks."""
     pairs = list(zip(critics.weights, critics.biases, strict=True))
     return [[(leaf(w[twin]), leaf(b[twin, 0])) for w, b in pairs] for twin in range(2)]
@@ -41,7 +41,7 @@ def gated_force_layers(force: GatedForce) -> tuple[Layers, Layers]:
     return transform, gate
 
 
-def networks_of(model: ActorCritic) -> Networks:
+def networks_of(model: SoftActorCriticModel) -> Networks:
     """Everything an update changes, copied."""
     sampler = model.sampler
     networks = Networks(

@@ -21,12 +21,14 @@ MODULE = "rllib_hpo/errors.py"
 IMPORT_VIOLATIONS = {
     # planted line: (module it is planted in, contract that must break)
     "import ray": ("samplers/leapfrog.py", "know nothing of Ray"),
-    "import wandb": ("critics.py", "know nothing of Ray"),
+    "import wandb": ("networks/critics.py", "know nothing of Ray"),
     "import pandas": ("results/schema.py", "know nothing of Ray"),
     "import torch": ("results/schema.py", "written and read without torch"),
     "from ray import tune": ("analysis/__init__.py", "only the result rows"),
-    "import rllib_hpo.learning.update": ("samplers/leapfrog.py", "only those below it"),
-    "import rllib_hpo.samplers.gaussian": ("critics.py", "only those below it"),
+    "import rllib_hpo.algorithms.sac": ("samplers/leapfrog.py", "only those below it"),
+    "import rllib_hpo.samplers.gaussian": ("networks/critics.py", "only those below it"),
+    "import rllib_hpo.learning.trainer": ("algorithms/sac.py", "only those below it"),
+    "import rllib_hpo.algorithms.sac as _": ("learning/trainer.py", "Learning knows no algorithm"),
     "import rllib_hpo.rllib": ("tasks/__init__.py", "only those below it"),
 }
 
@@ -144,7 +146,7 @@ def test_unformatted_code_is_found(checkout: Path) -> None:
 @pytest.mark.parametrize(
     ("modules", "absent"),
     [
-        ("rllib_hpo.learning.update rllib_hpo.samplers.hamiltonian", "ray wandb pandas"),
+        ("rllib_hpo.learning.trainer rllib_hpo.samplers.hamiltonian", "ray wandb pandas"),
         ("rllib_hpo.results rllib_hpo.errors", "ray wandb torch"),
         ("rllib_hpo.analysis", "ray wandb"),
     ],

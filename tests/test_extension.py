@@ -1,4 +1,4 @@
-"""A package that adds an algorithm and a task: installed for real, used by name, here and on remote workers."""
+"""A package that adds algorithms and a task: installed for real, used by name, here and on remote workers."""
 
 from __future__ import annotations
 
@@ -60,3 +60,66 @@ def test_import_does_without_installation(workers: str, tmp_path: Path) -> None:
     finished = _train(tmp_path / "run", SOURCES, *words)
     assert finished.returncode == 0, finished.stderr
     assert len(read_rows(tmp_path / "run" / "results")) == 2
+
+
+COMMANDS = """
+import sys
+from rllib_hpo.cli import main
+for command in sys.argv[1:]:
+    sys.argv = ["rllib-hpo", *command.split()]
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code:
+            raise
+"""
+
+
+def _rllib_hpo(installed: Path, folder: Path, *commands: str) -> None:
+    """Each `rllib-hpo COMMAND` in one process that knows the package by its entry points."""
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS, *commands],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_an_algorithm_with_an_update_of_its_own(installed: Path, tmp_path: Path) -> None:
+    """An ensemble is trained, resumed, evaluated, exported and reported like the built-in algorithms."""
+    settings = " ".join(
+        f"--set {setting}" for setting in [*TINY.split(), "update_to_data=2", "policy_delay=3"]
+    )
+    _rllib_hpo(
+        installed,
+        tmp_path,
+        f"train --algorithm redq --task swing-up --steps 40 --out run --wandb disabled {settings}",
+        "train --resume run --steps 80 --wandb disabled",
+        "evaluate run --episodes 1",
+        "export run --format safetensors --out policy",
+        "report run --out report",
+    )
+    rows = read_rows(tmp_path / "run").to_pylist()
+    assert [(row["algorithm"], row["env_steps"], row["updates"]) for row in rows] == [
+        ("redq", 0, 0),
+        ("redq", 40, 40),
+        ("redq", 80, 120),
+    ]
+    assert "REDQ" in (tmp_path / "report" / "index.html").read_text()
+    assert '"num_critics": 10' in (tmp_path / "policy.json").read_text()
+
+
+@pytest.mark.slow
+def test_a_sweep_of_it(installed: Path, tmp_path: Path) -> None:
+    settings = ", ".join(setting.replace("=", ": ") for setting in TINY.split())
+    (tmp_path / "sweep.yaml").write_text(
+        "sweep: ensembles\ndescription: Two sizes.\nalgorithms: [redq]\ntasks: [swing-up]\nseeds: '0'\n"
+        f"settings: {{steps: 80, {settings}}}\n"
+        "variants:\n  default: {}\n  five: {settings: {num_critics: 5}}\n"
+    )
+    _rllib_hpo(installed, tmp_path, "sweep sweep.yaml --out out --wandb disabled")
+    assert {row["variant"] for row in read_rows(tmp_path / "out").to_pylist()} == {"default", "five"}

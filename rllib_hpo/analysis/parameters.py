@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 
+from rllib_hpo.algorithms.registry import find_settings, make_method
 from rllib_hpo.analysis.runs import Run, cells_of
 from rllib_hpo.analysis.tables import NOTHING, Table
 from rllib_hpo.errors import UserError
-from rllib_hpo.samplers import find_sampler
-from rllib_hpo.settings import find_settings, parse_settings
+from rllib_hpo.settings import parse_settings
 from rllib_hpo.tasks import make_env
 
 
 class ParameterCounts(NamedTuple):
-    """Of the sampler in an exported policy, target critics apart."""
+    """Of what draws actions in an exported policy, target critics apart."""
 
     base_policy: int
     """Of the network that gives mean and standard deviation."""
@@ -29,7 +29,7 @@ class ParameterCounts(NamedTuple):
 def parameter_counts(config: Mapping[str, Any], env_id: str) -> ParameterCounts | None:
     """The numbers for the configuration that a row records; None where its environment or algorithm is not here.
 
-    The sampler is built as for an exported policy, on the environment's sizes, and its parameters are counted.
+    The actor is built as for an exported policy, on the environment's sizes, and its parameters are counted.
     """
     sizes = _sizes(env_id, json.dumps(config.get("env_config", {}), sort_keys=True))
     if sizes is None:
@@ -38,10 +38,10 @@ def parameter_counts(config: Mapping[str, Any], env_id: str) -> ParameterCounts 
         model = find_settings(str(config["algorithm"]))
         known = {name: value for name, value in config.items() if name in model.model_fields}
         settings = parse_settings(model, known)
-        sampler = find_sampler(settings.sampler)(*sizes, settings, None)
+        acting = make_method(settings).make_actor(*sizes, seed=0).acting
     except (UserError, KeyError):
         return None
-    counts = {name: parameter.numel() for name, parameter in sampler.named_parameters()}
+    counts = {name: parameter.numel() for name, parameter in acting.named_parameters()}
     added = sum(count for name, count in counts.items() if not name.startswith("policy."))
     return ParameterCounts(sum(counts.values()) - added, added)
 

@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from rllib_hpo.algorithms.sac import SamplerActor
 from rllib_hpo.analysis.figures import to_bytes
 from rllib_hpo.analysis.shape_statistics import ShapeNumbers, shape_numbers
 from rllib_hpo.analysis.statistics import Interval
@@ -105,9 +106,14 @@ def policy_shape(
         seed: Of the draws.
 
     Raises:
-        SettingsError: If a dimension is not one of the action's.
+        SettingsError: If a dimension is not one of the action's, or the policy draws no actions from a density.
     """
     actor = policy.actor
+    if not isinstance(actor, SamplerActor):
+        raise SettingsError(
+            f"The policy is of '{policy.metadata.algorithm}', which has no sampler: only policies of soft "
+            "actor-critics have a shape."
+        )
     for dim in dims:
         if not 0 <= dim < actor.action_dim:
             raise SettingsError(

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from rllib_hpo.algorithms.registry import algorithm_names, complete_config, title
 from rllib_hpo.results.configurations import CellKey, cells_in
-from rllib_hpo.settings import complete_config
 from rllib_hpo.tasks import all_tasks
 
 Floats = NDArray[np.float64]
@@ -21,7 +21,6 @@ Floats = NDArray[np.float64]
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's, which the colour-blind can tell apart; lines differ in their dashes besides."""
 DASHES = ("solid", "dashed", "dashdot", "dotted")
-NAMES = {"sac": "SAC", "sac-nf": "SAC-NF", "sac-hpo": "SAC-HPO"}
 BASELINE = "SAC"
 """What others are compared with, where it is there."""
 
@@ -157,7 +156,7 @@ def _by_step(steps: Sequence[int], places: Sequence[int]) -> tuple[NDArray[np.in
 def label_of(algorithm: str, variant: str, sweep: str = "", line: str = "") -> str:
     """What an algorithm and variant is called in figures: "SAC-HPO (k-1)", "SAC-HPO (step_size=0.05)"."""
     extra = [part for part in (variant if variant != "default" else "", sweep, line) if part]
-    name = NAMES.get(algorithm, algorithm)
+    name = title(algorithm)
     return f"{name} ({', '.join(extra)})" if extra else name
 
 
@@ -190,6 +189,6 @@ def _task_place(task: TaskId) -> tuple[int, TaskId]:
 
 def _place(label: str) -> tuple[int, bool, str]:
     """Known algorithms in their order; of an algorithm's variants first the one that is proposed."""
-    known = list(NAMES.values())
+    known = [title(algorithm) for algorithm in algorithm_names()]
     name = label.split(" (")[0]
     return (known.index(name) if name in known else len(known), not label.endswith("(proposed)"), label)

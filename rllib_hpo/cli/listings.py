@@ -8,7 +8,7 @@ import typer
 from rich.table import Column, Table
 
 from rllib_hpo.cli.console import console
-from rllib_hpo.cli.options import Imports, import_all
+from rllib_hpo.cli.options import ALGORITHMS, Imports, import_all
 
 
 def tasks(imports: Imports = None) -> None:
@@ -40,14 +40,12 @@ def tasks(imports: Imports = None) -> None:
 
 
 def settings(
-    algorithm: Annotated[
-        str, typer.Argument(help="sac, sac-nf, sac-hpo, or one of another package.")
-    ] = "sac-hpo",
+    algorithm: Annotated[str, typer.Argument(help=f"{ALGORITHMS}, or one of another package.")] = "sac-hpo",
     imports: Imports = None,
 ) -> None:
     """List an algorithm's settings: what `--set`, a `--config` file and Python's `training()` accept."""
     import_all(imports)
-    from rllib_hpo.settings import find_settings
+    from rllib_hpo.algorithms.registry import find_settings
 
     table = Table("setting", "default", "meaning")
     for name, field in find_settings(algorithm).model_fields.items():

@@ -12,14 +12,20 @@ from rich.table import Table
 
 from rllib_hpo.cli.console import console
 from rllib_hpo.cli.failures import keep_log_in
-from rllib_hpo.cli.options import Imports, Wandb, WandbArtifacts, WandbVideo, import_all, path_option
+from rllib_hpo.cli.options import (
+    ALGORITHMS,
+    Imports,
+    Wandb,
+    WandbArtifacts,
+    WandbVideo,
+    import_all,
+    path_option,
+)
 from rllib_hpo.errors import SettingsError, shown
 
 
 def train(
-    algorithm: Annotated[
-        str | None, typer.Option(help="sac, sac-nf, sac-hpo, or one of another package.")
-    ] = None,
+    algorithm: Annotated[str | None, typer.Option(help=f"{ALGORITHMS}, or one of another package.")] = None,
     task: Annotated[
         str | None, typer.Option(help="A task (see `rllib-hpo tasks`) or any gymnasium id.")
     ] = None,

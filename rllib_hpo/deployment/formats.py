@@ -14,12 +14,11 @@ from typing import Any
 
 import torch
 
+from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.deployment.metadata import PolicyMetadata
 from rllib_hpo.deployment.policy import DeployedPolicy
 from rllib_hpo.documents import reason
 from rllib_hpo.errors import CheckpointError, SettingsError, UserError, unknown_name
-from rllib_hpo.learning.actor_critic import Actor
-from rllib_hpo.learning.footprint import actor_parts
 from rllib_hpo.results.atomic import write_atomically
 from rllib_hpo.tasks import import_modules
 
@@ -57,7 +56,9 @@ def write_policy(policy: DeployedPolicy, file_format: str, out: Path) -> list[Pa
 def _torch_export(policy: DeployedPolicy, out: Path) -> dict[Path, bytes]:
     """A `torch.export` program: `torch.export.load(file).module()(obs)` needs torch and nothing else."""
     batch = torch.export.Dim("batch")
-    program = torch.export.export(policy, (_example(policy),), dynamic_shapes=({0: batch},))
+    example = _example(policy)
+    shapes: Any = ({0: batch}, *([({0: batch},) * (len(example) - 1)] if len(example) > 1 else []))
+    program = torch.export.export(policy, example, dynamic_shapes=shapes)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # which holds the paths of whoever exported
     buffer = io.BytesIO()
@@ -70,11 +71,11 @@ def _onnx(policy: DeployedPolicy, out: Path) -> dict[Path, bytes]:
     _need("onnxscript")
     program = torch.onnx.export(
         policy,
-        (_example(policy),),
+        _example(policy),
         dynamo=True,
-        dynamic_shapes=({0: "batch"},),
-        input_names=["obs"],
-        output_names=["action"],
+        dynamic_shapes=({0: "batch"}, *([({0: "batch"},) * len(policy.memory)] if policy.memory else [])),
+        input_names=["obs", *policy.memory],
+        output_names=["action", *(f"next_{name}" for name in policy.memory)],
         opset_version=OPSET,
         verbose=False,
     )
@@ -147,9 +148,10 @@ def load_policy_file(path: Path) -> DeployedPolicy:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     held = sum(value.numel() * value.element_size() for value in weights.values())
     try:
-        if sum(part.num_bytes for part in actor_parts(settings, *dims)) > held:
+        method = make_method(settings)
+        if sum(part.num_bytes for part in method.actor_parts(*dims)) > held:
             raise ValueError("they are too few")  # told before memory is taken for those that are missing
-        actor = Actor(*dims, settings, seed=0)
+        actor = method.make_actor(*dims, seed=0)
         actor.load_state_dict(weights)
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"The weights in {path} are not those of its metadata.") from error
@@ -171,9 +173,10 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _example(policy: DeployedPolicy) -> torch.Tensor:
-    """Observations to trace with; two, since one would be taken for the only number there can be."""
-    return torch.zeros((2, policy.actor.obs_dim))
+def _example(policy: DeployedPolicy) -> tuple[torch.Tensor, ...]:
+    """Inputs to trace with; two rows, since one would be taken for the only number there can be."""
+    obs = torch.zeros((2, policy.actor.obs_dim))
+    return obs, *policy.begin(obs)
 
 
 def _need(module: str) -> ModuleType | Any:

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from rllib_hpo.algorithms.registry import find_settings
 from rllib_hpo.documents import parse_json
 from rllib_hpo.errors import CheckpointError, UserError
-from rllib_hpo.settings import ActorCriticSettings, complete_settings, find_settings, parse_settings
+from rllib_hpo.settings import Settings, complete_settings, parse_settings
 
 FORMAT = 1
 """Raised when older files can no longer be read."""
@@ -124,7 +125,7 @@ class PolicyMetadata(BaseModel):
         """JSON, for people and programs."""
         return self.model_dump_json(indent=1)
 
-    def parsed_settings(self) -> ActorCriticSettings:
+    def parsed_settings(self) -> Settings:
         """The hyperparameters, validated.
 
         Raises:

@@ -1,14 +1,13 @@
-"""The noise-free policy as one module: sampler, leapfrog steps, target critics and action scaling included."""
+"""The noise-free policy as one module: networks, leapfrog steps and action scaling included."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from rllib_hpo.algorithms.base import Actor
+from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.deployment.metadata import PolicyMetadata
-from rllib_hpo.errors import SettingsError
-from rllib_hpo.learning.actor_critic import Actor
-from rllib_hpo.samplers.base import zero_noise
 from rllib_hpo.tasks import ActionScaling
 
 
@@ -18,20 +17,12 @@ class DeployedPolicy(nn.Module):
     Args:
         actor: Where the weights come from; they are copied.
         metadata: What the policy is.
-
-    Raises:
-        SettingsError: If the critics are not ReLU networks: the analytic force would be another one.
     """
 
     def __init__(self, actor: Actor, metadata: PolicyMetadata) -> None:
         super().__init__()
-        if actor.settings.critic_activation != "relu":
-            raise SettingsError(
-                f"critic_activation={actor.settings.critic_activation!r} cannot be exported: the force is exact "
-                "for 'relu' only."
-            )
         self.metadata = metadata
-        self.actor = Actor(actor.obs_dim, actor.action_dim, actor.settings, seed=0)
+        self.actor = make_method(actor.settings).make_actor(actor.obs_dim, actor.action_dim, seed=0)
         wanted = self.actor.state_dict()
         self.actor.load_state_dict({name: actor.state_dict()[name] for name in wanted})
         self.requires_grad_(False)
@@ -39,12 +30,30 @@ class DeployedPolicy(nn.Module):
         for name in ("low", "high", "center", "half"):
             self.register_buffer(f"action_{name}", torch.from_numpy(getattr(scaling, name)))
 
-    def forward(self, obs: Tensor) -> Tensor:
-        """Actions (B, A) for obs (B, S), as `Actor.act` and `ActionScaling.to_env` give them."""
-        noise = zero_noise(self.actor.sampler, obs.shape[0], obs.device)
-        action = self.actor.sample(obs, noise, "train").action
+    @property
+    def memory(self) -> list[str]:
+        """Names of what `forward` takes after the observations and returns after the actions; mostly none."""
+        return [name for name, (_, only_exploring) in self.actor.memory.items() if not only_exploring]
+
+    def forward(self, obs: Tensor, *memory: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Actions (B, A) for obs (B, S), as `Actor.act` and `ActionScaling.to_env` give them.
+
+        Args:
+            obs: (B, S).
+            memory: What the episodes remember, in the order of `memory`; at their start as `begin` gives it.
+
+        Returns:
+            The actions; with memory, a tuple of them and of its new values.
+        """
+        remembered = dict(zip(self.memory, memory, strict=True))
+        action = self.actor(obs, remembered)
         low, high, center, half = (
             self.get_buffer(f"action_{name}") for name in ("low", "high", "center", "half")
         )
         # Clipped again, since rounding may step just outside the bounds.
-        return (center + half * action.clamp(-1.0, 1.0)).clamp(low, high)
+        scaled = (center + half * action.clamp(-1.0, 1.0)).clamp(low, high)
+        return (scaled, *remembered.values()) if memory else scaled
+
+    def begin(self, obs: Tensor) -> list[Tensor]:
+        """The memory at the start of episodes whose first observations are obs (B, S)."""
+        return list(self.actor.begin(obs, explores=False).values())

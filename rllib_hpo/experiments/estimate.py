@@ -10,12 +10,10 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import torch
 
+from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.experiments.run_config import RunConfig
 from rllib_hpo.experiments.sweep_config import Sweep
-from rllib_hpo.learning.actor_critic import ActorCritic
-from rllib_hpo.learning.replay import RowLayout
 from rllib_hpo.learning.trainer import Trainer
-from rllib_hpo.learning.update import make_optimizers
 from rllib_hpo.streams import TorchStreams
 from rllib_hpo.tasks import Boundary, boundary, make_env
 
@@ -77,13 +75,14 @@ def time_one(config: RunConfig) -> Cost:
         env_step = _seconds(step, 50)
     finally:
         boundary.close(env)
-    model = ActorCritic(obs_dim, action_dim, config.settings, seed=0)
-    trainer = Trainer(model, make_optimizers(model, config.settings), config.settings, seed=0)
+    method = make_method(config.settings)
+    model = method.make_model(obs_dim, action_dim, seed=0)
+    trainer = Trainer(method, model)
     rows = torch.rand(
-        (config.settings.train_batch_size_per_learner, RowLayout(obs_dim, action_dim).width),
+        (config.settings.train_batch_size_per_learner, trainer.layout.width),
         generator=torch.Generator().manual_seed(0),
     )
-    batch, streams = RowLayout(obs_dim, action_dim).unpack(rows), TorchStreams(0, "estimate")
+    batch, streams = trainer.layout.unpack(rows), TorchStreams(0, "estimate")
     return Cost(
         env_step,
         _seconds(lambda: model.act(batch.obs[:1], streams), 20),

@@ -11,12 +11,12 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from rllib_hpo.algorithms.base import Actor
 from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.checkpoints import find_checkpoint
-from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.rllib.evaluation import Evaluation, Watch, evaluate, warn_of_cut
 from rllib_hpo.rllib.trained_policy import load_policy
-from rllib_hpo.settings import ActorCriticSettings
+from rllib_hpo.settings import Settings
 from rllib_hpo.streams import seed_sequence
 from rllib_hpo.tasks import ActionScaling, Boundary, boundary, make_env, wrappers
 
@@ -53,7 +53,7 @@ def evaluate_checkpoint(
 
 
 def _max_episode_steps(config: dict[str, Any]) -> int:
-    default = ActorCriticSettings.model_fields["evaluation_max_episode_steps"].default
+    default = Settings.model_fields["evaluation_max_episode_steps"].default
     return int(config.get("evaluation_max_episode_steps", default))
 
 
@@ -92,8 +92,9 @@ def _play_frames(
     scaling, checked = ActionScaling.of(env.action_space), Boundary(env)
     obs = checked.reset(env, seed)
     frames, total, over = [_frame(env)], 0.0, False
+    memory = actor.begin(torch.as_tensor(obs[None]), explores=False)
     while not over and len(frames) <= max_episode_steps:
-        action = actor.act(torch.as_tensor(obs[None])).numpy()
+        action = actor.act(torch.as_tensor(obs[None]), memory=memory).numpy()
         obs, reward, terminated, truncated = checked.step(env, scaling.to_env(action)[0])
         frames.append(_frame(env))
         total, over = total + reward, terminated or truncated

@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rllib_hpo.errors import StorageError, UserError, WorkerDiedError
 from rllib_hpo.experiments.ray_session import ray_session
-from rllib_hpo.learning.parallel import LOST
+from rllib_hpo.optim.replicas import LOST
 from rllib_hpo.rllib.remote import successes
 
 if TYPE_CHECKING:

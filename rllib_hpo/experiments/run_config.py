@@ -15,11 +15,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rllib_hpo.algorithms.footprint import refuse_replay, refuse_too_large
+from rllib_hpo.algorithms.registry import find_settings, make_method
 from rllib_hpo.documents import parse_json, read_mapping, read_text, reading
 from rllib_hpo.errors import SettingsError, UserError, nearest, shown
-from rllib_hpo.learning.footprint import learner_parts, refuse_replay, refuse_too_large
 from rllib_hpo.results import read_rows, write_atomically
-from rllib_hpo.settings import ActorCriticSettings, PositiveInt, check_learners, find_settings, parse_settings
+from rllib_hpo.settings import PositiveInt, Settings, check_learners, parse_settings
 from rllib_hpo.tasks import Task, find_task, import_modules
 from rllib_hpo.tasks.environments import check_env_config
 from rllib_hpo.tasks.wrappers import unheld_wrappers
@@ -67,7 +68,7 @@ class RunConfig:
     """
 
     run: RunSettings
-    settings: ActorCriticSettings
+    settings: Settings
     origins: Mapping[str, Origin]
     imports: tuple[str, ...] = ()
 
@@ -105,7 +106,7 @@ class RunConfig:
         write_atomically(path, self.to_yaml().encode())
 
 
-def nothing_learned(steps: int, settings: ActorCriticSettings) -> str | None:
+def nothing_learned(steps: int, settings: Settings) -> str | None:
     """Why a run of `steps` environment steps makes no update, as a sentence; None where it makes some."""
     warmup, rate = settings.warmup_steps, settings.update_to_data
     if (steps - warmup) * rate >= 1:
@@ -131,7 +132,7 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None) -> RunConfig:
         UserError: Naming the key (and file), its value, what is allowed and the nearest valid name.
     """
     config = _resolve_any(flags, file)
-    config.settings.refuse_idle_temperature()
+    config.settings.refuse_idle()
     return config
 
 
@@ -162,7 +163,7 @@ def _resolve(given: dict[str, Any], file: Path | None) -> RunConfig:
     check_learners(run.num_learners, run.num_gpus_per_learner, settings)
     _check_kept_policies(run, settings)
     # With the smallest spaces there are; what is true of the environment's own is checked where it is made.
-    refuse_too_large(learner_parts(settings, 1, 1))
+    refuse_too_large(make_method(settings).learner_parts(1, 1))
     refuse_replay(settings, 1, 1, run.steps)
     layers: tuple[tuple[Origin, Mapping[str, Any]], ...] = (
         ("flag", given),
@@ -213,7 +214,7 @@ def _config_of_row(path: Path) -> dict[str, Any]:
     return values
 
 
-def _refuse_unknown(values: Mapping[str, Any], model: type[ActorCriticSettings], source: str) -> None:
+def _refuse_unknown(values: Mapping[str, Any], model: type[Settings], source: str) -> None:
     valid = [*RunSettings.model_fields, *model.model_fields]
     for name in values:
         if name not in valid:
@@ -235,7 +236,7 @@ def _union(modules: Iterable[str], more: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*modules, *more]))
 
 
-def _check_kept_policies(run: RunSettings, settings: ActorCriticSettings) -> None:
+def _check_kept_policies(run: RunSettings, settings: Settings) -> None:
     """Policies are written between iterations, and hold nothing of a wrapper."""
     every = run.keep_policies_every
     if every == 0:

@@ -30,10 +30,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rllib_hpo.algorithms.registry import find_settings
 from rllib_hpo.documents import YamlLines, read_documents, reading
 from rllib_hpo.errors import SettingsError, UserError, nearest, shown
 from rllib_hpo.experiments.run_config import RunConfig, RunSettings, resolve
-from rllib_hpo.settings import find_settings
 from rllib_hpo.tasks import find_task
 
 Settings = dict[str, Any]

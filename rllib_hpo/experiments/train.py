@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from rllib_hpo.algorithms.footprint import refuse_replay
 from rllib_hpo.errors import CheckpointError, SettingsError, UserError
 from rllib_hpo.experiments.checkpoints import CheckpointStore
 from rllib_hpo.experiments.events import EventLog
@@ -28,7 +29,6 @@ from rllib_hpo.experiments.run_config import RunConfig, resolve_saved
 from rllib_hpo.experiments.signals import stop_request
 from rllib_hpo.experiments.tensorboard import TensorBoard
 from rllib_hpo.experiments.wandb_logger import WandbOptions, WandbRun, describe_run, group_of, return_metric
-from rllib_hpo.learning.footprint import refuse_replay
 from rllib_hpo.results import merge_trial, trial_id
 from rllib_hpo.results.paths import absolute
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm

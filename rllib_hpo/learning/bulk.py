@@ -2,79 +2,74 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from torch import Tensor
-
-from rllib_hpo.learning.feed import Feed, IndexFeed, RowFeed
+from rllib_hpo.algorithms.base import Metrics
 from rllib_hpo.learning.graph import Capture, Repeated
-from rllib_hpo.learning.replay import Batch, Replay, RowLayout
-
-if TYPE_CHECKING:
-    from rllib_hpo.learning.trainer import Trainer
+from rllib_hpo.learning.updates import Updates
+from rllib_hpo.replay.feed import Feed, IndexFeed, RowFeed
+from rllib_hpo.replay.layout import Batch
+from rllib_hpo.replay.ring import Replay
 
 UPDATES_AT_A_TIME = 32
 """Updates whose indices and noise are drawn together."""
 
 
 class BulkUpdates:
-    """Updates of a trainer, as one function of tensors that stay where they are.
+    """Updates as functions of tensors that stay where they are, one function for each kind.
 
     Args:
-        trainer: Whose updates.
+        updates: What makes them.
         capture: How they are captured; None for not at all.
     """
 
-    def __init__(self, trainer: Trainer, capture: Capture | None) -> None:
-        self._trainer, self._capture = trainer, capture
+    def __init__(self, updates: Updates, capture: Capture | None) -> None:
+        self._updates, self._capture = updates, capture
         self._feed: Feed | None = None
-        self._updates: Repeated | None = None
-        self._metrics: dict[str, Tensor] = {}
+        self._repeated: Repeated | None = None
+        self._metrics: dict[str, Metrics] = {}
 
     @property
     def num_captures(self) -> int:
-        """Captures made by the function in use."""
-        return 0 if self._updates is None else self._updates.num_captures
+        """Captures made by the functions in use."""
+        return 0 if self._repeated is None else self._repeated.num_captures
 
     def from_replay(self, replay: Replay, num_updates: int) -> None:
         """Makes updates with batches that are drawn from a replay, on this device or on the host."""
-        trainer, batch_size = self._trainer, self._trainer.settings.train_batch_size_per_learner
-        kind = IndexFeed if replay.device == trainer.device else RowFeed
+        updates, batch_size = self._updates, self._updates.settings.train_batch_size_per_learner
+        kind = IndexFeed if replay.device == updates.device else RowFeed
         while num_updates > 0:
             feed = self._feed
             if not isinstance(feed, kind) or feed.capacity != UPDATES_AT_A_TIME:
-                feed = kind(
-                    replay.layout, trainer.model.sampler, batch_size, UPDATES_AT_A_TIME, trainer.device
-                )
-            num = min(num_updates, feed.capacity, trainer.updates_until_diagnosis)
-            feed.draw(replay, num, trainer.streams)
+                feed = kind(replay.layout, updates.draws, batch_size, UPDATES_AT_A_TIME, updates.device)
+            num = min(num_updates, feed.capacity, updates.updates_until_diagnosis)
+            feed.draw(replay, num, updates.streams)
             self._run(feed, num)
             num_updates -= num
 
-    def on_batch(self, batch: Batch) -> dict[str, Tensor]:
-        """Makes one update with a given batch; what it reports, in tensors that the next update overwrites."""
-        trainer, batch_size = self._trainer, len(batch.reward)
+    def on_batch(self, batch: Batch) -> Metrics:
+        """Makes one update with a given batch; what it reports, in tensors that later updates overwrite."""
+        updates, batch_size = self._updates, len(batch.reward)
         feed = self._feed
         if not isinstance(feed, RowFeed) or feed.capacity != 1 or feed.batch_size != batch_size:
-            layout = RowLayout(trainer.model.obs_dim, trainer.model.action_dim)
-            feed = RowFeed(layout, trainer.model.sampler, batch_size, 1, trainer.device)
-        feed.put(batch, trainer.streams)
-        self._run(feed, 1)
-        return self._metrics
+            feed = RowFeed(updates.layout, updates.draws, batch_size, 1, updates.device)
+        feed.put(batch, updates.streams)
+        return self._metrics[self._run(feed, 1)]
 
-    def _run(self, feed: Feed, num_updates: int) -> None:
-        if self._updates is None or feed is not self._feed:
-            self._feed, self._updates = feed, self._updates_of(feed)
-        self._updates.run(num_updates)
-        self._trainer.count(num_updates, feed.last)
+    def _run(self, feed: Feed, num_updates: int) -> str:
+        """Makes updates with what `feed` holds; the kind of the last."""
+        if self._repeated is None or feed is not self._feed:
+            self._feed, self._repeated = feed, self._repeat(feed)
+        kinds = self._updates.kinds(num_updates)
+        self._repeated.run(kinds)
+        self._updates.count(kinds, feed.last)
+        return kinds[-1]
 
-    def _updates_of(self, feed: Feed) -> Repeated:
-        trainer = self._trainer
+    def _repeat(self, feed: Feed) -> Repeated:
+        updates = self._updates
 
-        def one() -> None:
-            self._metrics = trainer.update(*feed.next())
+        def one(kind: str) -> None:
+            self._metrics[kind] = updates.update(*feed.next(), kind)
 
         def signature() -> object:
-            return trainer.signature(), [(tensor.data_ptr(), tensor.shape) for tensor in feed.tensors()]
+            return updates.signature(), [(tensor.data_ptr(), tensor.shape) for tensor in feed.tensors()]
 
         return Repeated(one, signature, self._capture)

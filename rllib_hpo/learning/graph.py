@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Protocol
 
 import torch
 
-from rllib_hpo.settings import ActorCriticSettings
+from rllib_hpo.settings import Settings
 
 _logger = logging.getLogger(__name__)
 
@@ -29,9 +31,7 @@ class Capture(Protocol):
         """What repeats the function's work when called; the function's own work is not done now."""
 
 
-def make_capture(
-    settings: ActorCriticSettings, device: torch.device, num_learners: int = 1
-) -> Capture | None:
+def make_capture(settings: Settings, device: torch.device, num_learners: int = 1) -> Capture | None:
     """How updates are captured on a GPU; None, and the log says why, where they are not.
 
     Those of several learners are not: in each update learners wait for each other, for gradients to average.
@@ -118,46 +118,49 @@ class Repeated:
     """Calls a function again and again, captured if that is possible and plainly if it is not.
 
     Args:
-        function: Does its work on tensors that keep their place.
-        signature: What a capture holds good for: addresses and settings. When it changes the function is
-            captured anew.
+        function: Does the work of one kind on tensors that keep their place; each kind is captured for itself.
+        signature: What captures hold good for: addresses and settings. When it changes all are captured anew.
         capture: How; None for never.
     """
 
     def __init__(
-        self, function: Callable[[], None], signature: Callable[[], object], capture: Capture | None
+        self, function: Callable[[str], None], signature: Callable[[], object], capture: Capture | None
     ) -> None:
         self._function, self._signature, self._capture = function, signature, capture
-        self._captured: Callable[[], None] | None = None
+        self._captured: dict[str, Callable[[], None]] = {}
         self._captured_for: object = None
-        self._warmed_up = 0
+        self._warmed_up: Counter[str] = Counter()
         self.num_captures = 0
         """Captures made so far."""
 
-    def run(self, times: int) -> None:
-        """Does the function's work `times` times; never waits for the device."""
-        if self._captured is not None and self._signature() != self._captured_for:
-            self._captured, self._warmed_up = None, 0
-        for _ in range(times):
-            self._run_once()
+    def run(self, kinds: Iterable[str]) -> None:
+        """Does the function's work for each of `kinds`; never waits for the device."""
+        if self._captured and self._signature() != self._captured_for:
+            self._captured.clear()
+            self._warmed_up.clear()
+        for kind in kinds:
+            self._run_once(kind)
 
-    def _run_once(self) -> None:
-        if self._captured is not None:
-            self._captured()
+    def _run_once(self, kind: str) -> None:
+        if (captured := self._captured.get(kind)) is not None:
+            captured()
         elif self._capture is None:
-            self._function()
-        elif self._warmed_up < WARM_UPS:
-            self._warmed_up += 1
-            self._capture.warm_up(self._function)
+            self._function(kind)
+        elif self._warmed_up[kind] < WARM_UPS:
+            self._warmed_up[kind] += 1
+            self._capture.warm_up(partial(self._function, kind))
         else:
-            self._try_to_capture(self._capture)
-            self._run_once()
+            self._try_to_capture(self._capture, kind)
+            self._run_once(kind)
 
-    def _try_to_capture(self, capture: Capture) -> None:
+    def _try_to_capture(self, capture: Capture, kind: str) -> None:
         """Captures, or says why that is not possible and gives up for good."""
         try:
-            self._captured_for = self._signature()
-            self._captured = capture(self._function)
+            signature = self._signature()
+            if signature != self._captured_for:  # this kind has moved what other captures refer to
+                self._captured.clear()
+            self._captured_for = signature
+            self._captured[kind] = capture(partial(self._function, kind))
             self.num_captures += 1
         except Exception as error:  # noqa: BLE001  (an error of the function itself comes again in the plain call)
             _logger.warning(_WITHOUT, _reason(error))

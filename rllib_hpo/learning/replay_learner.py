@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from rllib_hpo.algorithms.base import Episode
 from rllib_hpo.learning.bulk import UPDATES_AT_A_TIME
 from rllib_hpo.learning.memory import told_of_in_a_sentence
-from rllib_hpo.learning.parallel import GPU_MEMORY, Replica
-from rllib_hpo.learning.replay import Batch, Replay, RowLayout
-from rllib_hpo.learning.segments import SegmentList, save_new_segment
-from rllib_hpo.learning.shards import in_shard, load_dealt_anew, load_shard, shard_folder
 from rllib_hpo.learning.trainer import Trainer
+from rllib_hpo.optim.replicas import GPU_MEMORY, Replica
+from rllib_hpo.replay.layout import Batch
+from rllib_hpo.replay.ring import Replay
+from rllib_hpo.replay.segments import SegmentList, save_new_segment
+from rllib_hpo.replay.shards import in_shard, load_dealt_anew, load_shard, shard_folder
 
 
 class ReplayLearner:
@@ -31,14 +33,24 @@ class ReplayLearner:
 
     def __init__(self, trainer: Trainer, learn: Callable[[Batch], Any] | None = None) -> None:
         self.trainer, self._learn = trainer, learn
-        layout = RowLayout(trainer.model.obs_dim, trainer.model.action_dim)
-        self.replay = Replay(layout, trainer.replica.share(trainer.settings.replay_capacity), trainer.device)
+        capacity = trainer.replica.share(trainer.settings.replay_capacity)
+        self.replay = Replay(trainer.layout, capacity, trainer.device)
         self._segments: SegmentList = []
         self._segments_dir = ""
 
-    def add_transitions(self, rows: npt.NDArray[np.float32]) -> None:
-        """Appends rows (N, width) of `RowLayout` to the replay."""
-        self.replay.add(rows)
+    def add_transitions(
+        self, rows: npt.NDArray[np.float32] | None, episodes: Sequence[Episode] = (), *, keep: bool = True
+    ) -> None:
+        """Takes in transitions, and tells the method of them and of episodes.
+
+        Args:
+            rows: (N, width) of `RowLayout`; None where another learner has them and the method need not see them.
+            episodes: That ended in these rows.
+            keep: Whether the replay here gets the rows; else they are for the method to see.
+        """
+        if rows is not None and keep:
+            self.replay.add(rows)
+        self.trainer.observe(rows, episodes)
 
     def total_rows(self) -> int:
         """Rows ever added to the replay, those that were overwritten among them."""
@@ -103,9 +115,8 @@ class ReplayLearner:
         """Becomes equal to `other`: networks, optimizers, replay, counters and random streams."""
         mine, theirs = self.trainer, other.trainer
         mine.model.load_state_dict(theirs.model.state_dict())
-        for optimizer, source in zip(mine.optimizers, theirs.optimizers, strict=True):
-            if optimizer is not None and source is not None:
-                optimizer.load_state_dict(copy.deepcopy(source.state_dict()))
+        for name, optimizer in mine.optimizers.items():
+            optimizer.load_state_dict(copy.deepcopy(theirs.optimizers[name].state_dict()))
         mine.set_state(theirs.get_state())
         self.replay.clear(other.replay.total_rows - other.replay.num_rows)
         for rows in other.replay.read(self.replay.total_rows, other.replay.total_rows):

@@ -1,81 +1,60 @@
-"""The updates of one model: counted, with noise of their own, and averaged for those who watch."""
+"""Training of one model: updates one by one or in bulk, and what a checkpoint holds of them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
 
+from rllib_hpo.algorithms.base import Episode, Method, Metrics
 from rllib_hpo.errors import NonFiniteError
-from rllib_hpo.learning.actor_critic import ActorCritic
-from rllib_hpo.learning.adam import addresses
 from rllib_hpo.learning.bulk import BulkUpdates
 from rllib_hpo.learning.graph import Capture, make_capture
-from rllib_hpo.learning.guards import DeviceGuard
-from rllib_hpo.learning.parallel import ALONE, Replica
-from rllib_hpo.learning.replay import Batch
-from rllib_hpo.learning.update import Optimizers, update
-from rllib_hpo.samplers.base import Noise, draw_noise
-from rllib_hpo.settings import ActorCriticSettings
-from rllib_hpo.streams import TorchStreams
+from rllib_hpo.learning.updates import Updates, finite
+from rllib_hpo.optim.guards import DeviceGuard
+from rllib_hpo.optim.replicas import ALONE, Replica
+from rllib_hpo.replay.layout import Batch
+from rllib_hpo.streams import draw_all
 
 
-class Trainer:
-    """Makes updates of a model with batches that others draw.
+class Trainer(Updates):
+    """Makes updates of a model with batches that others draw, on a GPU in bulk.
 
     Args:
-        model: What is trained, in place.
-        optimizers: Of its parameters.
-        settings: Hyperparameters.
-        seed: The run's seed; the noise of updates has streams of its own.
-        replica: Which of the processes that train equal models together; the first draws what one alone would.
+        method: See `Updates`.
+        model: See `Updates`.
+        optimizers: See `Updates`; by default the method's own.
+        seed: See `Updates`.
+        replica: See `Updates`.
     """
 
     def __init__(
         self,
-        model: ActorCritic,
-        optimizers: Optimizers,
-        settings: ActorCriticSettings,
-        seed: int,
+        method: Method[Any, Any],
+        model: Any,
+        optimizers: Mapping[str, torch.optim.Optimizer] | None = None,
+        seed: int = 0,
         replica: Replica = ALONE,
     ) -> None:
-        self.model, self.optimizers, self.settings, self.replica = model, optimizers, settings, replica
-        self.device = model.log_alpha.device
-        self._tensors = [*model.parameters(), *model.buffers()]
-        self.reseed(seed)
-        self.num_updates = 0
-        self.guard: DeviceGuard | None = None
-        """Freezes updates on the device after a loss that is not finite; None raises at once, which waits for it."""
+        own = method.make_optimizers(model) if optimizers is None else optimizers
+        super().__init__(method, model, own, seed, replica)
         self.bulk: BulkUpdates | None = None
-        """Makes the updates as one captured function; None makes them one by one."""
+        """Makes the updates as captured functions; None makes them one by one."""
         if self.device.type == "cuda":
-            torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
-            self.update_in_bulk(make_capture(settings, self.device, replica.world_size))
-        self._sums: dict[str, Tensor] = {}
-        self._num_summed = 0
-        self._diagnostics: dict[str, Tensor] = {}
-        self._latest_diagnostics: dict[str, Tensor] = {}
+            torch.set_float32_matmul_precision("high" if self.settings.tf32 else "highest")
+            self.update_in_bulk(make_capture(self.settings, self.device, replica.world_size))
 
     def update_in_bulk(self, capture: Capture | None) -> None:
-        """From here on never waits for the device: updates are one function on tensors that keep their place.
+        """From here on never waits for the device: updates are functions of tensors that keep their place.
 
         Args:
-            capture: How that function is captured; None for not at all.
+            capture: How such a function is captured; None for not at all.
         """
-        self.guard = DeviceGuard(self.device)
-        self.guard.restart(self.num_updates)
+        self.guard_with(DeviceGuard(self.device))
         self.bulk = BulkUpdates(self, capture)
-
-    def reseed(self, seed: int, joined_at: int = 0) -> None:
-        """Draws from streams of `seed` from here on; those of one that joins later repeat none of its beginning."""
-        self._seed, self._joined_at = seed, joined_at
-        joined = (joined_at,) if joined_at else ()
-        owner = ("learner", *joined, *self.replica.owner)
-        # Indices are drawn where the host can count with them.
-        self.streams = TorchStreams(seed, *owner, device=self.device, on_host=("replay",))
 
     def join(self, joined_at: int) -> None:
         """Draws from streams of its own from here on, as one that joins the run at step `joined_at`."""
@@ -83,12 +62,12 @@ class Trainer:
 
     def apply_settings(self) -> None:
         """Makes the settings hold again where a checkpoint brought those it was saved with."""
-        self.model.fix_alpha()
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups if optimizer is not None else ():
-                group["lr"] = self.settings.lr
+        self.method.restored(self.model)
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = self.method.learning_rate(name)
 
-    def learn(self, batch: Batch) -> dict[str, Tensor]:
+    def learn(self, batch: Batch) -> Metrics:
         """Makes one update; what it reports, as scalar tensors.
 
         Raises:
@@ -97,91 +76,19 @@ class Trainer:
         """
         if self.bulk is not None:
             return self.bulk.on_batch(batch)
-        noise = draw_noise(self.model.sampler, 2 * len(batch.reward), self.streams, self.device)
-        metrics = self.update(batch, noise)
-        self.count(1, lambda: (batch, noise))
+        drawn = draw_all(self.draws, len(batch.reward), self.streams)
+        noise = {name: value.to(self.device) for name, value in drawn.items()}
+        (kind,) = kinds = self.kinds(1)
+        metrics = self.update(batch, noise, kind)
+        self.count(kinds, lambda: (batch, noise))
         return metrics
 
-    def update(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
-        """The work of one update on the device, and of averaging what it reports; `count` must follow.
-
-        Raises:
-            NonFiniteError: See `learn`.
-        """
-        try:
-            metrics = update(
-                self.model, self.optimizers, batch, noise, self.settings, self.replica, self.guard
-            )
-        except NonFiniteError as error:
-            raise NonFiniteError(f"{error} at update {self.num_updates + 1}") from None
-        if self._sums:
-            torch._foreach_add_([self._sums[name] for name in metrics], list(metrics.values()))
-        else:
-            self._sums = {name: value.clone() for name, value in metrics.items()}
-        return metrics
-
-    @property
-    def updates_until_diagnosis(self) -> int:
-        """Updates until the sampler is to be described again, at least 1."""
-        interval = self.settings.diagnostics_interval
-        return interval - self.num_updates % interval
-
-    def count(self, num_updates: int, latest: Callable[[], tuple[Batch, Noise]]) -> None:
-        """Counts updates, at most `updates_until_diagnosis`, and describes the sampler on the last one's batch."""
-        self.num_updates += num_updates
-        self._num_summed += num_updates
-        if self.num_updates % self.settings.diagnostics_interval == 0:
-            self._diagnose(*latest())
-
-    def signature(self) -> object:
-        """What a captured update holds good for: settings, learning rates, and where in memory everything is."""
-        optimizers = [optimizer for optimizer in self.optimizers if optimizer is not None]
-        rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
-        places = [tensor.data_ptr() for tensor in (*self._tensors, *self._sums.values())]
-        return self.settings, rates, places, [addresses(optimizer) for optimizer in optimizers]
-
-    def _diagnose(self, batch: Batch, noise: Noise) -> None:
-        own_noise = {name: value[len(batch.reward) :] for name, value in noise.items()}
-        critic = self.model.target_critics.condition(batch.obs)
-        self._diagnostics = self.model.sampler.diagnose(
-            batch.obs, own_noise, mode="train", critic=critic, alpha=self.model.alpha
-        )
-        self._latest_diagnostics = self._diagnostics
-
-    def latest_diagnostics(self) -> dict[str, float]:
-        """The newest diagnostics there are, flushed before or not; waits for the device.
-
-        Raises:
-            NonFiniteError: If a loss was not finite: an evaluation would be of weights that stopped before.
-        """
-        self._raise_if_frozen()
-        return _finite(self._latest_diagnostics)
-
-    def flush_metrics(self) -> dict[str, float]:
-        """Means over the updates since the last flush and the latest diagnostics; waits for the device.
-
-        Raises:
-            NonFiniteError: If a loss was not finite, naming it and the update, or one of the means is not.
-        """
-        self._raise_if_frozen()
-        summed = self._sums if self._num_summed else {}
-        means = {name: (total / self._num_summed).item() for name, total in summed.items()}
-        for name, value in means.items():
-            if not math.isfinite(value):
-                raise NonFiniteError(f"The mean of {name} is {value} at update {self.num_updates}")
-        diagnostics = _finite(self._diagnostics)
-        self._forget_metrics()
-        return {
-            **means,
-            **diagnostics,
-            "num_updates": float(self.num_updates),
-        }
-
-    def _forget_metrics(self) -> None:
-        """In place, since a captured update adds to these very tensors."""
-        for total in self._sums.values():
-            total.zero_()
-        self._num_summed, self._diagnostics = 0, {}
+    def observe(self, rows: npt.NDArray[np.float32] | None, episodes: Sequence[Episode]) -> None:
+        """Hands the method what arrived: transitions (N, width), and the episodes that ended in them."""
+        if rows is not None and self.method.watches_rows:
+            self.method.rows_added(self.model, rows)
+        if whole := [episode for episode in episodes if not episode.failed]:
+            self.method.episodes_ended(self.model, whole)
 
     def check_finite(self) -> None:
         """Raises NonFiniteError if a loss or a parameter is not; a checkpoint must never hold such a state."""
@@ -190,10 +97,6 @@ class Trainer:
             if not torch.isfinite(parameter).all():
                 raise NonFiniteError(f"The parameter {name} is not finite after update {self.num_updates}")
 
-    def _raise_if_frozen(self) -> None:
-        if self.guard is not None:
-            self.guard.raise_if_frozen(self.num_updates)
-
     def get_state(self) -> dict[str, Any]:
         """Streams and counters; parameters and optimizers are saved by those who hold them."""
         return {
@@ -201,7 +104,7 @@ class Trainer:
             "seed": self._seed,
             "joined_at": self._joined_at,
             "num_updates": self.num_updates,
-            "diagnostics": _finite(self._latest_diagnostics),
+            "diagnostics": finite(self._latest_diagnostics),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -210,15 +113,9 @@ class Trainer:
         self.streams.set_state(state["streams"])
         self.num_updates = state["num_updates"]
         if self.guard is not None:
-            self.guard.restart(self.num_updates)
+            self.guard.restart()
         self._forget_metrics()  # of updates that the restored run has not made, perhaps NaN
         diagnostics = state.get("diagnostics", {})
         self._latest_diagnostics = {
             name: torch.tensor(value, dtype=torch.float64) for name, value in diagnostics.items()
         }
-
-
-def _finite(scalars: dict[str, Tensor]) -> dict[str, float]:
-    """Scalars as numbers, without those that do not apply (NaN)."""
-    values = {name: value.item() for name, value in scalars.items()}
-    return {name: value for name, value in values.items() if math.isfinite(value)}

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from rllib_hpo.algorithms.registry import complete_config
 from rllib_hpo.results.schema import canonical_json
-from rllib_hpo.settings import complete_config
 
 SEARCH_VARIANT = "search"
 """The variant of rows whose trials search for settings."""

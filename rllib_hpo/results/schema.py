@@ -29,7 +29,7 @@ def _column(name: str, type_: pa.DataType, description: str, *, nullable: bool =
 SCHEMA = pa.schema(
     [
         _column("sweep", pa.string(), "Name of the experiment the run belongs to."),
-        _column("algorithm", pa.string(), "sac, sac-nf, sac-hpo."),
+        _column("algorithm", pa.string(), "Name of the algorithm."),
         _column(
             "variant", pa.string(), "Which setting of the algorithm: 'default', or what a sweep calls it."
         ),

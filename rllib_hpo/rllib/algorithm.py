@@ -27,16 +27,23 @@ from ray.rllib.utils.metrics import (
 )
 from ray.tune import PlacementGroupFactory
 
+from rllib_hpo.algorithms.base import Actor, Episode
+from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.errors import NonFiniteError, SettingsError, UserError
-from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.results.provenance import provenance
 from rllib_hpo.results.schema import EvaluationRow, canonical_json, config_hash, episode_statistics
 from rllib_hpo.results.writer import write_row
 from rllib_hpo.rllib.auth_token import keep_token_private
 from rllib_hpo.rllib.capacity import ray_for_actors
-from rllib_hpo.rllib.config import ActorCriticConfig, SACGaussianConfig, SACHPOConfig, SACNFConfig
-from rllib_hpo.rllib.env_runner import Episode
+from rllib_hpo.rllib.config import (
+    ActorCriticConfig,
+    DDPGConfig,
+    SACGaussianConfig,
+    SACHPOConfig,
+    SACNFConfig,
+    TD3Config,
+)
 from rllib_hpo.rllib.environment import EvaluationEnvironments, WorkerEnvCreator, label, try_out
 from rllib_hpo.rllib.evaluation import (
     Evaluation,
@@ -64,7 +71,7 @@ _logger = logging.getLogger(__name__)
 
 
 class ActorCriticAlgorithm(SavedAlgorithm):
-    """A maximum-entropy actor-critic: one learner, one replay, one evaluation; the sampler is what differs.
+    """An off-policy algorithm: one learner, one replay, one evaluation; the method is what differs.
 
     One `train()` is a fixed number of environment steps (never a span of time), cut so that warm-up,
     evaluations and checkpoints fall on their steps exactly.
@@ -144,7 +151,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             with without_object_store(self._is_local(config)):
                 super().setup(config)
             self.stack: Stack = PolicyStack(self) if config.is_old_stack else ModuleStack(self)
-            self.actor.refuse_unusable_sampler()
+            make_method(self.settings).check(self.actor)
             self._evaluation_environments = EvaluationEnvironments(config)
             self.evaluation_runners = EvaluationRunners(config, self._watch)
 
@@ -544,3 +551,21 @@ class SACHPO(ActorCriticAlgorithm):
     @override(Algorithm)
     def get_default_config(cls) -> ActorCriticConfig:
         return SACHPOConfig()
+
+
+class TD3(ActorCriticAlgorithm):
+    """Twin delayed DDPG (arXiv 1802.09477)."""
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> ActorCriticConfig:
+        return TD3Config()
+
+
+class DDPG(ActorCriticAlgorithm):
+    """Deep deterministic policy gradient (arXiv 1509.02971)."""
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> ActorCriticConfig:
+        return DDPGConfig()

@@ -33,10 +33,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.documents import read_json, reason
 from rllib_hpo.durable import sync_path
 from rllib_hpo.errors import CheckpointError, StorageError, UserError, shown
-from rllib_hpo.learning.shards import count_rows
+from rllib_hpo.replay.shards import count_rows
 from rllib_hpo.results.atomic import write_atomically
 from rllib_hpo.results.provenance import versions
 from rllib_hpo.streams import derived_seed
@@ -137,6 +138,7 @@ def complete(algorithm: ActorCriticAlgorithm, directory: Path, *, with_replay: b
         p for p in directory.rglob("*") if p.is_file() and replay_dir not in p.parents and p.name != MANIFEST
     )
     num_shards = max(1, algorithm.config.num_learners)
+    columns = [column._asdict() for column in make_method(algorithm.settings).columns]
     manifest = {
         "format": FORMAT,
         "algorithm": algorithm.config.algorithm,
@@ -156,6 +158,7 @@ def complete(algorithm: ActorCriticAlgorithm, directory: Path, *, with_replay: b
             "total_rows": count_rows(segments),
             "segments": segments,
             **({"shards": num_shards} if num_shards > 1 else {}),
+            **({"columns": columns} if columns else {}),
         },
         "files": {
             str(p.relative_to(directory)): {"bytes": p.stat().st_size, "crc32": _crc32(p)} for p in files

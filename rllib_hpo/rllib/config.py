@@ -18,22 +18,14 @@ from ray.rllib.utils import force_list
 from ray.rllib.utils.annotations import override
 from ray.tune.result import TRIAL_INFO
 
+from rllib_hpo.algorithms.registry import algorithm_names, find_settings, method_of_others, register_algorithm
 from rllib_hpo.errors import SettingsError, WorkerDiedError, nearest
-from rllib_hpo.learning.parallel import LOST
+from rllib_hpo.optim.replicas import LOST
 from rllib_hpo.results.paths import absolute
 from rllib_hpo.rllib.amounts import refuse_impossible_amounts
 from rllib_hpo.rllib.environment import stateful_wrappers
 from rllib_hpo.samplers import SAMPLERS, SamplerFactory, register_sampler
-from rllib_hpo.settings import (
-    SETTINGS,
-    ActorCriticSettings,
-    check_learners,
-    complete_settings,
-    find_settings,
-    parse_settings,
-    register_algorithm,
-    without_numpy,
-)
+from rllib_hpo.settings import Settings, check_learners, complete_settings, parse_settings, without_numpy
 from rllib_hpo.streams import derived_seed
 from rllib_hpo.tasks import find_task
 
@@ -75,7 +67,7 @@ FRAGMENTS_OF_LEAD = 4
 
 _INTERNAL = frozenset(
     "algorithm _settings_class class policies simple_optimizer worker_index gamma lr _train_batch_size_per_learner"
-    " _is_frozen _per_module_overrides _is_atari _accepts_idle_settings _sampler".split()
+    " _is_frozen _per_module_overrides _is_atari _accepts_idle_settings _method _sampler".split()
 )
 
 _PRIVATE_NAMES = {"_train_batch_size_per_learner": "train_batch_size_per_learner"}
@@ -119,7 +111,7 @@ class ActorCriticConfig(AlgorithmConfig):
     `settings()`.
 
     Args:
-        algorithm: Name of a registered algorithm: "sac", "sac-nf", "sac-hpo" or one of another package.
+        algorithm: Name of a registered algorithm, such as "sac-hpo", or of one of another package.
         algo_class: The Algorithm class to build.
     """
 
@@ -165,9 +157,10 @@ class ActorCriticConfig(AlgorithmConfig):
     def _choose(self, algorithm: str) -> None:
         """Makes this the config of `algorithm`, with its default hyperparameters."""
         self.algorithm = algorithm
-        # Class and sampler travel along: unpickling a config imports the package that registers them, or makes them
-        # known by value where they are of a notebook or a script.
+        # Class, method and sampler travel along: unpickling a config imports the package that registers them, or
+        # makes them known by value where they are of a notebook or a script.
         self._settings_class = find_settings(algorithm)
+        self._method = method_of_others(self._settings_class)
         self._sampler = _sampler_of_others(self._settings_class)
         for name, field in self._settings_class.model_fields.items():
             setattr(self, name, field.default)
@@ -194,11 +187,11 @@ class ActorCriticConfig(AlgorithmConfig):
         return not self.enable_rl_module_and_learner
 
     @property
-    def settings_class(self) -> type[ActorCriticSettings]:
+    def settings_class(self) -> type[Settings]:
         """The model that holds this algorithm's hyperparameters."""
         return self._settings_class
 
-    def settings(self) -> ActorCriticSettings:
+    def settings(self) -> Settings:
         """The validated hyperparameters.
 
         Raises:
@@ -444,7 +437,7 @@ class ActorCriticConfig(AlgorithmConfig):
             self._refuse_callbacks()
             self._sampler = _sampler_of_others(self._settings_class)  # it may have been registered since
             if not self._accepts_idle_settings:
-                self.settings().refuse_idle_temperature()
+                self.settings().refuse_idle()
             if self.seed is None:
                 self.seed = self._own_seed()
             self._refuse_impossible_numbers()
@@ -567,20 +560,22 @@ class ActorCriticConfig(AlgorithmConfig):
             )
 
 
-def _sampler_of_others(settings: type[ActorCriticSettings]) -> SamplerFactory | None:
+def _sampler_of_others(settings: type[Settings]) -> SamplerFactory | None:
     """The sampler that another process may have to be told of; None for one of this package, or none yet."""
-    sampler = SAMPLERS.get(settings.sampler)
+    sampler = SAMPLERS.get(getattr(settings, "sampler", ""))
     is_ours = getattr(sampler, "__module__", "").startswith("rllib_hpo.")
     return None if is_ours else sampler
 
 
 def _make_known(options: Mapping[str, Any]) -> None:
-    """Registers the algorithm and the sampler of a config here, if its class and sampler came from elsewhere."""
+    """Registers the algorithm and the sampler of a config here, if its classes came from elsewhere."""
     algorithm, settings = options.get("algorithm"), options.get("_settings_class")
-    if algorithm is not None and settings is not None and algorithm not in SETTINGS:
-        register_algorithm(algorithm, settings)
+    if algorithm is None or settings is None:
+        return
+    if algorithm not in algorithm_names():
+        register_algorithm(algorithm, settings, options.get("_method"))
     sampler = options.get("_sampler")
-    if sampler is not None and settings is not None and settings.sampler not in SAMPLERS:
+    if sampler is not None and settings.sampler not in SAMPLERS:
         register_sampler(settings.sampler, sampler)
 
 
@@ -634,10 +629,30 @@ class SACHPOConfig(ActorCriticConfig):
         super().__init__("sac-hpo", algo_class or SACHPO)
 
 
+class TD3Config(ActorCriticConfig):
+    """TD3 (arXiv 1802.09477); RLlib's own has left it."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        from rllib_hpo.rllib.algorithm import TD3
+
+        super().__init__("td3", algo_class or TD3)
+
+
+class DDPGConfig(ActorCriticConfig):
+    """DDPG (arXiv 1509.02971)."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        from rllib_hpo.rllib.algorithm import DDPG
+
+        super().__init__("ddpg", algo_class or DDPG)
+
+
 CONFIGS: dict[str, type[ActorCriticConfig]] = {
     "sac": SACGaussianConfig,
     "sac-nf": SACNFConfig,
     "sac-hpo": SACHPOConfig,
+    "td3": TD3Config,
+    "ddpg": DDPGConfig,
 }
 """Config class of each built-in algorithm; others are an `ActorCriticConfig` with their name."""
 

@@ -20,9 +20,10 @@ from ray.rllib.utils.annotations import override
 from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
+from rllib_hpo.algorithms.base import Actor, Episode, Memory
+from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.errors import NonFiniteError, UserCodeError, UserError
-from rllib_hpo.learning.actor_critic import Actor
-from rllib_hpo.learning.replay import RowLayout
+from rllib_hpo.replay.layout import RowLayout
 from rllib_hpo.rllib.environment import Environments, announce, environment_maker, label, task_of
 from rllib_hpo.rllib.rl_module import ActorCriticModule
 from rllib_hpo.rllib.torch_options import set_torch_options
@@ -33,17 +34,6 @@ from rllib_hpo.tasks.simulator_state import capture, restore
 _logger = logging.getLogger(__name__)
 _FAILURE = "failure"
 """Where `get_spaces` of a remote runner that could not be made says why."""
-
-
-class Episode(NamedTuple):
-    """A finished training episode."""
-
-    episode_return: float
-    length: int
-    seconds: float = 0.0
-    """From its reset to its end, by the clock."""
-    failed: bool = False
-    """Whether an error of the environment cut it; the environment was built anew."""
 
 
 class Rollout(NamedTuple):
@@ -127,9 +117,13 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         first = self.envs[0]
         self._boundary = Boundary(first, label(self.config.env))
         self._scaling = ActionScaling.of(first.action_space)
-        self.layout = RowLayout(*map(gym.spaces.flatdim, (first.observation_space, first.action_space)))
+        obs_dim, action_dim = map(gym.spaces.flatdim, (first.observation_space, first.action_space))
+        self.layout = RowLayout(obs_dim, action_dim, make_method(self.config.settings()).columns)
         self._obs = np.zeros((num_envs, self.layout.obs_dim), np.float32)
         self._returns, self._lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
+        self._costs = np.zeros(num_envs)
+        self._memory: Memory = {}
+        self._remembers = [False] * num_envs
         self._began = [time.perf_counter()] * num_envs
         self._turn, self._stepped = 0, [False] * num_envs
         self._num_builds = [number + 1 for number in self._num_builds] or [0] * num_envs
@@ -148,7 +142,8 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
 
     def _begin_episode(self, i: int, seed: int | None = None) -> None:
         self._began[i] = time.perf_counter()
-        self._returns[i], self._lengths[i] = 0.0, 0
+        self._returns[i], self._lengths[i], self._costs[i] = 0.0, 0, 0.0
+        self._remembers[i] = False
         try:
             self._obs[i] = self._boundary.reset(self.envs[i], seed)
         except NonFiniteError as error:
@@ -158,6 +153,23 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
     def make_module(self) -> None:
         spec = self.config.get_rl_module_spec(spaces=self.get_spaces(), inference_only=True)
         self.module: ActorCriticModule = spec.build()
+
+    @property
+    def _actor(self) -> Actor:
+        return self.module.model
+
+    def _remember(self, which: list[int]) -> None:
+        """Begins the memory of those environments `which` whose episode has just begun."""
+        fresh = [i for i in which if not self._remembers[i]]
+        if not self._actor.memory or not fresh:
+            return
+        begun = self._actor.begin(torch.from_numpy(self._obs[fresh]).to(self._actor.device))
+        for name, value in begun.items():
+            if name not in self._memory:
+                self._memory[name] = value.new_zeros((len(self.envs), *value.shape[1:]))
+            self._memory[name][fresh] = value
+        for i in fresh:
+            self._remembers[i] = True
 
     @override(EnvRunner)
     def sample(
@@ -198,17 +210,19 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
     ) -> None:
         """Steps the environments `which` once and fills one row for each."""
         obs = self._obs[which]
-        actions = self._actions(obs, random_actions)
+        self._remember(which)
+        actions = self._actions(obs, which, random_actions)
+        extras = self._empty_extras(len(which))
         rewards, terminateds = np.empty(len(which), np.float32), np.empty(len(which), np.bool_)
         next_obs = np.empty_like(obs)
         for k, (i, action) in enumerate(zip(which, self._scaling.to_env(actions), strict=True)):
             try:
-                observation, reward, terminated, truncated = self._boundary.step(self.envs[i], action)
-            except NonFiniteError as error:
-                raise self._located(error, i) from error
+                observation, reward, terminated, truncated, reported = self._step_one(i, action)
             except UserCodeError as error:
                 again = self._step_another(i, error, episodes, random_actions)
-                obs[k], actions[k], (observation, reward, terminated, truncated) = again
+                obs[k], actions[k], (observation, reward, terminated, truncated, reported) = again
+            if extras is not None:
+                extras[k] = reported
             self._obs[i] = next_obs[k] = observation
             rewards[k], terminateds[k], self._stepped[i] = reward, terminated, True
             self._returns[i] += reward
@@ -219,12 +233,27 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
                     self._begin_episode(i)
                 except UserCodeError as error:
                     self._replace_failed(i, error, episodes)
-        self.layout.pack(obs, actions, rewards, terminateds, next_obs, out=rows)
+        self.layout.pack(obs, actions, rewards, terminateds, next_obs, out=rows, extras=extras)
         self.num_env_steps_sampled_lifetime += len(which)
 
     def _episode(self, i: int, *, failed: bool = False) -> Episode:
         seconds = time.perf_counter() - self._began[i]
-        return Episode(float(self._returns[i]), int(self._lengths[i]), seconds, failed)
+        total, length, cost = float(self._returns[i]), int(self._lengths[i]), float(self._costs[i])
+        return Episode(total, length, seconds, cost, failed)
+
+    def _step_one(self, i: int, action: npt.NDArray[np.float32]) -> tuple[Any, float, bool, bool, Any]:
+        """Steps environment i: observation, reward, flags, and what it reports for the further columns.
+
+        Raises:
+            NonFiniteError: Naming environment, runner and step.
+            UserCodeError: If it fails.
+        """
+        try:
+            obs, reward, terminated, truncated, info = self._boundary.step_with_info(self.envs[i], action)
+            extras = self._extras(info, i) if self.layout.columns else None
+            return obs, reward, terminated, truncated, extras
+        except NonFiniteError as error:
+            raise self._located(error, i) from error
 
     def _step_another(
         self, i: int, error: UserCodeError, episodes: list[Episode], random_actions: bool
@@ -237,11 +266,10 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         for _ in range(_MOST_FAILURES_IN_A_ROW):
             self._replace_failed(i, error, episodes)
             obs = self._obs[[i]]
-            actions = self._actions(obs, random_actions)
+            self._remember([i])
+            actions = self._actions(obs, [i], random_actions)
             try:
-                return obs[0], actions[0], self._boundary.step(self.envs[i], self._scaling.to_env(actions)[0])
-            except NonFiniteError as not_finite:
-                raise self._located(not_finite, i) from not_finite
+                return obs[0], actions[0], self._step_one(i, self._scaling.to_env(actions)[0])
             except UserCodeError as another:
                 error = another
         raise error
@@ -262,11 +290,27 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
                     raise
         return None
 
-    def _actions(self, obs: npt.NDArray[np.float32], random: bool) -> npt.NDArray[np.float32]:
+    def _empty_extras(self, num_rows: int) -> npt.NDArray[np.float32] | None:
+        """Room for the columns beyond the usual five, (N, all their sizes); None without any."""
+        sizes = [column.size for column in self.layout.columns]
+        return np.empty((num_rows, sum(sizes)), np.float32) if sizes else None
+
+    def _extras(self, info: Any, i: int) -> npt.NDArray[np.float32]:
+        """What environment `i` reports for the columns beyond the usual five, side by side."""
+        parts = {name: self._boundary.column(info, name, size) for name, size in self.layout.columns}
+        if "cost" in parts:
+            self._costs[i] += parts["cost"].sum()
+        return np.concatenate(list(parts.values()))
+
+    def _actions(
+        self, obs: npt.NDArray[np.float32], which: list[int], random: bool
+    ) -> npt.NDArray[np.float32]:
         if random:
             return self._warmup.uniform(-1, 1, (len(obs), self.layout.action_dim)).astype(np.float32)
-        actor: Actor = self.module.model
-        actions = actor.act(torch.from_numpy(obs).to(actor.log_alpha.device), self.streams)
+        memory = {name: value[which] for name, value in self._memory.items()}
+        actions = self._actor.act(torch.from_numpy(obs).to(self._actor.device), self.streams, memory)
+        for name, value in memory.items():
+            self._memory[name][which] = value
         result: npt.NDArray[np.float32] = actions.cpu().numpy()
         return result
 
@@ -389,6 +433,10 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             "obs": self._obs[i].copy(),
             "return": float(self._returns[i]),
             "length": int(self._lengths[i]),
+            "cost": float(self._costs[i]),
+            "memory": {name: value[i].cpu().numpy() for name, value in self._memory.items()}
+            if self._remembers[i]
+            else None,
         }
 
     @override(Checkpointable)
@@ -417,6 +465,11 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self._num_builds[i] = saved["num_builds"]
         restore(self.envs[i], saved["simulator"])
         self._obs[i], self._returns[i], self._lengths[i] = saved["obs"], saved["return"], saved["length"]
+        self._costs[i], self._remembers[i] = saved.get("cost", 0.0), False
+        if saved.get("memory") is not None:
+            self._remember([i])
+            for name, value in saved["memory"].items():
+                self._memory[name][i] = torch.from_numpy(value)
 
     @override(Checkpointable)
     def get_ctor_args_and_kwargs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -13,8 +13,8 @@ from ray.rllib.utils import force_list
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
+from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.errors import NonFiniteError, SettingsError, UserError
-from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.tasks import ActionScaling, Boundary, boundary, check_spaces, import_modules, make_env
 from rllib_hpo.tasks.wrappers import parse_wrappers
 
@@ -261,7 +261,8 @@ def try_out(config: Any) -> tuple[gym.Space[Any], gym.Space[Any]]:
     env = environment_maker(config)()
     try:
         obs_dim, action_dim = map(gym.spaces.flatdim, (env.observation_space, env.action_space))
-        Actor(obs_dim, action_dim, config.settings(), seed=0).refuse_unusable_sampler()
+        method = make_method(config.settings())
+        method.check(method.make_actor(obs_dim, action_dim, seed=0))
         tried = Boundary(env, label(config.env))
         try:
             tried.reset(env, seed=0)

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from rllib_hpo.algorithms.base import Actor, Memory
 from rllib_hpo.errors import NonFiniteError
-from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.streams import seed_sequence
 from rllib_hpo.tasks import ActionScaling, Boundary, boundary, wrappers
 
@@ -79,11 +79,12 @@ def evaluate(
         scaling, checked = ActionScaling.of(envs[0].action_space), Boundary(envs[0])
         obs = np.stack([_first(checked, env, seed) for env, seed in zip(envs, seeds, strict=True)])
         returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
+        memory = actor.begin(torch.from_numpy(obs).to(actor.device), explores=False)
         running, cut = list(range(len(seeds))), 0
         while running:
             if watch is not None:
                 watch(int(lengths.sum()))
-            actions = scaling.to_env(_noise_free(actor, obs[running]))
+            actions = scaling.to_env(_noise_free(actor, obs[running], memory, running))
             ended = set()
             for i, action in zip(running, actions, strict=True):
                 lengths[i] += 1
@@ -129,7 +130,14 @@ def _located(error: NonFiniteError, step: int) -> NonFiniteError:
     return NonFiniteError(f"{error} at step {step} of an episode of an evaluation")
 
 
-def _noise_free(actor: Actor, obs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    device = actor.log_alpha.device
-    actions: npt.NDArray[np.float32] = actor.act(torch.from_numpy(obs).to(device)).cpu().numpy()
+def _noise_free(
+    actor: Actor, obs: npt.NDArray[np.float32], memory: Memory, running: list[int]
+) -> npt.NDArray[np.float32]:
+    """Actions (R, A) for obs (R, S) of the R episodes that are running; `memory` is that of all."""
+    own = {name: value[running] for name, value in memory.items()}
+    actions: npt.NDArray[np.float32] = (
+        actor.act(torch.from_numpy(obs).to(actor.device), memory=own).cpu().numpy()
+    )
+    for name, value in own.items():
+        memory[name][running] = value
     return actions

@@ -114,7 +114,7 @@ class FeedingHere(Feeding):
             NonFiniteError: If a loss is not finite.
         """
         self._num_steps = block.num_steps
-        self._core.add_transitions(block.rows[block.start : block.end])
+        self._core.add_transitions(block.rows[block.start : block.end], block.episodes)
         looked_at, at_a_time = time.monotonic(), self._core.updates_at_a_time
         for made in range(0, num_updates, at_a_time):
             self._core.update_from_replay(min(at_a_time, num_updates - made))
@@ -183,7 +183,8 @@ class FeedingRemotely(Feeding):
 
     @override(Feeding)
     def feed(self, block: Block, num_updates: int) -> None:
-        trained = self._learners.train(block.rows, slice(block.start, block.end), num_updates)
+        where = slice(block.start, block.end)
+        trained = self._learners.train(block.rows, where, num_updates, block.episodes)
         self._fed.append(_Fed(block.num_steps, self._updates_made(), trained, list(trained.learned)))
 
     @override(Feeding)

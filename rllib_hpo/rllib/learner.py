@@ -15,12 +15,12 @@ from ray.rllib.core.learner.torch import torch_learner
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.utils.annotations import override
 
+from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.errors import SettingsError
 from rllib_hpo.learning.memory import limit_gpu_memory, told_of_in_a_sentence
-from rllib_hpo.learning.parallel import ALONE, Replica
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.learning.trainer import Trainer
-from rllib_hpo.learning.update import Optimizers, make_optimizers
+from rllib_hpo.optim.replicas import ALONE, Replica
 from rllib_hpo.rllib.torch_options import set_torch_options
 
 COLLECTIVE_PATIENCE_S = 45.0
@@ -83,11 +83,11 @@ class ActorCriticLearner(TorchLearner):
             super().build()
         model = self.module[DEFAULT_MODULE_ID].unwrapped().model
         if self.config.limit_gpu_memory:
-            limit_gpu_memory(self.config.num_gpus_per_learner, model.log_alpha.device)
+            limit_gpu_memory(self.config.num_gpus_per_learner, model.device)
         replica = Replica.of_this_process(COLLECTIVE_PATIENCE_S) if self.config.num_learners > 1 else ALONE
         replica.equalise(list(model.state_dict().values()))
         with told_of_in_a_sentence():
-            trainer = Trainer(model, self._adam, self.config.settings(), self.config.seed, replica)
+            trainer = Trainer(self._method, model, self._adam, self.config.seed, replica)
             self.core = ReplayLearner(trainer)
 
     @override(TorchLearner)
@@ -96,22 +96,21 @@ class ActorCriticLearner(TorchLearner):
 
     @override(TorchLearner)
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        """Registers one fused Adam for critics, policy and temperature each, so that RLlib saves them."""
-        model = self.module[module_id].unwrapped().model
-        self._adam: Optimizers = make_optimizers(model, self.config.settings())
-        for name, optimizer in self._adam._asdict().items():
-            if optimizer is not None:
-                parameters = [p for group in optimizer.param_groups for p in group["params"]]
-                self.register_optimizer(
-                    module_id=module_id, optimizer_name=name, optimizer=optimizer, params=parameters
-                )
+        """Registers one fused Adam for each loss, so that RLlib saves them."""
+        self._method = make_method(self.config.settings())
+        self._adam = self._method.make_optimizers(self.module[module_id].unwrapped().model)
+        for name, optimizer in self._adam.items():
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            self.register_optimizer(
+                module_id=module_id, optimizer_name=name, optimizer=optimizer, params=parameters
+            )
 
     @override(Learner)
     def compute_loss_for_module(self, **kwargs: Any) -> Any:
         raise TypeError("ActorCriticLearner draws its own batches: call core.update_from_replay().")
 
     def acting_state(self) -> dict[str, npt.NDArray[Any]]:
-        """What runners need: sampler, target critics and temperature; neither critics nor optimizers."""
+        """What runners need: the actor's part of the model, and no optimizers."""
         module = self.module[DEFAULT_MODULE_ID].unwrapped()
         state: dict[str, npt.NDArray[Any]] = module.get_state(inference_only=True)
         return state

@@ -11,9 +11,10 @@ import ray
 from ray.exceptions import RayError, UnserializableException
 from ray.rllib.core.learner.learner_group import LearnerGroup
 
+from rllib_hpo.algorithms.base import Episode
 from rllib_hpo.errors import WorkerDiedError
-from rllib_hpo.learning.parallel import LOST, ONE_LOST, merge_metrics
-from rllib_hpo.learning.shards import Dealer
+from rllib_hpo.optim.replicas import LOST, ONE_LOST, merge_metrics
+from rllib_hpo.replay.shards import Dealer
 from rllib_hpo.rllib.remote import Call, CoreCall, TrainCall, fetch, only_success
 
 GRACE_S = 5.0
@@ -42,15 +43,16 @@ class Trained(NamedTuple):
 class Learners:
     """Calls to the learners of an RLlib LearnerGroup: the one in this process, a remote one, or several.
 
-    Several train one model in step (`rllib_hpo.learning.parallel`), each with a shard of the replay, so every
+    Several train one model in step (`rllib_hpo.optim.replicas`), each with a shard of the replay, so every
     call goes to all of them.
 
     Args:
         group: The learners.
+        all_see_rows: Whether every learner gets all rows to look at, beside the one that keeps them.
     """
 
-    def __init__(self, group: LearnerGroup) -> None:
-        self._group, self._num = group, max(1, len(group))
+    def __init__(self, group: LearnerGroup, *, all_see_rows: bool = False) -> None:
+        self._group, self._num, self._all_see_rows = group, max(1, len(group)), all_see_rows
         self._dealer = Dealer(self._num)
 
     def call(self, method: str, *args: Any) -> Any:
@@ -73,7 +75,13 @@ class Learners:
             (state,) = self._ask([Call("acting_state")])
         return state
 
-    def train(self, rows: npt.NDArray[np.float32] | ray.ObjectRef, where: slice, num_updates: int) -> Trained:
+    def train(
+        self,
+        rows: npt.NDArray[np.float32] | ray.ObjectRef,
+        where: slice,
+        num_updates: int,
+        episodes: Sequence[Episode] = (),
+    ) -> Trained:
         """Sends the remote learners a block of transitions and the updates that it makes due; does not wait.
 
         The block goes to one of several; all make the same updates, once each has rows to draw from.
@@ -82,13 +90,15 @@ class Learners:
             rows: (N, width), or where the rows are.
             where: Which of them.
             num_updates: Due with this block.
+            episodes: That ended in it.
         """
         shard, due = self._dealer.deal(num_updates)
         asked = []
         for rank, actor in enumerate(self._actors()):
-            call = TrainCall(where, due, gives_weights=rank == 0)
+            call = TrainCall(where, due, rank == 0, episodes, keeps_rows=rank == shard)
             # As an argument of its own Ray puts the rows in place over there, and not through this process.
-            asked.append(actor.apply.options(num_returns=2).remote(call, *([rows] if rank == shard else [])))
+            seen = [rows] if rank == shard or self._all_see_rows else []
+            asked.append(actor.apply.options(num_returns=2).remote(call, *seen))
         return Trained(due, [learned for learned, _ in asked], asked[0][1])
 
     @property

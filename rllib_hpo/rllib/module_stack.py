@@ -26,10 +26,10 @@ from ray.rllib.utils.metrics import (
     NUM_EPISODES_LIFETIME,
 )
 
-from rllib_hpo.learning.actor_critic import Actor
+from rllib_hpo.algorithms.base import Actor, Episode
+from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.rllib import stack
-from rllib_hpo.rllib.env_runner import Episode
 from rllib_hpo.rllib.environment import stateful_wrappers
 from rllib_hpo.rllib.feeding import Feeding, FeedingHere, FeedingRemotely
 from rllib_hpo.rllib.learners import Learners
@@ -46,7 +46,8 @@ class ModuleStack(stack.Stack):
 
     def __init__(self, algorithm: Any) -> None:
         super().__init__(algorithm)
-        self.learners = Learners(algorithm.learner_group)
+        watches_rows = make_method(self.config.settings()).watches_rows
+        self.learners = Learners(algorithm.learner_group, all_see_rows=watches_rows)
         self._is_local = self.config.num_env_runners == 0 and self.config.num_learners == 0
         if self._is_local:  # the runner acts with the learner's own module: no copies, no policy lag
             algorithm.env_runner.module = self._learner.module[DEFAULT_MODULE_ID].unwrapped()
@@ -107,7 +108,7 @@ class ModuleStack(stack.Stack):
         while algorithm.env_steps < stop and not algorithm.stop_requested:
             num_steps = min(self._fragment, stop - algorithm.env_steps)
             rollout = runner.sample(num_steps=num_steps, random_actions=random_actions)
-            core.add_transitions(rollout.rows)
+            core.add_transitions(rollout.rows, rollout.episodes)
             core.update_from_replay(algorithm.count(len(rollout.rows), rollout.episodes))
 
     @property

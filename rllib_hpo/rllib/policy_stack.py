@@ -23,11 +23,11 @@ from ray.rllib.utils.metrics import (
 )
 from ray.rllib.utils.metrics.learner_info import LEARNER_STATS_KEY
 
+from rllib_hpo.algorithms.base import Actor
 from rllib_hpo.errors import NonFiniteError, UserError
-from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.learning.memory import told_of_in_a_sentence
-from rllib_hpo.learning.replay import Batch
 from rllib_hpo.learning.replay_learner import ReplayLearner
+from rllib_hpo.replay.layout import Batch
 from rllib_hpo.rllib import stack
 from rllib_hpo.rllib.remote import refuse_all_dead, rollouts_of
 from rllib_hpo.rllib.sampling import GRACE_S

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -17,9 +17,10 @@ from ray.rllib.core import COMPONENT_RL_MODULE
 from ray.rllib.utils.actor_manager import RemoteCallResults
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
+from rllib_hpo.algorithms.base import Episode
 from rllib_hpo.errors import UserError, WorkerDiedError
-from rllib_hpo.learning.parallel import ONE_LOST
-from rllib_hpo.rllib.env_runner import ColumnarEnvRunner, Episode
+from rllib_hpo.optim.replicas import ONE_LOST
+from rllib_hpo.rllib.env_runner import ColumnarEnvRunner
 
 
 @contextmanager
@@ -130,18 +131,22 @@ class TrainCall(NamedTuple):
     num_updates: int
     gives_weights: bool = True
     """Whether the weights are wanted if they move; of several learners, one's are enough."""
+    episodes: Sequence[Episode] = ()
+    """That ended in the rows; every learner is told of them."""
+    keeps_rows: bool = True
+    """Whether the replay there gets the rows; else they are for the method to see."""
 
     def __call__(
         self, learner: Any, rows: npt.NDArray[np.float32] | None = None
     ) -> tuple[Learned, dict[str, Any] | None]:
-        """Runs where the learner is; rows that another learner has are None here.
+        """Runs where the learner is; rows that it need not have are None here.
 
         Returns:
             What the driver hears, and the weights if they are wanted and moved.
         """
         waited_s = since(learner.idle_since)
-        if rows is not None:
-            learner.core.add_transitions(rows[self.rows])
+        own = None if rows is None else rows[self.rows]
+        learner.core.add_transitions(own, self.episodes, keep=self.keeps_rows)
         learner.core.update_from_replay(self.num_updates)
         learner.idle_since = time.perf_counter()
         weights = learner.acting_state() if self.gives_weights and self.num_updates else None

@@ -16,9 +16,9 @@ import ray
 from ray.exceptions import RayError, UnserializableException
 from ray.rllib.utils.annotations import override
 
+from rllib_hpo.algorithms.base import Episode
 from rllib_hpo.errors import UserError, WorkerDiedError
 from rllib_hpo.rllib import stack
-from rllib_hpo.rllib.env_runner import Episode
 from rllib_hpo.rllib.remote import SampleRequest, check_tolerated, fetch, pickled_bytes, refuse_all_dead
 
 _logger = logging.getLogger(__name__)

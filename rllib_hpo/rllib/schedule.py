@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
-from rllib_hpo.settings import ActorCriticSettings
+from rllib_hpo.settings import Settings
 
 
 class Schedule:
     """Pure arithmetic on the number of environment steps taken so far."""
 
-    def __init__(self, settings: ActorCriticSettings) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
         # A fraction, so that 0.1 updates a step are 1 in 10 exactly, after any number of steps.
         self._update_to_data = Fraction(str(settings.update_to_data))

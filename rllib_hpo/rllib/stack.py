@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
-from rllib_hpo.learning.actor_critic import Actor
+from rllib_hpo.algorithms.base import Actor
 from rllib_hpo.learning.replay_learner import ReplayLearner
 
 if TYPE_CHECKING:

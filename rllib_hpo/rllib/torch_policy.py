@@ -24,11 +24,12 @@ from ray.rllib.utils.metrics import (
 from ray.rllib.utils.metrics.learner_info import LEARNER_STATS_KEY
 from torch import Tensor, nn
 
-from rllib_hpo.learning.actor_critic import ActorCritic
+from rllib_hpo.algorithms.base import Actor
+from rllib_hpo.algorithms.registry import make_method
+from rllib_hpo.errors import SettingsError
 from rllib_hpo.learning.memory import limit_gpu_memory, told_of_in_a_sentence
-from rllib_hpo.learning.replay import Batch
 from rllib_hpo.learning.trainer import Trainer
-from rllib_hpo.learning.update import Optimizers, make_optimizers
+from rllib_hpo.replay.layout import Batch
 from rllib_hpo.rllib.config import ActorCriticConfig, make_config
 from rllib_hpo.rllib.torch_options import set_torch_options
 from rllib_hpo.streams import TorchStreams
@@ -60,7 +61,8 @@ class ActorCriticModel(TorchModelV2, nn.Module):
             self, observation_space, action_space, action_dim, config["model"], "actor_critic"
         )
         nn.Module.__init__(self)
-        self.model = ActorCritic(obs_dim, action_dim, config.settings(), config.seed)
+        method = make_method(config.settings())
+        self.model: Actor = method.make_model(obs_dim, action_dim, config.seed)
 
     @override(TorchModelV2)
     def forward(
@@ -95,12 +97,14 @@ class ActorCriticTorchPolicy(TorchPolicyV2):
     ) -> None:
         config = self._completed(config)
         self.settings = config.settings()
+        self._method = make_method(self.settings)
         set_torch_options(self.settings.num_torch_threads)
         super().__init__(observation_space, action_space, config)
         if config.limit_gpu_memory:
             limit_gpu_memory(config.num_gpus, self.device)
+        self._refuse_what_this_stack_lacks(self.model.model)
         with told_of_in_a_sentence():
-            self.trainer = Trainer(self.model.model, self._adam, self.settings, config.seed)
+            self.trainer = Trainer(self._method, self.model.model, self._adam, config.seed)
         self._worker_index = int(getattr(config, "worker_index", 0))
         self._set_streams(config.seed, joined_at=0)
         self.random_actions = False
@@ -150,14 +154,30 @@ class ActorCriticTorchPolicy(TorchPolicyV2):
             **{name: ViewRequirement(used_for_compute_actions=False) for name in columns},
         }
 
+    def _refuse_what_this_stack_lacks(self, actor: Actor) -> None:
+        """RLlib's samplers hand on neither info nor memory of ours, and no episodes to learn from.
+
+        Raises:
+            SettingsError: Naming the algorithm.
+        """
+        lacking = {f"the column '{column.name}'": True for column in self._method.columns} | {
+            "memory of its episodes": bool(actor.memory),
+            "news of ended episodes": self._method.watches_episodes,
+        }
+        if wanted := [name for name, is_needed in lacking.items() if is_needed]:
+            raise SettingsError(
+                f"algorithm={self.config.algorithm!r} with these settings needs {wanted[0]}, which RLlib's old API "
+                "stack does not have; set api_stack to 'new'."
+            )
+
     @override(TorchPolicyV2)
     def make_model(self) -> ActorCriticModel:
         return ActorCriticModel(self.observation_space, self.action_space, self.config)
 
     @override(TorchPolicyV2)
     def optimizer(self) -> list[torch.optim.Optimizer]:
-        self._adam: Optimizers = make_optimizers(self.model.model, self.settings)
-        return [optimizer for optimizer in self._adam if optimizer is not None]
+        self._adam = self._method.make_optimizers(self.model.model)
+        return list(self._adam.values())
 
     @override(TorchPolicyV2)
     def action_sampler_fn(
@@ -282,8 +302,27 @@ class SACHPOTorchPolicy(ActorCriticTorchPolicy):
     algorithm = "sac-hpo"
 
 
+class TD3TorchPolicy(ActorCriticTorchPolicy):
+    """TD3, on the Policy API."""
+
+    algorithm = "td3"
+
+
+class DDPGTorchPolicy(ActorCriticTorchPolicy):
+    """DDPG, on the Policy API."""
+
+    algorithm = "ddpg"
+
+
 POLICIES: dict[str, type[ActorCriticTorchPolicy]] = {
-    policy.algorithm: policy for policy in (SACGaussianTorchPolicy, SACNFTorchPolicy, SACHPOTorchPolicy)
+    policy.algorithm: policy
+    for policy in (
+        SACGaussianTorchPolicy,
+        SACNFTorchPolicy,
+        SACHPOTorchPolicy,
+        TD3TorchPolicy,
+        DDPGTorchPolicy,
+    )
 }
 """Policy class of each built-in algorithm; others are an `ActorCriticTorchPolicy` with their config."""
 

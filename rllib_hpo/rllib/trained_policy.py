@@ -9,9 +9,9 @@ import gymnasium as gym
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.policy.policy import Policy
 
+from rllib_hpo.algorithms.base import Actor
 from rllib_hpo.documents import reading
 from rllib_hpo.errors import CheckpointError
-from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.results.provenance import versions
 from rllib_hpo.rllib.checkpointing import api_stack, follow, import_needed, verify
 from rllib_hpo.rllib.rl_module import ActorCriticModule

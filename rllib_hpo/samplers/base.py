@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rllib_hpo.critics import ConditionedCritic
 from rllib_hpo.errors import UserCodeError
+from rllib_hpo.networks.critics import ActionValue
 from rllib_hpo.streams import TorchStreams
 
 Mode = Literal["explore", "train"]
@@ -34,6 +34,12 @@ class Sample(NamedTuple):
     penalty: Tensor | None = None
     """(B,), subtracted from the policy's objective; None for none."""
 
+    def rows(self, rows: slice) -> Sample:
+        """The sample of some of the states."""
+        log_prob = None if self.log_prob is None else self.log_prob[rows]
+        penalty = None if self.penalty is None else self.penalty[rows]
+        return Sample(self.action[rows], log_prob, penalty)
+
 
 class Sampler(nn.Module, ABC):
     """Draws actions for states; owns the policy and whatever networks the sampling needs."""
@@ -48,7 +54,7 @@ class Sampler(nn.Module, ABC):
         noise: Noise,
         *,
         mode: Mode,
-        critic: ConditionedCritic,
+        critic: ActionValue,
         alpha: Tensor,
         detached_rows: int = 0,
     ) -> Sample:
@@ -64,7 +70,7 @@ class Sampler(nn.Module, ABC):
         """
 
     def diagnose(
-        self, obs: Tensor, noise: Noise, *, mode: Mode, critic: ConditionedCritic, alpha: Tensor
+        self, obs: Tensor, noise: Noise, *, mode: Mode, critic: ActionValue, alpha: Tensor
     ) -> dict[str, Tensor]:
         """Scalars that describe how actions come about; costlier than a draw, so asked for now and then."""
         return {}

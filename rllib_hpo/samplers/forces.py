@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rllib_hpo.networks import linear, uniform
+from rllib_hpo.kernels.gated_force import ForceLayers, gated_force
+from rllib_hpo.networks.mlp import linear, uniform
 
 SMALL = 0.01
 """Scale of the gate networks' last layers: at first sigma is about 0.5 and T about 0."""
@@ -21,11 +21,10 @@ def unit_gradient(gradient: Tensor, eps: float = 1e-8) -> Tensor:
 
 
 class GatedForce(nn.Module):
-    """F(s, a) = sigma_h * g + (1 - sigma_h) * T_h, elementwise (arXiv 2103.12020, eq. (13)).
+    """The networks T_h and sigma_h of the gated force (arXiv 2103.12020, eq. (13)): `kernels.gated_force`.
 
-    T_h (tanh out) and sigma_h (sigmoid out) are two networks over [s, a, g] with one hidden ELU layer
-    each, shared by all leapfrog steps. Their first layers are one matrix product, of which the
-    state's part is computed once per chain.
+    All leapfrog steps share them. Their first layers are one matrix product, of which the state's part is
+    computed once per chain.
 
     Args:
         obs_dim: Observation dimension S.
@@ -60,10 +59,8 @@ class GatedForce(nn.Module):
         state_part = self.bias if self.state_weight is None else F.linear(obs, self.state_weight, self.bias)
 
         def force(action: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-            inputs = torch.cat([action, direction], dim=-1)
-            hidden = F.elu(torch.addmm(state_part, inputs, parameters.action_weight.mT))
-            transform, gate = heads(hidden, parameters)
-            return torch.lerp(transform, direction, gate), gate
+            values = gated_force(action, direction, state_part, parameters)
+            return values.force, values.gate
 
         return force
 
@@ -78,27 +75,3 @@ class GatedForce(nn.Module):
             self.gate.bias,
             self.state_weight,
         )
-
-
-class ForceLayers(NamedTuple):
-    """Parameters of a `GatedForce` with U = h_n units in each of its two networks."""
-
-    bias: Tensor
-    """(2 U,)."""
-    action_weight: Tensor
-    """(2 U, 2 A), of action and direction."""
-    transform_weight: Tensor
-    """(A, U)."""
-    transform_bias: Tensor
-    gate_weight: Tensor
-    """(A, U)."""
-    gate_bias: Tensor
-    state_weight: Tensor | None
-    """(2 U, S)."""
-
-
-def heads(hidden: Tensor, layers: ForceLayers) -> tuple[Tensor, Tensor]:
-    """T_h and sigma_h, each (B, A), of the hidden layers (B, 2 U)."""
-    for_transform, for_gate = hidden.chunk(2, dim=-1)
-    transform = torch.addmm(layers.transform_bias, for_transform, layers.transform_weight.mT).tanh()
-    return transform, torch.addmm(layers.gate_bias, for_gate, layers.gate_weight.mT).sigmoid()

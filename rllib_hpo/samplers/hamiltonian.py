@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rllib_hpo.critics import ConditionedCritic
 from rllib_hpo.errors import SettingsError
-from rllib_hpo.networks import is_learning
+from rllib_hpo.kernels import wants_gradients
+from rllib_hpo.kernels.gated_leapfrog import Direction, LeapfrogOptions, gated_leapfrog
+from rllib_hpo.networks.critics import ActionValue
 from rllib_hpo.samplers.base import Mode, Noise, Sample, Sampler
-from rllib_hpo.samplers.chain import Direction, Steps, gated_leapfrog
 from rllib_hpo.samplers.forces import GatedForce, unit_gradient
 from rllib_hpo.samplers.gaussian import GaussianPolicy, squash
 from rllib_hpo.samplers.leapfrog import leapfrog
@@ -116,7 +116,7 @@ class HamiltonianSampler(Sampler):
         noise: Noise,
         *,
         mode: Mode,
-        critic: ConditionedCritic,
+        critic: ActionValue,
         alpha: Tensor,
         detached_rows: int = 0,
     ) -> Sample:
@@ -125,9 +125,11 @@ class HamiltonianSampler(Sampler):
         momentum = self.initial_momentum(action, noise, mode)
         final_kick = self.settings.momentum_penalty
         if self.gated_force is not None and self._learns_from_the_chain(mode):
-            layers, steps = self.gated_force.layers(), self._steps(mode, final_kick)
+            layers, options = self.gated_force.layers(), self._options(mode, final_kick)
             direction = self._directions(critic, alpha)
-            action, momentum = gated_leapfrog(action, momentum, obs, direction, layers, steps, detached_rows)
+            action, momentum = gated_leapfrog(
+                action, momentum, obs, direction, layers, options, leapfrog, detached_rows
+            )
         else:
             force = self.force(obs, critic, alpha)
             action, momentum = self.evolve(action, momentum, force, mode, final_kick=final_kick)
@@ -147,7 +149,7 @@ class HamiltonianSampler(Sampler):
     def force(
         self,
         obs: Tensor,
-        critic: ConditionedCritic,
+        critic: ActionValue,
         alpha: Tensor,
         observe: Callable[[Tensor, Tensor], None] | None = None,
     ) -> Callable[[Tensor], Tensor]:
@@ -179,22 +181,24 @@ class HamiltonianSampler(Sampler):
         final_kick: bool,
     ) -> tuple[Tensor, Tensor]:
         """(a_K, rho_K) from (a_0, rho_0), each (B, A), before clipping."""
-        return leapfrog(action, momentum, force, **self._steps(mode, final_kick)._asdict())
+        return leapfrog(action, momentum, force, **self._options(mode, final_kick)._asdict())
 
-    def _steps(self, mode: Mode, final_kick: bool) -> Steps:
+    def _options(self, mode: Mode, final_kick: bool) -> LeapfrogOptions:
         chain = self.chains[mode]
-        return Steps(self.step_size, chain.num_steps, final_kick, chain.inverse_mass, chain.momentum_scales)
+        return LeapfrogOptions(
+            self.step_size, chain.num_steps, final_kick, chain.inverse_mass, chain.momentum_scales
+        )
 
     def _direction(self, gradient: Tensor, alpha: Tensor) -> Tensor:
         return unit_gradient(gradient) if self.settings.force_scale == "unit" else -gradient / alpha
 
-    def _directions(self, critic: ConditionedCritic, alpha: Tensor) -> Direction:
+    def _directions(self, critic: ActionValue, alpha: Tensor) -> Direction:
         """g of an action, (B, A) -> (B, A), a constant for autograd."""
         return lambda action: self._direction(critic.minimum_and_gradient(action.detach())[1], alpha)
 
     def _learns_from_the_chain(self, mode: Mode) -> bool:
         """Whether gradients are asked for, of a chain that has steps of constant size."""
-        return is_learning() and self.chains[mode].num_steps > 0 and not self.settings.learn_step_size
+        return wants_gradients() and self.chains[mode].num_steps > 0 and not self.settings.learn_step_size
 
     def _momentum_penalty(self, momentum: Tensor, alpha: Tensor) -> Tensor:
         """alpha beta_0 |rho_K|^2 / 2, (B,), the last term of eq. (12), with the beta_0 of training."""
@@ -209,7 +213,7 @@ class HamiltonianSampler(Sampler):
 
     @torch.no_grad()
     def diagnose(
-        self, obs: Tensor, noise: Noise, *, mode: Mode, critic: ConditionedCritic, alpha: Tensor
+        self, obs: Tensor, noise: Noise, *, mode: Mode, critic: ActionValue, alpha: Tensor
     ) -> dict[str, Tensor]:
         """Gate, gradient, gain in Q, clipping, momentum, and |a_K - a_0| split into drift and noise.
 

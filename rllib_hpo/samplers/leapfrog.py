@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
+
+from rllib_hpo.kernels.products import add_scaled
 
 Force = Callable[[Tensor], Tensor]
 """Action (B, A) to force (B, A); the negative gradient of Q where Q is to rise."""
@@ -60,13 +61,6 @@ def leapfrog_step(
         return LeapfrogState(action, momentum, None)
     new_force = force(action)
     return LeapfrogState(action, add_scaled(momentum, new_force, -0.5 * step_size), new_force)
-
-
-def add_scaled(term: Tensor, tensor: Tensor, factor: float | Tensor) -> Tensor:
-    """term + factor * tensor, in one operation."""
-    if isinstance(factor, Tensor):
-        return torch.addcmul(term, tensor, factor)
-    return torch.add(term, tensor, alpha=factor)
 
 
 def leapfrog(

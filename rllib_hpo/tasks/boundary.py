@@ -113,7 +113,13 @@ class Boundary:
         return self._observation(result[0], "reset")
 
     def step(self, env: Env, action: NDArray[Any]) -> tuple[NDArray[np.float32], float, bool, bool]:
-        """Observation (S,), reward, terminated and truncated.
+        """Observation (S,), reward, terminated and truncated; see `step_with_info`."""
+        return self.step_with_info(env, action)[:4]
+
+    def step_with_info(
+        self, env: Env, action: NDArray[Any]
+    ) -> tuple[NDArray[np.float32], float, bool, bool, Any]:
+        """Observation (S,), reward, terminated, truncated, and the environment's info as it is.
 
         Raises:
             UserCodeError: If the environment raises an error, or returns what gymnasium or its space does not allow.
@@ -127,7 +133,7 @@ class Boundary:
             raise _raised(error, self.name, "raised", "step") from error
         if not (isinstance(result, (tuple, list)) and len(result) == 5):
             self._refuse_step(result)
-        observation, reward, terminated, truncated, _ = result
+        observation, reward, terminated, truncated, info = result
         obs = self._observation(observation, "step")
         if not isinstance(reward, float):
             reward = self._reward(reward)
@@ -137,7 +143,30 @@ class Boundary:
             terminated = self._flag(terminated, "terminated")
         if truncated is not True and truncated is not False:
             truncated = self._flag(truncated, "truncated")
-        return obs, float(reward), terminated, truncated
+        return obs, float(reward), terminated, truncated, info
+
+    def column(self, info: Any, name: str, size: int) -> NDArray[np.float32]:
+        """Numbers (size,) that an algorithm needs of every step, from the step's info.
+
+        Raises:
+            UserCodeError: If they are missing, or something else.
+            NonFiniteError: If they are not finite in float32.
+        """
+        if not isinstance(info, Mapping) or name not in info:
+            raise UserCodeError(
+                f"Environment '{self.name}' reports no '{name}' in the info of step(), which the algorithm learns "
+                "from: report it at every step, or choose a task or a wrapper that does."
+            )
+        array = _as_array(info[name])
+        if array is None or array.size != size or array.dtype.kind not in f"{_NUMBERS}b":
+            raise UserCodeError(
+                f"Environment '{self.name}' reports {_described(info[name])} as '{name}' in the info of step(), where "
+                f"{'a number was' if size == 1 else f'{size} numbers were'} expected."
+            )
+        numbers: NDArray[np.float32] = array.reshape(size).astype(np.float32)
+        if not np.isfinite(numbers).all():
+            raise NonFiniteError(f"The {name} of {self.name} is not finite")
+        return numbers
 
     def _observation(self, value: Any, method: str) -> NDArray[np.float32]:
         array = value if value.__class__ is np.ndarray else _as_array(value)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from matplotlib.image import imread
 
+from rllib_hpo.algorithms.registry import find_settings
+from rllib_hpo.algorithms.sac import SamplerActor
 from rllib_hpo.analysis.policy_shape import policy_shape, rollout_state, write_policy_shape
 from rllib_hpo.deployment import DeployedPolicy, PolicyMetadata, write_policy
 from rllib_hpo.deployment.metadata import BoxMetadata
 from rllib_hpo.errors import SettingsError
-from rllib_hpo.learning.actor_critic import Actor
-from rllib_hpo.settings import find_settings
 from rllib_hpo.tasks import make_env
 from tests.analysis.test_report import cli
 
@@ -35,7 +35,7 @@ def deployed(algorithm: str = "sac-hpo", **settings: object) -> DeployedPolicy:
         versions={},
     )
     env.close()
-    return DeployedPolicy(Actor(11, 3, parsed, seed=0), metadata)
+    return DeployedPolicy(SamplerActor(11, 3, parsed, seed=0), metadata)
 
 
 def state() -> np.ndarray:

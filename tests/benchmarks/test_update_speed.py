@@ -8,13 +8,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import update_speed
 from benchmarks.update_speed import Contestant, Product, algorithms, needed_products
-from rllib_hpo import products
-from rllib_hpo.learning.actor_critic import ActorCritic
-from rllib_hpo.learning.replay import RowLayout
-from rllib_hpo.learning.update import make_optimizers, update
+from rllib_hpo.algorithms.sac import SoftActorCriticModel
+from rllib_hpo.kernels import products
+from rllib_hpo.replay.layout import RowLayout
 from rllib_hpo.samplers.base import draw_noise
 from rllib_hpo.settings import SACSettings
 from rllib_hpo.streams import TorchStreams
+from tests.learning.engine import make_optimizers, update
 
 
 def test_products_of_sac_are_those_of_its_networks():
@@ -36,7 +36,7 @@ def test_no_update_makes_do_with_fewer_operations_than_its_floor(name, monkeypat
     """Counted by torch on a real update: the floor is below it, and most of it."""
     monkeypatch.setattr(products, "HAS_ONEDNN", False)  # whose products torch does not count
     settings = algorithms()[name]
-    model = ActorCritic(11, 3, settings, seed=0)
+    model = SoftActorCriticModel(11, 3, settings, seed=0)
     layout, streams = RowLayout(11, 3), TorchStreams(0, "test")
     batch = layout.unpack(torch.randn(256, layout.width, generator=streams["rows"]))
     noise = draw_noise(model.sampler, 512, streams)

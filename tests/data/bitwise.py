@@ -1,9 +1,12 @@
 """Records, or compares, the exact numbers that training gives: rows and final parameters of short runs.
 
-    .venv/bin/python tests/data/bitwise.py record              # at a release: tests/data/VERSION/bitwise.json
-    .venv/bin/python tests/data/bitwise.py compare 0.1.0       # where the machine and libraries are the recorded ones
+    .venv/bin/python tests/data/bitwise.py record bitwise.json      # at a release, into tests/data/VERSION
+    .venv/bin/python tests/data/bitwise.py compare 0.1.0            # where machine and libraries are the recorded ones
+    .venv/bin/python tests/data/bitwise.py compare 0.1.0 sac/new    # only cases whose names contain a word
 
-Numbers are equal only on the same kind of CPU with the same library versions, so those are recorded too.
+`bitwise.json` holds runs of 2,000 steps on Pendulum; `bitwise-tasks.json` holds runs of 3,000 steps on Hopper and
+Pendulum, with the baselines of arXiv 2103.12020, Table II. Numbers are equal only on the same kind of CPU with the same
+library versions, so those are recorded too.
 """
 
 from __future__ import annotations
@@ -16,15 +19,16 @@ import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
 DATA = Path(__file__).resolve().parent
-TASK, TABLE_ONE, STEPS = "Pendulum-v1", "hopper", 2_000
-SETTINGS = {"warmup_steps": 500, "evaluation_every": 500, "evaluation_episodes": 2}
+TABLE_ONE = "hopper"
+SETTINGS = {"warmup_steps": 500, "evaluation_episodes": 2}
+CONVENTIONAL = {"force_scale": "inverse_temperature", "force_gate": "none"}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sac": ("sac", {}),
     "sac-auto": ("sac", {"alpha": "auto"}),
@@ -36,7 +40,39 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "sac-hpo-learned-step": ("sac-hpo", {"learn_step_size": True}),
 }
-CASES = {f"{name}/{stack}": (name, stack) for stack in ("new", "old") for name in VARIANTS}
+BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
+    "baseline-1": ("sac-hpo", CONVENTIONAL),
+    "baseline-2": ("sac-hpo", {**CONVENTIONAL, "train_sampler": "gaussian"}),
+    "baseline-3": ("sac-hpo", {"explore_sampler": "gaussian"}),
+}
+
+
+class Case(NamedTuple):
+    """One run to record."""
+
+    algorithm: str
+    changes: dict[str, Any]
+    stack: str
+    task: str = "Pendulum-v1"
+    steps: int = 2_000
+    evaluation_every: int = 500
+
+
+RECORDINGS: dict[str, dict[str, Case]] = {
+    "bitwise.json": {
+        f"{name}/{stack}": Case(*variant, stack)
+        for stack in ("new", "old")
+        for name, variant in VARIANTS.items()
+    },
+    "bitwise-tasks.json": {
+        f"{name}/{stack}/{task}": Case(*variant, stack, task, 3_000, 1_000)
+        for task in ("Pendulum-v1", "Hopper-v4")
+        for stack in ("new", "old")
+        for name, variant in {**VARIANTS, **BASELINES}.items()
+    },
+}
+"""Cases by name, by the file that holds them."""
+CASES = {name: case for cases in RECORDINGS.values() for name, case in cases.items()}
 COLUMNS = (
     "env_steps",
     "updates",
@@ -70,15 +106,15 @@ def train(case: str) -> dict[str, Any]:
     from rllib_hpo.rllib.trained_policy import load_policy
     from rllib_hpo.tasks import find_task
 
-    name, stack = CASES[case]
-    algorithm, changes = VARIANTS[name]
+    algorithm, changes, stack, task, steps, evaluation_every = CASES[case]
     settings = {**find_task(TABLE_ONE).settings_for(algorithm), **SETTINGS, **changes}
+    settings["evaluation_every"] = evaluation_every
     with tempfile.TemporaryDirectory() as folder:
-        config = make_config(algorithm).api_stack(stack == "new", stack == "new").environment(TASK)
+        config = make_config(algorithm).api_stack(stack == "new", stack == "new").environment(task)
         config.training(**settings).debugging(seed=7, log_level="ERROR").results(results_dir=f"{folder}/rows")
         built = config.build_algo()
         try:
-            while built.env_steps < STEPS:
+            while built.env_steps < steps:
                 built.train()
             checkpoint = Path(built.save_to_path(f"{folder}/checkpoint"))
         finally:
@@ -114,34 +150,45 @@ def differences(recorded: dict[str, Any], measured: dict[str, Any]) -> list[str]
     return found
 
 
-def load(release: str) -> dict[str, Any]:
+def load(release: str, name: str = "bitwise.json") -> dict[str, Any]:
     """What was recorded at a release."""
-    recorded: dict[str, Any] = json.loads((DATA / release / "bitwise.json").read_text())
+    recorded: dict[str, Any] = json.loads((DATA / release / name).read_text())
     return recorded
 
 
+def record(name: str) -> None:
+    """Records the cases of one file."""
+    target = DATA / version("rllib-hpo") / name
+    if target.exists():
+        raise SystemExit(f"error: {target} is there already; a release's numbers are recorded once.")
+    cases = {}
+    for case in RECORDINGS[name]:
+        cases[case] = train(case)
+        print(case, flush=True)
+    lines = json.dumps(cases).replace('}, "', '},\n"').replace("]}, ", "]},\n")
+    about = {"command": f".venv/bin/python tests/data/bitwise.py record {name}", "machine": machine()}
+    target.write_text(f'{json.dumps(about, indent=1)[:-2]},\n "cases": {lines}\n}}\n')
+
+
+def compare(release: str, words: list[str]) -> None:
+    """Compares cases, those whose names contain one of `words`, with those of a release."""
+    for name in RECORDINGS:
+        known = load(release, name)
+        if known["machine"] != machine():
+            print(f"recorded on {known['machine']}, not on {machine()}: numbers may differ")
+        for case, expected in known["cases"].items():
+            if not words or any(word in case for word in words):
+                print(case, differences(expected, train(case)) or "equal", flush=True)
+
+
 def main(words: list[str]) -> None:
-    """Records all cases, or compares them with those of a release."""
-    if words == ["record"]:
-        target = DATA / version("rllib-hpo") / "bitwise.json"
-        if target.exists():
-            raise SystemExit(f"error: {target} is there already; a release's numbers are recorded once.")
-        recorded = {
-            "command": ".venv/bin/python tests/data/bitwise.py record",
-            "machine": machine(),
-            "cases": {case: train(case) for case in CASES},
-        }
-        lines = json.dumps(recorded["cases"]).replace('}, "', '},\n"').replace("]}, ", "]},\n")
-        about = json.dumps({key: recorded[key] for key in ("command", "machine")}, indent=1)
-        target.write_text(f'{about[:-2]},\n "cases": {lines}\n}}\n')
-        return
-    if len(words) != 2 or words[0] != "compare":
+    """Records the cases of one file, or compares them with those of a release."""
+    if len(words) == 2 and words[0] == "record" and words[1] in RECORDINGS:
+        record(words[1])
+    elif len(words) >= 2 and words[0] == "compare":
+        compare(words[1], words[2:])
+    else:
         raise SystemExit(__doc__)
-    known = load(words[1])
-    if known["machine"] != machine():
-        print(f"recorded on {known['machine']}, not on {machine()}: numbers may differ")
-    for case, expected in known["cases"].items():
-        print(case, differences(expected, train(case)) or "equal", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,21 +8,22 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from pydantic import Field
 
+from rllib_hpo.algorithms.base import Actor
+from rllib_hpo.algorithms.registry import algorithm_names
+from rllib_hpo.algorithms.sac import SamplerActor
 from rllib_hpo.deployment import FORMATS, DeployedPolicy, PolicyMetadata, load_policy_file, write_policy
 from rllib_hpo.deployment.metadata import BoxMetadata
-from rllib_hpo.errors import CheckpointError, SettingsError, UnknownNameError, UserError
+from rllib_hpo.errors import CheckpointError, UnknownNameError, UserError
 from rllib_hpo.experiments.evaluate import evaluate_checkpoint
 from rllib_hpo.experiments.export import export_policy
-from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.rllib.trained_policy import load_policy
-from rllib_hpo.settings import SETTINGS, ActorCriticSettings, SACHPOSettings
+from rllib_hpo.settings import ActorCriticSettings
 from rllib_hpo.tasks import ActionScaling, make_env
 from tests.learning.options import SETTINGS as OPTIONS
 from tests.rllib.tiny import running, tiny_config, train_to
@@ -41,7 +42,7 @@ class Trained(NamedTuple):
     obs: np.ndarray
 
 
-@pytest.fixture(scope="module", params=SETTINGS)
+@pytest.fixture(scope="module", params=algorithm_names())
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A policy trained for a moment on Hopper, with long leapfrog steps and decided gates where it has them."""
     settings = {"step_size": 0.5, "leapfrog_steps": 3} if request.param == "sac-hpo" else {}
@@ -49,7 +50,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     directory = tmp_path_factory.mktemp(request.param)
     with running(config) as built:
         train_to(built, 80)
-        gates = getattr(built.actor.sampler, "gated_force", None)
+        gates = getattr(built.actor.acting, "gated_force", None)
         if gates is not None:
             with torch.no_grad():
                 gates.gate.bias.copy_(torch.tensor([7.0, 0.0, -7.0]))
@@ -110,7 +111,7 @@ def test_every_format_is_tested() -> None:
 def test_the_observations_are_of_all_kinds(trained: Trained) -> None:
     """Clipped and unclipped actions, gates all but closed and all but open: or the next test would say little."""
     actor = load_policy(trained.checkpoint).actor
-    if not hasattr(actor.sampler, "gated_force"):
+    if not hasattr(actor.acting, "gated_force"):
         return
     obs = torch.from_numpy(trained.obs)
     gates: list[torch.Tensor] = []
@@ -161,7 +162,7 @@ TRAINING_ONLY = ("temperature", "entropy", "objective", "penalty", "straight thr
 def test_every_option_exports(name: str, tmp_path: Path) -> None:
     settings = OPTIONS[name]
     obs = np.random.default_rng(0).normal(size=(200, 5)).astype(np.float32)
-    policy = DeployedPolicy(Actor(5, 3, settings, seed=0), metadata(name.split(",")[0], settings))
+    policy = DeployedPolicy(SamplerActor(5, 3, settings, seed=0), metadata(name.split(",")[0], settings))
     write_policy(policy, "onnx", tmp_path / "policy.onnx")
     actions = run_onnx(tmp_path / "policy.onnx")(obs)
     np.testing.assert_allclose(actions, policy(torch.from_numpy(obs)).numpy(), rtol=0, atol=1e-5 * 4)
@@ -280,23 +281,11 @@ def test_the_serving_example_needs_neither_ray_nor_this_package(trained: Trained
 # --- what is refused ---
 
 
-class SmoothSettings(SACHPOSettings):
-    """What another package may allow itself."""
-
-    sampler: ClassVar[str] = "hamiltonian"
-    critic_activation: Annotated[Literal["relu", "silu"], Field(description="Of the critics.")] = "silu"  # type: ignore[assignment]
-
-
-def test_smooth_critics_are_refused() -> None:
-    with pytest.raises(SettingsError, match="critic_activation='silu' cannot be exported"):
-        DeployedPolicy(Actor(5, 3, SmoothSettings(), seed=0), metadata("sac-hpo", SACHPOSettings()))
-
-
 @pytest.fixture
 def policy() -> DeployedPolicy:
     """A small one."""
     settings = OPTIONS["sac"]
-    return DeployedPolicy(Actor(5, 3, settings, seed=0), metadata("sac", settings))
+    return DeployedPolicy(SamplerActor(5, 3, settings, seed=0), metadata("sac", settings))
 
 
 def test_mistakes_are_named(policy: DeployedPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

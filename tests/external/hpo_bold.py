@@ -8,10 +8,11 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from rllib_hpo.algorithms.registry import register_algorithm
 from rllib_hpo.samplers import register_sampler
 from rllib_hpo.samplers.base import Sample
 from rllib_hpo.samplers.gaussian import GaussianSampler, tanh_gaussian
-from rllib_hpo.settings import PositiveFloat, SACSettings, register_algorithm
+from rllib_hpo.settings import PositiveFloat, SACSettings
 from rllib_hpo.tasks import Task, register_task
 
 

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from rllib_hpo.algorithms.sac import SamplerActor
 from rllib_hpo.cli import main
 from rllib_hpo.cli.runs import _settings
 from rllib_hpo.deployment import DeployedPolicy, PolicyMetadata, load_policy_file, write_policy
@@ -33,7 +34,6 @@ from rllib_hpo.experiments.run_config import resolve
 from rllib_hpo.experiments.sweep import SweepFiles, read_plan
 from rllib_hpo.experiments.sweep_config import read_sweep
 from rllib_hpo.experiments.train import open_run
-from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.results import check, read_rows
 from rllib_hpo.rllib.checkpointing import MANIFEST
 from rllib_hpo.settings import SACHPOSettings
@@ -205,7 +205,7 @@ def policy_file(path: Path) -> tuple[bytes, dict[str, Any]]:
         settings=settings.model_dump(), versions={},
     )  # fmt: skip
     torch.manual_seed(0)
-    write_policy(DeployedPolicy(Actor(3, 3, settings, seed=0), metadata), "safetensors", path)
+    write_policy(DeployedPolicy(SamplerActor(3, 3, settings, seed=0), metadata), "safetensors", path)
     return path.read_bytes(), json.loads(metadata.to_json())
 
 

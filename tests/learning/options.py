@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rllib_hpo.settings import ActorCriticSettings, SACHPOSettings, SACNFSettings, SACSettings
+from rllib_hpo.algorithms.td3 import DDPGSettings, TD3Settings
+from rllib_hpo.settings import ActorCriticSettings, SACHPOSettings, SACNFSettings, SACSettings, Settings
 
 HPO: dict[str, Any] = {"leapfrog_units": 8, "leapfrog_steps": 2, "step_size": 0.25, "momentum_std_train": 0.5}
 SETTINGS: dict[str, ActorCriticSettings] = {
@@ -52,3 +53,10 @@ SETTINGS: dict[str, ActorCriticSettings] = {
     "sac-hpo, no momentum noise": SACHPOSettings(hidden_units=16, momentum_noise=False, **HPO),
     "sac-hpo, gaussian in training": SACHPOSettings(hidden_units=16, train_sampler="gaussian", **HPO),
 }
+"""Of the soft actor-critics."""
+OTHERS: dict[str, Settings] = {
+    "td3": TD3Settings(hidden_units=16),
+    "td3, every third": TD3Settings(hidden_units=16, policy_delay=3, num_critics=3, critic_lr=1e-3),
+    "ddpg": DDPGSettings(hidden_units=16),
+}
+"""Of all others that change an update."""

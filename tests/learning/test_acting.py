@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rllib_hpo.learning.actor_critic import Actor
+from rllib_hpo.algorithms.sac import SamplerActor
 from rllib_hpo.samplers.base import draw_noise
 from rllib_hpo.settings import ActorCriticSettings, SACHPOSettings
 from rllib_hpo.streams import TorchStreams
@@ -43,7 +43,7 @@ class OneDevice(TorchDispatchMode):
 def test_networks_on_a_device_act_with_streams_of_the_host(
     settings: ActorCriticSettings, explores: bool
 ) -> None:
-    actor, streams = Actor(OBS, DIM, settings, seed=0).to("meta"), TorchStreams(0, "runner")
+    actor, streams = SamplerActor(OBS, DIM, settings, seed=0).to("meta"), TorchStreams(0, "runner")
     with OneDevice():
         action = actor.act(torch.zeros(4, OBS).to("meta"), streams if explores else None)
     assert (action.device.type, tuple(action.shape)) == ("meta", (4, DIM))
@@ -52,7 +52,7 @@ def test_networks_on_a_device_act_with_streams_of_the_host(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 def test_the_noise_is_that_of_the_host() -> None:
     """It does not depend on where the networks are."""
-    sampler = Actor(OBS, DIM, SACHPOSettings(hidden_units=16), seed=0).sampler
+    sampler = SamplerActor(OBS, DIM, SACHPOSettings(hidden_units=16), seed=0).sampler
     here = draw_noise(sampler, 4, TorchStreams(0, "runner"))
     there = draw_noise(sampler, 4, TorchStreams(0, "runner"), torch.device("cuda"))
     assert {value.device.type for value in there.values()} == {"cuda"}

@@ -20,19 +20,20 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rllib_hpo import critics, products
+from rllib_hpo.algorithms.registry import make_method
+from rllib_hpo.algorithms.sac import SoftActorCriticModel
 from rllib_hpo.errors import NonFiniteError
-from rllib_hpo.learning import replay as replay_module
-from rllib_hpo.learning.actor_critic import ActorCritic
-from rllib_hpo.learning.feed import RowFeed
+from rllib_hpo.kernels import products, q_networks
 from rllib_hpo.learning.graph import WARM_UPS, Capture, CudaGraphCapture, make_capture
-from rllib_hpo.learning.guards import DeviceGuard
-from rllib_hpo.learning.replay import Batch, Replay, RowLayout, fits
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.learning.trainer import Trainer
-from rllib_hpo.learning.update import make_optimizers
-from rllib_hpo.settings import ActorCriticSettings, SACHPOSettings, SACSettings
-from tests.learning.options import SETTINGS
+from rllib_hpo.optim.guards import DeviceGuard
+from rllib_hpo.replay import ring as replay_module
+from rllib_hpo.replay.feed import RowFeed
+from rllib_hpo.replay.layout import Batch, RowLayout
+from rllib_hpo.replay.ring import Replay, fits
+from rllib_hpo.settings import SACHPOSettings, SACSettings, Settings
+from tests.learning.options import OTHERS, SETTINGS
 
 OBS, DIM, ROWS = 5, 3, 32
 LAYOUT = RowLayout(OBS, DIM)
@@ -54,7 +55,7 @@ DIFFERENT = {
         "sac-hpo, learned step size",
         "sac-hpo, target critics in the objective",
     )
-}
+} | OTHERS
 """Settings whose updates differ most in what they are made of."""
 
 
@@ -78,13 +79,11 @@ class DirectCapture:
         return function
 
 
-def _learner(
-    settings: ActorCriticSettings, capture: Capture | None = None, device: str = "cpu"
-) -> ReplayLearner:
+def _learner(settings: Settings, capture: Capture | None = None, device: str = "cpu") -> ReplayLearner:
     """In bulk with a capture, one update after the other without."""
     settings = settings.model_copy(update=CHANGES)
-    model = ActorCritic(OBS, DIM, settings, seed=0).to(device)
-    trainer = Trainer(model, make_optimizers(model, settings), settings, seed=0)
+    method = make_method(settings)
+    trainer = Trainer(method, method.make_model(OBS, DIM, seed=0).to(device))
     if capture is None:
         trainer.bulk = None
     else:
@@ -106,8 +105,8 @@ def _tensors(learner: ReplayLearner) -> dict[str, Tensor]:
     """Every parameter, target and optimizer state."""
     trainer = learner.trainer
     found = {f"model.{name}": value for name, value in trainer.model.state_dict().items()}
-    for kind, optimizer in trainer.optimizers._asdict().items():
-        for k, state in (optimizer.state_dict()["state"] if optimizer is not None else {}).items():
+    for kind, optimizer in trainer.optimizers.items():
+        for k, state in optimizer.state_dict()["state"].items():
             found |= {f"{kind}.{k}.{name}": value for name, value in state.items()}
     return {name: value.detach().cpu().clone() for name, value in found.items()}
 
@@ -118,7 +117,7 @@ def _capture(device: str) -> Capture:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("settings", DIFFERENT.values(), ids=DIFFERENT)
-def test_updates_in_bulk_equal_eager_ones(settings: ActorCriticSettings, device: str) -> None:
+def test_updates_in_bulk_equal_eager_ones(settings: Settings, device: str) -> None:
     """After 200 updates with the same batches and noise, every parameter, target and optimizer state agrees.
 
     On a CPU to the last bit, if eager ones are guarded alike; else but for the rounding of target critics, which move
@@ -126,21 +125,22 @@ def test_updates_in_bulk_equal_eager_ones(settings: ActorCriticSettings, device:
     """
     eager, bulk = _learner(settings, None, device), _learner(settings, _capture(device), device)
     guarded = _learner(settings, None, device)
-    guarded.trainer.guard = DeviceGuard(guarded.trainer.device)
+    guarded.trainer.guard_with(DeviceGuard(guarded.trainer.device))
     generator = torch.Generator().manual_seed(0)
-    sampler = eager.trainer.model.sampler
+    draws, num_kinds = eager.trainer.draws, len(set(eager.trainer.kinds(6)))
     for k in range(200):
         rows = torch.from_numpy(_rows(ROWS, seed=k)).to(device)
         noise = {
-            name: torch.randn((2 * ROWS, *shape), generator=generator).to(device)
-            for name, shape in sampler.noise_shapes.items()
+            name: torch.randn((draw.rows * ROWS, *draw.shape), generator=generator).to(device)
+            for name, draw in draws.items()
         }
         for learner in (eager, guarded):
-            learner.trainer.update(LAYOUT.unpack(rows), noise)
-            learner.trainer.count(1, lambda rows=rows, noise=noise: (LAYOUT.unpack(rows), noise))
+            kinds = learner.trainer.kinds(1)
+            learner.trainer.update(LAYOUT.unpack(rows), noise, *kinds)
+            learner.trainer.count(kinds, lambda rows=rows, noise=noise: (LAYOUT.unpack(rows), noise))
         _update_in_bulk(bulk, rows, noise)
     assert bulk.trainer.bulk is not None
-    assert bulk.trainer.bulk.num_captures == 1
+    assert bulk.trainer.bulk.num_captures == num_kinds
     if device == "cpu":
         ours, theirs = _tensors(bulk), _tensors(guarded)
         assert [name for name, value in theirs.items() if not torch.equal(ours[name], value)] == []
@@ -149,14 +149,14 @@ def test_updates_in_bulk_equal_eager_ones(settings: ActorCriticSettings, device:
 
 @ON_A_GPU
 @pytest.mark.parametrize("settings", DIFFERENT.values(), ids=DIFFERENT)
-def test_a_graph_that_draws_from_the_replay_equals_eager_updates(settings: ActorCriticSettings) -> None:
+def test_a_graph_that_draws_from_the_replay_equals_eager_updates(settings: Settings) -> None:
     """As production has it, 32 updates at a time: 200 of them, from equal streams."""
     eager, graph = (_learner(settings, _capture("cuda"), "cuda") for _ in range(2))
     eager.trainer.update_in_bulk(None)
     for learner in (eager, graph):
         learner.update_from_replay(200)
     assert graph.trainer.bulk is not None
-    assert graph.trainer.bulk.num_captures == 1
+    assert graph.trainer.bulk.num_captures == len(set(graph.trainer.kinds(6)))
     _assert_close(graph, eager)
 
 
@@ -203,9 +203,9 @@ def test_batches_come_from_the_replay(device: str) -> None:
     bulk, seen = _learner(settings, DirectCapture(), device), []
     update = bulk.trainer.update
 
-    def observed(batch: Batch, noise: dict[str, Tensor]) -> dict[str, Tensor]:
+    def observed(batch: Batch, noise: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
         seen.append(batch.obs.cpu().clone())
-        return update(batch, noise)
+        return update(batch, noise, kind)
 
     bulk.trainer.update = observed  # type: ignore[method-assign]
     bulk.update_from_replay(50)
@@ -223,7 +223,7 @@ def test_a_replay_on_the_host_feeds_the_same_updates() -> None:
     on_device.update_from_replay(40)
     bulk = on_host.trainer.bulk
     assert bulk is not None
-    feed = RowFeed(LAYOUT, on_host.trainer.model.sampler, ROWS, 32, torch.device("cpu"))
+    feed = RowFeed(LAYOUT, on_host.trainer.draws, ROWS, 32, torch.device("cpu"))
     for num in (7, 7, 7, 7, 7, 5):
         feed.draw(on_host.replay, num, on_host.trainer.streams)
         bulk._run(feed, num)
@@ -252,11 +252,11 @@ def test_it_is_captured_anew_when_settings_change_or_tensors_move() -> None:
     assert (capture.warm_ups, capture.captures) == (WARM_UPS, 1)
     learner.update_from_replay(20)
     assert capture.captures == 1
-    for group in learner.trainer.optimizers.critic.param_groups:
+    for group in learner.trainer.optimizers["critic"].param_groups:
         group["lr"] = 1e-3
     learner.update_from_replay(20)
     assert (capture.warm_ups, capture.captures) == (2 * WARM_UPS, 2)
-    optimizer = learner.trainer.optimizers.policy
+    optimizer = learner.trainer.optimizers["policy"]
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     learner.update_from_replay(20)
     assert capture.captures == 3
@@ -294,8 +294,8 @@ def test_a_capture_that_fails_leaves_nothing_behind(caplog: pytest.LogCaptureFix
     learner = _learner(settings, _capture("cuda"), "cuda")
     update = learner.trainer.update
 
-    def waiting(batch: Batch, noise: dict[str, Tensor]) -> dict[str, Tensor]:
-        metrics = update(batch, noise)
+    def waiting(batch: Batch, noise: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+        metrics = update(batch, noise, kind)
         metrics["critic_loss"].item()
         return metrics
 
@@ -330,23 +330,21 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_a_captured_update_asks_for_no_value(
-    settings: ActorCriticSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("settings", [*SETTINGS.values(), *OTHERS.values()], ids=[*SETTINGS, *OTHERS])
+def test_a_captured_update_asks_for_no_value(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it runs on a GPU: it reads no number back, has no shape that depends on one, and brings none along."""
-    monkeypatch.setattr(critics, "_separate", lambda weights, biases: [critics.Layers(weights, biases)])
+    monkeypatch.setattr(q_networks, "separate", lambda w, b: [q_networks.Layers(list(w), list(b))])
     monkeypatch.setattr(products, "HAS_ONEDNN", False)
     capture = DirectCapture()
     learner = _learner(settings, capture)
-    learner.update_from_replay(6)
-    assert capture.captures == 1
+    learner.update_from_replay(12)
+    assert capture.captures == len(set(learner.trainer.kinds(6)))
     trainer, found = learner.trainer, Operations()
     assert trainer.bulk is not None
-    updates = trainer.bulk._updates
-    assert updates is not None
+    repeated = trainer.bulk._repeated
+    assert repeated is not None
     with found:
-        updates.run(2)
+        repeated.run(trainer.kinds(2))
     assert "aten._fused_adam_" in found.names
     forbidden = {
         "_local_scalar_dense",
@@ -376,8 +374,8 @@ def test_a_gpu_gets_graphs_without_being_asked() -> None:
     """By default updates are captured there, 200 of them in one call; with cuda_graph=False none is."""
     for wanted in (True, False):
         settings = SACHPOSettings(hidden_units=16, cuda_graph=wanted).model_copy(update=CHANGES)
-        model = ActorCritic(OBS, DIM, settings, seed=0).to("cuda")
-        trainer = Trainer(model, make_optimizers(model, settings), settings, seed=0)
+        model = SoftActorCriticModel(OBS, DIM, settings, seed=0).to("cuda")
+        trainer = Trainer(make_method(settings), model, seed=0)
         learner = ReplayLearner(trainer)
         learner.add_transitions(_rows(300))
         learner.update_from_replay(200)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rllib_hpo import critics, products
-from rllib_hpo.learning.actor_critic import ActorCritic
+from rllib_hpo.algorithms.registry import make_method
+from rllib_hpo.algorithms.sac import SoftActorCriticModel
+from rllib_hpo.kernels import products, q_networks
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.learning.trainer import Trainer
-from rllib_hpo.learning.update import make_optimizers
 from rllib_hpo.settings import ActorCriticSettings, SACHPOSettings, SACNFSettings, SACSettings
 
 AT_MOST: dict[str, tuple[ActorCriticSettings, int]] = {
@@ -44,16 +44,16 @@ def test_an_update_is_few_operations(
     settings: ActorCriticSettings, at_most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counted as it is made on a GPU: both critics at a time, and no product by oneDNN."""
-    monkeypatch.setattr(critics, "_separate", lambda weights, biases: [critics.Layers(weights, biases)])
+    monkeypatch.setattr(q_networks, "separate", lambda w, b: [q_networks.Layers(list(w), list(b))])
     monkeypatch.setattr(products, "HAS_ONEDNN", False)
     settings = settings.model_copy(update={"replay_capacity": 500})
-    model = ActorCritic(11, 3, settings, seed=0)
-    learner = ReplayLearner(Trainer(model, make_optimizers(model, settings), settings, seed=0))
+    model = SoftActorCriticModel(11, 3, settings, seed=0)
+    learner = ReplayLearner(Trainer(make_method(settings), model, seed=0))
     learner.add_transitions(torch.randn(500, learner.replay.layout.width).numpy())
     learner.trainer.update_in_bulk(None)
     learner.update_from_replay(2)  # which makes what is kept
     feed = learner.trainer.bulk._feed
     feed.draw(learner.replay, 2, learner.trainer.streams)
     with _Count() as count:
-        learner.trainer.update(*feed.next())
+        learner.trainer.update(*feed.next(), "update")
     assert at_most - 3 <= count.number <= at_most

@@ -19,7 +19,16 @@ from rllib_hpo.results import read_rows, without_volatile
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.checkpointing import MANIFEST, read_manifest, verify
 from tests.rllib.environments import NoisyEnv
-from tests.rllib.tiny import EVERY_ALGORITHM, assert_equal, facts, loaded, running, tiny_config, train_to
+from tests.rllib.tiny import (
+    EVERY_ALGORITHM,
+    assert_equal,
+    facts,
+    loaded,
+    running,
+    tiny_config,
+    train_to,
+    tuned,
+)
 
 ENVIRONMENTS = {
     "Pendulum-v1": "Pendulum-v1",
@@ -40,7 +49,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(algorithm: str, env: Any, way: s
     """Parameters, optimizers, replay, streams, simulators, episodes under way, counters and rows."""
 
     def config(name: str) -> Any:
-        made = tiny_config(algorithm, env, alpha="auto").env_runners(num_envs_per_env_runner=2)
+        made = tiny_config(algorithm, env, **tuned(algorithm)).env_runners(num_envs_per_env_runner=2)
         return made.results(results_dir=str(tmp_path / name), trial_id="t")
 
     with running(config("rows")) as whole:

@@ -11,13 +11,13 @@ import pytest
 import torch
 from ray.tune.result import TRIAL_INFO
 
+from rllib_hpo.algorithms.registry import find_settings
+from rllib_hpo.algorithms.sac import SamplerActor
 from rllib_hpo.errors import CheckpointError
-from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.results import read_rows
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.checkpointing import read_manifest
 from rllib_hpo.rllib.trained_policy import load_policy
-from rllib_hpo.settings import SETTINGS
 from rllib_hpo.streams import TorchStreams, numpy_generator
 from tests.rllib.tiny import EVERY_ALGORITHM, assert_equal, facts, loaded, running, tiny_config, train_to
 
@@ -61,9 +61,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 # --- settings ---
 
 
-def assert_acts_by(settings: Any, actor: Actor) -> None:
+def assert_acts_by(settings: Any, actor: SamplerActor) -> None:
     """The actor explores as one that was made with these settings and has its weights."""
-    fresh = Actor(actor.obs_dim, actor.action_dim, settings, seed=0)
+    fresh = SamplerActor(actor.obs_dim, actor.action_dim, settings, seed=0)
     settled = {"log_alpha", "sampler.fixed_step_size"}  # tensors that are settings
     weights = {name: value for name, value in actor.state_dict().items() if name not in settled}
     fresh.load_state_dict({name: weights.get(name, value) for name, value in fresh.state_dict().items()})
@@ -83,7 +83,7 @@ def test_changed_settings_take_effect(stack: str, checkpoints: dict[str, Path], 
         trainer = clone.local_learner.trainer
         assert trainer.model.sampler.step_size == 0.3
         assert trainer.model.sampler.chains["explore"].momentum_std == 2.5
-        rates = {g["lr"] for o in trainer.optimizers if o is not None for g in o.param_groups}
+        rates = {g["lr"] for o in trainer.optimizers.values() for g in o.param_groups}
         assert rates == {1e-2}
         assert trainer.settings == config.settings()
         train_to(clone, 120)
@@ -186,7 +186,7 @@ def test_a_learned_step_size_stays_the_checkpoints(tmp_path: Path) -> None:
 
 @EVERY_ALGORITHM
 def test_what_may_change_is_a_setting(algorithm: str) -> None:
-    assert SETTINGS[algorithm].changeable <= set(SETTINGS[algorithm].model_fields)
+    assert find_settings(algorithm).changeable <= set(find_settings(algorithm).model_fields)
 
 
 # --- seeds ---

@@ -17,18 +17,34 @@ from ray.tune.utils import flatten_dict
 from ray.tune.utils.util import unflatten_dict
 
 import rllib_hpo
-from rllib_hpo import SACHPO, SACNF, SACGaussian, SACGaussianConfig, SACHPOConfig, SACNFConfig
+from rllib_hpo import (
+    DDPG,
+    SACHPO,
+    SACNF,
+    TD3,
+    DDPGConfig,
+    SACGaussian,
+    SACGaussianConfig,
+    SACHPOConfig,
+    SACNFConfig,
+    TD3Config,
+)
+from rllib_hpo.algorithms.registry import find_settings
+from rllib_hpo.algorithms.td3 import DDPGSettings, TD3Settings
 from rllib_hpo.errors import SettingsError, UnknownNameError
 from rllib_hpo.experiments.run_config import resolve, resolve_saved
 from rllib_hpo.experiments.train import RunFiles, to_rllib
 from rllib_hpo.rllib.config import EFFECTIVE_OPTIONS, RUN_OPTIONS, ActorCriticConfig, make_config
-from rllib_hpo.settings import SETTINGS, ActorCriticSettings, SACHPOSettings, SACNFSettings, SACSettings
+from rllib_hpo.settings import SACHPOSettings, SACNFSettings, SACSettings, Settings
 from rllib_hpo.tasks import all_tasks
 from tests.rllib.environments import NoisyEnv
-from tests.rllib.tiny import EVERY_ALGORITHM, TINY, running, tiny_config
+from tests.rllib.tiny import EVERY_ALGORITHM, TINY, running, tiny_config, tuned
 
 OTHER_VALUES: dict[str, Any] = {
     "alpha": "auto",
+    "critic_lr": 1e-3,
+    "exploration_process": "ou",
+    "target_noise": 0.3,
     "target_entropy": -1.5,
     "step_size": [0.1, 0.2],
     "critic_activation": "relu",  # there is no other
@@ -54,7 +70,7 @@ def other_value(name: str, default: Any) -> Any:
     return default + 1 if isinstance(default, int) else default / 2
 
 
-def others(model: type[ActorCriticSettings]) -> dict[str, Any]:
+def others(model: type[Settings]) -> dict[str, Any]:
     """Another value for every setting of an algorithm."""
     return {name: other_value(name, field.default) for name, field in model.model_fields.items()} | (
         {"tempering_allow_heating": True} if "tempering" in model.model_fields else {}
@@ -67,6 +83,8 @@ def others(model: type[ActorCriticSettings]) -> dict[str, Any]:
         (SACGaussianConfig, SACGaussian, SACSettings),
         (SACNFConfig, SACNF, SACNFSettings),
         (SACHPOConfig, SACHPO, SACHPOSettings),
+        (TD3Config, TD3, TD3Settings),
+        (DDPGConfig, DDPG, DDPGSettings),
     ],
 )
 def test_classes_belong_together(config_class: Any, algorithm_class: Any, settings_class: Any) -> None:
@@ -80,7 +98,7 @@ def test_classes_belong_together(config_class: Any, algorithm_class: Any, settin
 
 @EVERY_ALGORITHM
 def test_every_setting_is_an_attribute_with_the_models_default(algorithm: str) -> None:
-    config, model = make_config(algorithm), SETTINGS[algorithm]
+    config, model = make_config(algorithm), find_settings(algorithm)
     for name, field in model.model_fields.items():
         assert getattr(config, name) == field.default, name
     assert config.settings() == model()
@@ -89,7 +107,7 @@ def test_every_setting_is_an_attribute_with_the_models_default(algorithm: str) -
 @EVERY_ALGORITHM
 @pytest.mark.parametrize("way", ["training", "update_from_dict"])
 def test_every_setting_can_be_set(algorithm: str, way: str) -> None:
-    config, values = make_config(algorithm), others(SETTINGS[algorithm])
+    config, values = make_config(algorithm), others(find_settings(algorithm))
     if way == "training":
         assert config.training(**values) is config
     else:
@@ -119,7 +137,7 @@ def test_for_task_is_table_one(algorithm: str) -> None:
         config = config_class.for_task(task.name)
         assert config.env == task.env_id
         assert config.task == task.name
-        expected = SETTINGS[algorithm]().model_dump() | dict(task.settings_for(algorithm))
+        expected = find_settings(algorithm)().model_dump() | dict(task.settings_for(algorithm))
         assert config.settings().model_dump() == expected
 
 
@@ -269,7 +287,7 @@ def test_minus_one_is_a_number() -> None:
 
 @EVERY_ALGORITHM
 def test_every_setting_reaches_the_algorithm(algorithm: str) -> None:
-    values = others(SETTINGS[algorithm]) | TINY
+    values = others(find_settings(algorithm)) | TINY
     with running(tiny_config(algorithm, NoisyEnv, **values)) as built:
         assert built.settings.model_dump() == values
         assert built.local_learner.trainer.settings == built.settings
@@ -323,8 +341,8 @@ def test_an_unknown_algorithm_gets_the_nearest_name() -> None:
 @pytest.mark.parametrize("way", ["dict", "flattened", "private name"])
 def test_a_change_to_the_dict_of_a_config_takes_effect(algorithm: str, way: str) -> None:
     """As PBT makes one, and PB2, which flattens the dict and loses the empty ones inside."""
-    for name, value in others(SETTINGS[algorithm]).items():
-        options = tiny_config(algorithm, alpha="auto").to_dict()
+    for name, value in others(find_settings(algorithm)).items():
+        options = tiny_config(algorithm, **tuned(algorithm)).to_dict()
         if way == "private name":  # as RLlib's own configs write it
             options["_train_batch_size_per_learner"] = 123
         options = options | {"tempering_allow_heating": True} if name == "tempering" else options

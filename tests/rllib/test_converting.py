@@ -16,7 +16,15 @@ from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.checkpointing import MANIFEST
 from rllib_hpo.rllib.converting import convert
 from rllib_hpo.rllib.trained_policy import load_policy
-from tests.rllib.tiny import EVERY_ALGORITHM_IN_TIME, assert_equal, loaded, running, tiny_config, train_to
+from tests.rllib.tiny import (
+    EVERY_ALGORITHM_IN_TIME,
+    assert_equal,
+    loaded,
+    running,
+    tiny_config,
+    train_to,
+    tuned,
+)
 
 OTHER = {"new": "old", "old": "new"}
 
@@ -40,7 +48,7 @@ def learned(algorithm: ActorCriticAlgorithm) -> dict[str, Any]:
     core = algorithm.local_learner
     return {
         "model": core.trainer.model.state_dict(),
-        "optimizers": [optimizer and optimizer.state_dict() for optimizer in core.trainer.optimizers],
+        "optimizers": [optimizer.state_dict() for optimizer in core.trainer.optimizers.values()],
         "trainer": core.trainer.get_state(),
         "rows": np.concatenate(
             core.replay.read(core.replay.total_rows - core.replay.num_rows, core.replay.total_rows)
@@ -66,7 +74,7 @@ def test_noise_free_actions_stay_bitwise_equal(algorithm: str, stack: str, tmp_p
 @EVERY_ALGORITHM_IN_TIME
 def test_everything_learned_is_taken_over(algorithm: str, stack: str, tmp_path: Path) -> None:
     """And training goes on from it; the ring of 60 rows has gone round."""
-    original = written(algorithm, stack, tmp_path, alpha="auto", replay_capacity=60)
+    original = written(algorithm, stack, tmp_path, **tuned(algorithm), replay_capacity=60)
     convert(original, tmp_path / "converted")
     with loaded(original) as before, loaded(tmp_path / "converted") as after:
         assert after.config.is_old_stack == (stack == "new")

@@ -31,6 +31,7 @@ from tests.rllib.tiny import (
     running,
     tiny_config,
     train_to,
+    tuned,
 )
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -101,8 +102,10 @@ def test_counts_are_exact(num_envs: int, rate: float, num_learners: int, tmp_pat
 
 @EVERY_ALGORITHM_IN_TIME
 def test_runners_act_with_the_learners_newest_weights(algorithm: str) -> None:
-    """Target critics, leapfrog networks, flows and temperature included; evaluations too."""
-    with running(remote_config(algorithm, alpha="auto", num_learners=int(algorithm == "sac-hpo"))) as built:
+    """Target critics, leapfrog networks, flows and temperature included, or the policy alone; evaluations too."""
+    with running(
+        remote_config(algorithm, **tuned(algorithm), num_learners=int(algorithm == "sac-hpo"))
+    ) as built:
         train_to(built, 40)
         asked_before = built.get_module()
         train_to(built, 80)
@@ -123,7 +126,10 @@ def test_runners_act_with_the_learners_newest_weights(algorithm: str) -> None:
             state = {name.removeprefix("model."): np.asarray(value) for name, value in newest.items()}
             assert_equal(state, parameters)
         names = set(state)
-        assert {"log_alpha", "target_critics.weights.0", "sampler.policy.network.0.weight"} <= names
+        if tuned(algorithm):
+            assert {"log_alpha", "target_critics.weights.0", "sampler.policy.network.0.weight"} <= names
+        else:
+            assert names == {f"policy.{k}.{what}" for k in (0, 2, 4) for what in ("weight", "bias")}
         assert not any(name.startswith("critics.") for name in names)
         assert any("flow" in name for name in names) == (algorithm == "sac-nf")
         assert any("gated_force" in name for name in names) == (algorithm == "sac-hpo")

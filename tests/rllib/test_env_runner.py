@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from rllib_hpo.errors import NonFiniteError, SettingsError, UserCodeError, UserError
-from rllib_hpo.learning.replay import Batch
+from rllib_hpo.replay.layout import Batch
 from rllib_hpo.results import read_rows
 from rllib_hpo.rllib.env_runner import ColumnarEnvRunner, Rollout
 from rllib_hpo.streams import seed_sequence

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from rllib_hpo.algorithms.registry import find_settings
 from rllib_hpo.errors import NonFiniteError
 from rllib_hpo.results import config_hash, read_rows, row_config, without_volatile
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.config import make_config
 from rllib_hpo.rllib.environment import environment_maker
 from rllib_hpo.rllib.evaluation import episode_seeds, evaluate
-from rllib_hpo.settings import SETTINGS
 from rllib_hpo.tasks import make_env
 from tests.rllib.environments import CountingEnv
 from tests.rllib.tiny import (
@@ -115,9 +115,9 @@ def test_the_first_observations_are_the_same_for_every_algorithm(algorithm: str)
         class Spy:
             """The actor, watched."""
 
-            log_alpha = built.actor.log_alpha
+            device, begin = built.actor.device, built.actor.begin
 
-            def act(self, obs: torch.Tensor) -> torch.Tensor:
+            def act(self, obs: torch.Tensor, memory: Any) -> torch.Tensor:
                 """Notes the states."""
                 seen.append(obs.numpy().copy())
                 return built.actor.act(obs)
@@ -192,7 +192,7 @@ def test_a_row_can_be_run_again_from_its_configuration(algorithm: str, tmp_path:
     with running(config.results(results_dir=str(tmp_path / "first"))) as built:
         train_to(built, 40)
     stored = row_config(read_rows(tmp_path / "first").to_pylist()[-1])
-    settings = {name: stored[name] for name in SETTINGS[algorithm].model_fields}
+    settings = {name: stored[name] for name in find_settings(algorithm).model_fields}
     again = (
         make_config(stored["algorithm"])
         .environment(stored["env"], env_config=stored["env_config"])

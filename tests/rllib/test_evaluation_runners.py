@@ -20,7 +20,7 @@ from rllib_hpo.results import read_rows, without_volatile
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.config import ActorCriticConfig
 from tests.rllib.environments import CountingEnv, GatedEnv
-from tests.rllib.tiny import EVERY_ALGORITHM_IN_TIME, SHORT_EPISODES, running, tiny_config, train_to
+from tests.rllib.tiny import EVERY_ALGORITHM_IN_TIME, SHORT_EPISODES, running, tiny_config, train_to, tuned
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -65,7 +65,7 @@ def test_numbers_are_those_of_an_evaluation_in_the_driver(
     """Bitwise: frozen weights and statistics of exactly their step."""
     tables = []
     for number in (0, 1):
-        config = tiny_config(algorithm, "Hopper-v4", alpha="auto").results(
+        config = tiny_config(algorithm, "Hopper-v4", **tuned(algorithm)).results(
             results_dir=str(tmp_path / str(number))
         )
         config.environment(env_config={**SHORT_EPISODES, "wrappers": wrapper})

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from rllib_hpo.learning import replay as replay_module
-from rllib_hpo.learning.feed import IndexFeed, RowFeed
 from rllib_hpo.learning.graph import WARM_UPS
-from rllib_hpo.learning.replay import Replay
+from rllib_hpo.replay.feed import IndexFeed, RowFeed
+from rllib_hpo.replay.ring import Replay
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from tests.rllib.tiny import EVERY_ALGORITHM_IN_TIME, assert_equal, facts, running, tiny_config, train_to
 
@@ -109,9 +109,10 @@ def test_updates_follow_a_replay_that_grows(algorithm: str, monkeypatch: pytest.
             built.train()
             sizes.append(len(built.local_learner.replay.rows))
         assert_equal(expected, facts(built))
+        num_kinds = len(set(built.local_learner.trainer.kinds(2)))
     assert sizes == [50, 100, 200, 200, 200, 200]
     # Updates begin at 20 rows, for which there are 25 places, and meet three larger ones.
-    assert (capture.captures, capture.warm_ups) == (4, 4 * WARM_UPS)
+    assert (capture.captures, capture.warm_ups) == (4 * num_kinds, 4 * num_kinds * WARM_UPS)
 
 
 @EVERY_ALGORITHM_IN_TIME
@@ -130,8 +131,9 @@ def test_updates_follow_a_replay_that_moves_to_the_host(
         assert isinstance(capture.feed, RowFeed)
         assert len(built.local_learner.replay.rows) == CAPACITY
         assert_equal(expected, facts(built))
+        num_kinds = len(set(built.local_learner.trainer.kinds(2)))
     # For 25 places, for 50, and for batches that the host gathers.
-    assert (capture.captures, capture.warm_ups) == (3, 3 * WARM_UPS)
+    assert (capture.captures, capture.warm_ups) == (3 * num_kinds, 3 * num_kinds * WARM_UPS)
     (moved,) = (record for record in caplog.records if record.name == replay_module.__name__)
     assert moved.levelname == "WARNING"
     assert re.fullmatch(

@@ -28,6 +28,7 @@ from tests.rllib.tiny import (
     running,
     tiny_config,
     train_to,
+    tuned,
 )
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.slow]
@@ -65,7 +66,7 @@ def rows_of(found: list[dict[str, Any]]) -> np.ndarray:
 
 @EVERY_ALGORITHM_IN_TIME
 def test_learners_train_one_model_on_shards_of_one_replay(algorithm: str) -> None:
-    config = config_of(algorithm, 3 if algorithm == "sac-hpo" else 2, num_env_runners=1, alpha="auto")
+    config = config_of(algorithm, 3 if algorithm == "sac-hpo" else 2, num_env_runners=1, **tuned(algorithm))
     with running(config) as built:
         result = train_to(built, 80)
         found = all_facts(built)
@@ -79,8 +80,9 @@ def test_learners_train_one_model_on_shards_of_one_replay(algorithm: str) -> Non
             assert len(positions) == config.num_learners
         learned = result["learners"]["default_policy"]
         assert (learned["num_updates"], learned["replay_rows"]) == (60, 80)
-        alpha = float(np.exp(found[0]["parameters"]["log_alpha"]))
-        assert learned["alpha"] == pytest.approx(alpha, abs=0.02)
+        if "alpha" in learned:
+            alpha = float(np.exp(found[0]["parameters"]["log_alpha"]))
+            assert learned["alpha"] == pytest.approx(alpha, abs=0.02)
         assert np.isfinite(learned["critic_loss"])
         built.evaluate()
         state = {name: value.numpy() for name, value in built.env_runner.module.model.state_dict().items()}
@@ -94,7 +96,7 @@ def test_a_batch_of_each_learner_makes_an_update() -> None:
 
     def latest(learner: Any) -> dict[str, float]:
         sums: dict[str, torch.Tensor] = learner.core.trainer._sums
-        return {name: float(value) / learner.core.trainer._num_summed for name, value in sums.items()}
+        return {name: float(value) / learner.core.trainer._num_summed[name] for name, value in sums.items()}
 
     with running(config_of(steps_per_iteration=24)) as algorithm:
         algorithm.train()

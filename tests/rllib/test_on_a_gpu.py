@@ -28,11 +28,11 @@ def test_a_run_in_one_process(stack: str, algorithm: str, tmp_path: Path) -> Non
     """Acting uses the learner's own networks; the trained policy is read onto the CPU; no Ray cluster is started."""
     with running(_config(stack, algorithm)) as run:
         result = train_to(run, 80)
-        assert run.actor.log_alpha.device.type == "cuda"
+        assert run.actor.device.type == "cuda"
         assert result["learners"]["default_policy"]["num_updates"] == 60
         assert "episode_return_mean" in run.evaluate()["env_runners"]
         run.save_to_path(str(tmp_path))
-    assert load_policy(tmp_path).actor.log_alpha.device.type == "cpu"
+    assert load_policy(tmp_path).actor.device.type == "cpu"
     with loaded(tmp_path) as again:
         assert again.env_steps == 80
         train_to(again, 120)

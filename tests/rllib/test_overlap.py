@@ -16,7 +16,7 @@ import pytest
 import ray
 
 from rllib_hpo.errors import SettingsError, UserError
-from rllib_hpo.learning.replay import RowLayout
+from rllib_hpo.replay.layout import RowLayout
 from rllib_hpo.results import read_rows
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.config import ActorCriticConfig

@@ -13,12 +13,14 @@ from typing import Any, ClassVar
 import pytest
 from ray import cloudpickle
 
+from rllib_hpo.algorithms import registry
+from rllib_hpo.algorithms.registry import find_settings, register_algorithm
 from rllib_hpo.errors import UserCodeError
 from rllib_hpo.rllib.config import ActorCriticConfig
 from rllib_hpo.samplers import SAMPLERS, register_sampler
 from rllib_hpo.samplers.base import Sample
 from rllib_hpo.samplers.gaussian import GaussianSampler
-from rllib_hpo.settings import SETTINGS, SACSettings, register_algorithm
+from rllib_hpo.settings import SACSettings
 from tests.rllib.tiny import tiny_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +45,7 @@ def changed() -> Iterator[str]:
     register_sampler("changed", Changed)
     register_algorithm("sac-changed", ChangedSettings)
     yield "sac-changed"
-    SETTINGS.pop("sac-changed", None)
+    registry._ENTRIES.pop("sac-changed", None)
     SAMPLERS.pop("changed", None)
 
 
@@ -74,12 +76,12 @@ def test_a_config_brings_it_along(changed: str, way: str) -> None:
     """To remote runners pickled, and to Tune's trials as a dict."""
     config = tiny_config(changed)
     sent = cloudpickle.dumps(config if way == "pickle" else config.to_dict())
-    del SETTINGS["sac-changed"], SAMPLERS["changed"]
+    del registry._ENTRIES["sac-changed"], SAMPLERS["changed"]
     received = pickle.loads(sent)
     if way == "dict":
         received = ActorCriticConfig().update_from_dict(received)
     assert SAMPLERS["changed"] is Changed
-    assert SETTINGS["sac-changed"] is received.settings_class is ChangedSettings
+    assert find_settings("sac-changed") is received.settings_class is ChangedSettings
     assert tiny_config("sac")._sampler is None  # those of this package are known everywhere
 
 
@@ -90,7 +92,8 @@ from ray import tune
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.samplers import register_sampler
 from rllib_hpo.samplers.gaussian import GaussianSampler
-from rllib_hpo.settings import SACSettings, register_algorithm
+from rllib_hpo.algorithms.registry import register_algorithm
+from rllib_hpo.settings import SACSettings
 from tests.rllib.tiny import tiny_config
 
 class Mine(GaussianSampler):

@@ -20,7 +20,7 @@ from rllib_hpo.rllib.checkpointing import MANIFEST
 from rllib_hpo.rllib.config import ActorCriticConfig, SACHPOConfig
 from rllib_hpo.rllib.torch_policy import SACHPOTorchPolicy
 from tests.rllib.environments import CountingEnv, NoisyEnv
-from tests.rllib.tiny import EVERY_ALGORITHM, assert_equal, loaded, running, tiny_config, train_to
+from tests.rllib.tiny import EVERY_ALGORITHM, assert_equal, loaded, running, tiny_config, train_to, tuned
 
 OLD = {"enable_rl_module_and_learner": False, "enable_env_runner_and_connector_v2": False}
 
@@ -66,7 +66,7 @@ def test_every_algorithm_trains_without_a_cluster(algorithm: str, env: Any, tmp_
             assert np.isfinite(value).all()
             assert "log_alpha" in name or not np.array_equal(value, before[name]), name
     learned = result["learners"]["default_policy"]
-    assert {"critic_loss", "policy_loss", "q_mean", "alpha", "replay_rows"} <= learned.keys()
+    assert {"critic_loss", "policy_loss", "q_mean", "replay_rows"} <= learned.keys()
     assert learned == result["info"]["learner"]["default_policy"]["learner_stats"]
     assert result["env_runners"]["num_env_steps_sampled_lifetime"] == 80
     assert result["timesteps_total"] == 80
@@ -221,7 +221,7 @@ def test_the_gpu_is_asked_for_where_the_policy_learns() -> None:
 @EVERY_ALGORITHM
 @pytest.mark.parametrize("way", ["from_checkpoint", "restore_from_path", "restore"])
 def test_a_checkpoint_brings_everything_back(algorithm: str, way: str, tmp_path: Path) -> None:
-    config = old_config(algorithm, alpha="auto")
+    config = old_config(algorithm, **tuned(algorithm))
     with running(config) as built:
         train_to(built, 80)
         before = facts(built)

@@ -13,7 +13,7 @@ from ray import tune
 from rllib_hpo.rllib.algorithm import SACHPO
 from tests.rllib.environments import CountingEnv, NoisyEnv
 from tests.rllib.test_policy_stack import old_config, rows_of
-from tests.rllib.tiny import EVERY_ALGORITHM_IN_TIME, assert_equal, loaded, running, train_to
+from tests.rllib.tiny import EVERY_ALGORITHM_IN_TIME, assert_equal, loaded, running, train_to, tuned
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -26,7 +26,9 @@ def assert_all_differ(rows: np.ndarray) -> None:
 
 @EVERY_ALGORITHM_IN_TIME
 def test_workers_hold_the_learners_weights_and_targets(algorithm: str) -> None:
-    config = old_config(algorithm, alpha="auto").env_runners(num_env_runners=2, rollout_fragment_length=4)
+    config = old_config(algorithm, **tuned(algorithm)).env_runners(
+        num_env_runners=2, rollout_fragment_length=4
+    )
     with running(config) as built:
         train_to(built, 80)
         mine = built.get_policy().get_weights()

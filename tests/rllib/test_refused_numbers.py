@@ -9,14 +9,15 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from rllib_hpo.algorithms import registry
+from rllib_hpo.algorithms.registry import make_method, register_algorithm
 from rllib_hpo.errors import SettingsError
-from rllib_hpo.learning.actor_critic import Actor
 from rllib_hpo.results import read_rows
 from rllib_hpo.rllib.config import EFFECTIVE_OPTIONS, NEW_STACK_OPTIONS, ActorCriticConfig
 from rllib_hpo.samplers import register_sampler
 from rllib_hpo.samplers.base import Sample
 from rllib_hpo.samplers.gaussian import GaussianSampler
-from rllib_hpo.settings import SETTINGS, SACSettings, register_algorithm
+from rllib_hpo.settings import SACSettings
 from tests.rllib.tiny import running, tiny_config
 
 NUMBERS = """
@@ -78,7 +79,7 @@ def without_density() -> Iterator[str]:
     register_sampler("without-density", WithoutDensity)
     register_algorithm("sac-without-density", WithoutDensitySettings)
     yield "sac-without-density"
-    del SETTINGS["sac-without-density"]
+    del registry._ENTRIES["sac-without-density"]
 
 
 @pytest.mark.parametrize("is_new", [True, False])
@@ -104,4 +105,5 @@ def test_a_temperature_that_cannot_be_tuned_is_refused(without_density: str, is_
     ],
 )
 def test_every_sampler_here_has_a_density(algorithm: str, settings: dict[str, Any]) -> None:
-    Actor(3, 1, tiny_config(algorithm, alpha="auto", **settings).settings(), seed=0).refuse_unusable_sampler()
+    method = make_method(tiny_config(algorithm, alpha="auto", **settings).settings())
+    method.check(method.make_actor(3, 1, seed=0))

@@ -20,13 +20,15 @@ from rllib_hpo.rllib.config import ActorCriticConfig, SACHPOConfig, make_config
 from rllib_hpo.rllib.torch_policy import (
     POLICIES,
     ActorCriticTorchPolicy,
+    DDPGTorchPolicy,
     SACGaussianTorchPolicy,
     SACHPOTorchPolicy,
     SACNFTorchPolicy,
+    TD3TorchPolicy,
 )
 from rllib_hpo.settings import ActorCriticSettings
 from tests.learning.options import SETTINGS
-from tests.rllib.tiny import EVERY_ALGORITHM, TINY, assert_equal, running, tiny_config
+from tests.rllib.tiny import EVERY_ALGORITHM, TINY, assert_equal, running, tiny_config, tuned
 
 OBS, ACT, ROWS = 11, 3, 16
 OBS_SPACE = gym.spaces.Box(-np.inf, np.inf, (OBS,), np.float64)
@@ -64,6 +66,8 @@ def test_the_classes_are_rllibs() -> None:
         "sac": SACGaussianTorchPolicy,
         "sac-nf": SACNFTorchPolicy,
         "sac-hpo": SACHPOTorchPolicy,
+        "td3": TD3TorchPolicy,
+        "ddpg": DDPGTorchPolicy,
     }.items():
         config = make_config(algorithm).api_stack(
             enable_rl_module_and_learner=False, enable_env_runner_and_connector_v2=False
@@ -227,7 +231,7 @@ def test_random_actions_are_uniform() -> None:
 @EVERY_ALGORITHM
 def test_a_restored_policy_goes_on_as_if_nothing_had_happened(algorithm: str) -> None:
     """Weights, targets, temperature, optimizers, counters, and the noise of learning and of exploring."""
-    settings = {"alpha": "auto"}
+    settings = tuned(algorithm)
     original = make_policy(algorithm, **settings)
     for seed in range(3):
         original.learn_on_batch(SampleBatch(columns(seed=seed)))

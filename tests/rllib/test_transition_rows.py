@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rllib_hpo.learning.replay import RowLayout
+from rllib_hpo.replay.layout import RowLayout
 from rllib_hpo.rllib.config import SACGaussianConfig
 from rllib_hpo.rllib.env_runner import ColumnarEnvRunner
 from tests.rllib.environments import CountingEnv

@@ -11,16 +11,25 @@ import numpy as np
 import pytest
 import torch
 
+from rllib_hpo.algorithms.registry import algorithm_names, find_settings
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.config import ActorCriticConfig, make_config
-from rllib_hpo.settings import SETTINGS
+from rllib_hpo.settings import ActorCriticSettings
 
-EVERY_ALGORITHM = pytest.mark.parametrize("algorithm", tuple(SETTINGS))
+EVERY_ALGORITHM = pytest.mark.parametrize("algorithm", algorithm_names())
 """For tests that a new algorithm inherits by being registered."""
+
+SOFT_ALGORITHMS = pytest.mark.parametrize(
+    "algorithm", [name for name in algorithm_names() if issubclass(find_settings(name), ActorCriticSettings)]
+)
+"""For tests of temperatures and samplers."""
 
 EVERY_ALGORITHM_IN_TIME = pytest.mark.parametrize(
     "algorithm",
-    [pytest.param(name, marks=[] if name == "sac-hpo" else pytest.mark.exhaustive) for name in SETTINGS],
+    [
+        pytest.param(name, marks=[] if name == "sac-hpo" else pytest.mark.exhaustive)
+        for name in algorithm_names()
+    ],
 )
 """The same where a case takes many seconds: by default SAC-HPO, which has all the parts; every one in `test-all`."""
 
@@ -45,6 +54,11 @@ def tiny_config(
     env_config = SHORT_EPISODES if isinstance(env, str) else {}
     config = make_config(algorithm).environment(env, env_config=env_config)
     return config.training(**TINY | settings).debugging(seed=seed, log_level="ERROR", log_sys_usage=False)
+
+
+def tuned(algorithm: str) -> dict[str, Any]:
+    """A temperature that is learned, where the algorithm has one."""
+    return {"alpha": "auto"} if "alpha" in find_settings(algorithm).model_fields else {}
 
 
 @contextmanager
@@ -83,9 +97,7 @@ def learner_facts(learner: Any) -> dict[str, Any]:
     rows = replay.read(oldest, replay.total_rows)
     return {
         "parameters": {name: value.numpy().copy() for name, value in trainer.model.state_dict().items()},
-        "optimizers": [
-            copy.deepcopy(optimizer.state_dict()) for optimizer in trainer.optimizers if optimizer is not None
-        ],
+        "optimizers": [copy.deepcopy(optimizer.state_dict()) for optimizer in trainer.optimizers.values()],
         "streams": trainer.streams.get_state(),
         "num_updates": trainer.num_updates,
         "total_rows": replay.total_rows,

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rllib_hpo.critics import ConditionedCritic, TwinCritic
+from rllib_hpo.algorithms.sac import SoftActorCriticModel
 from rllib_hpo.errors import SettingsError
-from rllib_hpo.learning.actor_critic import ActorCritic
+from rllib_hpo.networks.critics import ConditionedCritic, Critics
 from rllib_hpo.samplers.base import Noise, Sample, draw_noise, zero_noise
 from rllib_hpo.samplers.gaussian import GaussianSampler
 from rllib_hpo.samplers.hamiltonian import HamiltonianSampler
@@ -53,9 +53,9 @@ def _settings(**changes: Any) -> SACHPOSettings:
     return SACHPOSettings(hidden_units=16, leapfrog_units=8, **changes)
 
 
-def _model(settings: SACHPOSettings, seed: int = 0, dim: int = DIM) -> ActorCritic:
+def _model(settings: SACHPOSettings, seed: int = 0, dim: int = DIM) -> SoftActorCriticModel:
     """A float64 model with critics of some size and leapfrog networks away from their small initial values."""
-    model = ActorCritic(OBS, dim, settings, seed).double()
+    model = SoftActorCriticModel(OBS, dim, settings, seed).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         if model.sampler.gated_force is not None:
@@ -64,7 +64,7 @@ def _model(settings: SACHPOSettings, seed: int = 0, dim: int = DIM) -> ActorCrit
     return model
 
 
-def _inputs(model: ActorCritic, rows: int = ROWS, seed: int = 1) -> tuple[Tensor, Noise]:
+def _inputs(model: SoftActorCriticModel, rows: int = ROWS, seed: int = 1) -> tuple[Tensor, Noise]:
     obs = torch.randn(rows, OBS, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     noise = draw_noise(model.sampler, rows, TorchStreams(seed, "test"))
     return obs, {name: value.double() for name, value in noise.items()}
@@ -99,7 +99,7 @@ def test_variants_differ(name: str) -> None:
     assert (model.sample(obs, noise, "train").action - changed).abs().max() > 1e-3
 
 
-def _joint_density(model: ActorCritic, obs: Tensor, end: Tensor, end_momentum: Tensor) -> Tensor:
+def _joint_density(model: SoftActorCriticModel, obs: Tensor, end: Tensor, end_momentum: Tensor) -> Tensor:
     """q(a_K, rho_K | s) = pi(a_0 | s) N(rho_0 | 0, std^2), eq. (10), with (a_0, rho_0) from the chain run back."""
     sampler = model.sampler
     obs = obs.expand(len(end), -1)
@@ -206,7 +206,7 @@ def test_without_steps_it_is_the_gaussian_bit_for_bit(
     gaussian = GaussianSampler(
         OBS, DIM, SACSettings(policy_layers=layers, hidden_units=16), torch.Generator().manual_seed(0)
     )
-    critic = TwinCritic(OBS, DIM, 16).condition(torch.zeros(ROWS, OBS))
+    critic = Critics(OBS, DIM, 16).condition(torch.zeros(ROWS, OBS))
     obs, streams = torch.randn(ROWS, OBS), TorchStreams(0)
     noise = draw_noise(ours, ROWS, streams)
     results: list[Sample] = [

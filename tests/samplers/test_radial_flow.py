@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from rllib_hpo.learning.actor_critic import ActorCritic
+from rllib_hpo.algorithms.sac import SoftActorCriticModel
 from rllib_hpo.samplers.base import zero_noise
 from rllib_hpo.samplers.gaussian import tanh_gaussian, tanh_log_det
 from rllib_hpo.samplers.radial_flow import RadialFlow
@@ -169,7 +169,7 @@ def test_no_flow_limit_is_the_gaussian() -> None:
 
 def test_evaluation_is_the_mean_through_the_flow() -> None:
     """Noise-free, SAC-NF acts by tanh(flow(mu)), which is not tanh(mu) once the flow has learned."""
-    model = ActorCritic(5, 2, SACNFSettings(hidden_units=16), seed=0).double()
+    model = SoftActorCriticModel(5, 2, SACNFSettings(hidden_units=16), seed=0).double()
     model.sampler.flow = _flow(2, 4)
     obs = _points(8, 5)
     zeros = {name: value.double() for name, value in zero_noise(model.sampler, 8).items()}

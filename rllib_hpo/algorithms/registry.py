@@ -1,0 +1,124 @@
+"""Finds an algorithm by its name, its settings or its configuration; other packages add theirs here.
+
+Built-in algorithms are named by strings, so that reading results imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rllib_hpo.errors import unknown_name
+from rllib_hpo.settings import Settings, complete_settings
+
+if TYPE_CHECKING:
+    from rllib_hpo.algorithms.base import Method
+
+
+class _Entry(NamedTuple):
+    settings: str | type[Settings]
+    """The class, or "module:Class" of one that is imported when first asked for."""
+    title: str
+    """In figures and tables."""
+
+
+_ENTRIES: dict[str, _Entry] = {
+    "sac": _Entry("rllib_hpo.settings:SACSettings", "SAC"),
+    "sac-nf": _Entry("rllib_hpo.settings:SACNFSettings", "SAC-NF"),
+    "sac-hpo": _Entry("rllib_hpo.settings:SACHPOSettings", "SAC-HPO"),
+    "td3": _Entry("rllib_hpo.algorithms.td3:TD3Settings", "TD3"),
+    "ddpg": _Entry("rllib_hpo.algorithms.td3:DDPGSettings", "DDPG"),
+}
+
+_METHODS: dict[str, str | type[Method[Any, Any]]] = {
+    "rllib_hpo.settings:ActorCriticSettings": "rllib_hpo.algorithms.sac:SoftActorCritic",
+    "rllib_hpo.algorithms.td3:TD3Settings": "rllib_hpo.algorithms.td3:TD3",
+}
+"""What learns with settings of a class, named by "module:Class", and with those of its subclasses."""
+
+
+def register_algorithm(
+    name: str,
+    settings: type[Settings],
+    method: type[Method[Any, Any]] | None = None,
+    *,
+    title: str | None = None,
+) -> None:
+    """Adds an algorithm, or replaces one of that name.
+
+    Args:
+        name: On the command line, in sweeps and in results.
+        settings: Its hyperparameters. A subclass of `ActorCriticSettings` that names another registered `sampler` makes
+            a soft actor-critic with that sampler.
+        method: What learns; by default what learns with the settings' base class.
+        title: In figures and tables; by default the name.
+    """
+    _ENTRIES[name] = _Entry(settings, title or name)
+    if method is not None:
+        _METHODS[_path(settings)] = method
+
+
+def algorithm_names() -> tuple[str, ...]:
+    """Names of the algorithms that are registered now; installed packages offer more (`find_settings`)."""
+    return tuple(_ENTRIES)
+
+
+def find_settings(algorithm: str) -> type[Settings]:
+    """The settings class of a registered algorithm, or of one that an installed package offers.
+
+    Packages offer algorithms with an entry point of the group "rllib_hpo.algorithms": a module that calls
+    `register_algorithm`, and `register_sampler` where it adds one, when imported.
+
+    Raises:
+        UnknownNameError: Naming the nearest algorithm.
+    """
+    if algorithm not in _ENTRIES:
+        for entry_point in importlib.metadata.entry_points(group="rllib_hpo.algorithms"):
+            entry_point.load()
+    if algorithm not in _ENTRIES:
+        raise unknown_name("algorithm", algorithm, _ENTRIES)
+    settings: type[Settings] = _loaded(_ENTRIES[algorithm].settings)
+    return settings
+
+
+def make_method(settings: Settings) -> Method[Any, Any]:
+    """What learns with these settings.
+
+    Raises:
+        TypeError: If no method was registered for their class or a base of it.
+    """
+    for base in type(settings).__mro__:
+        if (found := _METHODS.get(_path(base))) is not None:
+            method: Method[Any, Any] = _loaded(found)(settings)
+            return method
+    raise TypeError(f"no method is registered for {type(settings).__name__}")
+
+
+def method_of_others(settings: type[Settings]) -> type[Method[Any, Any]] | None:
+    """The method that was registered from outside this package for just this class of settings."""
+    found = _METHODS.get(_path(settings))
+    return None if isinstance(found, str) else found
+
+
+def title(algorithm: str) -> str:
+    """What figures and tables call an algorithm; its name where it is not registered here."""
+    return _ENTRIES[algorithm].title if algorithm in _ENTRIES else algorithm
+
+
+def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A row's whole configuration, completed as `complete_settings` does, if its algorithm is known here."""
+    entry = _ENTRIES.get(str(config.get("algorithm")))
+    return {**config, **(complete_settings(_loaded(entry.settings), config) if entry is not None else {})}
+
+
+def _path(settings: type) -> str:
+    return f"{settings.__module__}:{settings.__qualname__}"
+
+
+def _loaded(named: Any) -> Any:
+    if not isinstance(named, str):
+        return named
+    module, name = named.split(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,237 @@
+"""TD3 and DDPG: a deterministic policy, explored with noise (Fujimoto et al. 2018, arXiv 1802.09477).
+
+DDPG (Lillicrap et al. 2015, arXiv 1509.02971) is TD3 without its three additions: one critic, no delay, no noise at the
+target's actions.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from typing_extensions import override
+
+from rllib_hpo.algorithms.base import Actor, Memory, Method, Metrics, Noise, Remembered
+from rllib_hpo.algorithms.footprint import (
+    COPIES_WITH_TARGET,
+    Part,
+    batch_part,
+    policy_and_critics,
+    refuse_too_large,
+)
+from rllib_hpo.algorithms.losses import bellman_target, critic_loss
+from rllib_hpo.networks.critics import Critics
+from rllib_hpo.networks.mlp import ReluMLP
+from rllib_hpo.optim.steps import Steps
+from rllib_hpo.replay.layout import Batch
+from rllib_hpo.settings import NetworkSettings, PositiveFloat, PositiveInt
+from rllib_hpo.streams import Draw, TorchStreams, torch_generator
+
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class TD3Settings(NetworkSettings):
+    """Twin delayed DDPG, with the settings of its authors' code."""
+
+    sampler: ClassVar[str] = "deterministic"
+    changeable: ClassVar[frozenset[str]] = NetworkSettings.changeable | frozenset(
+        "critic_lr exploration_noise ou_theta policy_delay target_noise target_noise_clip".split()
+    )
+
+    warmup_steps: Annotated[
+        PositiveInt, Field(description="First environment steps: uniform random actions, no updates.")
+    ] = 25_000
+    critic_lr: Annotated[
+        PositiveFloat | None,
+        Field(description="Adam learning rate of the critics; null: that of the policy, lr."),
+    ] = None
+    num_critics: Annotated[
+        int,
+        Field(ge=1, le=10, description="Critics whose minimum is the target; the policy follows the first."),
+    ] = 2
+    policy_delay: Annotated[
+        PositiveInt, Field(description="Updates of the critics for one of the policy and of all targets.")
+    ] = 2
+    target_noise: Annotated[
+        NonNegative, Field(description="Std of the noise at the target's actions, which are in [-1, 1].")
+    ] = 0.2
+    target_noise_clip: Annotated[PositiveFloat, Field(description="Largest size of that noise.")] = 0.5
+    exploration_noise: Annotated[
+        NonNegative, Field(description="Std of the noise that explores; actions are in [-1, 1].")
+    ] = 0.1
+    exploration_process: Annotated[
+        Literal["normal", "ou"],
+        Field(description="Noise that explores: independent at each step, or an Ornstein-Uhlenbeck process."),
+    ] = "normal"
+    ou_theta: Annotated[
+        float,
+        Field(gt=0, le=1, description="Rate at which the Ornstein-Uhlenbeck process returns to 0, per step."),
+    ] = 0.15
+
+    @override
+    def notices(self) -> list[str]:
+        """Says where a setting of the target's noise has no effect."""
+        if self.target_noise == 0 and "target_noise_clip" in self.model_fields_set:
+            return ["target_noise_clip changes nothing with target_noise=0."]
+        return []
+
+
+class DDPGSettings(TD3Settings):
+    """Deep deterministic policy gradient, as the "OurDDPG" of TD3's authors: networks and optimizer as TD3's.
+
+    `tune_configs/deterministic.yaml` has it as published, with noise of an Ornstein-Uhlenbeck process.
+    """
+
+    num_critics: Annotated[
+        int,
+        Field(ge=1, le=10, description="Critics whose minimum is the target; the policy follows the first."),
+    ] = 1
+    policy_delay: Annotated[
+        PositiveInt, Field(description="Updates of the critics for one of the policy and of all targets.")
+    ] = 1
+    target_noise: Annotated[
+        NonNegative, Field(description="Std of the noise at the target's actions, which are in [-1, 1].")
+    ] = 0.0
+
+
+class DeterministicActor(Actor):
+    """a = tanh(mu(s)), with noise where it explores.
+
+    Args:
+        obs_dim: Observation dimension S.
+        action_dim: Action dimension A.
+        settings: The algorithm's hyperparameters.
+        seed: Of the initial weights.
+
+    Raises:
+        SettingsError: If the networks take more than all memory of this machine.
+    """
+
+    settings: TD3Settings
+
+    def __init__(self, obs_dim: int, action_dim: int, settings: TD3Settings, seed: int) -> None:
+        super().__init__()
+        refuse_too_large(_actor_parts(settings, obs_dim, action_dim))
+        self.obs_dim, self.action_dim, self.settings = obs_dim, action_dim, settings
+        stream = torch_generator(seed, "initial weights", "policy")
+        self.policy = ReluMLP(obs_dim, settings.hidden_units, settings.policy_layers, action_dim, stream)
+
+    @property
+    @override
+    def memory(self) -> Mapping[str, Remembered]:
+        """The state of the noise process, where it has one."""
+        is_process = self.settings.exploration_process == "ou"
+        return {"noise": Remembered((self.action_dim,), only_exploring=True)} if is_process else {}
+
+    @override
+    def forward(self, obs: Tensor, memory: Memory | None = None) -> Tensor:
+        """See `Actor.forward`."""
+        return torch.tanh(self.policy(obs))
+
+    @override
+    def explore(self, obs: Tensor, streams: TorchStreams, memory: Memory) -> Tensor:
+        """See `Actor.explore`."""
+        settings, generator = self.settings, streams["action"]
+        shape = (len(obs), self.action_dim)
+        drawn = torch.randn(shape, generator=generator, device=generator.device).to(obs.device)
+        noise = settings.exploration_noise * drawn
+        if "noise" in memory:  # x <- (1 - theta) x + sigma xi, from 0 at the start of an episode
+            noise = memory["noise"] = (1 - settings.ou_theta) * memory["noise"] + noise
+        return (self(obs) + noise).clamp(-1, 1)
+
+
+class TD3Model(DeterministicActor):
+    """The actor, the critics, and the targets of both."""
+
+    def __init__(self, obs_dim: int, action_dim: int, settings: TD3Settings, seed: int) -> None:
+        refuse_too_large(_learner_parts(settings, obs_dim, action_dim))
+        super().__init__(obs_dim, action_dim, settings, seed)
+        stream, units = torch_generator(seed, "initial weights", "critics"), settings.hidden_units
+        self.critics = Critics(
+            obs_dim, action_dim, units, settings.critic_layers, stream, settings.num_critics
+        )
+        self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
+        self.target_policy = copy.deepcopy(self.policy).requires_grad_(False)
+
+
+class TD3(Method[TD3Settings, TD3Model]):
+    """Updates the critics each time; the policy and all targets at every `policy_delay`-th update."""
+
+    actor_class = DeterministicActor
+    model_class = TD3Model
+
+    @override
+    def trained(self, model: TD3Model) -> Mapping[str, Sequence[Tensor]]:
+        return {"critic": list(model.critics.parameters()), "policy": list(model.policy.parameters())}
+
+    @override
+    def learning_rate(self, loss: str) -> float:
+        rate = self.settings.critic_lr if loss == "critic" else None
+        return self.settings.lr if rate is None else rate
+
+    @override
+    def draws(self, model: TD3Model) -> Mapping[str, Draw]:
+        return {"target": Draw(1, (model.action_dim,))} if self.settings.target_noise else {}
+
+    @override
+    def kind(self, update: int) -> str:
+        return "critics and policy" if update % self.settings.policy_delay == 0 else "critics"
+
+    @override
+    def update(self, model: TD3Model, batch: Batch, noise: Noise, steps: Steps, kind: str) -> Metrics:
+        q = model.critics(batch.obs, batch.action)
+        loss_critic = critic_loss(q, self.target(model, batch, noise))
+        steps.descend("critic", loss_critic)
+        metrics = {"critic_loss": loss_critic.detach(), "q_mean": q.detach().mean()}
+        if kind == "critics":
+            return metrics
+
+        loss_policy = -model.critics.first(batch.obs, model(batch.obs)).mean()
+        steps.descend("policy", loss_policy)
+        steps.track(model.target_critics, model.critics, self.settings.tau)
+        steps.track(model.target_policy, model.policy, self.settings.tau)
+        return metrics | {"policy_loss": loss_policy.detach()}
+
+    @torch.no_grad()
+    def target(self, model: TD3Model, batch: Batch, noise: Noise) -> Tensor:
+        """r + gamma min target Q(s', a') with a' the target policy's action under clipped noise, (B,)."""
+        action = torch.tanh(model.target_policy(batch.next_obs))
+        if "target" in noise:
+            bound = self.settings.target_noise_clip
+            action = (action + (self.settings.target_noise * noise["target"]).clamp(-bound, bound)).clamp(
+                -1, 1
+            )
+        next_q = model.target_critics.minimum(batch.next_obs, action)
+        return bellman_target(batch.reward, batch.terminated, next_q, None, None, self.settings.gamma)
+
+    @override
+    def actor_parts(self, obs_dim: int, action_dim: int) -> list[Part]:
+        return _actor_parts(self.settings, obs_dim, action_dim)
+
+    @override
+    def learner_parts(self, obs_dim: int, action_dim: int) -> list[Part]:
+        return _learner_parts(self.settings, obs_dim, action_dim)
+
+
+def _actor_parts(settings: TD3Settings, obs_dim: int, action_dim: int) -> list[Part]:
+    """The weights of the policy."""
+    sizes = {"copies_of_policy": 1, "copies_of_critics": 0, "policy_outputs": action_dim}
+    return [policy_and_critics(settings, obs_dim, action_dim, **sizes)]
+
+
+def _learner_parts(settings: TD3Settings, obs_dim: int, action_dim: int) -> list[Part]:
+    """All networks with their targets and optimizers, and a batch."""
+    networks = policy_and_critics(
+        settings,
+        obs_dim,
+        action_dim,
+        copies_of_policy=COPIES_WITH_TARGET,
+        copies_of_critics=COPIES_WITH_TARGET,
+        policy_outputs=action_dim,
+        num_critics=settings.num_critics,
+    )
+    return [networks, batch_part(settings, obs_dim, action_dim)]

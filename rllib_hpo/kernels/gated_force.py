@@ -1,0 +1,70 @@
+"""The gated force of the Hamiltonian policy, equation (13) of arXiv 2103.12020: the one place where it is computed."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class ForceLayers(NamedTuple):
+    """Parameters of the networks T_h and sigma_h, with U = h_n units in the hidden layer of each."""
+
+    bias: Tensor
+    """(2 U,)."""
+    action_weight: Tensor
+    """(2 U, 2 A), of action and direction."""
+    transform_weight: Tensor
+    """(A, U)."""
+    transform_bias: Tensor
+    gate_weight: Tensor
+    """(A, U)."""
+    gate_bias: Tensor
+    state_weight: Tensor | None
+    """(2 U, S)."""
+
+
+class ForceValues(NamedTuple):
+    """One evaluation of the force."""
+
+    force: Tensor
+    """F, (B, A)."""
+    transform: Tensor
+    """T_h, (B, A)."""
+    gate: Tensor
+    """sigma_h, (B, A)."""
+
+
+class Buffers(NamedTuple):
+    """Where to write what a backward pass will read."""
+
+    inputs: Tensor
+    """(B, 2 A)."""
+    hidden: Tensor
+    """(B, 2 U)."""
+
+
+def gated_force(
+    action: Tensor, direction: Tensor, state_part: Tensor, layers: ForceLayers, buffers: Buffers | None = None
+) -> ForceValues:
+    """Computes F = sigma_h * g + (1 - sigma_h) * T_h, elementwise, eq. (13).
+
+    T_h (tanh out) and sigma_h (sigmoid out) have one hidden ELU layer each over [s, a, g].
+
+    Args:
+        action: a, (B, A).
+        direction: g, (B, A).
+        state_part: What the state adds to both hidden layers, bias included, (B, 2 U) or (2 U,).
+        layers: Of both networks.
+        buffers: Where inputs and hidden layers are written; autograd then sees nothing.
+    """
+    inputs, hidden = (None, None) if buffers is None else buffers
+    inputs = torch.cat([action, direction], dim=-1, out=inputs)
+    hidden = torch.addmm(state_part, inputs, layers.action_weight.mT, out=hidden)
+    hidden = F.elu(hidden, inplace=buffers is not None)
+    for_transform, for_gate = hidden.chunk(2, dim=-1)
+    transform = torch.addmm(layers.transform_bias, for_transform, layers.transform_weight.mT).tanh()
+    gate = torch.addmm(layers.gate_bias, for_gate, layers.gate_weight.mT).sigmoid()
+    return ForceValues(torch.lerp(transform, direction, gate), transform, gate)

@@ -1,0 +1,1 @@
+"""Networks that policies and critics are made of. Pure torch."""

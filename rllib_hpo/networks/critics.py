@@ -1,0 +1,161 @@
+"""N Q networks as one batched network, with an analytic gradient in the action."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rllib_hpo.kernels import q_networks
+from rllib_hpo.kernels.relu_mlp import layer_values
+from rllib_hpo.networks.mlp import uniform
+
+
+class ActionValue(Protocol):
+    """A value of actions at fixed states: what a force follows."""
+
+    def minimum(self, action: Tensor) -> Tensor:
+        """Values (B,) at actions (B, A), differentiable in the action alone."""
+
+    def minimum_and_gradient(self, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Values (B,) and their gradient in the action (B, A), both without a graph."""
+
+    def rows(self, rows: slice) -> ActionValue:
+        """The same at some of the states."""
+
+
+class Critics(nn.Module):
+    """Q_1 to Q_N: ReLU networks over [state, action], evaluated as one batched matrix product per layer.
+
+    Args:
+        obs_dim: Observation dimension S.
+        action_dim: Action dimension A.
+        hidden_units: Units of each hidden layer.
+        num_layers: Hidden layers, at least 1.
+        generator: Where the initial weights are drawn from.
+        num: N; two are the twins of SAC and TD3.
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        hidden_units: int = 256,
+        num_layers: int = 2,
+        generator: torch.Generator | None = None,
+        num: int = 2,
+    ) -> None:
+        super().__init__()
+        self.obs_dim = obs_dim
+        units = [obs_dim + action_dim, *[hidden_units] * num_layers, 1]
+        self.weights = nn.ParameterList(
+            uniform((num, fan_out, fan_in), fan_in, generator)
+            for fan_in, fan_out in itertools.pairwise(units)
+        )
+        self.biases = nn.ParameterList(
+            uniform((num, 1, fan_out), fan_in, generator) for fan_in, fan_out in itertools.pairwise(units)
+        )
+
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Q_1 to Q_N, (N, B), of obs (B, S) and action (B, A)."""
+        inputs = torch.cat([obs, action], dim=-1)
+        return q_networks.q_values(inputs, list(self.weights), list(self.biases))
+
+    def condition(self, obs: Tensor) -> ConditionedCritic:
+        """The critics as functions of the action alone, for obs (B, S)."""
+        return ConditionedCritic(self, obs)
+
+    def minimum(self, obs: Tensor, action: Tensor) -> Tensor:
+        """min(Q_1, ..., Q_N), (B,). Gradients flow to `action` only: neither parameters nor obs receive any."""
+        return ConditionedCritic(self, obs, reuse=False).minimum(action)
+
+    def first(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Q_1, (B,), without evaluating the others. Gradients flow to `action` only."""
+        return ConditionedCritic(self, obs, reuse=False, num=1).minimum(action)
+
+
+class ConditionedCritic:
+    """min(Q_1, ..., Q_N) at fixed states, for many actions each (`reuse`) or for one.
+
+    With `reuse` the state's part of the first layer is computed once, when first needed. The gradient in the
+    action is analytic. A ReLU network is piecewise linear, so its action-gradient is piecewise constant:
+    treating it as a constant in a backward pass is what autograd's double backward would give, without
+    computing it.
+
+    Args:
+        critic: The networks.
+        obs: States, (B, S).
+        reuse: Whether several actions will be asked about.
+        num: The first so many networks only; None for all.
+    """
+
+    def __init__(self, critic: Critics, obs: Tensor, *, reuse: bool = True, num: int | None = None) -> None:
+        self._critic, self._obs, self._reuse, self._num = critic, obs, reuse, num
+        # Lists, since slicing a ParameterList makes a new module.
+        weights, biases = list(critic.weights), list(critic.biases)
+        if num is not None:
+            weights, biases = [w[:num] for w in weights], [b[:num] for b in biases]
+        self._networks = q_networks.separate(weights, biases)
+        self._state_parts: list[Tensor] | None = None
+
+    def rows(self, rows: slice) -> ConditionedCritic:
+        """The same critics at some of the states, for one action each."""
+        part = ConditionedCritic(self._critic, self._obs[rows], reuse=False, num=self._num)
+        if self._state_parts is not None:
+            part._state_parts = [state_part[..., rows, :] for state_part in self._state_parts]
+        return part
+
+    def minimum(self, action: Tensor) -> Tensor:
+        """min(Q_1, ..., Q_N), (B,), at action (B, A); differentiable in the action alone."""
+        if torch.is_grad_enabled() and action.requires_grad:
+            return q_networks.minimum(self, action)
+        with torch.no_grad():
+            return self._evaluate(action)[0].amin(0)
+
+    @torch.no_grad()
+    def minimum_and_gradient(self, action: Tensor) -> tuple[Tensor, Tensor]:
+        """min(Q_1, ..., Q_N), (B,), and its gradient in the action, (B, A); autograd sees neither."""
+        q, hidden = self._evaluate(action)
+        gradient = q_networks.minimum_gradient(self._networks, hidden, q, self._critic.obs_dim)
+        return q.amin(0), gradient
+
+    def _evaluate(self, action: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
+        """Q_1 to Q_N, (N, B), and the hidden layers' values of each network."""
+        if self._state_parts is None and self._reuse:
+            self._state_parts = q_networks.state_parts_of(self._networks, self._obs)
+        first_layers = q_networks.first_layers(self._networks, self._obs, action, self._state_parts)
+        values = [
+            layer_values(first, network.weights[1:], network.biases[1:])
+            for first, network in zip(first_layers, self._networks, strict=True)
+        ]
+        q = q_networks.join([output for *_, output in values], self._networks).squeeze(-1)
+        return q, [hidden for *hidden, _ in values]
+
+
+class SubtractedCritic:
+    """Q - weight Q_C at fixed states, with its gradient in the action: a force that costs hold back.
+
+    Args:
+        critic: Q.
+        cost: Q_C, at the same states.
+        weight: A scalar without gradient, such as a Lagrange multiplier.
+    """
+
+    def __init__(self, critic: ActionValue, cost: ActionValue, weight: Tensor) -> None:
+        self._critic, self._cost, self._weight = critic, cost, weight
+
+    def minimum(self, action: Tensor) -> Tensor:
+        """The difference, (B,), at action (B, A); differentiable in the action alone."""
+        return self._critic.minimum(action) - self._weight * self._cost.minimum(action)
+
+    def minimum_and_gradient(self, action: Tensor) -> tuple[Tensor, Tensor]:
+        """The difference, (B,), and its gradient in the action, (B, A); autograd sees neither."""
+        q, gradient = self._critic.minimum_and_gradient(action)
+        cost, cost_gradient = self._cost.minimum_and_gradient(action)
+        return q - self._weight * cost, gradient - self._weight * cost_gradient
+
+    def rows(self, rows: slice) -> SubtractedCritic:
+        """The same at some of the states."""
+        return SubtractedCritic(self._critic.rows(rows), self._cost.rows(rows), self._weight)

@@ -1,0 +1,152 @@
+"""Batches and noise of many updates, drawn in bulk into buffers that keep their place: what a CUDA graph reads.
+
+The host fills the buffers for up to `capacity` updates and puts the slot back to the first; each update reads its slot
+and moves it on, on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from rllib_hpo.replay.layout import Batch, RowLayout
+from rllib_hpo.replay.ring import Replay
+from rllib_hpo.replay.staging import Staging
+from rllib_hpo.streams import Draw, TorchStreams
+
+
+class Feed:
+    """Noise of many updates; where their batches come from is a subclass's.
+
+    Args:
+        layout: What a row of a batch holds.
+        draws: The random numbers of one update, by name.
+        batch_size: B.
+        capacity: Updates to draw for at a time.
+        device: Where updates are made.
+    """
+
+    def __init__(
+        self,
+        layout: RowLayout,
+        draws: Mapping[str, Draw],
+        batch_size: int,
+        capacity: int,
+        device: torch.device,
+    ) -> None:
+        self._layout, self.device = layout, device
+        self.batch_size, self.capacity = batch_size, capacity
+        self._slot = torch.zeros(1, dtype=torch.int64, device=device)
+        self._draws = dict(draws)
+        self._noise = {
+            name: torch.empty((capacity, draw.rows * batch_size, *draw.shape), device=device)
+            for name, draw in draws.items()
+        }
+
+    def draw_noise(self, num: int, streams: TorchStreams) -> None:
+        """Draws noise for `num` updates and starts over with the first slot."""
+        for name, noise in self._noise.items():
+            self._draws[name].fill(noise[:num], streams[name])
+        self._slot.zero_()
+
+    def draw(self, replay: Replay, num: int, streams: TorchStreams) -> None:
+        """Draws batches of a replay, and noise, for `num` updates, and starts over with the first slot."""
+        raise NotImplementedError
+
+    def next(self) -> tuple[Batch, dict[str, Tensor]]:
+        """The batch and the noise of the next slot; capturable."""
+        batch = self._batch(self._slot)
+        noise = {name: noise.index_select(0, self._slot)[0] for name, noise in self._noise.items()}
+        self._slot.add_(1)
+        return batch, noise
+
+    def last(self) -> tuple[Batch, dict[str, Tensor]]:
+        """What the latest `next` gave."""
+        self._slot.sub_(1)
+        return self.next()
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that `next` reads; a graph is good as long as none of it moves."""
+        return [self._slot, *self._noise.values()]
+
+    def _batch(self, slot: Tensor) -> Batch:
+        raise NotImplementedError
+
+
+class IndexFeed(Feed):
+    """Batches gathered, in the update itself, from a replay on the device that makes it."""
+
+    def __init__(
+        self,
+        layout: RowLayout,
+        draws: Mapping[str, Draw],
+        batch_size: int,
+        capacity: int,
+        device: torch.device,
+    ) -> None:
+        super().__init__(layout, draws, batch_size, capacity, device)
+        self._replay: Replay | None = None
+        self._drawn = Staging((capacity, batch_size), torch.int64, device)
+        self._indices = torch.zeros((capacity, batch_size), dtype=torch.int64, device=device)
+
+    def draw(self, replay: Replay, num: int, streams: TorchStreams) -> None:
+        """Draws indices and noise for `num` updates."""
+        self._replay = replay
+        drawn = self._drawn.begin()
+        for k in range(num):
+            drawn[k] = replay.draw_indices(self.batch_size, streams["replay"])
+        self._drawn.copy_to(self._indices[:num])
+        self.draw_noise(num, streams)
+
+    def tensors(self) -> list[Tensor]:
+        """As of any feed, and the rows of the replay, which move when it grows."""
+        return [*super().tensors(), self._indices, self._drawn_from.rows]
+
+    def _batch(self, slot: Tensor) -> Batch:
+        return self._drawn_from.gather(self._indices.index_select(0, slot)[0])
+
+    @property
+    def _drawn_from(self) -> Replay:
+        if self._replay is None:
+            raise ValueError("nothing was drawn yet")
+        return self._replay
+
+
+class RowFeed(Feed):
+    """Batches gathered by the host: from a replay in its memory, or one that somebody else made."""
+
+    def __init__(
+        self,
+        layout: RowLayout,
+        draws: Mapping[str, Draw],
+        batch_size: int,
+        capacity: int,
+        device: torch.device,
+    ) -> None:
+        super().__init__(layout, draws, batch_size, capacity, device)
+        self._gathered = Staging((capacity, batch_size, layout.width), torch.float32, device)
+        self._rows = torch.zeros((capacity, batch_size, layout.width), device=device)
+
+    def draw(self, replay: Replay, num: int, streams: TorchStreams) -> None:
+        """Gathers batches of a replay in the host's memory, and draws noise, for `num` updates."""
+        gathered = self._gathered.begin()
+        for k in range(num):
+            indices = replay.draw_indices(self.batch_size, streams["replay"])
+            torch.index_select(replay.rows, 0, indices, out=gathered[k])
+        self._gathered.copy_to(self._rows[:num])
+        self.draw_noise(num, streams)
+
+    def put(self, batch: Batch, streams: TorchStreams) -> None:
+        """Takes a batch of somebody else's, and draws the noise of its update."""
+        for column, value in zip(self._layout.unpack(self._rows[0]).tensors(), batch.tensors(), strict=True):
+            column.copy_(value)
+        self.draw_noise(1, streams)
+
+    def tensors(self) -> list[Tensor]:
+        """As of any feed, and the batches."""
+        return [*super().tensors(), self._rows]
+
+    def _batch(self, slot: Tensor) -> Batch:
+        return self._layout.unpack(self._rows.index_select(0, slot)[0])

@@ -1,0 +1,104 @@
+"""What a transition is: columns, and where they stand in a row of the replay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+_NONE: Mapping[str, Tensor] = {}
+
+
+class Column(NamedTuple):
+    """A column beyond the usual five, which environments report in `info` under its name."""
+
+    name: str
+    size: int = 1
+    """Numbers in it."""
+
+
+class Batch(NamedTuple):
+    """B transitions as columns."""
+
+    obs: Tensor
+    """(B, S)."""
+    action: Tensor
+    """(B, A), in [-1, 1]."""
+    reward: Tensor
+    """(B,)."""
+    terminated: Tensor
+    """(B,), 1.0 where the episode ended proper (not by a time limit)."""
+    next_obs: Tensor
+    """(B, S), never the first observation of another episode."""
+    extras: Mapping[str, Tensor] = _NONE
+    """Further columns by name, (B,) or (B, size)."""
+
+    def tensors(self) -> list[Tensor]:
+        """All columns, in the order of the row."""
+        return [self.obs, self.action, self.reward, self.terminated, self.next_obs, *self.extras.values()]
+
+
+class RowLayout(NamedTuple):
+    """Where the columns obs, action, reward, terminated, next_obs and then further ones stand in a float32 row."""
+
+    obs_dim: int
+    action_dim: int
+    columns: tuple[Column, ...] = ()
+    """The further ones."""
+
+    @property
+    def width(self) -> int:
+        """Numbers in a row."""
+        return self._common_width + sum(column.size for column in self.columns)
+
+    @property
+    def _common_width(self) -> int:
+        return 2 * self.obs_dim + self.action_dim + 2
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of a row."""
+        return self.width * torch.float32.itemsize
+
+    def pack(
+        self,
+        obs: npt.NDArray[np.floating],
+        action: npt.NDArray[np.floating],
+        reward: npt.NDArray[np.floating],
+        terminated: npt.NDArray[np.bool_],
+        next_obs: npt.NDArray[np.floating],
+        out: npt.NDArray[np.float32],
+        extras: npt.NDArray[np.floating] | None = None,
+    ) -> None:
+        """Writes N transitions into the rows `out` (N, width); `extras` are all further columns side by side."""
+        end_of_obs, end_of_action = self.obs_dim, self.obs_dim + self.action_dim
+        out[:, :end_of_obs] = obs
+        out[:, end_of_obs:end_of_action] = action
+        out[:, end_of_action] = reward
+        out[:, end_of_action + 1] = terminated
+        out[:, end_of_action + 2 : self._common_width] = next_obs
+        if extras is not None:
+            out[:, self._common_width :] = extras
+
+    def unpack(self, rows: Tensor) -> Batch:
+        """Rows (B, width) as columns; views where they can be."""
+        end_of_obs, end_of_action = self.obs_dim, self.obs_dim + self.action_dim
+        return Batch(
+            obs=rows[:, :end_of_obs],
+            action=rows[:, end_of_obs:end_of_action],
+            reward=rows[:, end_of_action],
+            terminated=rows[:, end_of_action + 1],
+            next_obs=rows[:, end_of_action + 2 : self._common_width],
+            extras=self._extras(rows) if self.columns else _NONE,
+        )
+
+    def _extras(self, rows: Tensor) -> dict[str, Tensor]:
+        extras, start = {}, self._common_width
+        for name, size in self.columns:
+            extras[name] = rows[:, start] if size == 1 else rows[:, start : start + size]
+            start += size
+        return extras

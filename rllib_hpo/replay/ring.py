@@ -1,0 +1,187 @@
+"""The replay: a ring of transition rows that belongs to the learner and lives on its device."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rllib_hpo.replay.layout import Batch, RowLayout
+from rllib_hpo.replay.staging import Staging
+
+_logger = logging.getLogger(__name__)
+
+FIRST_ROWS = 65_536
+"""Rows that a replay on a GPU begins with, at most; it doubles as it fills. (On a CPU pages count as rows arrive.)"""
+
+STAGED_ROWS = 1024
+"""Rows that are on their way to a GPU at a time."""
+
+SPARE_SHARE = 0.1
+"""Share of a GPU's memory that a replay leaves to everything else."""
+
+
+class Replay:
+    """A ring of rows with uniform sampling. Memory is taken only as rows arrive.
+
+    Rows go to a GPU by way of pinned memory, so adding some does not wait for updates under way. A replay in the
+    host's memory is not pinned itself, even if a GPU learns from it: pinning takes all memory at once and keeps it
+    from everybody else, and the GPU reads no row from there. Batches are gathered by the host, into pinned memory
+    (`rllib_hpo.replay.feed.RowFeed`).
+
+    Args:
+        layout: What a row holds.
+        capacity: Rows kept; older ones are overwritten.
+        device: Where the rows are to live. If they do not all fit there, they live in the host's memory.
+    """
+
+    def __init__(self, layout: RowLayout, capacity: int, device: str | torch.device = "cpu") -> None:
+        self.layout, self.capacity = layout, capacity
+        self._rows = self._first_rows(_with_room(layout, capacity, torch.device(device)))
+        self._staging: Staging | None = None
+        self.total_rows = 0
+        """Rows ever added; row number n stands at n modulo capacity."""
+
+    @property
+    def rows(self) -> Tensor:
+        """(N, width); place k of the ring is row k. It is another tensor once the ring has grown."""
+        return self._rows
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows live."""
+        return self._rows.device
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that can be sampled."""
+        return min(self.total_rows, self.capacity)
+
+    def add(self, rows: npt.NDArray[np.float32]) -> None:
+        """Appends rows (N, width), in order, overwriting the oldest."""
+        # What Ray hands over is read-only, which torch does not take.
+        kept = torch.from_numpy(np.require(rows[-self.capacity :], requirements="W"))
+        start = (self.total_rows + len(rows) - len(kept)) % self.capacity
+        head = min(len(kept), self.capacity - start)
+        self._make_room(start + head)
+        self._write(start, kept[:head])
+        if head < len(kept):
+            self._write(0, kept[head:])
+        self.total_rows += len(rows)
+
+    def _write(self, place: int, rows: Tensor) -> None:
+        if not self._is_staged(self.device):
+            self._rows[place : place + len(rows)] = rows
+            return
+        if self._staging is None:
+            self._staging = Staging((STAGED_ROWS, self.layout.width), torch.float32, self.device)
+        for piece in rows.split(STAGED_ROWS) if len(rows) else ():
+            self._staging.begin()[: len(piece)] = piece
+            self._staging.copy_to(self._rows[place : place + len(piece)])
+            place += len(piece)
+
+    @staticmethod
+    def _is_staged(device: torch.device) -> bool:
+        return device.type == "cuda"
+
+    @staticmethod
+    def _grows(device: torch.device) -> bool:
+        # A CPU's pages are taken as they are written to, a GPU's memory at once.
+        return device.type != "cpu"
+
+    def _first_rows(self, device: torch.device) -> Tensor:
+        num_rows = sizes_while_growing(self.capacity)[0] if self._grows(device) else self.capacity
+        return self._new_rows(num_rows, device)
+
+    def _new_rows(self, num_rows: int, device: torch.device) -> Tensor:
+        return torch.empty((num_rows, self.layout.width), dtype=torch.float32, device=device)
+
+    def _make_room(self, places: int) -> None:
+        """Grows, by doubling, until there are so many places; on to the host's memory if there are no more here."""
+        if places <= len(self._rows):
+            return
+        num_rows = next(size for size in sizes_while_growing(self.capacity) if size >= places)
+        try:
+            grown = self._new_rows(num_rows, self.device)
+        except torch.OutOfMemoryError:
+            _logger.warning(
+                "The replay moves to the host's memory, and batches reach the GPU by way of pinned memory: it grows to "
+                "%d rows, and %s has no %.1f GiB left for them.",
+                num_rows,
+                self.device,
+                num_rows * self.layout.num_bytes / 2**30,
+            )
+            grown = self._first_rows(torch.device("cpu"))
+        grown[: len(self._rows)] = self._rows
+        self._rows = grown
+
+    def draw_indices(self, num: int, generator: torch.Generator) -> Tensor:
+        """`num` places drawn uniformly with replacement, (num,)."""
+        return torch.randint(self.num_rows, (num,), generator=generator, device=generator.device)
+
+    def gather(self, indices: Tensor) -> Batch:
+        """The transitions at `indices` (B,): one gather of whole rows."""
+        return self.layout.unpack(self._rows.index_select(0, indices.to(self.device)))
+
+    def read(self, start: int, end: int) -> list[npt.NDArray[np.float32]]:
+        """Rows number `start` to `end` (exclusive), which must still be there, in one or two pieces."""
+        if not max(0, self.total_rows - self.capacity) <= start <= end <= self.total_rows:
+            raise ValueError(f"rows {start} to {end} are not in the replay")
+        pieces = []
+        while start < end:
+            place = start % self.capacity
+            length = min(end - start, self.capacity - place)
+            pieces.append(self._rows[place : place + length].cpu().numpy())
+            start += length
+        return pieces
+
+    def clear(self, total_rows: int = 0) -> None:
+        """Empties the ring, so that the next row added gets number `total_rows`."""
+        self.total_rows = total_rows
+
+
+def _with_room(layout: RowLayout, capacity: int, device: torch.device) -> torch.device:
+    """`device`, or the CPU if the replay would not fit beside everything else there."""
+    if device.type != "cuda":
+        return device
+    needed = most_rows(capacity) * layout.num_bytes
+    free, total = _memory(device)
+    if fits(needed, free, total):
+        return device
+    _logger.warning(
+        "The replay lives in the host's memory, and batches reach the GPU by way of pinned memory: its %d rows take "
+        "%.1f GiB while it grows, and %s has %.1f GiB free for them.",
+        capacity,
+        needed / 2**30,
+        device,
+        free / 2**30,
+    )
+    return torch.device("cpu")
+
+
+def _memory(device: torch.device) -> tuple[int, int]:
+    """Bytes that are free to this process, and that it may have in all: of a GPU that is shared, its share."""
+    free, total = torch.cuda.mem_get_info(device)
+    allowed = int(total * torch.cuda.get_per_process_memory_fraction(device.index))
+    return min(free, allowed - torch.cuda.memory_reserved(device)), allowed
+
+
+def sizes_while_growing(capacity: int) -> list[int]:
+    """Rows that a replay on a GPU has places for, from first to last: its capacity, halved again and again."""
+    sizes = [capacity]
+    while sizes[-1] > FIRST_ROWS:
+        sizes.append(-(-sizes[-1] // 2))
+    return sizes[::-1]
+
+
+def most_rows(capacity: int) -> int:
+    """Places that exist at a time at most: the last time that it grows, half of the capacity and all of it."""
+    return sum(sizes_while_growing(capacity)[-2:])
+
+
+def fits(needed: int, free: int, total: int) -> bool:
+    """Whether `needed` bytes fit a device with `free` of `total` bytes free."""
+    return needed <= free - SPARE_SHARE * total
