@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 from pyarrow import fs
 from ray import cloudpickle
 from ray.rllib.algorithms.algorithm import Algorithm
@@ -240,6 +242,15 @@ class SavedAlgorithm(Algorithm):
         if self.run_seed != manifest["config"]["seed"]:
             self.stack.reseed(self.run_seed, self.env_steps)
             self.evaluation_runners.set_state([])  # the donor's own
+
+    @override(Algorithm)
+    def get_weights(self, policies: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
+        """Copies of all weights by module or policy ID; RLlib's own change as training goes on."""
+        weights = super().get_weights(policies)
+        return {
+            owner: {name: np.array(value) for name, value in arrays.items()}
+            for owner, arrays in weights.items()
+        }
 
     @override(Algorithm)
     def set_weights(self, weights: dict[str, dict[str, Any]]) -> None:

@@ -44,7 +44,14 @@ def test_weights_are_read_and_set(make: Any, algorithm: str) -> None:
             else:
                 np.testing.assert_array_equal(value, weights["default_policy"][name])
         assert taker.env_steps == 40
+        best = taker.get_weights()
         train_to(taker, 80)
+        later = taker.get_weights()
+        assert any(
+            not np.array_equal(later["default_policy"][n], v) for n, v in best["default_policy"].items()
+        )
+        taker.set_weights(best)
+        assert_equal(best, taker.get_weights())
         own = taker.get_weights()
         acting = {
             n: value for n, value in own["default_policy"].items() if not n.startswith("model.critics.")
