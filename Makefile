@@ -79,6 +79,14 @@ test: setup  ## Run the default tests (10 minutes to half an hour on 2 cores)
 test-slow: setup  ## Run the tests marked slow or cluster: learning, kill and resume, several nodes
 	$(PYTEST) -m "slow or cluster" --timeout 1500 -rs
 
+.PHONY: test-all
+test-all: test test-slow  ## Run every test, Tune's schedulers and searchers with each algorithm included (hours)
+	$(PYTEST) -m exhaustive --timeout 1500 -rs
+
+.PHONY: support-page
+support-page: setup  ## Write docs/rllib-support.md, what of RLlib is supported, from the table of the conformance tests
+	$(BIN)/python -m tests.rllib.conformance.page
+
 .PHONY: bench
 bench: setup  ## Compare training speed with a hand-written loop, stable-baselines3 and RLlib's SAC
 	@$(PIP) install --constraint constraints.txt --editable '.[bench]'
