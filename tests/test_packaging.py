@@ -18,7 +18,20 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 DIRECT = [*PROJECT["dependencies"], *(line for extra in EXTRAS.values() for line in extra)]
-TARGETS = ["help", "setup", "demo", "lint", "format", "test", "test-slow", "bench", "constraints", "clean"]
+TARGETS = [
+    "help",
+    "setup",
+    "demo",
+    "lint",
+    "format",
+    "test",
+    "test-slow",
+    "test-all",
+    "support-page",
+    "bench",
+    "constraints",
+    "clean",
+]
 
 
 def make(*arguments: str, folder: Path = ROOT) -> str:

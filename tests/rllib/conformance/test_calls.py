@@ -1,0 +1,73 @@
+"""Every call of the table behaves as with RLlib's SAC, or is refused in the sentence that the table lists."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from rllib_hpo.settings import SETTINGS
+from tests.rllib.conformance import page
+from tests.rllib.conformance.calls import BOTH, CALLS, Call
+from tests.rllib.conformance.subjects import REFERENCE, Subject
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+CASES = [
+    pytest.param(name, stack, call, id=f"{stack}-{name}-{call.code}")
+    for stack in BOTH
+    for name in SETTINGS
+    for call in CALLS
+    if stack in call.stacks
+]
+
+
+class Subjects:
+    """One of each, made when it is asked for; RLlib's SAC is asked for each call once."""
+
+    def __init__(self, factory: pytest.TempPathFactory) -> None:
+        self._factory, self._subjects = factory, dict[tuple[str, str], Subject]()
+        self._expected: dict[tuple[str, str], Any] = {}
+
+    def get(self, name: str, stack: str) -> Subject:
+        """The subject of an algorithm on a stack."""
+        key = name, stack
+        if key not in self._subjects:
+            self._subjects[key] = Subject(name, stack == "new", self._factory.mktemp("subject"))
+        return self._subjects[key]
+
+    def expected(self, call: Call, stack: str) -> Any:
+        """What RLlib's SAC does."""
+        key = call.code, stack
+        if key not in self._expected:
+            self._expected[key] = self.get(REFERENCE, stack).facts(call.run)
+        return self._expected[key]
+
+    def stop(self) -> None:
+        """Stops all that were built."""
+        for subject in self._subjects.values():
+            subject.stop()
+
+
+@pytest.fixture(scope="module")
+def subjects(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subjects]:
+    made = Subjects(tmp_path_factory)
+    yield made
+    made.stop()
+
+
+@pytest.mark.parametrize(("name", "stack", "call"), CASES)
+def test_a_call_is_as_with_rllibs_sac(subjects: Subjects, name: str, stack: Any, call: Call) -> None:
+    subject = subjects.get(name, stack)
+    if stack in call.refused:
+        with pytest.raises(Exception, match=call.refused[stack].match) as caught:
+            call.run(subject)
+        assert re.search(r"[a-z].*[.:]", str(caught.value))
+        return
+    found, expected = subject.facts(call.run), subjects.expected(call, stack)
+    assert found == expected or (call.may_be_more and not expected and found)
+
+
+def test_the_page_is_what_the_command_writes() -> None:
+    assert page.PATH.read_text() == page.text(), "run `make support-page`"

@@ -1,0 +1,120 @@
+"""Tune's schedulers and searchers, every one that Ray ships and that can be imported here, on every algorithm."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import tune
+from ray.tune.schedulers import SCHEDULER_IMPORT, FIFOScheduler, PopulationBasedTrainingReplay
+from ray.tune.search import SEARCH_ALG_IMPORT
+
+from rllib_hpo.rllib.checkpointing import read_manifest
+from rllib_hpo.settings import SETTINGS
+from tests.rllib.tiny import tiny_config
+
+pytestmark = [pytest.mark.exhaustive, pytest.mark.usefixtures("ray_session")]
+METRIC, TIME = "evaluation/env_runners/episode_return_mean", "training_iteration"
+LR = tune.loguniform(1e-4, 1e-2)
+EVERY_TRAINABLE = pytest.mark.parametrize(
+    ("algorithm", "is_new"), [(name, is_new) for name in SETTINGS for is_new in (True, False)]
+)
+
+SCHEDULERS: dict[str, dict[str, Any]] = {
+    "fifo": {},
+    "async_hyperband": {"time_attr": TIME, "max_t": 3, "grace_period": 1},
+    "median_stopping_rule": {"time_attr": TIME, "grace_period": 1, "min_samples_required": 1},
+    "hyperband": {"time_attr": TIME, "max_t": 3},
+    "hb_bohb": {"time_attr": TIME, "max_t": 3},
+    "pbt": {"time_attr": TIME, "perturbation_interval": 1, "hyperparam_mutations": {"lr": LR}},
+    "pb2": {"time_attr": TIME, "perturbation_interval": 1, "hyperparam_bounds": {"lr": [1e-4, 1e-2]}},
+    "resource_changing": {"base_scheduler": FIFOScheduler()},
+}
+SEARCHERS: dict[str, dict[str, Any]] = {
+    "random": {},
+    "ax": {},
+    "hyperopt": {},
+    "bayesopt": {},
+    "bohb": {},
+    "nevergrad": {},
+    "optuna": {},
+    "zoopt": {"budget": 2},
+    "hebo": {},
+}
+
+
+def test_the_lists_are_rays() -> None:
+    """One that Ray adds is to be tried, too; the names of the same class count once."""
+    assert {SCHEDULER_IMPORT[name] for name in SCHEDULERS} == set(SCHEDULER_IMPORT.values()) - {
+        PopulationBasedTrainingReplay
+    }
+    assert SEARCHERS.keys() == SEARCH_ALG_IMPORT.keys() - {"variant_generator"}
+
+
+def made(table: dict[str, Any], name: str, arguments: dict[str, Any]) -> Any:
+    """A scheduler or searcher; skips the test where its packages are missing."""
+    try:
+        found = table[name]() if inspect.isfunction(table[name]) else table[name]
+        if name == "nevergrad":
+            arguments = {"optimizer": pytest.importorskip("nevergrad").optimizers.OnePlusOne}
+        return found(**arguments)
+    except (ImportError, AssertionError, RuntimeError) as error:
+        pytest.skip(f"{name}: {error}")
+
+
+def search(
+    algorithm: str, is_new: bool, folder: Path, space: Any, *, form: str = "object", **how: Any
+) -> Any:
+    """Two trials of three iterations each; whatever is tried is what the learner used, in every checkpoint."""
+    config = tiny_config(algorithm, evaluation_episodes=1).api_stack(is_new, is_new).training(lr=space)
+    run = tune.RunConfig(
+        name="run",
+        storage_path=str(folder),
+        stop={TIME: 3},
+        checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1),
+        verbose=0,
+    )
+    options = tune.TuneConfig(metric=METRIC, mode="max", num_samples=2, max_concurrent_trials=2, **how)
+    param_space = config if form == "object" else config.to_dict()
+    grid = tune.Tuner(config.algo_class, param_space=param_space, run_config=run, tune_config=options).fit()
+    assert grid.errors == []
+    assert len(grid) == 2
+    for result in grid:
+        used = read_manifest(Path(result.checkpoint.path))["config"]
+        assert used["lr"] == pytest.approx(result.config["lr"], rel=1e-12)
+        assert 1e-4 <= used["lr"] <= 1e-2
+        assert isinstance(result.metrics["evaluation"]["env_runners"]["episode_return_mean"], float)
+    return grid
+
+
+@EVERY_TRAINABLE
+@pytest.mark.parametrize("form", ["object", "dict"])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_scheduler_works(name: str, form: str, algorithm: str, is_new: bool, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"scheduler": made(SCHEDULER_IMPORT, name, SCHEDULERS[name])}
+    if name == "hb_bohb":
+        how["search_alg"] = made(SEARCH_ALG_IMPORT, "bohb", {})
+    search(algorithm, is_new, tmp_path, LR, form=form, **how)
+
+
+@EVERY_TRAINABLE
+@pytest.mark.parametrize("name", SEARCHERS)
+def test_a_searcher_works(name: str, algorithm: str, is_new: bool, tmp_path: Path) -> None:
+    grid = search(algorithm, is_new, tmp_path, LR, search_alg=made(SEARCH_ALG_IMPORT, name, SEARCHERS[name]))
+    assert len({result.config["lr"] for result in grid}) == 2
+
+
+@EVERY_TRAINABLE
+def test_a_schedule_of_pbt_is_replayed(algorithm: str, is_new: bool, tmp_path: Path) -> None:
+    scheduler = made(SCHEDULER_IMPORT, "pbt", SCHEDULERS["pbt"] | {"quantile_fraction": 0.5})
+    search(algorithm, is_new, tmp_path / "pbt", LR, scheduler=scheduler)
+    policies = sorted((tmp_path / "pbt" / "run").glob("pbt_policy_*.txt"))
+    assert policies
+    replay = PopulationBasedTrainingReplay(str(policies[0]))
+    config = tiny_config(algorithm, evaluation_episodes=1).api_stack(is_new, is_new)
+    run = tune.RunConfig(storage_path=str(tmp_path / "replay"), stop={TIME: 3}, verbose=0)
+    options = tune.TuneConfig(scheduler=replay)
+    grid = tune.Tuner(config.algo_class, param_space=config, run_config=run, tune_config=options).fit()
+    assert grid.errors == []
