@@ -46,11 +46,10 @@ class Settings(BaseModel):
 
     gamma: Annotated[float, Field(ge=0, le=1, description="Discount factor.")] = 0.99
     lr: Annotated[
-        PositiveFloat, Field(description="Adam learning rate of all networks and the temperature.")
+        PositiveFloat,
+        Field(description="Adam learning rate of all networks, and of the temperature where it is tuned."),
     ] = 3e-4
-    tau: Annotated[UnitInterval, Field(description="Polyak rate of the target critics, every update.")] = (
-        0.005
-    )
+    tau: Annotated[UnitInterval, Field(description="Polyak rate of the targets.")] = 0.005
     train_batch_size_per_learner: Annotated[
         PositiveInt,
         Field(

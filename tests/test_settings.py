@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 
 from rllib_hpo.algorithms import registry
-from rllib_hpo.algorithms.registry import algorithm_names, find_settings, register_algorithm
+from rllib_hpo.algorithms.registry import BUILT_IN, find_settings, register_algorithm
 from rllib_hpo.errors import SettingsError, UnknownNameError
 from rllib_hpo.samplers import SAMPLERS
 from rllib_hpo.samplers.tempering import tempering_scales
@@ -21,7 +21,7 @@ from rllib_hpo.settings import (
     parse_settings,
 )
 
-EVERY = pytest.mark.parametrize("algorithm", algorithm_names())
+EVERY = pytest.mark.parametrize("algorithm", BUILT_IN)
 
 
 def refusal(model: type[ActorCriticSettings], **values: Any) -> str:

@@ -32,6 +32,9 @@ _ENTRIES: dict[str, _Entry] = {
     "ddpg": _Entry("rllib_hpo.algorithms.td3:DDPGSettings", "DDPG"),
 }
 
+BUILT_IN = tuple(_ENTRIES)
+"""Names of the algorithms of this package."""
+
 _METHODS: dict[str, str | type[Method[Any, Any]]] = {
     "rllib_hpo.settings:ActorCriticSettings": "rllib_hpo.algorithms.sac:SoftActorCritic",
     "rllib_hpo.algorithms.td3:TD3Settings": "rllib_hpo.algorithms.td3:TD3",

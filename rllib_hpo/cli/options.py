@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from rllib_hpo.algorithms.registry import algorithm_names
+from rllib_hpo.algorithms.registry import BUILT_IN
 from rllib_hpo.errors import SettingsError
 from rllib_hpo.results.paths import absolute
 
-ALGORITHMS = ", ".join(algorithm_names())
+ALGORITHMS = ", ".join(BUILT_IN)
 """The built-in algorithms, for help texts."""
 path_option = partial(typer.Option, parser=absolute, metavar="PATH")
 """An option that is a path: `~` is expanded, and a relative one is made absolute before anything else happens."""

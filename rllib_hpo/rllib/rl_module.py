@@ -43,8 +43,15 @@ class ActorCriticModule(TorchRLModule, InferenceOnlyAPI):
         return [f"model.{name}" for name in self.model.state_dict().keys() - actor.state_dict().keys()]
 
     @override(TorchRLModule)
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """RLlib's, which rounds float64, as of running statistics, to float32; here every tensor keeps its type."""
+        state: dict[str, Any] = super().get_state(*args, **kwargs)
+        wide = {name: value for name, value in self.state_dict().items() if value.dtype == torch.float64}
+        return state | {name: value.cpu().numpy().copy() for name, value in wide.items() if name in state}
+
+    @override(TorchRLModule)
     def set_state(self, state: dict[str, Any]) -> None:
-        """Loads every tensor in its own type: RLlib would round float64, as of running statistics, to float32."""
+        """Loads every tensor in its own type; see `get_state`."""
         tensors = {
             name: torch.from_numpy(np.require(value, requirements="W")) for name, value in state.items()
         }

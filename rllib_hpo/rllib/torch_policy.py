@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import gymnasium as gym
+import numpy as np
 import numpy.typing as npt
 import torch
 from ray.rllib.models.torch.torch_modelv2 import TorchModelV2
@@ -253,6 +254,14 @@ class ActorCriticTorchPolicy(TorchPolicyV2):
     def get_weights(self) -> dict[str, npt.NDArray[Any]]:
         """Copies of all weights, targets included; RLlib's would change as training goes on."""
         return {name: value.cpu().numpy().copy() for name, value in self.model.state_dict().items()}
+
+    @override(TorchPolicyV2)
+    def set_weights(self, weights: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Loads every tensor in its own type, where RLlib would round float64 to float32."""
+        tensors = {
+            name: torch.from_numpy(np.require(value, requirements="W")) for name, value in weights.items()
+        }
+        self.model.load_state_dict(tensors)
 
     @override(TorchPolicyV2)
     def get_state(self) -> dict[str, Any]:

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from rllib_hpo.algorithms.footprint import machine_memory, refuse_replay, refuse_too_large
-from rllib_hpo.algorithms.registry import algorithm_names, find_settings, make_method
+from rllib_hpo.algorithms.registry import BUILT_IN, find_settings, make_method
 from rllib_hpo.algorithms.sac import SamplerActor, SoftActorCriticModel
 from rllib_hpo.errors import SettingsError
 from rllib_hpo.experiments.run_config import resolve
 from rllib_hpo.settings import SACHPOSettings, SACSettings
 
 
-@pytest.mark.parametrize("algorithm", algorithm_names())
+@pytest.mark.parametrize("algorithm", BUILT_IN)
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize(("obs_dim", "action_dim"), [(1, 1), (11, 3), (376, 17)])
 def test_the_estimate_is_a_lower_bound(algorithm: str, layers: int, obs_dim: int, action_dim: int) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from rllib_hpo.algorithms.base import Actor
-from rllib_hpo.algorithms.registry import algorithm_names
+from rllib_hpo.algorithms.registry import BUILT_IN
 from rllib_hpo.algorithms.sac import SamplerActor
 from rllib_hpo.deployment import FORMATS, DeployedPolicy, PolicyMetadata, load_policy_file, write_policy
 from rllib_hpo.deployment.metadata import BoxMetadata
@@ -42,7 +42,7 @@ class Trained(NamedTuple):
     obs: np.ndarray
 
 
-@pytest.fixture(scope="module", params=algorithm_names())
+@pytest.fixture(scope="module", params=BUILT_IN)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A policy trained for a moment on Hopper, with long leapfrog steps and decided gates where it has them."""
     settings = {"step_size": 0.5, "leapfrog_steps": 3} if request.param == "sac-hpo" else {}

@@ -149,7 +149,7 @@ def test_the_policy_explores(make_runner: MakeRunner, algorithm: str) -> None:
     """Two equal states get two actions, and other ones than the warm-up would have."""
     runner = make_runner(NoisyEnv, algorithm=algorithm)
     obs = np.zeros((2, 2), np.float32)
-    actions = runner._actions(obs, random=False)
+    actions = runner._actions(obs, [0] * len(obs), random=False)
     assert not np.array_equal(actions[0], actions[1])
     assert np.abs(actions).max() <= 1
 
@@ -341,7 +341,7 @@ def test_an_observation_is_not_broadcast(make_runner: MakeRunner) -> None:
 
 def test_actions_stay_inside_bounds_that_are_no_float32(make_runner: MakeRunner) -> None:
     runner = make_runner(NarrowEnv, env_config={"narrow": False})
-    runner._actions = lambda obs, random: np.ones((len(obs), 1), np.float32)
+    runner._actions = lambda obs, which, random: np.ones((len(obs), 1), np.float32)
     runner.sample(num_steps=5)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 
-from rllib_hpo.algorithms.registry import algorithm_names
+from rllib_hpo.algorithms.registry import BUILT_IN
 from rllib_hpo.errors import NonFiniteError, SettingsError
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from tests.rllib.environments import CountingEnv, NoisyEnv
@@ -236,7 +236,7 @@ def test_runs_of_two_seeds_differ() -> None:
 def test_algorithms_of_one_seed_start_alike() -> None:
     """A comparison is fair: the same critics, the same warm-up."""
     found = []
-    for algorithm in algorithm_names():
+    for algorithm in BUILT_IN:
         with running(tiny_config(algorithm)) as built:
             critics = {
                 name: value.clone()

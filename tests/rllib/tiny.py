@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from rllib_hpo.algorithms.registry import algorithm_names, find_settings
+from rllib_hpo.algorithms.registry import BUILT_IN, find_settings
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.config import ActorCriticConfig, make_config
 from rllib_hpo.settings import ActorCriticSettings
 
-EVERY_ALGORITHM = pytest.mark.parametrize("algorithm", algorithm_names())
+EVERY_ALGORITHM = pytest.mark.parametrize("algorithm", BUILT_IN)
 """For tests that a new algorithm inherits by being registered."""
 
 SOFT_ALGORITHMS = pytest.mark.parametrize(
-    "algorithm", [name for name in algorithm_names() if issubclass(find_settings(name), ActorCriticSettings)]
+    "algorithm", [name for name in BUILT_IN if issubclass(find_settings(name), ActorCriticSettings)]
 )
 """For tests of temperatures and samplers."""
 
