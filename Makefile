@@ -83,10 +83,6 @@ test-slow: setup  ## Run the tests marked slow or cluster: learning, kill and re
 test-all: test test-slow  ## Run every test, also those that repeat others with each algorithm (hours)
 	$(PYTEST) -m exhaustive --timeout 1500 -rs
 
-.PHONY: test-all
-test-all: test test-slow  ## Run every test, Tune's schedulers and searchers with each algorithm included (hours)
-	$(PYTEST) -m exhaustive --timeout 1500 -rs
-
 .PHONY: support-page
 support-page: setup  ## Write docs/rllib-support.md, what of RLlib is supported, from the table of the conformance tests
 	$(BIN)/python -m tests.rllib.conformance.page

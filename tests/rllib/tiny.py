@@ -24,14 +24,14 @@ SOFT_ALGORITHMS = pytest.mark.parametrize(
 )
 """For tests of temperatures and samplers."""
 
+IN_TIME = ("sac-hpo", "td3")
+"""One of each update: SAC-HPO has all the parts of the other samplers, and DDPG is TD3 with other settings."""
+
 EVERY_ALGORITHM_IN_TIME = pytest.mark.parametrize(
     "algorithm",
-    [
-        pytest.param(name, marks=[] if name == "sac-hpo" else pytest.mark.exhaustive)
-        for name in algorithm_names()
-    ],
+    [pytest.param(name, marks=[] if name in IN_TIME else pytest.mark.exhaustive) for name in BUILT_IN],
 )
-"""The same where a case takes many seconds: by default SAC-HPO, which has all the parts; every one in `test-all`."""
+"""As `EVERY_ALGORITHM`, where a case takes many seconds: two by default, every one in `make test-all`."""
 
 TINY: dict[str, Any] = {
     "hidden_units": 16,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rllib_hpo.settings import SETTINGS
+from rllib_hpo.algorithms.registry import BUILT_IN
 from tests.rllib.conformance import page
 from tests.rllib.conformance.calls import BOTH, CALLS, Call
 from tests.rllib.conformance.subjects import REFERENCE, Subject
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 CASES = [
     pytest.param(name, stack, call, id=f"{stack}-{name}-{call.code}")
     for stack in BOTH
-    for name in SETTINGS
+    for name in BUILT_IN
     for call in CALLS
     if stack in call.stacks
 ]
