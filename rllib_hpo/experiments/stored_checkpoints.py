@@ -11,7 +11,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Iterable, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from rllib_hpo.experiments.checkpoints import (
 )
 from rllib_hpo.experiments.storage import Storage, reason
 from rllib_hpo.results import write_atomically
-from rllib_hpo.rllib.checkpointing import MANIFEST, finished_steps, read_manifest, verify
+from rllib_hpo.rllib.checkpointing import MANIFEST, finished_steps, parse_manifest, read_manifest, verify
 
 _RETURNS = f"checkpoints/{RETURNS_FILE}"
 KEPT = 2
@@ -43,13 +43,13 @@ def steps_on(storage: Storage) -> int:
         sizes = storage.files()
         for name in sorted(_complete(sizes), reverse=True):
             try:
-                manifest: dict[str, Any] = json.loads(storage.read(f"checkpoints/{name}/{MANIFEST}"))
+                manifest = parse_manifest(storage.read(f"checkpoints/{name}/{MANIFEST}"), PurePath(name))
                 files = manifest["files"].items()
                 if all(
                     sizes.get(f"checkpoints/{name}/{file}") == about["bytes"] for file, about in files
                 ) and all(f"replay/{segment['file']}" in sizes for segment in manifest["replay"]["segments"]):
                     return finished_steps(manifest)
-            except (ValueError, KeyError):  # a damaged manifest; the trial says so when it starts
+            except CheckpointError:  # damaged; the trial says so when it starts
                 continue
     return 0
 
@@ -215,15 +215,15 @@ def _complete(names: Iterable[str]) -> set[str]:
 
 def _evaluation_return(manifest: bytes, returns: Mapping[str, float]) -> float:
     try:
-        return evaluation_return(json.loads(manifest), returns)
-    except (ValueError, KeyError, TypeError):  # damaged
+        return evaluation_return(parse_manifest(manifest, PurePath()), returns)
+    except CheckpointError:
         return float("-inf")
 
 
 def _segments(manifest: bytes) -> list[str]:
     try:
-        return [segment["file"] for segment in json.loads(manifest)["replay"]["segments"]]
-    except (ValueError, KeyError, TypeError):  # damaged
+        return [segment["file"] for segment in parse_manifest(manifest, PurePath())["replay"]["segments"]]
+    except CheckpointError:
         return []
 
 

@@ -28,13 +28,15 @@ import json
 import os
 import re
 import zlib
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from rllib_hpo.algorithms.registry import make_method
-from rllib_hpo.documents import read_json, reason
+from rllib_hpo.documents import parse_json, reason
+from rllib_hpo.documents.json_reader import MAX_JSON_BYTES
+from rllib_hpo.documents.text import read_bytes
 from rllib_hpo.durable import sync_path
 from rllib_hpo.errors import CheckpointError, StorageError, UserError, shown
 from rllib_hpo.replay.shards import count_rows
@@ -205,19 +207,27 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{directory} is not a finished checkpoint: it has no {MANIFEST}.")
     try:
-        manifest = read_json(path, "manifest")
+        data = read_bytes(path, "manifest", MAX_JSON_BYTES)
     except UserError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
-    return check_manifest(manifest, directory)
+    return parse_manifest(data, directory)
 
 
-def check_manifest(manifest: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """A manifest that is of this format, and has what every reader of it needs.
+def parse_manifest(data: bytes, directory: PurePath) -> dict[str, Any]:
+    """The manifest in `data`: of this format, and with what every reader of it needs.
+
+    Args:
+        data: The bytes of the file.
+        directory: The checkpoint, here or on storage, for messages.
 
     Raises:
         CheckpointError: Naming the checkpoint, and what is missing or of another type.
     """
     path = directory / MANIFEST
+    try:
+        manifest = parse_json(data, f"The manifest {path}")
+    except UserError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
     if "format" not in manifest:
         raise CheckpointError(f"{path} is damaged: it is no manifest.")
     if manifest["format"] != FORMAT:
