@@ -380,11 +380,10 @@ def test_environments_that_raise_an_error_are_rebuilt_if_that_is_asked_for(
     option: str, tmp_path: Path
 ) -> None:
     config = tiny_config(env=FragileEnv, evaluation_episodes=1).environment(env_config={"length": 4})
-    config.results(results_dir=str(tmp_path))
     message = r"raised RuntimeError in step\(\): the simulator exploded"
     with running(config.copy()) as algorithm, pytest.raises(UserCodeError, match=message):
         algorithm.train()
-    config.fault_tolerance(**{option: True})
+    config.fault_tolerance(**{option: True}).results(results_dir=str(tmp_path))
     config.environment(env_config={"length": 4, "bad_resets": (FragileEnv.made + 4,)})
     with running(config) as algorithm:
         result = algorithm.train()
@@ -395,9 +394,9 @@ def test_environments_that_raise_an_error_are_rebuilt_if_that_is_asked_for(
         np.testing.assert_array_equal(batch.obs[:8, 1], [0, 1, 2, 3, 0, 1, 0, 1])
         np.testing.assert_array_equal(batch.next_obs[:8, 1], [1, 2, 3, 4, 1, 2, 1, 2])
         assert result["env_runners"]["episode_len_mean"] == 4
-        state = algorithm.get_state()
+        progress = algorithm._progress()  # of a checkpoint
         algorithm.env_restarts = 0
-        algorithm.set_state(state)
+        algorithm._set_progress(progress)
         assert algorithm.env_restarts == 6
     assert read_rows(tmp_path)["env_restarts"].to_pylist() == [0, 6]
 

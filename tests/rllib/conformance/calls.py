@@ -116,6 +116,12 @@ def _frozen(subject: Subject) -> Any:
     return "changed"
 
 
+@call("Configuration", "Config.from_dict(config.to_dict())")
+def _from_dict(subject: Subject) -> Any:
+    config = _changed(subject)
+    return _seen(type(config).from_dict(config.to_dict()))
+
+
 @call("Configuration", "config.callbacks(on_train_result=function)")
 def _functions(subject: Subject) -> Any:
     return bool(subject.config().callbacks(on_train_result=print).callbacks_on_train_result)
@@ -134,6 +140,12 @@ def _built(subject: Subject) -> Any:
 def _classes(subject: Subject) -> Any:
     config, cls = subject.config(), subject.config().algo_class
     return [subject.keep(cls(config=given)).config.seed for given in (config, config.to_dict())]
+
+
+@call("Building and running", "algorithm.stop() twice")
+def _stopped(subject: Subject) -> Any:
+    built = subject.config().build_algo()
+    return built.stop(), built.stop()
 
 
 @call("Building and running", "algorithm.evaluate()")
@@ -213,6 +225,12 @@ def _weights(subject: Subject) -> Any:
     return sorted(subject.built.get_weights())
 
 
+@call("Policies", "algorithm.add_policy(...)", stacks=("old",))
+def _add_policy(subject: Subject) -> Any:
+    built = subject.build()
+    return built.add_policy("another", type(built.get_policy())) is not None
+
+
 # --- checkpoints ---
 
 
@@ -239,6 +257,18 @@ def _restore(subject: Subject) -> Any:
     built = subject.build()
     built.restore(saved)
     return _resumed(subject, built)
+
+
+@call("Checkpoints", "Algorithm.from_checkpoint(path)", stacks=("new",))
+def _base_from_checkpoint(subject: Subject) -> Any:
+    return _resumed(subject, Algorithm.from_checkpoint(subject.checkpoint))
+
+
+@call("Checkpoints", "algorithm.set_state(algorithm.get_state())", stacks=("new",))
+def _set_state(subject: Subject) -> Any:
+    built = subject.build()
+    built.set_state(subject.built.get_state())
+    return built.iteration
 
 
 @call("Checkpoints", "RLModule.from_checkpoint(path / ...)", stacks=("new",))
