@@ -39,7 +39,7 @@ class SavedAlgorithm(Algorithm):
     run_seed: int
     env_steps: int
     lacks_replay = False
-    """Whether `set_state` brought a state without the replay that its run had."""
+    """Whether the replay of the run is missing: `set_state` brings none, and a damaged one cannot be loaded."""
 
     def _progress(self) -> dict[str, Any]:
         raise NotImplementedError
@@ -83,11 +83,12 @@ class SavedAlgorithm(Algorithm):
         """Does nothing where the replay is that of the run.
 
         Raises:
-            CheckpointError: If a state was set without its replay: updates would draw from the first few rows.
+            CheckpointError: If a state was set without its replay, or one that was damaged: updates would draw from the
+                first few rows.
         """
         if self.lacks_replay:
             raise CheckpointError(
-                f"The state of step {self.env_steps} came without its replay, so training would begin with few rows: "
+                f"The replay of step {self.env_steps} was not loaded, so training would begin with few rows: "
                 f"load a checkpoint with restore_from_path() or {type(self).__name__}.from_checkpoint(); to take over "
                 "the networks only, use set_weights()."
             )
@@ -215,7 +216,11 @@ class SavedAlgorithm(Algorithm):
             manifest = checkpointing.verify(directory)
             checkpointing.check_fits(manifest, self)
             # First, because its damage is found only by reading it; nothing else has changed then.
-            checkpointing.restore_replay(self, manifest, directory)
+            try:
+                checkpointing.restore_replay(self, manifest, directory)
+            except CheckpointError:
+                self.lacks_replay = True  # the rows that were there have made room
+                raise
             with without_object_store(self._is_local(self.config)):
                 if self.config.is_old_stack:
                     info = get_checkpoint_info(str(directory), fs.LocalFileSystem())

@@ -277,9 +277,7 @@ def test_checkpoints_of_earlier_versions_are_loaded(tmp_path: Path) -> None:
         train_to(resumed, 120)
     algorithm = Algorithm.from_checkpoint(str(checkpoint))
     assert algorithm.env_steps == 80
-    with pytest.raises(
-        CheckpointError, match=r"The state of step 80 came without its replay.*SACHPO\.from_check"
-    ):
+    with pytest.raises(CheckpointError, match=r"The replay of step 80 was not loaded.*SACHPO\.from_check"):
         algorithm.train()
     algorithm.stop()
 

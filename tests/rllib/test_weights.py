@@ -12,7 +12,7 @@ from rllib_hpo.errors import CheckpointError, UserError
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.config import ActorCriticConfig, SACHPOConfig
 from tests.rllib.test_policy_stack import old_config
-from tests.rllib.tiny import EVERY_ALGORITHM, assert_equal, facts, running, tiny_config, train_to
+from tests.rllib.tiny import EVERY_ALGORITHM, assert_equal, facts, running, tiny_config, train_to, tuned
 
 MODULES = "learner_group/learner/rl_module"
 MODULE = f"{MODULES}/default_policy"
@@ -33,7 +33,9 @@ def set_state(algorithm: ActorCriticAlgorithm, state: dict[str, Any]) -> None:
 @EVERY_ALGORITHM
 def test_weights_are_read_and_set(make: Any, algorithm: str) -> None:
     """They are those that act, at once; the settings of who takes them hold; other networks' are refused."""
-    with running(make(algorithm, alpha=0.3)) as donor, running(make(algorithm, alpha=0.1)) as taker:
+    alphas: tuple[dict[str, float], dict[str, float]] = ({"alpha": 0.3}, {"alpha": 0.1})
+    alphas = alphas if tuned(algorithm) else ({}, {})  # those of TD3 have no temperature
+    with running(make(algorithm, **alphas[0])) as donor, running(make(algorithm, **alphas[1])) as taker:
         train_to(donor, 80)
         train_to(taker, 40)
         weights = donor.get_weights()
@@ -84,9 +86,7 @@ def test_a_state_without_its_replay_does_not_train(make: Any, tmp_path: Path) ->
         train_to(donor, 80)
         set_state(taker, state)
         taker.evaluate()
-        with pytest.raises(
-            CheckpointError, match=r"The state of step 40 came without its replay, .*from_check"
-        ):
+        with pytest.raises(CheckpointError, match=r"The replay of step 40 was not loaded, .*from_check"):
             taker.train()
         assert taker.env_steps == 40
         taker.restore_from_path(tmp_path / "checkpoint")

@@ -52,11 +52,18 @@ class Call:
 CALLS: list[Call] = []
 
 
-def call(group: str, code: str, stacks: tuple[Stack, ...] = BOTH, **refused: Refusal) -> Callable[[Any], Any]:
+def call(
+    group: str,
+    code: str,
+    stacks: tuple[Stack, ...] = BOTH,
+    *,
+    may_be_more: bool = False,
+    **refused: Refusal,
+) -> Callable[[Any], Any]:
     """Adds a function to the table."""
 
     def add(run: Callable[[Subject], Any]) -> Callable[[Subject], Any]:
-        CALLS.append(Call(group, code, run, stacks, refused))  # type: ignore[arg-type]
+        CALLS.append(Call(group, code, run, stacks, refused, may_be_more))  # type: ignore[arg-type]
         return run
 
     return add
@@ -176,6 +183,39 @@ def _peek(subject: Subject) -> Any:
     return int(subject.built.metrics.peek(("env_runners", "num_env_steps_sampled_lifetime")))
 
 
+_NO_EPISODE_OBJECTS = Refusal("returns no RLlib episodes here", "Transitions are rows, not episode objects.")
+
+
+@call(
+    "Building and running",
+    "env_runner.sample(num_timesteps=8)",
+    stacks=("new",),
+    new=_NO_EPISODE_OBJECTS,
+)
+def _sample_steps(subject: Subject) -> Any:
+    return len(subject.built.env_runner.sample(num_timesteps=8))
+
+
+@call(
+    "Building and running",
+    "env_runner.sample(num_episodes=1)",
+    stacks=("new",),
+    new=_NO_EPISODE_OBJECTS,
+)
+def _sample_episodes(subject: Subject) -> Any:
+    return len(subject.built.env_runner.sample(num_episodes=1))
+
+
+_STOPPED = Refusal("was stopped and cannot train on", "Its replay and its processes are gone.")
+
+
+@call("Building and running", "algorithm.train() after algorithm.stop()", new=_STOPPED, old=_STOPPED)
+def _train_after_stop(subject: Subject) -> Any:
+    built = subject.config().build_algo()
+    built.stop()
+    return bool(built.train())
+
+
 # --- policies ---
 
 
@@ -231,6 +271,15 @@ def _add_policy(subject: Subject) -> Any:
     return built.add_policy("another", type(built.get_policy())) is not None
 
 
+@call(
+    "Policies", "algorithm.set_weights(algorithm.get_weights())", may_be_more=True
+)  # ValueError with RLlib's
+def _set_weights(subject: Subject) -> Any:
+    built = subject.build()
+    built.set_weights(subject.built.get_weights())
+    return sorted(built.get_weights())
+
+
 # --- checkpoints ---
 
 
@@ -259,9 +308,17 @@ def _restore(subject: Subject) -> Any:
     return _resumed(subject, built)
 
 
-@call("Checkpoints", "Algorithm.from_checkpoint(path)", stacks=("new",))
+@call("Checkpoints", "Algorithm.from_checkpoint(path)")
 def _base_from_checkpoint(subject: Subject) -> Any:
     return _resumed(subject, Algorithm.from_checkpoint(subject.checkpoint))
+
+
+@call("Checkpoints", "algorithm.restore_from_path(path / ..., component=...)", stacks=("new",))
+def _restore_component(subject: Subject) -> Any:
+    component = "learner_group/learner/rl_module/default_policy"
+    built = subject.build()
+    built.restore_from_path(f"{subject.checkpoint}/{component}", component=component)
+    return built.iteration
 
 
 @call("Checkpoints", "algorithm.set_state(algorithm.get_state())", stacks=("new",))
