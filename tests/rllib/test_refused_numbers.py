@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from rllib_hpo.algorithms import registry
-from rllib_hpo.algorithms.registry import register_algorithm
-from rllib_hpo.algorithms.sac import SamplerActor
+from rllib_hpo.algorithms.registry import make_method, register_algorithm
 from rllib_hpo.errors import SettingsError
 from rllib_hpo.results import read_rows
 from rllib_hpo.rllib.config import EFFECTIVE_OPTIONS, NEW_STACK_OPTIONS, ActorCriticConfig
@@ -106,6 +105,5 @@ def test_a_temperature_that_cannot_be_tuned_is_refused(without_density: str, is_
     ],
 )
 def test_every_sampler_here_has_a_density(algorithm: str, settings: dict[str, Any]) -> None:
-    SamplerActor(
-        3, 1, tiny_config(algorithm, alpha="auto", **settings).settings(), seed=0
-    ).refuse_untunable_temperature()
+    method = make_method(tiny_config(algorithm, alpha="auto", **settings).settings())
+    method.check(method.make_actor(3, 1, seed=0))
