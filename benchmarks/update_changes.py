@@ -86,9 +86,9 @@ def _chain_by_autograd() -> AbstractContextManager[Any]:
 
 
 def _adam_as_torch_has_it() -> AbstractContextManager[Any]:
-    from rllib_hpo.learning import update
+    from rllib_hpo.optim import steps
 
-    return mock.patch.object(update, "adam_step", lambda optimizer, skip=None: optimizer.step())
+    return mock.patch.object(steps, "adam_step", lambda optimizer, skip=None: optimizer.step())
 
 
 CHANGES: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {

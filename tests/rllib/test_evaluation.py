@@ -34,17 +34,18 @@ from tests.rllib.tiny import (
 def by_hand(algorithm: ActorCriticAlgorithm, seed: int) -> tuple[float, int]:
     """Return and length of an episode played with a plain loop and the mode of the policy."""
     env = make_env("Hopper-v4", **SHORT_EPISODES)
-    sampler = algorithm.local_learner.trainer.model.sampler
+    acting = algorithm.local_learner.trainer.model.acting
     obs, _ = env.reset(seed=seed)
     total, length, over = 0.0, 0, False
     while not over:
         state = torch.from_numpy(obs.astype(np.float32))[None]
         with torch.no_grad():
-            mean, _ = sampler.policy(state)
-            if hasattr(sampler, "flow"):
-                mean, _ = sampler.flow(mean)
+            output = acting.policy(state)
+            mean = output[0] if isinstance(output, tuple) else output  # of a density, or the action itself
+            if hasattr(acting, "flow"):
+                mean, _ = acting.flow(mean)
             action = torch.tanh(mean)
-            if hasattr(sampler, "chains"):
+            if hasattr(acting, "chains"):
                 action = drifted(algorithm, state, action)
         obs, reward, terminated, truncated, _ = env.step(action.clamp(-1, 1)[0].numpy())
         total, length, over = total + float(reward), length + 1, terminated or truncated
