@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rllib_hpo.learning import replay as replay_module
 from rllib_hpo.learning.graph import WARM_UPS
+from rllib_hpo.replay import ring as replay_module
 from rllib_hpo.replay.feed import IndexFeed, RowFeed
 from rllib_hpo.replay.ring import Replay
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
@@ -112,7 +112,9 @@ def test_updates_follow_a_replay_that_grows(algorithm: str, monkeypatch: pytest.
         num_kinds = len(set(built.local_learner.trainer.kinds(2)))
     assert sizes == [50, 100, 200, 200, 200, 200]
     # Updates begin at 20 rows, for which there are 25 places, and meet three larger ones.
-    assert (capture.captures, capture.warm_ups) == (4 * num_kinds, 4 * num_kinds * WARM_UPS)
+    # With two kinds the five updates of the first size do not get beyond their warm-ups.
+    captures = 4 if num_kinds == 1 else 3 * num_kinds
+    assert (capture.captures, capture.warm_ups) == (captures, captures * WARM_UPS)
 
 
 @EVERY_ALGORITHM_IN_TIME
@@ -133,7 +135,8 @@ def test_updates_follow_a_replay_that_moves_to_the_host(
         assert_equal(expected, facts(built))
         num_kinds = len(set(built.local_learner.trainer.kinds(2)))
     # For 25 places, for 50, and for batches that the host gathers.
-    assert (capture.captures, capture.warm_ups) == (3 * num_kinds, 3 * num_kinds * WARM_UPS)
+    captures = 3 if num_kinds == 1 else 2 * num_kinds
+    assert (capture.captures, capture.warm_ups) == (captures, captures * WARM_UPS)
     (moved,) = (record for record in caplog.records if record.name == replay_module.__name__)
     assert moved.levelname == "WARNING"
     assert re.fullmatch(
