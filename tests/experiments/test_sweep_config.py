@@ -160,6 +160,7 @@ def test_what_is_no_sweep_file(text: str, tmp_path: Path) -> None:
 def test_there_are_all_of_them() -> None:
     assert [path.stem for path in FILES] == [
         "ablation",
+        "deterministic",
         "eight-tasks",
         "first-version",
         "force-composition",
