@@ -10,7 +10,7 @@ from rllib_hpo.rllib.config import make_config
 from rllib_hpo.rllib.evaluation import evaluate
 from rllib_hpo.streams import seed_sequence
 from rllib_hpo.tasks import ActionScaling, make_env
-from tests.rllib.tiny import EVERY_ALGORITHM, running
+from tests.rllib.tiny import EVERY_ALGORITHM, EVERY_ALGORITHM_IN_TIME, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -55,7 +55,7 @@ def test_it_learns_on_the_old_stack() -> None:
     assert_learned(returns_of(train("sac-hpo", api_stack="old")))
 
 
-@EVERY_ALGORITHM
+@EVERY_ALGORITHM_IN_TIME
 def test_a_frozen_learner_does_not(algorithm: str) -> None:
     with pytest.raises(AssertionError, match="-"):
         assert_learned(returns_of(train(algorithm, update_to_data=0.0)))
