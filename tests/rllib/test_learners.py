@@ -138,7 +138,15 @@ def test_resuming_goes_on_bitwise(tmp_path: Path) -> None:
         assert_equal(expected, (facts(resumed), all_facts(resumed)))
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 0), (0, 2), (2, 3), (3, 2), (1, 2)])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (2, 0),
+        (0, 2),
+        (2, 3),
+        *(pytest.param(*more, marks=pytest.mark.exhaustive) for more in ((3, 2), (1, 2))),
+    ],
+)
 def test_another_number_of_learners_goes_on(before: int, after: int, tmp_path: Path) -> None:
     """With the same model and every row once; learners that are new draw from streams of their own."""
     with running(config_of(num_learners=before)) as algorithm:
