@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from rllib_hpo.algorithms.registry import BUILT_IN
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.config import make_config
 from rllib_hpo.rllib.evaluation import evaluate
 from rllib_hpo.streams import seed_sequence
 from rllib_hpo.tasks import ActionScaling, make_env
-from tests.rllib.tiny import EVERY_ALGORITHM, EVERY_ALGORITHM_IN_TIME, running
+from tests.rllib.tiny import EVERY_ALGORITHM_IN_TIME, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -46,13 +47,19 @@ def assert_learned(returns: list[float]) -> None:
     assert np.mean(returns) > GOAL, np.mean(returns)
 
 
-@EVERY_ALGORITHM
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        pytest.param(name, marks=pytest.mark.exhaustive if name in ("sac-nf", "ddpg") else [])
+        for name in BUILT_IN
+    ],
+)
 def test_it_learns(algorithm: str) -> None:
     assert_learned(returns_of(train(algorithm)))
 
 
 def test_it_learns_on_the_old_stack() -> None:
-    assert_learned(returns_of(train("sac-hpo", api_stack="old")))
+    assert_learned(returns_of(train("sac", api_stack="old")))
 
 
 @EVERY_ALGORITHM_IN_TIME
