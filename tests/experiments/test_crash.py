@@ -28,7 +28,7 @@ from tests.experiments.lives import (
     run,
     wait_for,
 )
-from tests.rllib.tiny import EVERY_ALGORITHM
+from tests.rllib.tiny import EVERY_ALGORITHM_IN_TIME
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -107,7 +107,7 @@ def work(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path)
 
 
-@EVERY_ALGORITHM
+@EVERY_ALGORITHM_IN_TIME
 def test_twenty_kills_change_nothing(algorithm: str, work: Path) -> None:
     steps = 3_000
     reference, directory = work / "reference", work / "killed"
