@@ -257,10 +257,8 @@ class ActorCriticConfig(AlgorithmConfig):
         public = {name: state[private] for private, name in _PRIVATE_NAMES.items() if private in state}
         settings = complete_settings(state["_settings_class"], state | public)
         options = {**copy.deepcopy(later), **state, **settings}
-        for (
-            private,
-            name,
-        ) in _PRIVATE_NAMES.items():  # a property: in __dict__ it would pass for a changed setting
+        # The public name is a property: in __dict__ it would pass for a changed setting.
+        for private, name in _PRIVATE_NAMES.items():
             options[private] = options.pop(name)
         self.__dict__.update(options)
         _make_known(self.__dict__)
