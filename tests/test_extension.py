@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rllib_hpo.results import read_rows
+from tests.experiments.lives import COMMANDS
 
 SOURCES = Path(__file__).parent / "external"
 TINY = (
@@ -60,19 +61,6 @@ def test_import_does_without_installation(workers: str, tmp_path: Path) -> None:
     finished = _train(tmp_path / "run", SOURCES, *words)
     assert finished.returncode == 0, finished.stderr
     assert len(read_rows(tmp_path / "run" / "results")) == 2
-
-
-COMMANDS = """
-import sys
-from rllib_hpo.cli import main
-for command in sys.argv[1:]:
-    sys.argv = ["rllib-hpo", *command.split()]
-    try:
-        main()
-    except SystemExit as ended:
-        if ended.code:
-            raise
-"""
 
 
 def _rllib_hpo(installed: Path, folder: Path, *commands: str) -> None:

@@ -21,6 +21,18 @@ from tests.rllib.tiny import assert_equal
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLI = (sys.executable, "-m", "rllib_hpo.cli")
+COMMANDS = """
+import sys
+from rllib_hpo.cli import main
+for command in sys.argv[1:]:
+    sys.argv = ["rllib-hpo", *command.split()]
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code:
+            raise
+"""
+"""A script: each `rllib-hpo COMMAND` of its arguments, in one process; all must end well."""
 PATIENCE_S = 400.0
 
 

@@ -26,6 +26,7 @@ from rllib_hpo.results import check, read_rows
 from rllib_hpo.rllib.checkpointing import read_manifest
 from rllib_hpo.rllib.trained_policy import load_policy
 from rllib_hpo.settings import SACHPOSettings, complete_settings
+from tests.experiments.lives import COMMANDS
 from tests.test_cli import run
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -66,17 +67,7 @@ def expected(release: Path) -> dict[str, Any]:
 def later(release: Path, *commands: str) -> str:
     """Each `rllib-hpo COMMAND` of the later version, in one process; all must end well. Returns what they printed."""
     (release / "later.py").write_text(LATER)
-    code = """
-import later, sys
-from rllib_hpo.cli import main
-for command in sys.argv[1:]:
-    sys.argv = ["rllib-hpo", *command.split()]
-    try:
-        main()
-    except SystemExit as ended:
-        if ended.code:
-            raise
-"""
+    code = "import later\n" + COMMANDS
     done = subprocess.run(
         [sys.executable, "-c", code, *commands],
         cwd=release,

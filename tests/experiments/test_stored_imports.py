@@ -17,6 +17,7 @@ from rllib_hpo.experiments.sweep_config import read_sweep
 from rllib_hpo.results import config_hash, read_rows
 from rllib_hpo.rllib.checkpointing import read_manifest
 from rllib_hpo.tasks import find_task, import_modules, make_env
+from tests.experiments.lives import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULE = """
@@ -31,17 +32,6 @@ evaluation_every: 40
 evaluation_episodes: 1
 checkpoint_every: 40
 env_config: {wrappers: [{action-repeat: {num_repeats: 2}}]}
-"""
-COMMANDS = """
-import sys
-from rllib_hpo.cli import main
-for command in sys.argv[1:]:
-    sys.argv = ["rllib-hpo", *command.split()]
-    try:
-        main()
-    except SystemExit as ended:
-        if ended.code:
-            raise
 """
 
 
