@@ -10,7 +10,10 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-import rllib_hpo.tasks  # noqa: F401  (registers the PyBullet environments)
+import rllib_hpo.moved
+import rllib_hpo.tasks
+
+rllib_hpo.moved.install()
 
 __version__ = "0.1.0"
 
@@ -30,7 +33,7 @@ _LAZY = {
             "TD3TorchPolicy",
             "DDPGTorchPolicy",
         ),
-        "rllib_hpo.rllib.torch_policy",
+        "rllib_hpo.rllib.old_stack.policy",
     ),
 }
 

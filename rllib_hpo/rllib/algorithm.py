@@ -54,15 +54,15 @@ from rllib_hpo.rllib.evaluation import (
     off_schedule_seeds,
     warn_of_cut,
 )
-from rllib_hpo.rllib.evaluation_runners import DueEvaluation, EvaluationRunners
-from rllib_hpo.rllib.module_stack import PIPELINE_RESULTS, ModuleStack
-from rllib_hpo.rllib.policy_stack import PolicyStack
+from rllib_hpo.rllib.new_stack.evaluation_runners import DueEvaluation, EvaluationRunners
+from rllib_hpo.rllib.new_stack.stack import PIPELINE_RESULTS, ModuleStack
+from rllib_hpo.rllib.old_stack.policy import POLICIES, ActorCriticTorchPolicy
+from rllib_hpo.rllib.old_stack.stack import PolicyStack
 from rllib_hpo.rllib.remote import without_object_store
 from rllib_hpo.rllib.saving import SavedAlgorithm
 from rllib_hpo.rllib.schedule import Schedule
 from rllib_hpo.rllib.stack import Stack
 from rllib_hpo.rllib.torch_options import set_torch_options
-from rllib_hpo.rllib.torch_policy import POLICIES, ActorCriticTorchPolicy
 from rllib_hpo.tasks.env_config import not_recorded, recorded
 
 ENV_RESTARTS = "num_env_restarts_lifetime"

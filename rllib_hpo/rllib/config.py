@@ -379,7 +379,7 @@ class ActorCriticConfig(AlgorithmConfig):
 
     @override(AlgorithmConfig)
     def get_default_rl_module_spec(self) -> RLModuleSpec:
-        from rllib_hpo.rllib.rl_module import ActorCriticModule
+        from rllib_hpo.rllib.new_stack.rl_module import ActorCriticModule
 
         return RLModuleSpec(
             module_class=ActorCriticModule,
@@ -388,7 +388,7 @@ class ActorCriticConfig(AlgorithmConfig):
 
     @override(AlgorithmConfig)
     def get_default_learner_class(self) -> type:
-        from rllib_hpo.rllib.learner import ActorCriticLearner
+        from rllib_hpo.rllib.new_stack.learner import ActorCriticLearner
 
         return ActorCriticLearner
 
@@ -453,7 +453,7 @@ class ActorCriticConfig(AlgorithmConfig):
 
     def _choose_env_runner(self) -> None:
         """The class of the API stack that is asked for; None is RLlib's RolloutWorker there."""
-        from rllib_hpo.rllib.env_runner import ColumnarEnvRunner
+        from rllib_hpo.rllib.new_stack.env_runner import ColumnarEnvRunner
 
         if self.enable_rl_module_and_learner != self.enable_env_runner_and_connector_v2:
             raise SettingsError(

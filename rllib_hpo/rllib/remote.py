@@ -20,7 +20,7 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from rllib_hpo.algorithms.base import Episode
 from rllib_hpo.errors import UserError, WorkerDiedError
 from rllib_hpo.optim.replicas import ONE_LOST
-from rllib_hpo.rllib.env_runner import ColumnarEnvRunner
+from rllib_hpo.rllib.new_stack.env_runner import ColumnarEnvRunner
 
 
 @contextmanager

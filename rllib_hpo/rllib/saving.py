@@ -25,7 +25,7 @@ from rllib_hpo.rllib.remote import without_object_store
 from rllib_hpo.rllib.weights import difference, read_module, refuse_component
 
 if TYPE_CHECKING:
-    from rllib_hpo.rllib.evaluation_runners import EvaluationRunners
+    from rllib_hpo.rllib.new_stack.evaluation_runners import EvaluationRunners
     from rllib_hpo.rllib.stack import Stack
 
 _PROGRESS = "progress"
