@@ -48,7 +48,7 @@ def build(
     algorithm: str, task: str, rate: float, steps: int, workers: Mapping[str, int], gpus_per_learner: float
 ) -> Any:
     """The algorithm after its warm-up, with iterations of `steps` and nothing between them."""
-    from rllib_hpo.rllib.config import make_config
+    from rllib_hpo.rllib.algorithms import make_config
     from rllib_hpo.tasks import find_task
 
     found = find_task(task)

@@ -18,23 +18,17 @@ rllib_hpo.moved.install()
 __version__ = "0.1.0"
 
 _LAZY = {
-    **dict.fromkeys(
-        ("SACGaussian", "SACNF", "SACHPO", "TD3", "DDPG", "ActorCriticAlgorithm"), "rllib_hpo.rllib.algorithm"
-    ),
-    **dict.fromkeys(
-        ("SACGaussianConfig", "SACNFConfig", "SACHPOConfig", "TD3Config", "DDPGConfig", "ActorCriticConfig"),
-        "rllib_hpo.rllib.config",
-    ),
-    **dict.fromkeys(
-        (
-            "SACGaussianTorchPolicy",
-            "SACNFTorchPolicy",
-            "SACHPOTorchPolicy",
-            "TD3TorchPolicy",
-            "DDPGTorchPolicy",
-        ),
-        "rllib_hpo.rllib.old_stack.policy",
-    ),
+    "ActorCriticAlgorithm": "rllib_hpo.rllib.algorithm",
+    "ActorCriticConfig": "rllib_hpo.rllib.algorithms",  # which also imports what it builds
+    **{
+        f"{name}{kind}": f"rllib_hpo.rllib.{module}"
+        for name in ("SACGaussian", "SACNF", "SACHPO", "TD3", "DDPG")
+        for kind, module in (
+            ("", "algorithms"),
+            ("Config", "algorithms"),
+            ("TorchPolicy", "old_stack.policy"),
+        )
+    },
 }
 
 __all__ = [

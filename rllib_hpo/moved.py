@@ -1,14 +1,16 @@
-"""Names of modules that have moved: the old ones still import, and pickles that hold them still load."""
+"""Modules and names that have moved: the old ones still import, and pickles that hold them still load."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 MOVED = {
     f"rllib_hpo.{old}": f"rllib_hpo.{new}"
@@ -69,6 +71,26 @@ MOVED = {
 
 Checkpoints name classes by module: never remove a line of `rllib` here, and add one with each module that moves.
 """
+
+MOVED_NAMES = {
+    "rllib_hpo.experiments.jobs": "rllib_hpo.experiments.jobs.client",
+    "rllib_hpo.experiments.storage": "rllib_hpo.experiments.storage.folder",
+    "rllib_hpo.rllib.algorithm": "rllib_hpo.rllib.algorithms",
+    "rllib_hpo.rllib.config": "rllib_hpo.rllib.algorithms",
+}
+"""Modules that have lost names but still exist, and where those names are."""
+
+
+def moved_names(module: str) -> Callable[[str], Any]:
+    """The `__getattr__` of a module of `MOVED_NAMES`: finds the names that it has lost."""
+
+    def find(name: str) -> Any:
+        if not name.startswith("_"):
+            with suppress(AttributeError):
+                return getattr(importlib.import_module(MOVED_NAMES[module]), name)
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+    return find
 
 
 class MovedModules(MetaPathFinder, Loader):

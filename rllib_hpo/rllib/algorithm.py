@@ -1,4 +1,4 @@
-"""The Algorithms. RLlib builds, checkpoints and reports them; the training step is our own."""
+"""The Algorithm. RLlib builds, checkpoints and reports it; the training step is our own."""
 
 from __future__ import annotations
 
@@ -31,19 +31,13 @@ from rllib_hpo.algorithms.base import Actor, Episode
 from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.errors import NonFiniteError, SettingsError, UserError
 from rllib_hpo.learning.replay_learner import ReplayLearner
+from rllib_hpo.moved import moved_names
 from rllib_hpo.results.provenance import provenance
 from rllib_hpo.results.schema import EvaluationRow, canonical_json, config_hash, episode_statistics
 from rllib_hpo.results.writer import write_row
 from rllib_hpo.rllib.auth_token import keep_token_private
 from rllib_hpo.rllib.capacity import ray_for_actors
-from rllib_hpo.rllib.config import (
-    ActorCriticConfig,
-    DDPGConfig,
-    SACGaussianConfig,
-    SACHPOConfig,
-    SACNFConfig,
-    TD3Config,
-)
+from rllib_hpo.rllib.config import ActorCriticConfig
 from rllib_hpo.rllib.environment import EvaluationEnvironments, WorkerEnvCreator, label, try_out
 from rllib_hpo.rllib.evaluation import (
     Evaluation,
@@ -526,46 +520,5 @@ class ActorCriticAlgorithm(SavedAlgorithm):
         self.lacks_replay = self.stack.call_core("total_rows") < expected
 
 
-class SACGaussian(ActorCriticAlgorithm):
-    """SAC as published. (RLlib's own SAC keeps its name in Tune's registry.)."""
-
-    @classmethod
-    @override(Algorithm)
-    def get_default_config(cls) -> ActorCriticConfig:
-        return SACGaussianConfig()
-
-
-class SACNF(ActorCriticAlgorithm):
-    """SAC with a radial-flow policy."""
-
-    @classmethod
-    @override(Algorithm)
-    def get_default_config(cls) -> ActorCriticConfig:
-        return SACNFConfig()
-
-
-class SACHPO(ActorCriticAlgorithm):
-    """SAC with a Hamiltonian policy (arXiv 2103.12020)."""
-
-    @classmethod
-    @override(Algorithm)
-    def get_default_config(cls) -> ActorCriticConfig:
-        return SACHPOConfig()
-
-
-class TD3(ActorCriticAlgorithm):
-    """Twin delayed DDPG (arXiv 1802.09477)."""
-
-    @classmethod
-    @override(Algorithm)
-    def get_default_config(cls) -> ActorCriticConfig:
-        return TD3Config()
-
-
-class DDPG(ActorCriticAlgorithm):
-    """Deep deterministic policy gradient (arXiv 1509.02971)."""
-
-    @classmethod
-    @override(Algorithm)
-    def get_default_config(cls) -> ActorCriticConfig:
-        return DDPGConfig()
+ActorCriticConfig.default_algo_class = ActorCriticAlgorithm
+__getattr__ = moved_names(__name__)

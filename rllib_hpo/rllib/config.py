@@ -7,7 +7,7 @@ import functools
 import secrets
 from collections.abc import Mapping, Sequence
 from numbers import Integral
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from ray.exceptions import RayActorError
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
@@ -20,14 +20,21 @@ from ray.tune.result import TRIAL_INFO
 
 from rllib_hpo.algorithms.registry import algorithm_names, find_settings, method_of_others, register_algorithm
 from rllib_hpo.errors import SettingsError, WorkerDiedError, nearest
+from rllib_hpo.moved import moved_names
 from rllib_hpo.optim.replicas import LOST
 from rllib_hpo.results.paths import absolute
 from rllib_hpo.rllib.amounts import refuse_impossible_amounts
 from rllib_hpo.rllib.environment import stateful_wrappers
+from rllib_hpo.rllib.new_stack.env_runner import ColumnarEnvRunner
+from rllib_hpo.rllib.new_stack.learner import ActorCriticLearner
+from rllib_hpo.rllib.new_stack.rl_module import ActorCriticModule
 from rllib_hpo.samplers import SAMPLERS, SamplerFactory, register_sampler
 from rllib_hpo.settings import Settings, check_learners, complete_settings, parse_settings, without_numpy
 from rllib_hpo.streams import derived_seed
 from rllib_hpo.tasks import find_task
+
+if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm import Algorithm
 
 EFFECTIVE_OPTIONS = frozenset(
     """
@@ -115,12 +122,11 @@ class ActorCriticConfig(AlgorithmConfig):
         algo_class: The Algorithm class to build.
     """
 
-    def __init__(self, algorithm: str = "sac", algo_class: type | None = None) -> None:
-        if algo_class is None:
-            from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
+    default_algo_class: ClassVar[type[Algorithm] | None] = None
+    """The Algorithm class unless another is given; the module that defines it sets it."""
 
-            algo_class = ActorCriticAlgorithm
-        super().__init__(algo_class=algo_class)
+    def __init__(self, algorithm: str = "sac", algo_class: type | None = None) -> None:
+        super().__init__(algo_class=algo_class or self.default_algo_class)
         self._choose(algorithm)
         self.rollout_fragment_length = "auto"
         self.max_lead_steps: int | Literal["auto"] = "auto"
@@ -379,8 +385,6 @@ class ActorCriticConfig(AlgorithmConfig):
 
     @override(AlgorithmConfig)
     def get_default_rl_module_spec(self) -> RLModuleSpec:
-        from rllib_hpo.rllib.new_stack.rl_module import ActorCriticModule
-
         return RLModuleSpec(
             module_class=ActorCriticModule,
             model_config={"algorithm": self.algorithm, "settings": self.settings(), "seed": self.seed},
@@ -388,8 +392,6 @@ class ActorCriticConfig(AlgorithmConfig):
 
     @override(AlgorithmConfig)
     def get_default_learner_class(self) -> type:
-        from rllib_hpo.rllib.new_stack.learner import ActorCriticLearner
-
         return ActorCriticLearner
 
     @override(AlgorithmConfig)
@@ -453,8 +455,6 @@ class ActorCriticConfig(AlgorithmConfig):
 
     def _choose_env_runner(self) -> None:
         """The class of the API stack that is asked for; None is RLlib's RolloutWorker there."""
-        from rllib_hpo.rllib.new_stack.env_runner import ColumnarEnvRunner
-
         if self.enable_rl_module_and_learner != self.enable_env_runner_and_connector_v2:
             raise SettingsError(
                 "enable_rl_module_and_learner and enable_env_runner_and_connector_v2 must both be True (RLlib's "
@@ -600,66 +600,4 @@ def _canonical(value: Any) -> Any:
     return tuple(map(_canonical, value)) if isinstance(value, (list, tuple)) else value
 
 
-class SACGaussianConfig(ActorCriticConfig):
-    """SAC as published: a tanh-Gaussian policy. RLlib's own SAC keeps that name in Tune's registry."""
-
-    def __init__(self, algo_class: type | None = None) -> None:
-        from rllib_hpo.rllib.algorithm import SACGaussian
-
-        super().__init__("sac", algo_class or SACGaussian)
-
-
-class SACNFConfig(ActorCriticConfig):
-    """SAC with radial flows between the Gaussian and the tanh."""
-
-    def __init__(self, algo_class: type | None = None) -> None:
-        from rllib_hpo.rllib.algorithm import SACNF
-
-        super().__init__("sac-nf", algo_class or SACNF)
-
-
-class SACHPOConfig(ActorCriticConfig):
-    """SAC with a Hamiltonian policy (arXiv 2103.12020)."""
-
-    def __init__(self, algo_class: type | None = None) -> None:
-        from rllib_hpo.rllib.algorithm import SACHPO
-
-        super().__init__("sac-hpo", algo_class or SACHPO)
-
-
-class TD3Config(ActorCriticConfig):
-    """TD3 (arXiv 1802.09477); RLlib's own has left it."""
-
-    def __init__(self, algo_class: type | None = None) -> None:
-        from rllib_hpo.rllib.algorithm import TD3
-
-        super().__init__("td3", algo_class or TD3)
-
-
-class DDPGConfig(ActorCriticConfig):
-    """DDPG (arXiv 1509.02971)."""
-
-    def __init__(self, algo_class: type | None = None) -> None:
-        from rllib_hpo.rllib.algorithm import DDPG
-
-        super().__init__("ddpg", algo_class or DDPG)
-
-
-CONFIGS: dict[str, type[ActorCriticConfig]] = {
-    "sac": SACGaussianConfig,
-    "sac-nf": SACNFConfig,
-    "sac-hpo": SACHPOConfig,
-    "td3": TD3Config,
-    "ddpg": DDPGConfig,
-}
-"""Config class of each built-in algorithm; others are an `ActorCriticConfig` with their name."""
-
-
-def make_config(algorithm: str) -> ActorCriticConfig:
-    """A config of any registered algorithm.
-
-    Raises:
-        UnknownNameError: Naming the nearest algorithm.
-    """
-    find_settings(algorithm)
-    return CONFIGS[algorithm]() if algorithm in CONFIGS else ActorCriticConfig(algorithm)
+__getattr__ = moved_names(__name__)

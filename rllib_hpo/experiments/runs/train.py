@@ -38,8 +38,9 @@ from rllib_hpo.experiments.tracking.wandb_logger import (
 from rllib_hpo.results import merge_trial, trial_id
 from rllib_hpo.results.paths import absolute
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
+from rllib_hpo.rllib.algorithms import make_config
 from rllib_hpo.rllib.checkpointing import MANIFEST, read_manifest
-from rllib_hpo.rllib.config import ActorCriticConfig, make_config
+from rllib_hpo.rllib.config import ActorCriticConfig
 from rllib_hpo.rllib.environment import try_out
 
 CONFIG_FILE = "config.yaml"

@@ -19,7 +19,7 @@ from rllib_hpo.experiments.config.run_config import nothing_learned
 from rllib_hpo.experiments.runs.train import quiet_ray
 from rllib_hpo.results.configurations import SEARCH_VARIANT
 from rllib_hpo.results.paths import absolute
-from rllib_hpo.rllib.config import SACHPOConfig
+from rllib_hpo.rllib.algorithms import SACHPOConfig
 from rllib_hpo.tasks import import_modules
 
 METRIC = "evaluation/env_runners/episode_return_mean"

@@ -31,7 +31,7 @@ from rllib_hpo.errors import SettingsError
 from rllib_hpo.learning.memory import limit_gpu_memory, told_of_in_a_sentence
 from rllib_hpo.learning.trainer import Trainer
 from rllib_hpo.replay.layout import Batch
-from rllib_hpo.rllib.config import ActorCriticConfig, make_config
+from rllib_hpo.rllib.config import ActorCriticConfig
 from rllib_hpo.rllib.torch_options import set_torch_options
 from rllib_hpo.streams import TorchStreams
 
@@ -116,7 +116,9 @@ class ActorCriticTorchPolicy(TorchPolicyV2):
         if isinstance(config, ActorCriticConfig):
             complete = config.copy(copy_frozen=False)
         else:
-            complete = make_config(config.get("algorithm", cls.algorithm)).update_from_dict(dict(config))
+            complete = ActorCriticConfig(config.get("algorithm", cls.algorithm)).update_from_dict(
+                dict(config)
+            )
         if complete.seed is None:
             complete.seed = secrets.randbelow(2**31)
         return complete

@@ -14,8 +14,9 @@ import torch
 
 from rllib_hpo.errors import NonFiniteError, WorkerDiedError
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
+from rllib_hpo.rllib.algorithms import SACGaussianConfig
 from rllib_hpo.rllib.checkpointing import read_manifest
-from rllib_hpo.rllib.config import ActorCriticConfig, SACGaussianConfig
+from rllib_hpo.rllib.config import ActorCriticConfig
 from rllib_hpo.rllib.converting import convert
 from rllib_hpo.rllib.new_stack.learner import ActorCriticLearner
 from rllib_hpo.rllib.trained_policy import load_policy

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rllib_hpo.replay.layout import RowLayout
-from rllib_hpo.rllib.config import SACGaussianConfig
+from rllib_hpo.rllib.algorithms import SACGaussianConfig
 from rllib_hpo.rllib.new_stack.env_runner import ColumnarEnvRunner
 from tests.rllib.environments import CountingEnv
 

@@ -15,9 +15,10 @@ from ray.rllib.policy.policy import Policy
 
 from rllib_hpo.errors import CheckpointError, NonFiniteError, SettingsError
 from rllib_hpo.results import read_rows, without_volatile
-from rllib_hpo.rllib.algorithm import SACHPO, ActorCriticAlgorithm
+from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
+from rllib_hpo.rllib.algorithms import SACHPO, SACHPOConfig
 from rllib_hpo.rllib.checkpointing import MANIFEST
-from rllib_hpo.rllib.config import ActorCriticConfig, SACHPOConfig
+from rllib_hpo.rllib.config import ActorCriticConfig
 from rllib_hpo.rllib.old_stack.policy import SACHPOTorchPolicy
 from tests.rllib.environments import CountingEnv, NoisyEnv
 from tests.rllib.tiny import EVERY_ALGORITHM, assert_equal, loaded, running, tiny_config, train_to, tuned

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ray import tune
 
-from rllib_hpo.rllib.algorithm import SACHPO
+from rllib_hpo.rllib.algorithms import SACHPO
 from tests.rllib.environments import CountingEnv, NoisyEnv
 from tests.rllib.old_stack.test_policy_stack import old_config, rows_of
 from tests.rllib.tiny import EVERY_ALGORITHM_IN_TIME, assert_equal, loaded, running, train_to, tuned

@@ -16,7 +16,8 @@ from ray.rllib.policy.torch_policy_v2 import TorchPolicyV2
 from ray.rllib.utils.metrics.learner_info import LEARNER_STATS_KEY
 
 from rllib_hpo.errors import NonFiniteError, SettingsError
-from rllib_hpo.rllib.config import ActorCriticConfig, SACHPOConfig, make_config
+from rllib_hpo.rllib.algorithms import SACHPOConfig, make_config
+from rllib_hpo.rllib.config import ActorCriticConfig
 from rllib_hpo.rllib.old_stack.policy import (
     POLICIES,
     ActorCriticTorchPolicy,
