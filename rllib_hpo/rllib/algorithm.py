@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -83,25 +82,9 @@ class ActorCriticAlgorithm(SavedAlgorithm):
         return POLICIES.get(config.algorithm, ActorCriticTorchPolicy)
 
     @staticmethod
-    @override(Algorithm)
-    def _get_env_id_and_creator(env_specifier: Any, config: ActorCriticConfig) -> tuple[str, Any]:
-        """Environments as the new stack's runners make them: quietly, and with errors a user understands."""
-        return label(env_specifier), WorkerEnvCreator(config)
-
-    def _setup_logdir(self) -> None:
-        """RLlib's log folder, which stays empty: a run's own directory, and never a home that cannot be written."""
-        replay_dir = getattr(self.config, "replay_dir", None)
-        if self._storage is None and replay_dir is not None:
-            run = Path(replay_dir).parent
-            run.mkdir(parents=True, exist_ok=True)
-            self._logdir = str(run)
-            return
-        try:
-            super()._setup_logdir()
-        except OSError:
-            if self._storage is not None:
-                raise
-            self._logdir = tempfile.mkdtemp(prefix="rllib-")
+    @override(SavedAlgorithm)
+    def label_and_creator(env: Any, config: ActorCriticConfig) -> tuple[str, Any]:
+        return label(env), WorkerEnvCreator(config)
 
     @override(Algorithm)
     def __repr__(self) -> str:
@@ -202,12 +185,6 @@ class ActorCriticAlgorithm(SavedAlgorithm):
         number = cls.get_default_config().update_from_dict(config).evaluation_num_env_runners
         return PlacementGroupFactory([*request.bundles, *[{"CPU": 1.0}] * number], strategy=request.strategy)
 
-    @classmethod
-    @override(Algorithm)
-    def _should_create_evaluation_env_runners(cls, eval_config: Any) -> bool:
-        """RLlib's own never: `EvaluationRunners` are ours."""
-        return False
-
     @override(Algorithm)
     def cleanup(self) -> None:
         """Waits for the evaluations that are pending, unless an error is on its way or a stop was requested."""
@@ -287,7 +264,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             self._conclude_evaluations()
         is_first, is_last = self.latest_evaluation is None, self.env_steps == self.max_env_steps
         # Any result may be Tune's last, or the one that a scheduler judges by.
-        waits_for_all = is_last or self._storage is not None
+        waits_for_all = is_last or self.is_trial
         self._conclude_evaluations(
             at_least=self.evaluation_runners.num_pending if waits_for_all else int(is_first)
         )
@@ -311,11 +288,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
 
     def runners_are_back(self, restored: list[int]) -> None:
         """Tells callbacks of runners that were replaced."""
-        self._make_on_env_runners_recreated_callbacks(
-            config=self.config,
-            env_runner_group=self.env_runner_group,
-            restored_env_runner_indices=restored,
-        )
+        self.call_runners_recreated(restored)
 
     @override(Algorithm)
     def restore_env_runners(self, env_runner_group: Any) -> list[int]:

@@ -23,6 +23,7 @@ from rllib_hpo.errors import SettingsError, WorkerDiedError, nearest
 from rllib_hpo.moved import moved_names
 from rllib_hpo.optim.replicas import LOST
 from rllib_hpo.results.paths import absolute
+from rllib_hpo.rllib._private import INTERNAL_OPTIONS, PRIVATE_OPTIONS, is_atari, leave_runners_alone
 from rllib_hpo.rllib.amounts import refuse_impossible_amounts
 from rllib_hpo.rllib.environment import stateful_wrappers
 from rllib_hpo.rllib.new_stack.env_runner import ColumnarEnvRunner
@@ -73,12 +74,9 @@ FRAGMENTS_OF_LEAD = 4
 """Fragments of every runner by which sampling may lead learning unless `max_lead_steps` says otherwise."""
 
 _INTERNAL = frozenset(
-    "algorithm _settings_class class policies simple_optimizer worker_index gamma lr _train_batch_size_per_learner"
-    " _is_frozen _per_module_overrides _is_atari _accepts_idle_settings _method _sampler".split()
+    "algorithm _settings_class class policies simple_optimizer worker_index gamma lr"
+    " _accepts_idle_settings _method _sampler".split()
 )
-
-_PRIVATE_NAMES = {"_train_batch_size_per_learner": "train_batch_size_per_learner"}
-"""Where RLlib keeps settings of ours, and their public names."""
 
 REPLACED_OPTIONS = {
     "evaluation_interval": "evaluation_every, in environment steps",
@@ -142,10 +140,9 @@ class ActorCriticConfig(AlgorithmConfig):
         # Weights travel with every request for samples, and there are no connectors to synchronise.
         self.merge_env_runner_states = False
         self.broadcast_env_runner_states = False
-        self._dont_auto_sync_env_runner_states = True
         self._accepts_idle_settings = False
         """Whether settings that do nothing are no error: an earlier version saved it, or `resolve` has checked them."""
-        self._is_atari = False  # RLlib would make an environment to find out
+        leave_runners_alone(self)
         self._choose_env_runner()
 
     @classmethod
@@ -224,8 +221,8 @@ class ActorCriticConfig(AlgorithmConfig):
     def to_dict(self) -> dict[str, Any]:
         """All options under their public names: under a private one, a change to the other would be lost."""
         options: dict[str, Any] = super().to_dict()
-        for name in _PRIVATE_NAMES:
-            options[_PRIVATE_NAMES[name]] = options.pop(name)
+        for name in PRIVATE_OPTIONS:
+            options[PRIVATE_OPTIONS[name]] = options.pop(name)
         return options
 
     @override(AlgorithmConfig)
@@ -233,8 +230,8 @@ class ActorCriticConfig(AlgorithmConfig):
         """Takes over what differs: Tune hands over all of RLlib's options, those without effect included."""
         _make_known(config_dict)
         # A dictionary that RLlib made has private names only; a public one beside them is what was changed.
-        public = {_PRIVATE_NAMES[name]: config_dict[name] for name in _PRIVATE_NAMES if name in config_dict}
-        config_dict = public | {k: v for k, v in config_dict.items() if k not in _PRIVATE_NAMES}
+        public = {PRIVATE_OPTIONS[name]: config_dict[name] for name in PRIVATE_OPTIONS if name in config_dict}
+        config_dict = public | {k: v for k, v in config_dict.items() if k not in PRIVATE_OPTIONS}
         if (algorithm := config_dict.get("algorithm", self.algorithm)) != self.algorithm:
             if type(self) is not ActorCriticConfig:  # which is the config of any algorithm
                 raise SettingsError(
@@ -260,11 +257,11 @@ class ActorCriticConfig(AlgorithmConfig):
         later = {name: value for name, value in _default_options().items() if name not in state}
         if "_accepts_idle_settings" in later:
             later["_accepts_idle_settings"] = True
-        public = {name: state[private] for private, name in _PRIVATE_NAMES.items() if private in state}
+        public = {name: state[private] for private, name in PRIVATE_OPTIONS.items() if private in state}
         settings = complete_settings(state["_settings_class"], state | public)
         options = {**copy.deepcopy(later), **state, **settings}
         # The public name is a property: in __dict__ it would pass for a changed setting.
-        for private, name in _PRIVATE_NAMES.items():
+        for private, name in PRIVATE_OPTIONS.items():
             options[private] = options.pop(name)
         self.__dict__.update(options)
         _make_known(self.__dict__)
@@ -510,7 +507,14 @@ class ActorCriticConfig(AlgorithmConfig):
         stack, other = NEW_STACK_OPTIONS, OLD_STACK_OPTIONS
         if self.is_old_stack:
             stack, other = other, stack
-        allowed = EFFECTIVE_OPTIONS | stack | RUN_OPTIONS | _INTERNAL | set(self.settings_class.model_fields)
+        allowed = (
+            EFFECTIVE_OPTIONS
+            | stack
+            | RUN_OPTIONS
+            | _INTERNAL
+            | INTERNAL_OPTIONS
+            | set(self.settings_class.model_fields)
+        )
         for name, value in vars(self).items():
             if name.startswith("__"):  # Tune's own notes
                 continue
@@ -523,7 +527,7 @@ class ActorCriticConfig(AlgorithmConfig):
                 if name in other:
                     instead = f" It belongs to RLlib's {'new' if self.is_old_stack else 'old'} API stack."
                 raise SettingsError(f"The option {name}={value!r} would have no effect here.{instead}")
-        if self._is_atari:
+        if is_atari(self):
             raise SettingsError(
                 "The option is_atari=True would have no effect here. Wrap the environment: "
                 "env_config={'wrappers': [...]}."

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-import ray._private.utils
 
 from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.process.signals import children_spared, owns_signals
+from rllib_hpo.rllib._private import without_sigterm_handler
 from rllib_hpo.rllib.auth_token import keep_token_private
 from rllib_hpo.rllib.cluster_address import refuse_dead_address
 
@@ -72,9 +72,5 @@ def _without_handlers() -> Iterator[None]:
     if not owns_signals():
         yield
         return
-    utils, before = ray._private.utils, ray._private.utils.set_sigterm_handler
-    utils.set_sigterm_handler = lambda handler: None
-    try:
+    with without_sigterm_handler():
         yield
-    finally:
-        utils.set_sigterm_handler = before

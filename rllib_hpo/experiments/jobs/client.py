@@ -31,6 +31,7 @@ from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.cluster.nodes import REPORT
 from rllib_hpo.experiments.jobs.request import OTHER_VERSION, Request, entrypoint, pack, quoted, runtime_env
 from rllib_hpo.results.provenance import git_commit
+from rllib_hpo.rllib._private import JobClientHooks
 
 POLL_S = 1.0
 PATIENCE_S = 600.0
@@ -65,17 +66,12 @@ class Job(NamedTuple):
         return self.state not in ("PENDING", "RUNNING")
 
 
-class Client(JobSubmissionClient):
+class Client(JobClientHooks, JobSubmissionClient):
     """Ray's client, which by itself waits forever for a cluster that does not answer."""
 
-    def _do_request(self, *arguments: Any, **options: Any) -> requests.Response:
-        timeouts = FIRST_TIMEOUTS_S if "/api/version" in arguments else TIMEOUTS_S
-        return super()._do_request(*arguments, **{"timeout": timeouts, **options})
-
-    @property
-    def ray_version(self) -> str:
-        """Of the cluster."""
-        return str(self._server_ray_version)
+    def request_options(self, *arguments: Any) -> dict[str, Any]:
+        """A timeout, which is longer for the first request."""
+        return {"timeout": FIRST_TIMEOUTS_S if "/api/version" in arguments else TIMEOUTS_S}
 
 
 def connect(address: str) -> Client:

@@ -9,10 +9,10 @@ import uuid
 from collections.abc import Callable, Collection
 
 import ray
-from ray.experimental import internal_kv
 from ray.tune import Callback, Stopper
 
 from rllib_hpo.experiments.process.signals import StopRequest, reclaim_signals
+from rllib_hpo.rllib._private import get_from_cluster, put_in_cluster
 
 TIME_TO_SAVE_S = 15.0
 """How long trials get to save. Tune gives them 15 s more to end, and Kubernetes kills the driver after 30 s."""
@@ -38,7 +38,7 @@ class SweepStop(Stopper):
 
     def _tell_trials(self) -> None:
         try:
-            internal_kv._internal_kv_put(self.key, b"1")
+            put_in_cluster(self.key, b"1")
         except Exception as error:  # noqa: BLE001  (the cluster is gone: so are the trials)
             _LOGGER.warning("Trials cannot be told to stop: %s", error)
 
@@ -76,7 +76,7 @@ def when_stopped(key: str, listener: Callable[[], None]) -> None:
 
     def watch() -> None:
         try:
-            while not internal_kv._internal_kv_get(key):
+            while not get_from_cluster(key):
                 time.sleep(_POLL_S)
         except Exception:  # noqa: BLE001  (the cluster is gone, and this process with it)
             return

@@ -24,6 +24,7 @@ from rllib_hpo.algorithms.base import Actor, Episode, Memory
 from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.errors import NonFiniteError, UserCodeError, UserError
 from rllib_hpo.replay.layout import RowLayout
+from rllib_hpo.rllib._private import wants_component
 from rllib_hpo.rllib.environment import Environments, announce, environment_maker, label, task_of
 from rllib_hpo.rllib.new_stack.rl_module import ActorCriticModule
 from rllib_hpo.rllib.torch_options import set_torch_options
@@ -99,7 +100,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
 
     def _set_streams(self, seed: int, joined_at: int) -> None:
         """Every runner has streams of its own; a replacement of a dead one does not repeat its draws."""
-        self._seed, self._owner = seed, ("runner", self.worker_index, joined_at)
+        self._run_seed, self._owner = seed, ("runner", self.worker_index, joined_at)
         self.streams = TorchStreams(seed, *self._owner, "explore")
         self._warmup = numpy_generator(seed, *self._owner, "warmup")
 
@@ -138,7 +139,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             self._begin_episode(i, seed=self._environment_seed(i))
 
     def _environment_seed(self, i: int) -> int:
-        return derived_seed(self._seed, *self._owner, "environment", i, self._num_builds[i])
+        return derived_seed(self._run_seed, *self._owner, "environment", i, self._num_builds[i])
 
     def _begin_episode(self, i: int, seed: int | None = None) -> None:
         self._began[i] = time.perf_counter()
@@ -364,8 +365,8 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         new episodes.
         """
         self._raise_failure()
-        seed = self._seed if seed is None else seed
-        if not self._has_joined and (env_steps > 0 or seed != self._seed):
+        seed = self._run_seed if seed is None else seed
+        if not self._has_joined and (env_steps > 0 or seed != self._run_seed):
             self.reseed(seed, env_steps)
         self._has_joined = True
 
@@ -408,10 +409,10 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         state: dict[str, Any] = {
             "streams": self.streams.get_state(),
             "owner": self._owner,
-            "seed": self._seed,
+            "seed": self._run_seed,
             "has_joined": self._has_joined,
         }
-        if self._check_component(COMPONENT_RL_MODULE, components, not_components):
+        if wants_component(self, COMPONENT_RL_MODULE, components, not_components):
             state[COMPONENT_RL_MODULE] = self.module.get_state(inference_only=True)
             state[WEIGHTS_SEQ_NO] = self._weights_seq_no
         if self.envs:
@@ -449,7 +450,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             self.module.set_state(weights.get(DEFAULT_MODULE_ID, weights))
             self._weights_seq_no = state.get(WEIGHTS_SEQ_NO, self._weights_seq_no)
         if "streams" in state:
-            self._set_streams(state.get("seed", self._seed), state["owner"][-1])
+            self._set_streams(state.get("seed", self._run_seed), state["owner"][-1])
             self._has_joined = state["has_joined"]
             self.streams.set_state(state["streams"])
         if "environments" in state and len(state["environments"]) == len(self.envs):

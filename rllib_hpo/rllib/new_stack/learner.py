@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy.typing as npt
@@ -11,7 +11,6 @@ import ray
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.learner import Learner
-from ray.rllib.core.learner.torch import torch_learner
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.utils.annotations import override
 
@@ -21,6 +20,7 @@ from rllib_hpo.learning.memory import limit_gpu_memory, told_of_in_a_sentence
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.learning.trainer import Trainer
 from rllib_hpo.optim.replicas import ALONE, Replica
+from rllib_hpo.rllib._private import LearnerHooks, learner_device, wants_component
 from rllib_hpo.rllib.torch_options import set_torch_options
 
 COLLECTIVE_PATIENCE_S = 45.0
@@ -34,18 +34,9 @@ _PROGRESS = "progress"
 
 @contextmanager
 def device_without_ray(local: bool) -> Iterator[None]:
-    """Keeps RLlib from starting a Ray cluster to place a learner in this process (`local`) on its GPU.
-
-    RLlib asks Ray which GPUs it has given this process before it looks whether Ray runs here at all; where it does
-    not, the answer is not used.
-    """
-    get_device = torch_learner.get_device
-    if local and not ray.is_initialized():
-        torch_learner.get_device = _local_device
-    try:
+    """Keeps RLlib from starting a Ray cluster to place a learner in this process (`local`) on its GPU."""
+    with learner_device(_local_device) if local and not ray.is_initialized() else nullcontext():
         yield
-    finally:
-        torch_learner.get_device = get_device
 
 
 def _local_device(config: Any, num_gpus: float) -> torch.device:
@@ -62,7 +53,7 @@ def _local_device(config: Any, num_gpus: float) -> torch.device:
     return torch.device("cuda", index)
 
 
-class ActorCriticLearner(TorchLearner):
+class ActorCriticLearner(LearnerHooks, TorchLearner):
     """Learns from its own replay.
 
     `Learner.update(batch=...)` is replaced: transitions arrive once, with `core.add_transitions`, and every
@@ -91,10 +82,6 @@ class ActorCriticLearner(TorchLearner):
             self.core = ReplayLearner(trainer)
 
     @override(TorchLearner)
-    def _make_modules_ddp_if_necessary(self) -> None:
-        """Nothing: updates do not go through a module's forward, so they average gradients by themselves."""
-
-    @override(TorchLearner)
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Registers one fused Adam for each loss, so that RLlib saves them."""
         self._method = make_method(self.config.settings())
@@ -121,7 +108,7 @@ class ActorCriticLearner(TorchLearner):
     ) -> dict[str, Any]:
         """Adds streams and counters. The replay is not part of it: it is saved in segments."""
         state: dict[str, Any] = super().get_state(components, not_components=not_components, **kwargs)
-        if self._check_component(_PROGRESS, components, not_components):
+        if wants_component(self, _PROGRESS, components, not_components):
             state[_PROGRESS] = self.core.trainer.get_state()
         return state
 

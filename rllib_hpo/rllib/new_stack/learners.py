@@ -15,6 +15,7 @@ from rllib_hpo.algorithms.base import Episode
 from rllib_hpo.errors import WorkerDiedError
 from rllib_hpo.optim.replicas import LOST, ONE_LOST, merge_metrics
 from rllib_hpo.replay.shards import Dealer
+from rllib_hpo.rllib._private import actor_manager
 from rllib_hpo.rllib.remote import Call, CoreCall, TrainCall, fetch, only_success
 
 GRACE_S = 5.0
@@ -137,7 +138,7 @@ class Learners:
         return answers
 
     def _actors(self) -> list[Any]:
-        return list(self._group._worker_manager.actors().values())
+        return list(actor_manager(self._group).actors().values())
 
     def _give_up(self, waiting: Sequence[ray.ObjectRef]) -> None:
         """Ends learners that would wait for the one that failed."""

@@ -19,6 +19,7 @@ from ray.rllib.utils.annotations import override
 from rllib_hpo.algorithms.base import Episode
 from rllib_hpo.errors import UserError, WorkerDiedError
 from rllib_hpo.rllib import stack
+from rllib_hpo.rllib._private import actor_manager
 from rllib_hpo.rllib.remote import SampleRequest, check_tolerated, fetch, pickled_bytes, refuse_all_dead
 
 _logger = logging.getLogger(__name__)
@@ -216,7 +217,7 @@ class RemoteSampling(Sampling):
     def __init__(self, algorithm: Any, *, rows_here: bool) -> None:
         super().__init__()
         self._algorithm, self._config, self._rows_here = algorithm, algorithm.config, rows_here
-        self._manager = algorithm.env_runner_group._worker_manager
+        self._manager = actor_manager(algorithm.env_runner_group)
         self._in_flight: dict[int, _InFlight] = {}
         self._pings: dict[int, ray.ObjectRef] = {}
         self._killed_at: dict[int, float] = {}

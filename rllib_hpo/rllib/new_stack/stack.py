@@ -30,6 +30,7 @@ from rllib_hpo.algorithms.base import Actor, Episode
 from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.rllib import stack
+from rllib_hpo.rllib._private import local_learner
 from rllib_hpo.rllib.environment import stateful_wrappers
 from rllib_hpo.rllib.new_stack.feeding import Feeding, FeedingHere, FeedingRemotely
 from rllib_hpo.rllib.new_stack.learners import Learners
@@ -79,7 +80,7 @@ class ModuleStack(stack.Stack):
 
     @property
     def _learner(self) -> Any:
-        return self.algorithm.learner_group._learner
+        return local_learner(self.algorithm.learner_group)
 
     @property
     @override(stack.Stack)

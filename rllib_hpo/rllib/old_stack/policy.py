@@ -31,6 +31,7 @@ from rllib_hpo.errors import SettingsError
 from rllib_hpo.learning.memory import limit_gpu_memory, told_of_in_a_sentence
 from rllib_hpo.learning.trainer import Trainer
 from rllib_hpo.replay.layout import Batch
+from rllib_hpo.rllib._private import PolicyHooks
 from rllib_hpo.rllib.config import ActorCriticConfig
 from rllib_hpo.rllib.torch_options import set_torch_options
 from rllib_hpo.streams import TorchStreams
@@ -73,7 +74,7 @@ class ActorCriticModel(TorchModelV2, nn.Module):
         return self.model.act(input_dict[SampleBatch.OBS].float()), state
 
 
-class ActorCriticTorchPolicy(TorchPolicyV2):
+class ActorCriticTorchPolicy(PolicyHooks, TorchPolicyV2):
     """Acts and learns with the engine's functions; actions are in [-1, 1] and RLlib unsquashes them.
 
     `explore=True` draws the noise of exploration from streams of this policy's own, `explore=False` uses
@@ -230,9 +231,9 @@ class ActorCriticTorchPolicy(TorchPolicyV2):
         Raises:
             ValueError: If no batch was loaded.
         """
-        if not self._loaded_batches[buffer_index]:
+        loaded: SampleBatch | None = self.loaded_batch(buffer_index)
+        if loaded is None:
             raise ValueError("Call load_batch_into_buffer() before learn_on_loaded_batch().")
-        loaded: SampleBatch = self._loaded_batches[buffer_index][0]
         return self.learn_on_batch(loaded[offset : offset + self.settings.train_batch_size_per_learner])
 
     @override(TorchPolicyV2)
@@ -243,7 +244,7 @@ class ActorCriticTorchPolicy(TorchPolicyV2):
         )
 
     def _columns(self, batch: SampleBatch) -> Batch:
-        tensors = self._lazy_tensor_dict(batch)
+        tensors = self.as_tensors(batch)
         return Batch(
             obs=tensors[SampleBatch.OBS].float(),
             action=tensors[SampleBatch.ACTIONS].float(),

@@ -29,6 +29,7 @@ from rllib_hpo.learning.memory import told_of_in_a_sentence
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.replay.layout import Batch
 from rllib_hpo.rllib import stack
+from rllib_hpo.rllib._private import actor_manager
 from rllib_hpo.rllib.new_stack.sampling import GRACE_S
 from rllib_hpo.rllib.old_stack.policy import ActorCriticTorchPolicy, as_sample_batch
 from rllib_hpo.rllib.remote import refuse_all_dead, rollouts_of
@@ -111,12 +112,12 @@ class PolicyStack(stack.Stack):
         deadline = time.monotonic() + stack.RUNNER_PATIENCE_S
         while time.monotonic() < deadline:
             # Asks the actors without EnvRunnerGroup's wrapper, which would swallow a worker's error.
-            results = group._worker_manager.foreach_actor(
+            results = actor_manager(group).foreach_actor(
                 request, timeout_seconds=self.config.sample_timeout_s
             )
             if batches := rollouts_of(results, self.config):
                 return _without_errors(batches)
-            refuse_all_dead(group._worker_manager, self.config)
+            refuse_all_dead(actor_manager(group), self.config)
             self.algorithm.restore_runners()
             time.sleep(1.0)
         raise UserError(
@@ -172,7 +173,7 @@ class PolicyStack(stack.Stack):
     @override(stack.Stack)
     def stop(self) -> None:
         """See `Stack`: a worker that hangs in a step of its environment would be waited for."""
-        actors = self.algorithm.env_runner_group._worker_manager.actors().values()
+        actors = actor_manager(self.algorithm.env_runner_group).actors().values()
         pings = {actor.ping.remote(): actor for actor in actors}
         if pings:
             for ref in ray.wait(list(pings), num_returns=len(pings), timeout=GRACE_S)[1]:
@@ -182,17 +183,17 @@ class PolicyStack(stack.Stack):
     def report(self, learner_metrics: dict[str, float]) -> dict[str, Any]:
         algorithm = self.algorithm
         for name in (NUM_ENV_STEPS_SAMPLED, NUM_AGENT_STEPS_SAMPLED):
-            algorithm._counters[name] = algorithm.env_steps
+            algorithm.old_stack_counters[name] = algorithm.env_steps
         trained = self.policy.trainer.num_updates * algorithm.settings.train_batch_size_per_learner
         for name in (NUM_ENV_STEPS_TRAINED, NUM_AGENT_STEPS_TRAINED):
-            algorithm._counters[name] = trained
+            algorithm.old_stack_counters[name] = trained
         return {DEFAULT_POLICY_ID: {LEARNER_STATS_KEY: learner_metrics}}
 
     @override(stack.Stack)
     def complete(self, result: dict[str, Any]) -> None:
         """Adds what the new stack reports, under the same names, and drops means over no episodes."""
         learned = result["info"]["learner"][DEFAULT_POLICY_ID][LEARNER_STATS_KEY]
-        trained = self.algorithm._counters[NUM_ENV_STEPS_TRAINED]
+        trained = self.algorithm.old_stack_counters[NUM_ENV_STEPS_TRAINED]
         result["learners"] = {
             DEFAULT_POLICY_ID: learned,
             ALL_MODULES: {NUM_ENV_STEPS_TRAINED_LIFETIME: trained},

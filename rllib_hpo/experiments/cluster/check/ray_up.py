@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import ray.autoscaler
-from ray.autoscaler._private import util as autoscaler
 
 from rllib_hpo.documents import Place, YamlLines
 from rllib_hpo.errors import nearest
@@ -27,6 +26,7 @@ from rllib_hpo.experiments.cluster.check.findings import (
     mapping,
 )
 from rllib_hpo.experiments.cluster.driver import DRIVER, OLDER_CUDA, TORCH, TORCH_CUDA, image_driver
+from rllib_hpo.rllib._private import prepare_cluster_config, validate_cluster_config
 from rllib_hpo.rllib.machines import LOCAL, ROLLOUTS
 
 TOKEN_FILE = "~/.ray/auth_token"
@@ -116,9 +116,9 @@ def _check_with_ray(document: YamlLines, findings: Findings) -> None:
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), _silent():
         try:
-            prepared = autoscaler.prepare_config(copy.deepcopy(document.values))
+            prepared = prepare_cluster_config(copy.deepcopy(document.values))
             check_schema(document, prepared | document.values, schema, "", findings)
-            autoscaler.validate_config(prepared)
+            validate_cluster_config(prepared)
         except (Exception, SystemExit) as error:  # noqa: BLE001  (anything Ray raises is about the file)
             reason = " ".join(str(error).splitlines()[:1]) or " ".join(said.getvalue().split())[:200]
     if reason and len(findings) == before:
