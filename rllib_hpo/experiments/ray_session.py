@@ -6,9 +6,11 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import ray
+import ray._private.services
 import ray._private.utils
 
 from rllib_hpo.errors import UserError
@@ -52,7 +54,7 @@ def ray_session(*, log_to_driver: bool = True, **options: Any) -> Iterator[None]
 def _start(attempts: int, trouble: str, **options: Any) -> None:
     for attempt in range(1, attempts + 1):
         try:
-            with _without_handlers(), children_spared():
+            with _without_handlers(), _own_process_groups(), children_spared():
                 ray.init(logging_level=logging.ERROR, **options)
             return
         except (KeyboardInterrupt, SystemExit):  # a signal: what has started must not stay
@@ -78,3 +80,14 @@ def _without_handlers() -> Iterator[None]:
         yield
     finally:
         utils.set_sigterm_handler = before
+
+
+@contextmanager
+def _own_process_groups() -> Iterator[None]:
+    """Give each process of Ray a group of its own: `timeout` signals the driver's, and trials are still to be saved."""
+    services, before = ray._private.services, ray._private.services.ConsolePopen
+    services.ConsolePopen = partial(before, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = before
