@@ -12,7 +12,7 @@ import ray
 
 from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.process.signals import children_spared, owns_signals
-from rllib_hpo.rllib._private import without_sigterm_handler
+from rllib_hpo.rllib._private import processes_in_own_groups, without_sigterm_handler
 from rllib_hpo.rllib.auth_token import keep_token_private
 from rllib_hpo.rllib.cluster_address import refuse_dead_address
 
@@ -52,7 +52,7 @@ def ray_session(*, log_to_driver: bool = True, **options: Any) -> Iterator[None]
 def _start(attempts: int, trouble: str, **options: Any) -> None:
     for attempt in range(1, attempts + 1):
         try:
-            with _without_handlers(), children_spared():
+            with _without_handlers(), processes_in_own_groups(), children_spared():
                 ray.init(logging_level=logging.ERROR, **options)
             return
         except (KeyboardInterrupt, SystemExit):  # a signal: what has started must not stay
