@@ -141,7 +141,7 @@ def _started(
     files, remote = sweeps.SweepFiles(out or Path("runs") / grid.name), None
     if storage is not None:
         remote = Storage.open(storage).child(grid.name)
-        sweeps.refuse_taken(remote)
+        sweeps.check_storage_free(remote)
     sweeps.start_sweep(grid, source, files, imports or ())
     return files, remote
 

@@ -15,7 +15,7 @@ from rllib_hpo.settings import Settings
 
 _logger = logging.getLogger(__name__)
 
-_WITHOUT = "Updates run without a CUDA graph: %s."
+_NO_GRAPH_MESSAGE = "Updates run without a CUDA graph: %s."
 
 WARM_UPS = 3
 """Calls before the capture, in which libraries allocate what they keep; they are calls like any other."""
@@ -42,7 +42,7 @@ def make_capture(settings: Settings, device: torch.device, num_learners: int = 1
         reason = f"{num_learners} learners average their gradients"
     else:
         return CudaGraphCapture(device)
-    _logger.warning(_WITHOUT, reason)
+    _logger.warning(_NO_GRAPH_MESSAGE, reason)
     return None
 
 
@@ -163,7 +163,7 @@ class Repeated:
             self._captured[kind] = capture(partial(self._function, kind))
             self.num_captures += 1
         except Exception as error:  # noqa: BLE001  (an error of the function itself comes again in the plain call)
-            _logger.warning(_WITHOUT, _reason(error))
+            _logger.warning(_NO_GRAPH_MESSAGE, _reason(error))
             self._capture = None
 
 

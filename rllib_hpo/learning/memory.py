@@ -29,7 +29,7 @@ def limit_gpu_memory(
 
 
 @contextmanager
-def told_of_in_a_sentence() -> Iterator[None]:
+def explain_out_of_memory() -> Iterator[None]:
     """Says what can be done where a GPU's memory does not suffice.
 
     Raises:

@@ -13,13 +13,13 @@ import torch
 
 from rllib_hpo.algorithms.base import Episode
 from rllib_hpo.learning.bulk import UPDATES_AT_A_TIME
-from rllib_hpo.learning.memory import told_of_in_a_sentence
+from rllib_hpo.learning.memory import explain_out_of_memory
 from rllib_hpo.learning.trainer import Trainer
 from rllib_hpo.optim.replicas import GPU_MEMORY, Replica
 from rllib_hpo.replay.layout import Batch
 from rllib_hpo.replay.ring import Replay
 from rllib_hpo.replay.segments import SegmentList, save_new_segment
-from rllib_hpo.replay.shards import in_shard, load_dealt_anew, load_shard, shard_folder
+from rllib_hpo.replay.shards import in_shard, load_resharded, load_shard, shard_folder
 
 
 class ReplayLearner:
@@ -68,7 +68,7 @@ class ReplayLearner:
             NonFiniteError: If a loss is not finite; see `Trainer.learn`.
             UserError: If a GPU's memory does not suffice.
         """
-        with told_of_in_a_sentence():
+        with explain_out_of_memory():
             self._update_from_replay(num_updates)
 
     def _update_from_replay(self, num_updates: int) -> None:
@@ -168,4 +168,4 @@ class ReplayLearner:
         else:  # the next checkpoint writes all rows again
             shares = [Replica(rank, num_shards) for rank in range(num_shards)]
             capacities = [share.share(self.trainer.settings.replay_capacity) for share in shares]
-            load_dealt_anew(self.replay, replica, segments, total_rows, capacities, place)
+            load_resharded(self.replay, replica, segments, total_rows, capacities, place)

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from rllib_hpo.errors import WorkerDiedError
 
-LOST = "A remote learner died; resume the run from its last checkpoint."
+LEARNERS_DIED_MESSAGE = "A remote learner died; resume the run from its last checkpoint."
 """What is said when one of several is gone."""
-ONE_LOST = "The remote learner died; resume the run from its last checkpoint."
+LEARNER_DIED_MESSAGE = "The remote learner died; resume the run from its last checkpoint."
 """What is said when the only one is gone."""
 
 GPU_MEMORY = "gpu_memory_bytes"
@@ -41,13 +41,13 @@ class Replica:
         self.rank, self.world_size, self._group = rank, world_size, group
 
     @classmethod
-    def of_this_process(cls, patience_s: float) -> Replica:
+    def of_this_process(cls, timeout_s: float) -> Replica:
         """That of this process in a group of all processes of torch.distributed.
 
         Args:
-            patience_s: How long one waits for another, in seconds, before it takes it for lost.
+            timeout_s: How long one waits for another, in seconds, before it takes it for lost.
         """
-        group = dist.new_group(timeout=timedelta(seconds=patience_s))
+        group = dist.new_group(timeout=timedelta(seconds=timeout_s))
         return cls(dist.get_rank(), dist.get_world_size(), group)
 
     @property
@@ -80,7 +80,7 @@ class Replica:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         flat = torch.cat([tensor.reshape(-1) for tensor in (*gradients, loss)])
-        self._talk(dist.all_reduce, flat)
+        self._communicate(dist.all_reduce, flat)
         flat /= self.world_size
         *means, mean_loss = flat.split([tensor.numel() for tensor in (*gradients, loss)])
         for gradient, mean in zip(gradients, means, strict=True):
@@ -97,24 +97,24 @@ class Replica:
         if self.world_size == 1:
             return value
         total = value.detach().clone()
-        self._talk(dist.all_reduce, total)
+        self._communicate(dist.all_reduce, total)
         return total / self.world_size
 
     @torch.no_grad()
-    def equalise(self, tensors: Sequence[Tensor]) -> None:
+    def broadcast(self, tensors: Sequence[Tensor]) -> None:
         """Gives `tensors` the values they have in the first replica.
 
         Raises:
             WorkerDiedError: As `average_gradients`.
         """
         for tensor in tensors if self.world_size > 1 else ():
-            self._talk(dist.broadcast, tensor, src=0)
+            self._communicate(dist.broadcast, tensor, src=0)
 
-    def _talk(self, collective: Callable[..., Any], tensor: Tensor, **options: Any) -> None:
+    def _communicate(self, collective: Callable[..., Any], tensor: Tensor, **options: Any) -> None:
         try:
             collective(tensor, group=self._group, **options)
         except RuntimeError as error:  # gloo's connection that is closed or silent has no class of its own
-            raise WorkerDiedError(LOST) from error
+            raise WorkerDiedError(LEARNERS_DIED_MESSAGE) from error
 
 
 ALONE = Replica()

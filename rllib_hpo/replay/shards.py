@@ -105,7 +105,7 @@ def load_shard(
     return mine
 
 
-def load_dealt_anew(
+def load_resharded(
     replay: Replay,
     replica: Replica,
     segments: SegmentList,

@@ -45,9 +45,9 @@ from rllib_hpo.rllib.evaluation import (
     episode_seeds,
     evaluate,
     off_schedule_seeds,
-    warn_of_cut,
+    warn_truncated,
 )
-from rllib_hpo.rllib.new_stack.evaluation_runners import DueEvaluation, EvaluationRunners
+from rllib_hpo.rllib.new_stack.evaluation_runners import EvaluationRequest, EvaluationRunners
 from rllib_hpo.rllib.new_stack.stack import PIPELINE_RESULTS, ModuleStack
 from rllib_hpo.rllib.old_stack.policy import POLICIES, ActorCriticTorchPolicy
 from rllib_hpo.rllib.old_stack.stack import PolicyStack
@@ -94,7 +94,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
 
     @override(Algorithm)
     def setup(self, config: ActorCriticConfig) -> None:
-        self._refuse_what_this_machine_cannot(config)
+        self._validate_local_hardware(config)
         set_torch_options(config.num_torch_threads)
         self.settings = config.settings()
         self.schedule = Schedule(self.settings)
@@ -102,7 +102,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
         self.env_restarts = 0
         """Environments that were built anew after an error, which the config tolerates."""
         self.run_seed: int = config.seed
-        """Where this run's random streams come from; that of the config, unless a clone of its donor's (`_go_on`)."""
+        """The seed of this run's random streams: the config's, or a new one in a clone with its donor's seed."""
         self._began = time.perf_counter()
         self.episodes_done: list[Episode] = []
         self.max_env_steps: int | None = None
@@ -111,7 +111,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
         self.on_row: Callable[[Path], None] | None = None
         """Is told of the file of every row."""
         self._has_warned_of_cut = False
-        self.owes_evaluation = False
+        self.lacks_evaluation = False
         """Whether the evaluation of this step is due and was stopped; the next iteration makes it up."""
         self.evaluation_steps = 0
         """Environment steps that the evaluation under way in this process has played; 0 between evaluations."""
@@ -119,7 +119,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
         """Whether `stop` was called, after which there are no workers."""
         self.stop_requested = False
         """Set it, from any thread, to end the iteration at the next step; clear it to train on."""
-        self._warn_of_what_is_not_recorded(config)
+        self._warn_of_unrecorded_options(config)
         if config.num_env_runners + config.evaluation_num_env_runners > 0:
             self.env_creator.spaces = try_out(config)
         if not self._is_local(config):
@@ -133,7 +133,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             self.evaluation_runners = EvaluationRunners(config, self._watch)
 
     @staticmethod
-    def _refuse_what_this_machine_cannot(config: ActorCriticConfig) -> None:
+    def _validate_local_hardware(config: ActorCriticConfig) -> None:
         """What only the process that trains knows; a config may be made elsewhere."""
         if config.env is None:
             raise SettingsError("There is no environment: name one, as in .environment('Hopper-v4').")
@@ -143,7 +143,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             raise SettingsError(f"{option}={num_gpus}, but torch finds no CUDA device here.")
 
     @staticmethod
-    def _warn_of_what_is_not_recorded(config: ActorCriticConfig) -> None:
+    def _warn_of_unrecorded_options(config: ActorCriticConfig) -> None:
         for name, kind in not_recorded(recorded(config.env_config)).items():
             _logger.warning(
                 "env_config: '%s' is a %s, which rows and checkpoints cannot record: `evaluate`, `convert` and "
@@ -195,7 +195,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
         try:
             # Without runners it is a checkpoint's, and whoever trains on makes it up.
             if len(self.evaluation_runners) and sys.exc_info()[0] is None and not self.stop_requested:
-                self._conclude_evaluations(at_least=self.evaluation_runners.num_pending)
+                self._collect_evaluations(at_least=self.evaluation_runners.num_pending)
         finally:
             self.evaluation_runners.stop()
             try:
@@ -229,7 +229,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
     @override(Algorithm)
     def training_step(self) -> dict[str, Any] | None:
         """Algorithm 1 of arXiv 2103.12020: act, store, update; replaces RLlib's sample-and-train."""
-        self._refuse_to_train_without_replay()
+        self._check_replay_loaded()
         end = self.schedule.iteration_end(self.env_steps)
         if self.max_env_steps is not None:
             end = min(end, self.max_env_steps)
@@ -253,19 +253,19 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             EvaluationStopped: If a stop was requested before an evaluation had ended.
         """
         is_new = self.env_steps == 0 and self.latest_evaluation is None
-        if self.owes_evaluation or (is_new and not self.evaluation_runners.num_pending):
-            self._evaluate_for_a_row()
+        if self.lacks_evaluation or (is_new and not self.evaluation_runners.num_pending):
+            self._evaluate_and_record()
         while self.env_steps < end and not self.stop_requested:
             stop = self.schedule.next_stop(self.env_steps, end)
             self.stack.collect_and_learn(stop)
             is_last = self.env_steps == self.max_env_steps
             if self.env_steps == stop and (is_last or self.schedule.evaluation_due(self.env_steps)):
-                self._evaluate_for_a_row()
-            self._conclude_evaluations()
+                self._evaluate_and_record()
+            self._collect_evaluations()
         is_first, is_last = self.latest_evaluation is None, self.env_steps == self.max_env_steps
         # Any result may be Tune's last, or the one that a scheduler judges by.
         waits_for_all = is_last or self.is_trial
-        self._conclude_evaluations(
+        self._collect_evaluations(
             at_least=self.evaluation_runners.num_pending if waits_for_all else int(is_first)
         )
 
@@ -284,9 +284,9 @@ class ActorCriticAlgorithm(SavedAlgorithm):
     def restore_runners(self) -> None:
         """Takes replacements of dead runners into service."""
         if restored := self.restore_env_runners(self.env_runner_group):
-            self.runners_are_back(restored)
+            self.announce_restored_runners(restored)
 
-    def runners_are_back(self, restored: list[int]) -> None:
+    def announce_restored_runners(self, restored: list[int]) -> None:
         """Tells callbacks of runners that were replaced."""
         self.call_runners_recreated(restored)
 
@@ -300,25 +300,25 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             return list(super().restore_env_runners(env_runner_group))
         return []
 
-    def _evaluate_for_a_row(self) -> None:
+    def _evaluate_and_record(self) -> None:
         """An evaluation that counts: here and now, or beside training where there are evaluation runners.
 
         Raises:
-            EvaluationStopped: If a stop was requested before; then `owes_evaluation` is set.
+            EvaluationStopped: If a stop was requested before; then `lacks_evaluation` is set.
         """
-        self.owes_evaluation = True
+        self.lacks_evaluation = True
         if not len(self.evaluation_runners):
             self._watch(0)
-            due = self._due_evaluation()
-            self._conclude(due, self._play(due, self._watch))
+            due = self._request_evaluation()
+            self._record_evaluation(due, self._play(due, self._watch))
         else:
             if not self.evaluation_runners.has_room:
-                self._conclude_evaluations(at_least=1)
+                self._collect_evaluations(at_least=1)
             if not self.evaluation_runners.has_room:
                 raise EvaluationStopped
-            self._call_back("on_evaluate_start")
-            self.evaluation_runners.begin(self._due_evaluation(), self.stack.frozen_weights().state)
-        self.owes_evaluation = False
+            self._run_callbacks("on_evaluate_start")
+            self.evaluation_runners.begin(self._request_evaluation(), self.stack.frozen_weights().state)
+        self.lacks_evaluation = False
 
     def _watch(self, num_steps: int) -> None:
         """Follow an evaluation that has played `num_steps`; raise EvaluationStopped if a stop was requested."""
@@ -326,11 +326,11 @@ class ActorCriticAlgorithm(SavedAlgorithm):
         if self.stop_requested:
             raise EvaluationStopped
 
-    def _conclude_evaluations(self, *, at_least: int = 0) -> None:
+    def _collect_evaluations(self, *, at_least: int = 0) -> None:
         for due, played in self.evaluation_runners.concluded(at_least=at_least):
-            self._conclude(due, played)
+            self._record_evaluation(due, played)
 
-    def _conclude(self, due: DueEvaluation, played: Evaluation) -> None:
+    def _record_evaluation(self, due: EvaluationRequest, played: Evaluation) -> None:
         """Schedulers see the return, and the row is written before training goes on."""
         self.latest_evaluation = self._result(due, played)
         if self.config.results_dir is not None:
@@ -342,14 +342,14 @@ class ActorCriticAlgorithm(SavedAlgorithm):
 
         Replaces RLlib's, whose deterministic actions skip the tanh and whose seeds repeat.
         """
-        due = self._due_evaluation()
+        due = self._request_evaluation()
         return self._result(due, self._play(due))
 
-    def _due_evaluation(self) -> DueEvaluation:
+    def _request_evaluation(self) -> EvaluationRequest:
         """The evaluation of the weights of now."""
         number, rest = divmod(self.env_steps, self.settings.evaluation_every)
         seed, episodes = self.run_seed, self.settings.evaluation_episodes
-        return DueEvaluation(
+        return EvaluationRequest(
             env_steps=self.env_steps,
             updates=self._num_updates,
             seeds=off_schedule_seeds(seed, self.env_steps, episodes)
@@ -359,8 +359,8 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             diagnostics=self.stack.call_core("latest_diagnostics"),
         )
 
-    def _play(self, due: DueEvaluation, watch: Watch | None = None) -> Evaluation:
-        self._call_back("on_evaluate_start")
+    def _play(self, due: EvaluationRequest, watch: Watch | None = None) -> Evaluation:
+        self._run_callbacks("on_evaluate_start")
         self.stack.refresh_actor()
         try:
             return evaluate(
@@ -374,11 +374,11 @@ class ActorCriticAlgorithm(SavedAlgorithm):
         finally:
             self.evaluation_steps = 0
 
-    def _result(self, due: DueEvaluation, played: Evaluation) -> dict[str, Any]:
+    def _result(self, due: EvaluationRequest, played: Evaluation) -> dict[str, Any]:
         """What RLlib's results say of an evaluation; the first with episodes that were cut is warned of."""
         if not self._has_warned_of_cut:
             limit = self.settings.evaluation_max_episode_steps
-            self._has_warned_of_cut = warn_of_cut(played, label(self.config.env), limit)
+            self._has_warned_of_cut = warn_truncated(played, label(self.config.env), limit)
         statistics = episode_statistics(played.returns, played.lengths)
         evaluation = {
             ENV_RUNNER_RESULTS: {
@@ -392,10 +392,10 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             },
             "env_steps": due.env_steps,
         }
-        self._call_back("on_evaluate_end", evaluation_metrics=evaluation)
+        self._run_callbacks("on_evaluate_end", evaluation_metrics=evaluation)
         return evaluation
 
-    def _call_back(self, name: str, **kwargs: Any) -> None:
+    def _run_callbacks(self, name: str, **kwargs: Any) -> None:
         make_callback(
             name,
             callbacks_objects=self.callbacks,
@@ -403,7 +403,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             kwargs={"algorithm": self, "metrics_logger": self.metrics, **kwargs},
         )
 
-    def _write_row(self, due: DueEvaluation, played: Evaluation, results_dir: Path) -> None:
+    def _write_row(self, due: EvaluationRequest, played: Evaluation, results_dir: Path) -> None:
         statistics = episode_statistics(played.returns, played.lengths)
         config = self.run_config()
         columns: dict[str, Any] = {**statistics, **provenance(self._device_name())}
@@ -471,7 +471,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             "num_updates": self._num_updates,
             "env_restarts": self.env_restarts,
             "latest_evaluation": self.latest_evaluation,
-            "owes_evaluation": self.owes_evaluation,
+            "owes_evaluation": self.lacks_evaluation,
             "evaluations": self.evaluation_runners.get_state(),
             "wall_time_s": time.perf_counter() - self._began,
             "total_rows": self.stack.call_core("total_rows"),
@@ -481,11 +481,11 @@ class ActorCriticAlgorithm(SavedAlgorithm):
     @override(SavedAlgorithm)
     def _set_progress(self, progress: dict[str, Any]) -> None:
         if len(self.evaluation_runners):  # rows of what was made before this state came
-            self._conclude_evaluations(at_least=self.evaluation_runners.num_pending)
+            self._collect_evaluations(at_least=self.evaluation_runners.num_pending)
         self.env_steps, self._num_updates = progress["env_steps"], progress["num_updates"]
         self.env_restarts = progress.get("env_restarts", 0)
         self.latest_evaluation = progress["latest_evaluation"]
-        self.owes_evaluation = progress.get("owes_evaluation", False)
+        self.lacks_evaluation = progress.get("owes_evaluation", False)
         self.evaluation_runners.set_state(progress.get("evaluations", []))
         self._began = time.perf_counter() - progress["wall_time_s"]
         self.stack.set_state(progress)

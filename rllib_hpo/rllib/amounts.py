@@ -22,7 +22,7 @@ _AMOUNTS = (
 """Numbers from 0 on, or what RLlib takes besides, as "auto" and None."""
 
 
-def refuse_impossible_amounts(config: Any) -> None:
+def validate_amounts(config: Any) -> None:
     """Refuses counts and amounts that are too small to mean anything.
 
     Raises:

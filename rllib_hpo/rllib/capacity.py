@@ -10,8 +10,8 @@ import ray
 
 from rllib_hpo.errors import SettingsError
 from rllib_hpo.rllib._private import captures_children, learner_bundles, runner_bundles
-from rllib_hpo.rllib.cluster_address import refuse_dead_address
-from rllib_hpo.rllib.machines import Bundle, Machines, NodeType, Plan, machines_here
+from rllib_hpo.rllib.cluster_address import check_cluster_address
+from rllib_hpo.rllib.machines import Bundle, Machines, NodeType, Plan, cluster_machines
 
 _NAMED = ("CPU", "GPU")
 
@@ -39,10 +39,10 @@ def ray_for_actors(config: Any) -> Iterator[None]:
         return
     is_new = not ray.is_initialized()
     if is_new:
-        refuse_dead_address()
+        check_cluster_address()
         ray.init()  # as RLlib would by itself, a little later
     try:
-        refuse_too_little(config, actors)
+        check_capacity(config, actors)
         yield
     except BaseException:
         if is_new:
@@ -50,7 +50,7 @@ def ray_for_actors(config: Any) -> Iterator[None]:
         raise
 
 
-def refuse_too_little(config: Any, actors: Sequence[Bundle]) -> None:
+def check_capacity(config: Any, actors: Sequence[Bundle]) -> None:
     """Compares `actors` with the placement group of a Tune trial, or else with all nodes there are or can come.
 
     Raises:
@@ -58,16 +58,16 @@ def refuse_too_little(config: Any, actors: Sequence[Bundle]) -> None:
     """
     group = _placement_group()
     if group is not None:
-        where, machines = "the placement group of this Tune trial", _left_in(group)
+        where, machines = "the placement group of this Tune trial", _remaining_resources(group)
     else:
         where, machines = _where(), _alive()
     if Plan(machines).place(actors) is not None:
         return
     if group is None:
-        machines = machines_here()  # with nodes that an autoscaler can still add
+        machines = cluster_machines()  # with nodes that an autoscaler can still add
         if Plan(machines).place(actors) is not None:
             return
-    raise SettingsError(_too_little(config, actors, machines, where))
+    raise SettingsError(_capacity_message(config, actors, machines, where))
 
 
 def _placement_group() -> Any:
@@ -75,7 +75,7 @@ def _placement_group() -> Any:
     return ray.util.get_current_placement_group() if captures_children() else None
 
 
-def _left_in(group: Any) -> Machines:
+def _remaining_resources(group: Any) -> Machines:
     """The bundles of a placement group, less what this process itself was given of them."""
     own = {kind: ray.get_runtime_context().get_assigned_resources().get(kind, 0.0) for kind in _NAMED}
     types = []
@@ -97,7 +97,7 @@ def _where() -> str:
     return "this machine" if sum(node["Alive"] for node in ray.nodes()) == 1 else "the Ray cluster"
 
 
-def _too_little(config: Any, actors: Sequence[Bundle], machines: Machines, where: str) -> str:
+def _capacity_message(config: Any, actors: Sequence[Bundle], machines: Machines, where: str) -> str:
     """The refusal: which settings ask for how much, what there is, and which line to change."""
     asked = {kind: sum(actor.get(kind, 0.0) for actor in actors) for kind in _NAMED}
     short = [kind for kind in _NAMED if asked[kind] > machines.total(kind)]

@@ -135,7 +135,7 @@ def complete(algorithm: ActorCriticAlgorithm, directory: Path, *, with_replay: b
     elsewhere = None if with_replay else algorithm.config.replay_dir
     replay_dir = Path(elsewhere or directory / REPLAY).resolve()
     segments = algorithm.stack.call_core("save_replay", str(replay_dir))
-    _refuse_unseen(segments, replay_dir)
+    _check_replay_visible(segments, replay_dir)
     files = sorted(
         p for p in directory.rglob("*") if p.is_file() and replay_dir not in p.parents and p.name != MANIFEST
     )
@@ -152,7 +152,7 @@ def complete(algorithm: ActorCriticAlgorithm, directory: Path, *, with_replay: b
         "env_steps": algorithm.env_steps,
         "evaluation": algorithm.latest_evaluation,
         "environments": "saved" if algorithm.is_savable() else "rebuilt",
-        "owes_evaluation": algorithm.owes_evaluation,
+        "owes_evaluation": algorithm.lacks_evaluation,
         "wrappers": algorithm.stack.wrapper_state(),
         "versions": versions(),
         "replay": {
@@ -171,7 +171,7 @@ def complete(algorithm: ActorCriticAlgorithm, directory: Path, *, with_replay: b
     write_atomically(directory / MANIFEST, json.dumps(manifest, indent=1).encode())
 
 
-def _refuse_unseen(segments: list[dict[str, Any]], replay_dir: Path) -> None:
+def _check_replay_visible(segments: list[dict[str, Any]], replay_dir: Path) -> None:
     for segment in segments:
         if not (replay_dir / segment["file"]).is_file():
             raise StorageError(
@@ -294,7 +294,7 @@ def verify_component(directory: Path, component: str) -> None:
             raise CheckpointError(f"The checkpoint {root} is damaged: {name} is missing or differs.")
 
 
-def import_needed(manifest: dict[str, Any], checkpoint: Path) -> None:
+def import_required_modules(manifest: dict[str, Any], checkpoint: Path) -> None:
     """Imports the modules that registered the environment and the algorithm of a checkpoint.
 
     Raises:
@@ -343,7 +343,7 @@ def _check_settings(saved: dict[str, Any], algorithm: ActorCriticAlgorithm) -> N
             )
 
 
-def seed_to_go_on_with(manifest: dict[str, Any], config: ActorCriticConfig) -> int:
+def resumed_seed(manifest: dict[str, Any], config: ActorCriticConfig) -> int:
     """The seed of a run that a checkpoint was loaded into. Streams begin anew if the checkpoint has another.
 
     It is the configuration's, with one exception. PBT copies configurations whole, so that a clone may have

@@ -12,7 +12,7 @@ TIMEOUT_S = 10.0
 _HOST_AND_PORT = re.compile(r"(?:ray://)?(?:[^@/]*@)?(\[[^\]]+\]|[^:/\[\]]+):(\d+)(?:/.*)?")
 
 
-def refuse_dead_address() -> None:
+def check_cluster_address() -> None:
     """Tries to connect to the cluster that RAY_ADDRESS names, `HOST:PORT` or `ray://HOST:PORT`.
 
     "auto" and "local" name no machine, so Ray itself finds out about them.

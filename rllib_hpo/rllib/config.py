@@ -21,10 +21,10 @@ from ray.tune.result import TRIAL_INFO
 from rllib_hpo.algorithms.registry import algorithm_names, find_settings, method_of_others, register_algorithm
 from rllib_hpo.errors import SettingsError, WorkerDiedError, nearest
 from rllib_hpo.moved import moved_names
-from rllib_hpo.optim.replicas import LOST
+from rllib_hpo.optim.replicas import LEARNERS_DIED_MESSAGE
 from rllib_hpo.results.paths import absolute
 from rllib_hpo.rllib._private import INTERNAL_OPTIONS, PRIVATE_OPTIONS, is_atari, leave_runners_alone
-from rllib_hpo.rllib.amounts import refuse_impossible_amounts
+from rllib_hpo.rllib.amounts import validate_amounts
 from rllib_hpo.rllib.environment import stateful_wrappers
 from rllib_hpo.rllib.new_stack.env_runner import ColumnarEnvRunner
 from rllib_hpo.rllib.new_stack.learner import ActorCriticLearner
@@ -70,7 +70,7 @@ RUN_OPTIONS = frozenset("results_dir replay_dir sweep variant task trial_id tune
 
 _PATHS = frozenset(["results_dir", "replay_dir"])
 
-FRAGMENTS_OF_LEAD = 4
+DEFAULT_LEAD_FRAGMENTS = 4
 """Fragments of every runner by which sampling may lead learning unless `max_lead_steps` says otherwise."""
 
 _INTERNAL = frozenset(
@@ -96,12 +96,12 @@ _DEPRECATED = frozenset(
 )
 """Options of RLlib that no longer exist."""
 
-_UNCALLED = (
+_UNSUPPORTED_CALLBACKS = (
     "on_evaluate_offline_start on_evaluate_offline_end on_offline_eval_runners_recreated on_workers_recreated"
 ).split()
 """Methods of callbacks that nothing here calls."""
 
-_UNCALLED_ON_NEW_STACK = (
+_UNSUPPORTED_ON_NEW_STACK = (
     "on_episode_created on_episode_start on_episode_step on_episode_end on_sample_end "
     "on_learn_on_batch on_postprocess_trajectory on_create_policy on_sub_environment_created"
 ).split()
@@ -164,7 +164,7 @@ class ActorCriticConfig(AlgorithmConfig):
         # makes them known by value where they are of a notebook or a script.
         self._settings_class = find_settings(algorithm)
         self._method = method_of_others(self._settings_class)
-        self._sampler = _sampler_of_others(self._settings_class)
+        self._sampler = _external_sampler(self._settings_class)
         for name, field in self._settings_class.model_fields.items():
             setattr(self, name, field.default)
 
@@ -228,7 +228,7 @@ class ActorCriticConfig(AlgorithmConfig):
     @override(AlgorithmConfig)
     def update_from_dict(self, config_dict: dict[str, Any]) -> Self:
         """Takes over what differs: Tune hands over all of RLlib's options, those without effect included."""
-        _make_known(config_dict)
+        _register_external(config_dict)
         # A dictionary that RLlib made has private names only; a public one beside them is what was changed.
         public = {PRIVATE_OPTIONS[name]: config_dict[name] for name in PRIVATE_OPTIONS if name in config_dict}
         config_dict = public | {k: v for k, v in config_dict.items() if k not in PRIVATE_OPTIONS}
@@ -264,7 +264,7 @@ class ActorCriticConfig(AlgorithmConfig):
         for private, name in PRIVATE_OPTIONS.items():
             options[private] = options.pop(name)
         self.__dict__.update(options)
-        _make_known(self.__dict__)
+        _register_external(self.__dict__)
 
     @override(AlgorithmConfig)
     def get_state(self) -> dict[str, Any]:
@@ -401,7 +401,7 @@ class ActorCriticConfig(AlgorithmConfig):
         try:
             return super().build_learner_group(**options)
         except (RayActorError, WorkerDiedError) as error:  # of the dead one, or of one that waited for it
-            raise WorkerDiedError(LOST) from error
+            raise WorkerDiedError(LEARNERS_DIED_MESSAGE) from error
 
     @override(AlgorithmConfig)
     def get_rollout_fragment_length(self, worker_index: int = 0) -> int:
@@ -410,7 +410,7 @@ class ActorCriticConfig(AlgorithmConfig):
             return 16 if self.num_env_runners > 0 or self.num_learners > 0 else 1
         return int(self.rollout_fragment_length)
 
-    def fragment_of_all(self) -> int:
+    def total_fragment_steps(self) -> int:
         """Steps of one fragment of every runner."""
         steps = self.get_rollout_fragment_length() * self.num_envs_per_env_runner
         return steps * max(1, self.num_env_runners)
@@ -418,7 +418,7 @@ class ActorCriticConfig(AlgorithmConfig):
     def get_max_lead_steps(self) -> int:
         """The most that sampling may lead learning by; 0 for turns."""
         if self.max_lead_steps == "auto":
-            return FRAGMENTS_OF_LEAD * self.fragment_of_all()
+            return DEFAULT_LEAD_FRAGMENTS * self.total_fragment_steps()
         return int(self.max_lead_steps)
 
     @override(AlgorithmConfig)
@@ -430,21 +430,21 @@ class ActorCriticConfig(AlgorithmConfig):
         """
         self._choose_env_runner()
         if not self.in_evaluation:
-            self._refuse_options_without_effect()
-            self._refuse_callbacks()
-            self._sampler = _sampler_of_others(self._settings_class)  # it may have been registered since
+            self._reject_unused_options()
+            self._validate_callbacks()
+            self._sampler = _external_sampler(self._settings_class)  # it may have been registered since
             if not self._accepts_idle_settings:
                 self.settings().refuse_idle()
             if self.seed is None:
-                self.seed = self._own_seed()
-            self._refuse_impossible_numbers()
-            self._refuse_scattered_statistics()
+                self.seed = self._default_seed()
+            self._validate_numbers()
+            self._validate_wrapper_statistics()
         # RLlib would warn that nothing is evaluated without its own evaluation_interval.
         num_evaluation_runners, self.evaluation_num_env_runners = self.evaluation_num_env_runners, 0
         super().validate()
         self.evaluation_num_env_runners = num_evaluation_runners
 
-    def _own_seed(self) -> int:
+    def _default_seed(self) -> int:
         """A seed for a run that was given none; a trial of Tune finds its own again when it is resumed."""
         if self.tune_trial is None:
             return secrets.randbelow(2**31)
@@ -460,7 +460,7 @@ class ActorCriticConfig(AlgorithmConfig):
         if self.env_runner_cls in (None, ColumnarEnvRunner):
             self.env_runner_cls = None if self.is_old_stack else ColumnarEnvRunner
 
-    def _refuse_impossible_numbers(self) -> None:
+    def _validate_numbers(self) -> None:
         possible = {
             "num_learners": (range(2**31), "0 (in the driver) or more (remote)"),
             "num_env_runners": (range(2**31), "0 (in the driver) or more"),
@@ -471,18 +471,18 @@ class ActorCriticConfig(AlgorithmConfig):
             value = getattr(self, name)
             if not (isinstance(value, Integral) and value in numbers):
                 raise SettingsError(f"{name}={value!r} must be an integer: {allowed}.")
-        refuse_impossible_amounts(self)
+        validate_amounts(self)
         if not isinstance(self.limit_gpu_memory, bool):
             raise SettingsError(f"limit_gpu_memory={self.limit_gpu_memory!r} must be True or False.")
-        self._refuse_impossible_lead()
+        self._validate_max_lead_steps()
         check_learners(self.num_learners, self.num_gpus_per_learner, self.settings())
         if not 0 <= self.num_gpus <= 1:
             raise SettingsError(
                 f"num_gpus={self.num_gpus!r} must be from 0 to 1: one GPU, or a share of one."
             )
 
-    def _refuse_impossible_lead(self) -> None:
-        lead, fragment = self.max_lead_steps, self.fragment_of_all() // max(1, self.num_env_runners)
+    def _validate_max_lead_steps(self) -> None:
+        lead, fragment = self.max_lead_steps, self.total_fragment_steps() // max(1, self.num_env_runners)
         if lead == "auto" or (isinstance(lead, Integral) and (lead == 0 or lead >= fragment)):
             return
         raise SettingsError(
@@ -490,7 +490,7 @@ class ActorCriticConfig(AlgorithmConfig):
             f"{fragment} on, the steps that a runner hands on at a time."
         )
 
-    def _refuse_scattered_statistics(self) -> None:
+    def _validate_wrapper_statistics(self) -> None:
         """A wrapper's statistics must be of all the experience, so of one environment, whose state is saved."""
         stateful = stateful_wrappers(self)
         one_env = self.num_env_runners == 0 and self.num_envs_per_env_runner == 1
@@ -500,7 +500,7 @@ class ActorCriticConfig(AlgorithmConfig):
                 "num_envs_per_env_runner=1 and RLlib's new API stack: several environments would each have their own."
             )
 
-    def _refuse_options_without_effect(self) -> None:
+    def _reject_unused_options(self) -> None:
         default = type(self).__new__(type(self))
         ActorCriticConfig.__init__(default, self.algorithm, self.algo_class)
         default.env_runner_cls = None if self.is_old_stack else default.env_runner_cls
@@ -535,11 +535,15 @@ class ActorCriticConfig(AlgorithmConfig):
         if self.is_multi_agent:
             raise SettingsError(f"policies={sorted(self.policies)} must be the default: there is one agent.")
 
-    def _refuse_callbacks(self) -> None:
+    def _validate_callbacks(self) -> None:
         if self.is_old_stack and isinstance(self.callbacks_class, list):
             raise SettingsError("RLlib's old API stack takes one callbacks class, not a list of them.")
-        self._refuse_the_new_stacks_environment_callback()
-        uncalled = _UNCALLED if self.is_old_stack else [*_UNCALLED, *_UNCALLED_ON_NEW_STACK]
+        self._validate_environment_callback()
+        uncalled = (
+            _UNSUPPORTED_CALLBACKS
+            if self.is_old_stack
+            else [*_UNSUPPORTED_CALLBACKS, *_UNSUPPORTED_ON_NEW_STACK]
+        )
         for callbacks in force_list(self.callbacks_class):
             for method in uncalled:
                 default = getattr(RLlibCallback, method, None)
@@ -550,7 +554,7 @@ class ActorCriticConfig(AlgorithmConfig):
                         "on_train_result or on_evaluate_end."
                     )
 
-    def _refuse_the_new_stacks_environment_callback(self) -> None:
+    def _validate_environment_callback(self) -> None:
         name = "on_environment_created"
         is_method = any(
             getattr(callbacks, name) is not getattr(RLlibCallback, name)
@@ -562,14 +566,14 @@ class ActorCriticConfig(AlgorithmConfig):
             )
 
 
-def _sampler_of_others(settings: type[Settings]) -> SamplerFactory | None:
+def _external_sampler(settings: type[Settings]) -> SamplerFactory | None:
     """The sampler that another process may have to be told of; None for one of this package, or none yet."""
     sampler = SAMPLERS.get(getattr(settings, "sampler", ""))
     is_ours = getattr(sampler, "__module__", "").startswith("rllib_hpo.")
     return None if is_ours else sampler
 
 
-def _make_known(options: Mapping[str, Any]) -> None:
+def _register_external(options: Mapping[str, Any]) -> None:
     """Registers the algorithm and the sampler of a config here, if its classes came from elsewhere."""
     algorithm, settings = options.get("algorithm"), options.get("_settings_class")
     if algorithm is None or settings is None:

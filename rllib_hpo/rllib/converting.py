@@ -10,7 +10,7 @@ from typing import Any
 from rllib_hpo.errors import UserError
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.algorithms import make_config
-from rllib_hpo.rllib.checkpointing import api_stack, follow, import_needed, verify
+from rllib_hpo.rllib.checkpointing import api_stack, follow, import_required_modules, verify
 from rllib_hpo.settings import complete_settings
 
 
@@ -32,7 +32,7 @@ def convert(checkpoint: Path, out: Path) -> str:
         raise UserError(f"{out} already exists; choose another --out.")
     checkpoint = follow(checkpoint)
     manifest = verify(checkpoint)
-    import_needed(manifest, checkpoint)
+    import_required_modules(manifest, checkpoint)
     run, stack = manifest["config"], api_stack(manifest)
     other = "new" if stack == "old" else "old"
     imports = manifest.get("imports", ())

@@ -182,7 +182,7 @@ def task_of(env: gym.Env[Any, Any]) -> Any:
         return None
 
 
-class UnmadeEnv(gym.Env[Any, Any]):
+class PlaceholderEnv(gym.Env[Any, Any]):
     """In place of an environment that a remote worker could not make: the first step raises the error.
 
     RLlib would lose what the constructor of a RolloutWorker raises, which resets its environment, and start it again.
@@ -202,8 +202,8 @@ class UnmadeEnv(gym.Env[Any, Any]):
         raise self._error
 
 
-class LateErrors(gym.Wrapper[Any, Any, Any, Any]):
-    """Raises at the next step what the environment raises at a reset, for the reason that `UnmadeEnv` gives."""
+class DeferredErrors(gym.Wrapper[Any, Any, Any, Any]):
+    """Raises at the next step what the environment raises at a reset, for the reason that `PlaceholderEnv` gives."""
 
     _error: UserError | None = None
 
@@ -241,11 +241,11 @@ class WorkerEnvCreator:
         name = label(self._config.env)
         try:
             env = boundary.CheckedEnv(environment_maker(self._config, context.worker_index)(), name)
-            return env if context.worker_index == 0 else LateErrors(env)
+            return env if context.worker_index == 0 else DeferredErrors(env)
         except UserError as error:
             if context.worker_index == 0 or self.spaces is None:
                 raise
-            return UnmadeEnv(error, self.spaces)
+            return PlaceholderEnv(error, self.spaces)
 
 
 def try_out(config: Any) -> tuple[gym.Space[Any], gym.Space[Any]]:

@@ -105,7 +105,7 @@ def evaluate(
     return Evaluation(returns.tolist(), lengths.tolist(), cut)
 
 
-def warn_of_cut(played: Evaluation, env: str, max_episode_steps: int) -> bool:
+def warn_truncated(played: Evaluation, env: str, max_episode_steps: int) -> bool:
     """Warns where episodes were cut, since their returns depend on where; whether it did."""
     if played.episodes_cut:
         _logger.warning(

@@ -131,15 +131,15 @@ def trials_at_a_time(bundles: Sequence[Bundle], machines: Machines) -> int:
     return count
 
 
-def machines_here() -> Machines:
+def cluster_machines() -> Machines:
     """What the cluster that this process is connected to can grow to; this machine, where there is none."""
     if not ray.is_initialized():
         has = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
         return Machines((NodeType("this machine", has, 1),), 1)
     alive = [node for node in ray.nodes() if node["Alive"]]
     types = [NodeType(node["NodeName"], node["Resources"], 1) for node in alive]
-    config = _asked_of_the_head(alive) or {}
-    grown = of_autoscaler(config)
+    config = _ask_head(alive) or {}
+    grown = autoscaler_machines(config)
     if grown is None:
         return Machines(tuple(types), len(types))
     if config["provider"]["type"] == LOCAL:
@@ -150,7 +150,7 @@ def machines_here() -> Machines:
     return grown
 
 
-def of_autoscaler(config: Mapping[str, Any]) -> Machines | None:
+def autoscaler_machines(config: Mapping[str, Any]) -> Machines | None:
     """What a cluster can grow to by the configuration of its autoscaler: that of a `ray up` file.
 
     Returns:
@@ -176,7 +176,7 @@ def of_autoscaler(config: Mapping[str, Any]) -> Machines | None:
     return Machines(tuple(types), most + 1)
 
 
-def _asked_of_the_head(alive: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def _ask_head(alive: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """The `autoscaler_config` of the head, where the autoscaler is; it takes no CPU from a trial."""
     head = next(node["NodeID"] for node in alive if "node:__internal_head__" in node["Resources"])
     there = NodeAffinitySchedulingStrategy(head, soft=False)

@@ -18,7 +18,7 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from rllib_hpo.algorithms.base import Episode
 from rllib_hpo.errors import UserError, WorkerDiedError
-from rllib_hpo.optim.replicas import ONE_LOST
+from rllib_hpo.optim.replicas import LEARNER_DIED_MESSAGE
 from rllib_hpo.rllib import _private
 from rllib_hpo.rllib.new_stack.env_runner import ColumnarEnvRunner
 
@@ -213,7 +213,7 @@ def check_tolerated(
         raise UserError(f"{what}, and restart_failed_env_runners is off.") from error
 
 
-def refuse_all_dead(manager: Any, config: Any) -> None:
+def check_any_alive(manager: Any, config: Any) -> None:
     """Does nothing as long as one runner lives, or Ray will start one again.
 
     Args:
@@ -235,7 +235,7 @@ def refuse_all_dead(manager: Any, config: Any) -> None:
     )
 
 
-def only_success(results: RemoteCallResults) -> Any:
+def single_success(results: RemoteCallResults) -> Any:
     """The one learner's result.
 
     Raises:
@@ -243,10 +243,10 @@ def only_success(results: RemoteCallResults) -> Any:
     """
     arrived = successes(results)
     if not arrived:
-        raise WorkerDiedError(ONE_LOST)
+        raise WorkerDiedError(LEARNER_DIED_MESSAGE)
     return arrived[0]
 
 
-def share_out(total: int, num: int) -> list[int]:
+def split_evenly(total: int, num: int) -> list[int]:
     """`total` in `num` whole parts that differ by at most one."""
     return [int(part) for part in np.diff(np.linspace(0, total, num + 1).astype(int))]

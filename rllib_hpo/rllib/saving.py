@@ -23,7 +23,7 @@ from rllib_hpo.errors import CheckpointError, UserError
 from rllib_hpo.rllib import checkpointing, staging
 from rllib_hpo.rllib._private import AlgorithmHooks, state_of_checkpoint
 from rllib_hpo.rllib.remote import without_object_store
-from rllib_hpo.rllib.weights import difference, read_module, refuse_component
+from rllib_hpo.rllib.weights import check_component, difference, read_module
 
 if TYPE_CHECKING:
     from rllib_hpo.rllib.new_stack.evaluation_runners import EvaluationRunners
@@ -67,7 +67,7 @@ class SavedAlgorithm(AlgorithmHooks, Algorithm):
         if _PROGRESS in state:
             self._set_progress(state[_PROGRESS])
         elif COMPONENT_LEARNER_GROUP in state:
-            self.stack.weights_have_changed()
+            self.stack.on_weights_changed()
 
     @override(Algorithm)
     def __getstate__(self) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class SavedAlgorithm(AlgorithmHooks, Algorithm):
             super().__setstate__(state)
         self._set_progress(state[_PROGRESS])
 
-    def _refuse_to_train_without_replay(self) -> None:
+    def _check_replay_loaded(self) -> None:
         """Does nothing where the replay is that of the run.
 
         Raises:
@@ -180,7 +180,7 @@ class SavedAlgorithm(AlgorithmHooks, Algorithm):
             if algorithm.config.is_old_stack and cls.CLASS_AND_CTOR_ARGS_FILE_NAME not in manifest["files"]:
                 # Of a version before; RLlib goes another way than restore_from_path.
                 checkpointing.restore_replay(algorithm, manifest, directory)
-                algorithm._go_on(manifest)
+                algorithm._after_restore(manifest)
         return algorithm
 
     @override(Algorithm)
@@ -227,23 +227,23 @@ class SavedAlgorithm(AlgorithmHooks, Algorithm):
                     self.__setstate__(state_of_checkpoint(directory))
                 else:
                     super().restore_from_path(directory, filesystem=fs.LocalFileSystem(), **kwargs)
-        self._go_on(manifest)
+        self._after_restore(manifest)
 
     def _restore_component(self, place: Path | staging.RemoteFolder, component: str) -> None:
         if self.config.is_old_stack:
             raise UserError("component= belongs to RLlib's new API stack; on the old one use set_weights().")
-        refuse_component(component)
+        check_component(component)
         with staging.component_from(place, component) as directory:
             weights = read_module(directory)
         if unlike := difference(self.get_weights(), weights):
             raise CheckpointError(f"The networks in {place} do not fit this configuration: {unlike}.")
-        self._take_weights(weights)
+        self._load_weights(weights)
 
-    def _go_on(self, manifest: dict[str, Any]) -> None:
+    def _after_restore(self, manifest: dict[str, Any]) -> None:
         """After a restore: this configuration's settings hold, and a clone draws from streams of its own."""
         self.lacks_replay = False
         self.stack.apply_settings()
-        self.run_seed = checkpointing.seed_to_go_on_with(manifest, self.config)
+        self.run_seed = checkpointing.resumed_seed(manifest, self.config)
         if self.run_seed != manifest["config"]["seed"]:
             self.stack.reseed(self.run_seed, self.env_steps)
             self.evaluation_runners.set_state([])  # the donor's own
@@ -266,12 +266,12 @@ class SavedAlgorithm(AlgorithmHooks, Algorithm):
         """
         if unlike := difference(self.get_weights(), weights):
             raise UserError(f"These weights do not fit: {unlike}.")
-        self._take_weights(weights)
+        self._load_weights(weights)
 
-    def _take_weights(self, weights: dict[str, dict[str, Any]]) -> None:
+    def _load_weights(self, weights: dict[str, dict[str, Any]]) -> None:
         """RLlib's `set_weights` calls what our runners do not have."""
         (self.env_runner if self.config.is_old_stack else self.learner_group).set_weights(weights)
-        self.stack.weights_have_changed()
+        self.stack.on_weights_changed()
 
     @override(Algorithm)
     def get_module(self, module_id: str = DEFAULT_MODULE_ID) -> RLModule:

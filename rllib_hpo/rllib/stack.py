@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
     from rllib_hpo.rllib.remote import Weights
 
-RUNNER_PATIENCE_S = 300.0
+RUNNER_TIMEOUT_S = 300.0
 """How long training waits for samples when every runner is dead or too slow, and for any other answer of a runner."""
 
-STOP_PATIENCE_S = 10.0
+STOP_TIMEOUT_S = 10.0
 """The same once a stop is requested: who asks may end the process after 30 seconds."""
 
 
@@ -61,7 +61,7 @@ class Stack(ABC):
         """Makes the settings hold again where a checkpoint brought those it was saved with."""
         self.call_core("apply_settings")
 
-    def weights_have_changed(self) -> None:
+    def on_weights_changed(self) -> None:
         """Lets runners act with the learner's weights, which something other than an update has set."""
         self.apply_settings()
 

@@ -13,7 +13,7 @@ from rllib_hpo.algorithms.base import Actor
 from rllib_hpo.documents import reading
 from rllib_hpo.errors import CheckpointError
 from rllib_hpo.results.provenance import versions
-from rllib_hpo.rllib.checkpointing import api_stack, follow, import_needed, verify
+from rllib_hpo.rllib.checkpointing import api_stack, follow, import_required_modules, verify
 from rllib_hpo.rllib.new_stack.rl_module import ActorCriticModule
 from rllib_hpo.rllib.old_stack.policy import ActorCriticTorchPolicy
 from rllib_hpo.rllib.weights import MODULE_PATH
@@ -46,7 +46,7 @@ def load_policy(checkpoint: Path) -> TrainedPolicy:
     """
     checkpoint = follow(checkpoint)
     manifest = verify(checkpoint, with_replay=False)  # models that went through W&B have none
-    import_needed(manifest, checkpoint)
+    import_required_modules(manifest, checkpoint)
     with reading(f"The checkpoint {checkpoint}"):
         return (_of_old_stack if api_stack(manifest) == "old" else _of_new_stack)(checkpoint, manifest)
 

@@ -24,7 +24,7 @@ COMPONENTS = (_MULTI_MODULE, MODULE_PATH)
 """What `restore_from_path(component=...)` restores. A learner alone would be at another step than its run."""
 
 
-def refuse_component(component: str) -> None:
+def check_component(component: str) -> None:
     """Refuses a component that cannot be restored by itself.
 
     Raises:

@@ -92,7 +92,7 @@ def test_ray_is_not_needed_to_go_on_without_runners(tmp_path: Path, monkeypatch:
     with running(tiny_config()) as built:
         train_to(built, 40)
         monkeypatch.setattr(
-            built.stack.pipeline, "on_remote_runners", lambda call: {1: call(built.env_runner)}
+            built.stack.pipeline, "call_remote_runners", lambda call: {1: call(built.env_runner)}
         )
         built.save_to_path(tmp_path)
     with running(tiny_config()) as other:

@@ -23,13 +23,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rllib_hpo.errors import StorageError, UserError, WorkerDiedError
 from rllib_hpo.experiments.cluster.ray_session import ray_session
-from rllib_hpo.optim.replicas import LOST
+from rllib_hpo.optim.replicas import LEARNERS_DIED_MESSAGE
 from rllib_hpo.rllib.remote import successes
 
 if TYPE_CHECKING:
     from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 """How long a node may take to answer; one that does not is busy or has just died, which says nothing of its disk."""
 REPORT = "rllib-hpo nodes: "
 """What the line of a report begins with, among whatever else a job prints."""
@@ -43,7 +43,7 @@ def alive() -> dict[str, str]:
 
 
 def ask(
-    question: Callable[[], Any], nodes: Iterable[str] | None = None, patience_s: float = PATIENCE_S
+    question: Callable[[], Any], nodes: Iterable[str] | None = None, timeout_s: float = TIMEOUT_S
 ) -> dict[str, Any]:
     """The answer of every node, or of some, by its id, None for those that give none; it takes no CPU from a trial."""
     remote = ray.remote(num_cpus=0, max_retries=0)(question)
@@ -51,7 +51,7 @@ def ask(
         remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(): node
         for node in (alive() if nodes is None else nodes)
     }
-    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=patience_s)
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s)
     answers: dict[str, Any] = dict.fromkeys(asked.values())
     for reference in answered:
         try:
@@ -71,7 +71,7 @@ def seeing(directory: Path) -> dict[str, bool | None]:
         return ask(sees)
 
 
-def refuse_unshared_learner(algorithm: ActorCriticAlgorithm, directory: Path) -> None:
+def check_learner_sees_storage(algorithm: ActorCriticAlgorithm, directory: Path) -> None:
     """Refuses remote learners of which one does not see the directory of a run: they write the replay there.
 
     Raises:
@@ -85,7 +85,7 @@ def refuse_unshared_learner(algorithm: ActorCriticAlgorithm, directory: Path) ->
         answer = algorithm.learner_group.foreach_learner(lambda learner, **_: sees())
     answers = successes(answer)
     if len(answers) < algorithm.config.num_learners:
-        raise WorkerDiedError(LOST)
+        raise WorkerDiedError(LEARNERS_DIED_MESSAGE)
     if not all(answers):
         raise UserError(
             f"A remote learner is on a node that does not see {directory}, where its replay belongs: keep learning in "
@@ -117,7 +117,7 @@ def _probe(directory: Path) -> Iterator[Callable[[], bool]]:
         probe.unlink(missing_ok=True)
 
 
-def refuse_unshared(directory: Path) -> None:
+def check_shared(directory: Path) -> None:
     """Refuses a sweep's directory that some node of the cluster does not see.
 
     Raises:
@@ -176,7 +176,7 @@ def _clocks() -> dict[str, float | None]:
     # The first question starts a worker on every node: further answers come in milliseconds. One by one, so that a
     # slow node does not shift what another says.
     return {
-        node: None if answer is None else _ahead_s(partial(_answer, now, node))
+        node: None if answer is None else _clock_offset_s(partial(_answer, now, node))
         for node, answer in ask(now).items()
     }
 
@@ -186,7 +186,7 @@ def _answer(question: Callable[[], float], node: str) -> float | None:
     return answer
 
 
-def _ahead_s(tell: Callable[[], float | None]) -> float | None:
+def _clock_offset_s(tell: Callable[[], float | None]) -> float | None:
     """By how much a clock is ahead: of three answers that whose way was the shortest, told in its middle."""
     best: tuple[float, float] | None = None
     for _ in range(3):

@@ -14,7 +14,7 @@ from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.process.signals import children_spared, owns_signals
 from rllib_hpo.rllib._private import processes_in_own_groups, without_sigterm_handler
 from rllib_hpo.rllib.auth_token import keep_token_private
-from rllib_hpo.rllib.cluster_address import refuse_dead_address
+from rllib_hpo.rllib.cluster_address import check_cluster_address
 
 _ATTEMPTS = 2
 """On a busy machine Ray's parts may need longer than the 30 s that Ray gives them; then they are in memory."""
@@ -36,7 +36,7 @@ def ray_session(*, log_to_driver: bool = True, **options: Any) -> Iterator[None]
         return
     keep_token_private()
     if address := os.environ.get("RAY_ADDRESS"):
-        refuse_dead_address()  # Ray itself tries for minutes
+        check_cluster_address()  # Ray itself tries for minutes
         _start(
             1, f"Cannot reach the Ray cluster {address} that RAY_ADDRESS names", log_to_driver=log_to_driver
         )

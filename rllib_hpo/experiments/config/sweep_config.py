@@ -41,7 +41,7 @@ DEFAULT_VARIANT = "default"
 MAX_TRIALS = 10_000
 MAX_NAME = 200
 """Bytes of a trial's name, which names files and folders too."""
-OF_THE_GRID = ("algorithm", "task", "seed")
+AXIS_SETTINGS = ("algorithm", "task", "seed")
 """Settings that a sweep's axes give."""
 
 
@@ -261,11 +261,11 @@ def _check_settings(
     settings: Settings, algorithms: Sequence[str], place: tuple[Any, ...], lines: _Lines
 ) -> None:
     """Each must be a setting of one of the algorithms, at least, and not one of the sweep's axes."""
-    valid = set(RunSettings.model_fields).difference(OF_THE_GRID)
+    valid = set(RunSettings.model_fields).difference(AXIS_SETTINGS)
     for algorithm in algorithms:
         valid |= set(find_settings(algorithm).model_fields)
     for name in settings:
-        if name in OF_THE_GRID:
+        if name in AXIS_SETTINGS:
             raise lines.error((*place, name), f"'{name}' is an axis of the sweep, not a setting")
         if name not in valid:
             close = nearest(name, valid)

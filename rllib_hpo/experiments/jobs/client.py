@@ -34,7 +34,7 @@ from rllib_hpo.results.provenance import git_commit
 from rllib_hpo.rllib._private import JobClientHooks
 
 POLL_S = 1.0
-PATIENCE_S = 600.0
+RECONNECT_TIMEOUT_S = 600.0
 """How long a cluster that no longer answers is tried again before following it is given up; the job goes on."""
 TIMEOUTS_S = (10.0, 120.0)  # to connect, and to answer
 FIRST_TIMEOUTS_S = (10.0, 15.0)  # the same when the cluster is asked for its version, which takes it no time
@@ -253,7 +253,9 @@ def stop(client: Client, job_id: str) -> None:
         client.stop_job(job_id)
 
 
-def follow(client: Client, job_id: str, write: Callable[[str], None], patience_s: float = PATIENCE_S) -> Job:
+def follow(
+    client: Client, job_id: str, write: Callable[[str], None], timeout_s: float = RECONNECT_TIMEOUT_S
+) -> Job:
     """Writes a job's log as it grows until the job has ended, and waits for a cluster that is away for a while.
 
     Raises:
@@ -272,7 +274,7 @@ def follow(client: Client, job_id: str, write: Callable[[str], None], patience_s
             if job.ended:
                 return job
         except Unreachable as error:
-            if time.monotonic() - answered > patience_s:
+            if time.monotonic() - answered > timeout_s:
                 again = f"rllib-hpo submit --attach {job_id} --address {client.get_address()}"
                 raise UserError(
                     f"{error} The job goes on if its cluster does; follow it: `{again}`."

@@ -19,7 +19,7 @@ from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.cluster.driver import DRIVERS, OLDER_CUDA, kernel_driver, needed_driver
 from rllib_hpo.experiments.storage.file_system import LACKS, lacking, nearest_folder
 from rllib_hpo.results.paths import absolute, is_writable
-from rllib_hpo.rllib.cluster_address import refuse_dead_address
+from rllib_hpo.rllib.cluster_address import check_cluster_address
 
 _ROOT = Path(rllib_hpo.__file__).parents[1]
 _GIB = 1 << 30
@@ -269,7 +269,7 @@ def address_check() -> Check:
     if not address:
         return Check("RAY_ADDRESS", "ok", "not set: Ray runs on this machine")
     try:
-        refuse_dead_address()
+        check_cluster_address()
     except UserError as error:
         return Check("RAY_ADDRESS", "problem", str(error))
     return Check("RAY_ADDRESS", "ok", address)

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import rllib_hpo
 from rllib_hpo.errors import UserError
-from rllib_hpo.experiments.storage.folder import Storage, is_uri, refuse_secrets
+from rllib_hpo.experiments.storage.folder import Storage, check_no_secrets, is_uri
 
-STOP_PATIENCE_S = 120
+STOP_TIMEOUT_S = 120
 """How long a job that is stopped may take for the checkpoints of its running trials."""
 OTHER_VERSION = 3
 """The exit code of a job that found another version of this package, or none, on the cluster."""
@@ -57,7 +57,7 @@ def shipped(source: Path | None, imports: Sequence[str]) -> dict[str, Path]:
     return files
 
 
-def refuse_paths(storage: str | None, out: str | None) -> None:
+def check_paths(storage: str | None, out: str | None) -> None:
     """Refuses places that mean nothing on another machine, or hold a secret.
 
     Raises:
@@ -66,7 +66,7 @@ def refuse_paths(storage: str | None, out: str | None) -> None:
     for option, place in (("--storage", storage), ("--out", out)):
         if place is None:
             continue
-        refuse_secrets(place)
+        check_no_secrets(place)
         if not (option == "--storage" and is_uri(place)) and not place.startswith(("/", "~/")):
             raise UserError(f"{option} {place} must be a path from / on, for it is one of the cluster.")
 
@@ -106,7 +106,7 @@ def _copy(source: Path, target: Path) -> None:
 def runtime_env(folder: str, pip: bool) -> dict[str, Any]:
     """Where a job runs: in what is in `folder`, and with what this package needs if `pip`."""
     # A stop lets the running trials save, as Ctrl-C does; by itself Ray gives a job three seconds.
-    environment = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_PATIENCE_S)}
+    environment = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_TIMEOUT_S)}
     return {
         "working_dir": folder,
         "env_vars": environment,

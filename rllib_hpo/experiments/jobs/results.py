@@ -51,9 +51,9 @@ def fetch(job: Job, directory: Path, checkpoints: bool = False) -> int:
     fetched = 0
     for name in read_plan(files)["trials"]:
         with storage.reached():
-            if storage.read_if_there(f"trials/{name}/trial_id") is None:  # it has not begun
+            if storage.read_if_exists(f"trials/{name}/trial_id") is None:  # it has not begun
                 continue
-        _fetch_checkpoint(Mirror(storage, files.trial(name).directory, files.results, patience_s=60))
+        _fetch_checkpoint(Mirror(storage, files.trial(name).directory, files.results, timeout_s=60))
         fetched += any(files.trial(name).directory.glob("checkpoints/step-*"))
     return fetched
 

@@ -21,7 +21,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 """How long to wait for one that is about to die: a killed driver's workers live on for some seconds."""
 
 LOCK_FILE, HOLDER_FILE = ".lock", ".lock.json"
@@ -35,14 +35,14 @@ _logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def locked(directory: Path, patience_s: float = PATIENCE_S) -> Iterator[None]:
+def locked(directory: Path, timeout_s: float = TIMEOUT_S) -> Iterator[None]:
     """Holds the directory while the context lasts; the system lets go of it when the process dies.
 
     The file .lock in it says who. Where the file system has no locks, .lock.json names host and process, and
     what it holds changes every few seconds while the process lives.
 
     Raises:
-        UserError: If another process holds it for longer than `patience_s`.
+        UserError: If another process holds it for longer than `timeout_s`.
         StorageError: If the directory cannot be written.
     """
     if fcntl is None:  # where there is none (Windows), two processes are the user's to avoid
@@ -53,7 +53,7 @@ def locked(directory: Path, patience_s: float = PATIENCE_S) -> Iterator[None]:
         descriptor = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise StorageError(f"Cannot write {directory}: {error.strerror or error}.") from error
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + timeout_s
     try:
         if not _flock(descriptor, directory, deadline):
             with _held_by_file(directory, deadline):

@@ -14,7 +14,7 @@ import torch
 from rllib_hpo.algorithms.base import Actor
 from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.storage.checkpoints import find_checkpoint
-from rllib_hpo.rllib.evaluation import Evaluation, Watch, evaluate, warn_of_cut
+from rllib_hpo.rllib.evaluation import Evaluation, Watch, evaluate, warn_truncated
 from rllib_hpo.rllib.trained_policy import load_policy
 from rllib_hpo.settings import Settings
 from rllib_hpo.streams import seed_sequence
@@ -48,7 +48,7 @@ def evaluate_checkpoint(
         max_episode_steps=_max_episode_steps(config),
         watch=watch,
     )
-    warn_of_cut(played, config["env"], _max_episode_steps(config))
+    warn_truncated(played, config["env"], _max_episode_steps(config))
     return played, manifest
 
 
@@ -73,7 +73,7 @@ def film(path: Path, video: Path, seed: int = 0, watch: Watch | None = None) -> 
         frames, played = _play_frames(policy.actor, env, seed, _max_episode_steps(config), watch)
     finally:
         boundary.close(env)
-    warn_of_cut(played, config["env"], _max_episode_steps(config))
+    warn_truncated(played, config["env"], _max_episode_steps(config))
     try:
         import imageio.v2 as imageio
 

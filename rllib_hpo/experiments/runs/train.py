@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from rllib_hpo.algorithms.footprint import refuse_replay
 from rllib_hpo.errors import CheckpointError, SettingsError, UserError
-from rllib_hpo.experiments.cluster.nodes import refuse_unshared_learner
+from rllib_hpo.experiments.cluster.nodes import check_learner_sees_storage
 from rllib_hpo.experiments.cluster.ray_session import ray_session
 from rllib_hpo.experiments.config.run_config import RunConfig, resolve_saved
 from rllib_hpo.experiments.process.lock import locked
@@ -193,7 +193,7 @@ class TrainingRun:
         identity = trial_id(files.directory)
         group = files.directory.name if sweep == SINGLE_RUNS else group_of(sweep, config.run.task)
         self.store = CheckpointStore(files.directory, keep_checkpoints)
-        self.store.on_passed_over = self._passed_over
+        self.store.on_passed_over = self._log_skipped_checkpoint
         self._policies = KeptPolicies(files.directory, config.run.keep_policies_every)
         self._events = EventLog(files.directory)
         about = _identity(config, files, sweep)
@@ -209,7 +209,7 @@ class TrainingRun:
             self.algorithm = opened.enter_context(
                 _built(to_rllib(config, files, sweep, variant).results(trial_id=identity))
             )
-            refuse_unshared_learner(self.algorithm, files.directory)
+            check_learner_sees_storage(self.algorithm, files.directory)
             if config.run.num_learners == 0:
                 actor = self.algorithm.actor
                 refuse_replay(config.settings, actor.obs_dim, actor.action_dim, config.run.steps)
@@ -224,12 +224,12 @@ class TrainingRun:
             )
             checkpoint = self.store.restore_newest(self.algorithm)
             # A new run has nothing to save; a checkpoint without the evaluation of its step is written again.
-            self._saved = -1 if self.algorithm.owes_evaluation else self.algorithm.env_steps
+            self._saved = -1 if self.algorithm.lacks_evaluation else self.algorithm.env_steps
             self._board = opened.enter_context(TensorBoard(files.directory, self.algorithm.env_steps))
             self.algorithm.max_env_steps = config.run.steps
             if mirror is not None:
                 mirror.start(self.algorithm.env_steps)
-            self.algorithm.on_row = self._evaluated_to
+            self.algorithm.on_row = self._on_row
             self._operators = OperatorMetrics(about, self.algorithm)
             self.resumed_from = None if checkpoint is None else read_manifest(checkpoint)
             self._events.begin(
@@ -255,7 +255,7 @@ class TrainingRun:
     @property
     def is_complete(self) -> bool:
         """Whether all steps and the evaluation of the last have been made."""
-        return self.algorithm.env_steps >= self.config.run.steps and not self.algorithm.owes_evaluation
+        return self.algorithm.env_steps >= self.config.run.steps and not self.algorithm.lacks_evaluation
 
     def request_stop(self) -> None:
         """End the iteration at the next step, from any thread; an evaluation under way is made up at resume."""
@@ -295,7 +295,7 @@ class TrainingRun:
         if self.on_evaluation is not None:
             self.on_evaluation(evaluation)
 
-    def _evaluated_to(self, row: Path) -> None:
+    def _on_row(self, row: Path) -> None:
         algorithm = self.algorithm
         if (evaluation := algorithm.latest_evaluation) is not None:
             return_mean, env_steps = evaluation["env_runners"]["episode_return_mean"], evaluation["env_steps"]
@@ -306,7 +306,7 @@ class TrainingRun:
         if self._mirror is not None:
             self._mirror.row(row)
 
-    def _passed_over(self, path: Path, error: CheckpointError) -> None:
+    def _log_skipped_checkpoint(self, path: Path, error: CheckpointError) -> None:
         env_steps = int(path.name.removeprefix("step-"))
         self._events.write("checkpoint_passed_over", env_steps, path=str(path), error=str(error))
 

@@ -25,7 +25,7 @@ from rllib_hpo.errors import StorageError
 from rllib_hpo.results import write_atomically
 from rllib_hpo.results.paths import absolute
 
-ABSENT = (OSError, pa.ArrowException)
+STORAGE_ERRORS = (OSError, pa.ArrowException)
 """What pyarrow raises where storage does not answer, or refuses."""
 
 _ATOMIC = frozenset({"s3", "gcs", "abfs"})  # there an object appears whole or not at all
@@ -37,7 +37,7 @@ def is_uri(text: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", text) is not None
 
 
-def refuse_secrets(uri: str) -> None:
+def check_no_secrets(uri: str) -> None:
     """Refuses a URI that holds credentials: it is written to plan.json and to logs.
 
     Raises:
@@ -80,13 +80,13 @@ class Storage:
         Raises:
             StorageError: If it holds a secret, is malformed, or pyarrow cannot reach it.
         """
-        refuse_secrets(uri)
+        check_no_secrets(uri)
         if not is_uri(uri):
             path = str(absolute(uri))
             return cls(path, fs.LocalFileSystem(), path)
         try:
-            filesystem, path = fs.FileSystem.from_uri(_hurried(uri))
-        except (*ABSENT, ValueError) as error:
+            filesystem, path = fs.FileSystem.from_uri(_limit_retries(uri))
+        except (*STORAGE_ERRORS, ValueError) as error:
             raise StorageError(f"Cannot use the storage {uri}: {reason(error)}.") from error
         return cls(uri, filesystem, path.rstrip("/"))
 
@@ -113,7 +113,7 @@ class Storage:
         with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
             return bytes(stream.read())
 
-    def read_if_there(self, name: str) -> bytes | None:
+    def read_if_exists(self, name: str) -> bytes | None:
         """A file's bytes, or None."""
         try:
             return self.read(name)
@@ -170,11 +170,11 @@ class Storage:
             yield
         except StorageError:
             raise
-        except ABSENT as error:
+        except STORAGE_ERRORS as error:
             raise StorageError(f"Cannot reach the storage {self.uri}: {reason(error)}.") from error
 
 
-def _hurried(uri: str) -> str:
+def _limit_retries(uri: str) -> str:
     """Google's client by itself tries for a quarter of an hour before it says that anything is wrong."""
     if not uri.startswith(("gs://", "gcs://")) or "retry_limit_seconds" in uri:
         return uri
@@ -205,7 +205,7 @@ def fetch(storage: Storage, directory: Path, names: Iterable[str]) -> None:
     """
     with storage.reached():
         for name in names:
-            data = storage.read_if_there(name)
+            data = storage.read_if_exists(name)
             if data is None:
                 raise StorageError(f"There is no sweep on the storage {storage.uri}: it lacks {name}.")
             write_atomically(directory / name, data)

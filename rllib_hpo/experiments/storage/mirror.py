@@ -18,13 +18,13 @@ from pathlib import Path, PurePosixPath
 
 from rllib_hpo.errors import CheckpointError, StorageError
 from rllib_hpo.experiments.storage.checkpoints import CheckpointStore
-from rllib_hpo.experiments.storage.folder import ABSENT, Storage
+from rllib_hpo.experiments.storage.folder import STORAGE_ERRORS, Storage
 from rllib_hpo.experiments.storage.policies import FOLDER, kept_up_to
 from rllib_hpo.experiments.storage.stored_checkpoints import StoredCheckpoints
 from rllib_hpo.experiments.storage.transfers import Transfers
 from rllib_hpo.results import read_rows, rows_from_arrow, trial_id, write_atomically, write_row
 
-PATIENCE_S = 600.0
+TIMEOUT_S = 600.0
 """How long a trial that has ended, or is to begin, waits for storage that does not answer."""
 
 _logger = logging.getLogger(__name__)
@@ -37,16 +37,14 @@ class Mirror:
         sweep: The sweep's folder on storage.
         directory: The trial's own, here; its name is that on storage.
         results: The folder of the rows, here.
-        patience_s: How long to wait for storage where there is nothing else to do.
+        timeout_s: How long to wait for storage where there is nothing else to do.
     """
 
-    def __init__(
-        self, sweep: Storage, directory: Path, results: Path, patience_s: float = PATIENCE_S
-    ) -> None:
+    def __init__(self, sweep: Storage, directory: Path, results: Path, timeout_s: float = TIMEOUT_S) -> None:
         self._rows, self._trial = sweep.child("results"), sweep.child("trials").child(directory.name)
-        self._directory, self._results, self._patience_s = directory, results, patience_s
+        self._directory, self._results, self._timeout_s = directory, results, timeout_s
         self._checkpoints = StoredCheckpoints(self._trial, directory)
-        self._transfers = Transfers(self._trial.uri, patience_s)
+        self._transfers = Transfers(self._trial.uri, timeout_s)
 
     # Before the trial runs -------------------------------------------------------------------------------
 
@@ -56,7 +54,7 @@ class Mirror:
         Raises:
             StorageError: If storage stays away, or another run of that name is there.
         """
-        there = self._transfers.now(lambda: self._trial.read_if_there("trial_id"))
+        there = self._transfers.now(lambda: self._trial.read_if_exists("trial_id"))
         mine = self._directory / "trial_id"
         if there is None:
             identity = trial_id(self._directory)
@@ -68,7 +66,7 @@ class Mirror:
             )
         else:
             write_atomically(mine, there)
-        config = self._transfers.now(lambda: self._trial.read_if_there("config.yaml"))
+        config = self._transfers.now(lambda: self._trial.read_if_exists("config.yaml"))
         if config is not None:
             write_atomically(self._directory / "config.yaml", config)
 
@@ -137,12 +135,12 @@ class Mirror:
         """Waits until everything is on storage.
 
         Raises:
-            StorageError: If storage stays away for longer than `patience_s`.
+            StorageError: If storage stays away for longer than `timeout_s`.
             CheckpointError: If a checkpoint could not be sent, for a reason that waiting would not mend.
         """
         if not self._transfers.wait():
             raise StorageError(
-                f"The storage {self._trial.uri} has been away for {self._patience_s:g} s: all results are in "
+                f"The storage {self._trial.uri} has been away for {self._timeout_s:g} s: all results are in "
                 f"{self._directory} and {self._results}, and `--resume` there puts them on storage."
             )
 
@@ -154,7 +152,7 @@ class Mirror:
         """Puts the file that says why the trial failed on storage, if that answers."""
         try:
             self._trial.write(name, text)
-        except ABSENT:
+        except STORAGE_ERRORS:
             _logger.warning(
                 "The storage %s does not answer: %s is in %s only.", self._trial.uri, name, self._directory
             )

@@ -81,7 +81,7 @@ class StoredCheckpoints:
 
     def _take_returns(self) -> None:
         """Adds the returns known there to those known here, which no checkpoint holds."""
-        there = self._trial.read_if_there(_RETURNS) if _RETURNS in self._sizes else None
+        there = self._trial.read_if_exists(_RETURNS) if _RETURNS in self._sizes else None
         if there is not None:
             store = CheckpointStore(self._directory)
             store.note_returns({**parse_returns(there), **store.returns()})

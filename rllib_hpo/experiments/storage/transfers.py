@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from rllib_hpo.errors import StorageError, UserError
-from rllib_hpo.experiments.storage.folder import ABSENT, reason
+from rllib_hpo.experiments.storage.folder import STORAGE_ERRORS, reason
 
 CLOSING_S = 20.0
 """How long a trial that is stopped in the middle gives its uploads, while storage answers."""
@@ -31,11 +31,11 @@ class Transfers:
 
     Args:
         uri: The storage's, for sentences.
-        patience_s: How long to wait for storage where there is nothing else to do.
+        timeout_s: How long to wait for storage where there is nothing else to do.
     """
 
-    def __init__(self, uri: str, patience_s: float) -> None:
-        self._uri, self._patience_s = uri, patience_s
+    def __init__(self, uri: str, timeout_s: float) -> None:
+        self._uri, self._timeout_s = uri, timeout_s
         self._jobs: deque[Callable[[], object]] = deque()
         self._changed, self._stop = threading.Condition(), threading.Event()
         self._away_since: float | None = None
@@ -46,15 +46,15 @@ class Transfers:
         """Does a job here; storage that is away is waited for.
 
         Raises:
-            StorageError: If it stays away for longer than `patience_s`.
+            StorageError: If it stays away for longer than `timeout_s`.
             UserError: What the job itself raises; waiting would not mend it.
         """
-        deadline = time.monotonic() + self._patience_s
+        deadline = time.monotonic() + self._timeout_s
         try:
-            return self._retried(job, lambda: time.monotonic() > deadline)
+            return self._with_retries(job, lambda: time.monotonic() > deadline)
         except UserError:
             raise
-        except ABSENT as error:
+        except STORAGE_ERRORS as error:
             raise StorageError(f"Cannot reach the storage {self._uri}: {reason(error)}.") from error
 
     def start(self) -> None:
@@ -69,7 +69,7 @@ class Transfers:
             self._changed.notify_all()
 
     def wait(self) -> bool:
-        """Waits until the thread has done all jobs; False if storage has been away for longer than `patience_s`.
+        """Waits until the thread has done all jobs; False if storage has been away for longer than `timeout_s`.
 
         Raises:
             Exception: What ended the thread.
@@ -78,7 +78,7 @@ class Transfers:
         with self._changed:
             while self._jobs and self._error is None:
                 away = self._away_since
-                if away is not None and time.monotonic() - max(began, away) > self._patience_s:
+                if away is not None and time.monotonic() - max(began, away) > self._timeout_s:
                     return False
                 self._changed.wait(0.2)
         self.raise_error()
@@ -110,7 +110,7 @@ class Transfers:
                     return
                 job = self._jobs[0]
             try:
-                self._retried(job, self._stop.is_set)
+                self._with_retries(job, self._stop.is_set)
             except Exception as error:  # noqa: BLE001  (raised where the trial next asks)
                 self._error = error
             with self._changed:
@@ -120,7 +120,7 @@ class Transfers:
                 if self._error is not None:
                     return
 
-    def _retried(self, job: Callable[[], _T], given_up: Callable[[], bool]) -> _T:
+    def _with_retries(self, job: Callable[[], _T], given_up: Callable[[], bool]) -> _T:
         """Does it, again and again while storage is away."""
         delay = FIRST_RETRY_S
         while True:
@@ -128,7 +128,7 @@ class Transfers:
                 result = job()
             except UserError:  # of what stands here: waiting would not mend it
                 raise
-            except ABSENT as error:
+            except STORAGE_ERRORS as error:
                 if self._away_since is None:
                     self._away_since = time.monotonic()
                     _logger.warning(

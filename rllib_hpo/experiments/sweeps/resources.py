@@ -16,7 +16,7 @@ from rllib_hpo.errors import SettingsError
 from rllib_hpo.experiments.config.run_config import RunConfig
 from rllib_hpo.rllib.machines import ROLLOUTS, Machines, Plan
 
-_A_RUNNERS_SHARE = 0.001
+_ROLLOUTS_PER_RUNNER = 0.001
 """Of what a node declares of ROLLOUTS: its CPUs are what counts."""
 
 
@@ -31,7 +31,7 @@ def resources(config: RunConfig, apart: bool = False) -> PlacementGroupFactory:
     """
     run = config.run
     share = run.num_gpus_per_learner
-    runner = {"CPU": 1.0, ROLLOUTS: _A_RUNNERS_SHARE} if apart and share else {"CPU": 1.0}
+    runner = {"CPU": 1.0, ROLLOUTS: _ROLLOUTS_PER_RUNNER} if apart and share else {"CPU": 1.0}
     if not share:
         own: list[dict[str, float]] = [{"CPU": 1.0}] * (1 + run.num_learners)
     elif run.num_learners == 0:

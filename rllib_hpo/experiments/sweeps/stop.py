@@ -14,7 +14,7 @@ from ray.tune import Callback, Stopper
 from rllib_hpo.experiments.process.signals import StopRequest, reclaim_signals
 from rllib_hpo.rllib._private import get_from_cluster, put_in_cluster
 
-TIME_TO_SAVE_S = 15.0
+SAVE_TIMEOUT_S = 15.0
 """How long trials get to save. Tune gives them 15 s more to end, and Kubernetes kills the driver after 30 s."""
 _POLL_S = 1.0
 _LOGGER = logging.getLogger(__name__)
@@ -54,14 +54,14 @@ class SweepStop(Stopper):
         if self._waits_for is None:
             self._waits_for, self._since = running, time.monotonic()
         self._waits_for &= running  # trials that start meanwhile have nothing to save
-        return not self._waits_for or time.monotonic() - self._since > TIME_TO_SAVE_S
+        return not self._waits_for or time.monotonic() - self._since > SAVE_TIMEOUT_S
 
     def __getstate__(self) -> dict[str, object]:
         """Nothing of it: Tune pickles it for a restore that a sweep does not need."""
         return {}
 
 
-class SignalsKept(Callback):
+class SignalReclaimer(Callback):
     """Take the signals back that Tune has taken when it began."""
 
     def setup(self, **info: object) -> None:

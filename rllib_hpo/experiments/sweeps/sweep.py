@@ -32,7 +32,7 @@ from rllib_hpo.errors import (
     WorkerDiedError,
     with_traceback,
 )
-from rllib_hpo.experiments.cluster.nodes import refuse_unshared
+from rllib_hpo.experiments.cluster.nodes import check_shared
 from rllib_hpo.experiments.cluster.ray_session import ray_session
 from rllib_hpo.experiments.config.run_config import RunConfig, resolve_saved
 from rllib_hpo.experiments.config.sweep_config import Sweep, Trial
@@ -52,13 +52,13 @@ from rllib_hpo.experiments.storage.mirror import Mirror
 from rllib_hpo.experiments.storage.stored_checkpoints import steps_on
 from rllib_hpo.experiments.sweeps.progress import SweepProgress
 from rllib_hpo.experiments.sweeps.resources import check_placeable, resources
-from rllib_hpo.experiments.sweeps.stop import SignalsKept, SweepStop, when_stopped
+from rllib_hpo.experiments.sweeps.stop import SignalReclaimer, SweepStop, when_stopped
 from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
 from rllib_hpo.results import write_atomically
 from rllib_hpo.results.paths import absolute
 from rllib_hpo.rllib.checkpointing import finished_steps, read_manifest
 from rllib_hpo.rllib.environment import try_out
-from rllib_hpo.rllib.machines import machines_here, trials_at_a_time
+from rllib_hpo.rllib.machines import cluster_machines, trials_at_a_time
 from rllib_hpo.tasks import import_modules
 
 SWEEP_FILE, PLAN_FILE, ERROR_FILE = "sweep.yaml", "plan.json", "error.txt"
@@ -139,7 +139,7 @@ def start_sweep(sweep: Sweep, source: Path, files: SweepFiles, imports: Sequence
         raise UserError(
             f"{files.directory} already exists; go on with `--resume {files.directory}`, or choose another --out."
         )
-    refuse_broken(sweep)
+    check_trials(sweep)
     files.directory.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, files.sweep_file)
     plan_trials(sweep, files, imports)
@@ -169,7 +169,7 @@ def _problem(trial: Trial) -> UserError | None:
     return None
 
 
-def refuse_broken(sweep: Sweep) -> None:
+def check_trials(sweep: Sweep) -> None:
     """Refuses a sweep with trials that cannot begin.
 
     Raises:
@@ -243,7 +243,7 @@ def _plan_trial(trial: Trial, files: SweepFiles, imports: Sequence[str]) -> None
     trial.config.importing(imports).save(config_file)
 
 
-def refuse_taken(storage: Storage) -> None:
+def check_storage_free(storage: Storage) -> None:
     """Refuses the place of a new sweep on storage if there is one already, or storage cannot be used.
 
     Raises:
@@ -251,7 +251,7 @@ def refuse_taken(storage: Storage) -> None:
         StorageError: If storage cannot be reached or written.
     """
     with storage.reached():
-        if storage.read_if_there(PLAN_FILE) is not None:
+        if storage.read_if_exists(PLAN_FILE) is not None:
             raise UserError(f"{storage.uri} already exists; go on with `--resume {storage.uri}`.")
         storage.write(".writable", b"")  # told now, and not when the first trial is under way
         storage.remove(".writable")
@@ -360,13 +360,13 @@ def run_sweep(
         with stop_request(progress.console) as stop:
             try:
                 with ray_session():
-                    machines = machines_here()
+                    machines = cluster_machines()
                     requests = {
                         name: resources(configs[name], machines.keep_rollouts_apart) for name in waiting
                     }
                     check_placeable(requests, machines)
                     if storage is None:
-                        refuse_unshared(files.directory)
+                        check_shared(files.directory)
                     with progress.running({name: configs[name].run.steps for name in names}, done_before):
                         _tune(
                             files,
@@ -425,7 +425,7 @@ def _tune(
             # Else Tune makes one when a trial ends, below a directory that other nodes may not see.
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             stop=stopper,
-            callbacks=[progress, SignalsKept()],
+            callbacks=[progress, SignalReclaimer()],
             verbose=0,
         ),
     )
@@ -567,7 +567,7 @@ def capacity(sweep: Sweep) -> tuple[str, int]:
         SettingsError: If a trial can never be placed.
     """
     with ray_session() if os.environ.get("RAY_ADDRESS") else nullcontext():
-        machines = machines_here()
+        machines = cluster_machines()
     requests = {trial.name: resources(trial.config, machines.keep_rollouts_apart) for trial in sweep.trials}
     check_placeable(requests, machines)
     at_a_time = min(trials_at_a_time(request.bundles, machines) for request in requests.values())

@@ -48,7 +48,7 @@ class Rollout(NamedTuple):
     """Number of the weights that acted."""
 
 
-_MOST_FAILURES_IN_A_ROW = 10
+_MAX_CONSECUTIVE_FAILURES = 10
 """Times that an environment may fail, and be built anew, before it has made a step."""
 
 
@@ -264,7 +264,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         Raises:
             UserCodeError: If failures are not tolerated, or it fails again and again.
         """
-        for _ in range(_MOST_FAILURES_IN_A_ROW):
+        for _ in range(_MAX_CONSECUTIVE_FAILURES):
             self._replace_failed(i, error, episodes)
             obs = self._obs[[i]]
             self._remember([i])
@@ -281,13 +281,13 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             raise error
         _logger.warning("Environment %d of runner %d is built anew. %s", i, self.worker_index, error)
         episodes.append(self._episode(i, failed=True))
-        for attempt in range(_MOST_FAILURES_IN_A_ROW):
+        for attempt in range(_MAX_CONSECUTIVE_FAILURES):
             try:
                 return self._rebuild(
                     i, self._num_builds[i] + 1, wrappers.get_state(self.envs[i]), task_of(self.envs[i])
                 )
             except UserCodeError:
-                if attempt == _MOST_FAILURES_IN_A_ROW - 1:
+                if attempt == _MAX_CONSECUTIVE_FAILURES - 1:
                     raise
         return None
 

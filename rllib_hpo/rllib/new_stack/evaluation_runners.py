@@ -37,7 +37,7 @@ _WATCH_INTERVAL_S = 0.5
 """How often a wait for an evaluation checks whether a stop was requested."""
 
 
-class DueEvaluation(NamedTuple):
+class EvaluationRequest(NamedTuple):
     """An evaluation, and where the run was when it was due."""
 
     env_steps: int
@@ -79,7 +79,9 @@ class EvaluationRunner:
         if self._failure is not None:
             raise self._failure
 
-    def evaluate(self, weights: dict[str, Any], due: DueEvaluation, watch: Watch | None = None) -> Evaluation:
+    def evaluate(
+        self, weights: dict[str, Any], due: EvaluationRequest, watch: Watch | None = None
+    ) -> Evaluation:
         """As `rllib_hpo.rllib.evaluation.evaluate`."""
         self.ping()
         self._module.set_state(weights)
@@ -95,7 +97,7 @@ class EvaluationRunner:
 
 @dataclass
 class _Pending:
-    due: DueEvaluation
+    due: EvaluationRequest
     weights: ray.ObjectRef | dict[str, Any]
     runner: Any = None
     played: ray.ObjectRef | None = None
@@ -109,7 +111,7 @@ class EvaluationRunners:
         watch: Called with the steps played while an evaluation is waited for; may raise `EvaluationStopped`.
 
     Raises:
-        UserError: If there are not as many after `stack.RUNNER_PATIENCE_S`, or one cannot be made.
+        UserError: If there are not as many after `stack.RUNNER_TIMEOUT_S`, or one cannot be made.
     """
 
     def __init__(self, config: Any, watch: Watch | None = None) -> None:
@@ -130,11 +132,11 @@ class EvaluationRunners:
         if not self._runners:
             return
         pings, number = [runner.ping.remote() for runner in self._runners], len(self._runners)
-        in_silence = stack.RUNNER_PATIENCE_S / 20
+        in_silence = stack.RUNNER_TIMEOUT_S / 20
         there, missing = ray.wait(pings, num_returns=number, timeout=in_silence)
         if missing:
             _logger.warning("Waiting for %d of %d evaluation runners: %s", len(missing), number, _free_cpus())
-            there, missing = ray.wait(pings, num_returns=number, timeout=stack.RUNNER_PATIENCE_S - in_silence)
+            there, missing = ray.wait(pings, num_returns=number, timeout=stack.RUNNER_TIMEOUT_S - in_silence)
         for ping in there:
             try:
                 fetch(ping)
@@ -143,7 +145,7 @@ class EvaluationRunners:
         if missing:
             raise UserError(
                 f"Of evaluation_num_env_runners={number} only {len(there)} started within "
-                f"{stack.RUNNER_PATIENCE_S:.0f} seconds: {_free_cpus()}"
+                f"{stack.RUNNER_TIMEOUT_S:.0f} seconds: {_free_cpus()}"
             )
 
     def __len__(self) -> int:
@@ -159,7 +161,7 @@ class EvaluationRunners:
         """Whether one more can be begun."""
         return len(self._pending) < len(self._runners)
 
-    def begin(self, due: DueEvaluation, weights: ray.ObjectRef) -> None:
+    def begin(self, due: EvaluationRequest, weights: ray.ObjectRef) -> None:
         """Begins an evaluation on a runner that has none; `has_room` says if there is one."""
         self._pending.append(_Pending(due, weights))
         self._assign()
@@ -172,7 +174,7 @@ class EvaluationRunners:
             pending.runner = runner
             pending.played = runner.evaluate.remote(pending.weights, pending.due)
 
-    def concluded(self, *, at_least: int = 0) -> Iterator[tuple[DueEvaluation, Evaluation]]:
+    def concluded(self, *, at_least: int = 0) -> Iterator[tuple[EvaluationRequest, Evaluation]]:
         """Those that have ended, in the order of their steps; waits for `at_least` so many.
 
         Raises:
@@ -199,7 +201,7 @@ class EvaluationRunners:
         try:
             if pending.played is None:
                 runner = EvaluationRunner(self._config)
-                return runner.evaluate(_at_hand(pending.weights), pending.due, self._watch)
+                return runner.evaluate(_fetched(pending.weights), pending.due, self._watch)
             while self._watch and not ray.wait([pending.played], timeout=_WATCH_INTERVAL_S)[0]:
                 self._watch(0)
             played: Evaluation = fetch(pending.played)
@@ -217,7 +219,7 @@ class EvaluationRunners:
 
     def get_state(self) -> list[dict[str, Any]]:
         """What is pending, weights and all: where a run is killed, the one that goes on with it makes it up."""
-        return [{"due": p.due._asdict(), "weights": _at_hand(p.weights)} for p in self._pending]
+        return [{"due": p.due._asdict(), "weights": _fetched(p.weights)} for p in self._pending]
 
     def set_state(self, state: list[dict[str, Any]]) -> None:
         """Begins what was pending again; what is pending here is given up."""
@@ -226,7 +228,7 @@ class EvaluationRunners:
             if pending.played is not None:
                 ray.cancel(pending.played)
         for entry in state:
-            due, weights = DueEvaluation(**entry["due"]), entry["weights"]
+            due, weights = EvaluationRequest(**entry["due"]), entry["weights"]
             self._pending.append(_Pending(due, ray.put(weights) if self._runners else weights))
         self._assign()
 
@@ -245,6 +247,6 @@ def _free_cpus() -> str:
     return f"each needs a CPU, and of the {has:g} CPUs of the Ray cluster {free:g} are free."
 
 
-def _at_hand(weights: ray.ObjectRef | dict[str, Any]) -> dict[str, Any]:
+def _fetched(weights: ray.ObjectRef | dict[str, Any]) -> dict[str, Any]:
     state: dict[str, Any] = ray.get(weights) if isinstance(weights, ray.ObjectRef) else weights
     return state

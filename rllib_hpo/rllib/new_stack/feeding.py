@@ -17,7 +17,7 @@ from rllib_hpo.rllib.remote import Weights, pickled_bytes
 
 MAX_TRAIN_CALLS = 2
 """Blocks at a time with remote learners: one that they are at work on, and the next."""
-SECONDS_BETWEEN_LOOKS = 0.005
+POLL_INTERVAL_S = 0.005
 """How long the learner in this process may make updates before runners are looked after."""
 
 
@@ -61,7 +61,7 @@ class Feeding(ABC):
         return Weights(number, ray.put(state), pickled_bytes(state))
 
     @abstractmethod
-    def look_after(self) -> None:
+    def poll(self) -> None:
         """Notes what has been finished.
 
         Raises:
@@ -81,7 +81,7 @@ class Feeding(ABC):
         self._weights = None
 
 
-class FeedingHere(Feeding):
+class LocalFeeding(Feeding):
     """The learner in this process.
 
     Args:
@@ -118,7 +118,7 @@ class FeedingHere(Feeding):
         looked_at, at_a_time = time.monotonic(), self._core.updates_at_a_time
         for made in range(0, num_updates, at_a_time):
             self._core.update_from_replay(min(at_a_time, num_updates - made))
-            if time.monotonic() - looked_at > SECONDS_BETWEEN_LOOKS:
+            if time.monotonic() - looked_at > POLL_INTERVAL_S:
                 self._meanwhile()
                 looked_at = time.monotonic()
         self._num_steps = 0
@@ -135,12 +135,12 @@ class FeedingHere(Feeding):
         self.waited_s += seconds
 
     @override(Feeding)
-    def look_after(self) -> None:
+    def poll(self) -> None:
         """Nothing: it is finished when it is fed."""
 
 
 @dataclass
-class _Fed:
+class _FedBlock:
     """A block that the remote learners have not finished yet."""
 
     num_steps: int
@@ -155,7 +155,7 @@ class _Fed:
     """Of the new weights, which one of them hands back."""
 
 
-class FeedingRemotely(Feeding):
+class RemoteFeeding(Feeding):
     """One remote learner or several, which get references to rows; one hands back weights with every block.
 
     Args:
@@ -166,7 +166,7 @@ class FeedingRemotely(Feeding):
     def __init__(self, learners: Learners, updates_due: Callable[[], int]) -> None:
         super().__init__(learners.acting_state)
         self._learners, self._updates_due = learners, updates_due
-        self._fed: list[_Fed] = []
+        self._fed: list[_FedBlock] = []
 
     @property
     @override(Feeding)
@@ -185,23 +185,23 @@ class FeedingRemotely(Feeding):
     def feed(self, block: Block, num_updates: int) -> None:
         where = slice(block.start, block.end)
         trained = self._learners.train(block.rows, where, num_updates, block.episodes)
-        self._fed.append(_Fed(block.num_steps, self._updates_made(), trained, list(trained.learned)))
+        self._fed.append(_FedBlock(block.num_steps, self._updates_made(), trained, list(trained.learned)))
 
     @override(Feeding)
-    def look_after(self) -> None:
+    def poll(self) -> None:
         """See `Feeding`.
 
         Raises:
             NonFiniteError: If a loss is not finite, of whichever learner.
         """
-        self._hear_from_learners()
+        self._drain_replies()
         while self._fed and not self._fed[0].waiting:
             fed = self._fed.pop(0)
             self.waited_s += fed.waited_s / len(fed.trained.learned)
             if fed.trained.num_updates:
                 self._weights = Weights(fed.updates_made, fed.trained.weights, fed.weights_bytes)
 
-    def _hear_from_learners(self) -> None:
+    def _drain_replies(self) -> None:
         """Takes in all answers that are there: where a learner died, the oldest block's may never be whole."""
         if not (refs := self.refs()):
             return

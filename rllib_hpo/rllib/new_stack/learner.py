@@ -16,14 +16,14 @@ from ray.rllib.utils.annotations import override
 
 from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.errors import SettingsError
-from rllib_hpo.learning.memory import limit_gpu_memory, told_of_in_a_sentence
+from rllib_hpo.learning.memory import explain_out_of_memory, limit_gpu_memory
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.learning.trainer import Trainer
 from rllib_hpo.optim.replicas import ALONE, Replica
 from rllib_hpo.rllib._private import LearnerHooks, learner_device, wants_component
 from rllib_hpo.rllib.torch_options import set_torch_options
 
-COLLECTIVE_PATIENCE_S = 45.0
+COLLECTIVE_TIMEOUT_S = 45.0
 """How long a learner waits for another that is silent, as where its machine is gone; a death shows at once.
 
 With `learners.GRACE_S` it makes the 50 s after which a run ends, of the minute that users are promised.
@@ -75,9 +75,9 @@ class ActorCriticLearner(LearnerHooks, TorchLearner):
         model = self.module[DEFAULT_MODULE_ID].unwrapped().model
         if self.config.limit_gpu_memory:
             limit_gpu_memory(self.config.num_gpus_per_learner, model.device)
-        replica = Replica.of_this_process(COLLECTIVE_PATIENCE_S) if self.config.num_learners > 1 else ALONE
-        replica.equalise(list(model.state_dict().values()))
-        with told_of_in_a_sentence():
+        replica = Replica.of_this_process(COLLECTIVE_TIMEOUT_S) if self.config.num_learners > 1 else ALONE
+        replica.broadcast(list(model.state_dict().values()))
+        with explain_out_of_memory():
             trainer = Trainer(self._method, model, self._adam, self.config.seed, replica)
             self.core = ReplayLearner(trainer)
 

@@ -13,10 +13,10 @@ from ray.rllib.core.learner.learner_group import LearnerGroup
 
 from rllib_hpo.algorithms.base import Episode
 from rllib_hpo.errors import WorkerDiedError
-from rllib_hpo.optim.replicas import LOST, ONE_LOST, merge_metrics
+from rllib_hpo.optim.replicas import LEARNER_DIED_MESSAGE, LEARNERS_DIED_MESSAGE, merge_metrics
 from rllib_hpo.replay.shards import Dealer
 from rllib_hpo.rllib._private import actor_manager
-from rllib_hpo.rllib.remote import Call, CoreCall, TrainCall, fetch, only_success
+from rllib_hpo.rllib.remote import Call, CoreCall, TrainCall, fetch, single_success
 
 GRACE_S = 5.0
 """How long learners get to end by themselves once one has failed; they may be waiting for that one."""
@@ -64,14 +64,14 @@ class Learners:
             NonFiniteError: If a loss is not finite, of whichever learner.
         """
         if self._num == 1:
-            return only_success(self._group.foreach_learner(CoreCall(method, *args)))
+            return single_success(self._group.foreach_learner(CoreCall(method, *args)))
         answers = self._ask([CoreCall(method, *args)] * self._num)
         return _MERGED[method](answers) if method in _MERGED else answers[0]
 
     def acting_state(self) -> dict[str, Any]:
         """What runners need, which is the same of all learners."""
         if self._num == 1:
-            state: dict[str, Any] = only_success(self._group.foreach_learner(Call("acting_state")))
+            state: dict[str, Any] = single_success(self._group.foreach_learner(Call("acting_state")))
         else:
             (state,) = self._ask([Call("acting_state")])
         return state
@@ -122,9 +122,11 @@ class Learners:
         try:
             return fetch(ref)
         except Exception as error:
-            self._give_up(waiting)
+            self._abandon(waiting)
             if isinstance(error, RayError) and not isinstance(error, UnserializableException):  # the user's
-                raise WorkerDiedError(ONE_LOST if self._num == 1 else LOST) from error
+                raise WorkerDiedError(
+                    LEARNER_DIED_MESSAGE if self._num == 1 else LEARNERS_DIED_MESSAGE
+                ) from error
             raise
 
     def _ask(self, calls: Sequence[Call]) -> list[Any]:
@@ -140,7 +142,7 @@ class Learners:
     def _actors(self) -> list[Any]:
         return list(actor_manager(self._group).actors().values())
 
-    def _give_up(self, waiting: Sequence[ray.ObjectRef]) -> None:
+    def _abandon(self, waiting: Sequence[ray.ObjectRef]) -> None:
         """Ends learners that would wait for the one that failed."""
         if self._num == 1 or not waiting:
             return

@@ -30,9 +30,9 @@ import ray
 
 from rllib_hpo.rllib.new_stack.feeding import Feeding
 from rllib_hpo.rllib.new_stack.sampling import Block, Sampling
-from rllib_hpo.rllib.remote import SampleRequest, share_out
+from rllib_hpo.rllib.remote import SampleRequest, split_evenly
 
-_LONGEST_WAIT_S = 0.5
+_MAX_WAIT_S = 0.5
 
 
 class Pipeline:
@@ -85,34 +85,34 @@ class Pipeline:
         while self.feeding.num_steps or (
             self._algorithm.env_steps < stop and not self._algorithm.stop_requested
         ):
-            self._take_in()
+            self._receive_blocks()
             if self._algorithm.stop_requested:
                 self._wait()
                 continue
             if self.takes_turns:
-                self._ask_for_a_round(stop)
+                self._request_round(stop)
             else:
-                self._ask_the_idle()
+                self._request_from_idle()
             block = self._next_block(stop) if self.feeding.has_room else None
             if block is None:
                 self._wait()
-                self._check_patience()
+                self._check_timeout()
             else:
                 self._learn_from(block)
 
     def _keep_sampling(self) -> None:
         """Sees to it that runners are at work, while the learner in this process is."""
         if not self.takes_turns:
-            self._take_in()
-            self._ask_the_idle()
+            self._receive_blocks()
+            self._request_from_idle()
 
-    def _take_in(self) -> None:
-        self.feeding.look_after()
+    def _receive_blocks(self) -> None:
+        self.feeding.poll()
         for block in self._sampling.arrived():
             self._queue.append(block)
             self._arrived_while_learning += self.feeding.num_steps > 0
 
-    def _ask_the_idle(self) -> None:
+    def _request_from_idle(self) -> None:
         """A fragment of each idle runner, as long as sampling may lead by that much."""
         for runner in self._sampling.idle():
             num_steps, random_actions = self._fragment, self._random_steps_left() > 0
@@ -130,13 +130,13 @@ class Pipeline:
         asked_for = self._num_queued + self._sampling.steps_in_flight(random_only=True, late=False)
         return int(self._algorithm.settings.warmup_steps - self._algorithm.env_steps - asked_for)
 
-    def _ask_for_a_round(self, stop: int) -> None:
+    def _request_round(self, stop: int) -> None:
         """A fragment of every runner when the last round has been learned from; together they end at `stop`."""
         steps, runners = self._algorithm.env_steps, sorted(self._sampling.idle())
         if steps >= stop or self.lead() or not runners:
             return
         random_actions = self._algorithm.schedule.is_warmup(steps)
-        quotas = share_out(min(stop - steps, self._fragment * len(runners)), len(runners))
+        quotas = split_evenly(min(stop - steps, self._fragment * len(runners)), len(runners))
         for runner, quota in zip(runners, quotas, strict=True):
             if quota:
                 self._ask(runner, quota, random_actions)
@@ -176,26 +176,26 @@ class Pipeline:
         self._sampling.begin_waiting()
 
     def _wait(self) -> None:
-        """As `_wait_for_a_change`; the learner has nothing else to do meanwhile."""
+        """As `_wait_for_event`; the learner has nothing else to do meanwhile."""
         began = time.monotonic()
-        self._wait_for_a_change()
+        self._wait_for_event()
         self.feeding.idled(time.monotonic() - began)
 
-    def _wait_for_a_change(self) -> None:
+    def _wait_for_event(self) -> None:
         """Until something has arrived or been learned, or runners need looking after."""
         if refs := self._sampling.refs() + self.feeding.refs():
-            ray.wait(refs, num_returns=1, timeout=_LONGEST_WAIT_S, fetch_local=True)
+            ray.wait(refs, num_returns=1, timeout=_MAX_WAIT_S, fetch_local=True)
         else:
             time.sleep(0.1)
 
-    def _check_patience(self) -> None:
+    def _check_timeout(self) -> None:
         """Patience is with runners, not with a learner that owes updates."""
         if self.feeding.num_steps:
             self._sampling.begin_waiting()
         else:
-            self._sampling.check_patience()
+            self._sampling.check_timeout()
 
-    def learn_from_the_queue(self, stop: int) -> None:
+    def learn_from_queue(self, stop: int) -> None:
         """Counts what a checkpoint brought, up to step `stop`, without asking anyone for more."""
         while (block := self._next_block(stop)) is not None:
             self._learn_from(block)
@@ -206,13 +206,13 @@ class Pipeline:
         Raises:
             UserError: If the config does not tolerate that.
         """
-        self._take_in()
+        self._receive_blocks()
         while self._sampling.steps_in_flight():
-            self._sampling.give_up_the_late()
-            self._wait_for_a_change()  # it is a checkpoint that waits, and not the learner
-            self._take_in()
+            self._sampling.abandon_overdue()
+            self._wait_for_event()  # it is a checkpoint that waits, and not the learner
+            self._receive_blocks()
 
-    def on_remote_runners(self, call: Callable[[Any], Any]) -> dict[int, Any]:
+    def call_remote_runners(self, call: Callable[[Any], Any]) -> dict[int, Any]:
         """What each remote runner answers to a call, once nothing is in flight any more."""
         self.settle()
         return self._sampling.ask_all(call)
@@ -223,7 +223,7 @@ class Pipeline:
 
     def flush_metrics(self) -> dict[str, float]:
         """What was measured since the last call."""
-        traffic, lags = self._sampling.take_traffic(), self._lags
+        traffic, lags = self._sampling.pop_traffic(), self._lags
         metrics = {
             "learner_waited_s": self.feeding.waited_s,
             "runners_waited_s": traffic.runners_waited_s,
@@ -244,7 +244,7 @@ class Pipeline:
     def get_state(self) -> list[dict[str, Any]]:
         """The blocks that are not counted yet, rows and all, once nothing is in flight any more."""
         self.settle()
-        return [block.at_hand()._asdict() for block in self._queue]
+        return [block.fetched_block()._asdict() for block in self._queue]
 
     def set_state(self, blocks: list[dict[str, Any]]) -> None:
         """Goes on with these blocks; what was in flight or queued here before is forgotten."""

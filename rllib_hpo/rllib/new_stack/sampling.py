@@ -20,11 +20,11 @@ from rllib_hpo.algorithms.base import Episode
 from rllib_hpo.errors import UserError, WorkerDiedError
 from rllib_hpo.rllib import stack
 from rllib_hpo.rllib._private import actor_manager
-from rllib_hpo.rllib.remote import SampleRequest, check_tolerated, fetch, pickled_bytes, refuse_all_dead
+from rllib_hpo.rllib.remote import SampleRequest, check_any_alive, check_tolerated, fetch, pickled_bytes
 
 _logger = logging.getLogger(__name__)
-_SECONDS_BETWEEN_PINGS = 1.0
-_SECONDS_TO_DIE = 5.0
+_PING_INTERVAL_S = 1.0
+_KILL_GRACE_S = 5.0
 """How long one that was killed is not asked for signs of life: it might still give one."""
 GRACE_S = 5.0
 """How long runners get to hand on what they are at work on when the run ends."""
@@ -58,7 +58,7 @@ class Block(NamedTuple):
         middle = self.start + num_steps
         return self._replace(end=middle, episodes=[]), self._replace(start=middle)
 
-    def at_hand(self) -> Block:
+    def fetched_block(self) -> Block:
         """The same with its rows here, and no others."""
         rows = ray.get(self.rows) if isinstance(self.rows, ray.ObjectRef) else self.rows
         return self._replace(rows=rows[self.start : self.end].copy(), start=0, end=self.num_steps)
@@ -100,7 +100,7 @@ class Sampling(ABC):
         """What has arrived since the last call."""
         return []
 
-    def take_traffic(self) -> Traffic:
+    def pop_traffic(self) -> Traffic:
         """What was measured since the last call."""
         traffic, self.traffic = self.traffic, Traffic()
         return traffic
@@ -114,7 +114,7 @@ class Sampling(ABC):
         return []
 
     @abstractmethod
-    def give_up_the_late(self) -> None:
+    def abandon_overdue(self) -> None:
         """Ends runners that are `late`; Ray replaces them as those that died."""
 
     @abstractmethod
@@ -126,7 +126,7 @@ class Sampling(ABC):
         """Patience with runners begins anew."""
 
     @abstractmethod
-    def check_patience(self) -> None:
+    def check_timeout(self) -> None:
         """Raises a UserError if none of the runners has handed on anything for too long."""
 
     @abstractmethod
@@ -138,7 +138,7 @@ class Sampling(ABC):
         """Ends runners that could not be stopped without waiting for them: the run ends."""
 
 
-class SamplingHere(Sampling):
+class LocalSampling(Sampling):
     """The runner in this process, for a remote learner; a request is fulfilled at once."""
 
     def __init__(self, runner: Any) -> None:
@@ -168,7 +168,7 @@ class SamplingHere(Sampling):
         )
 
     @override(Sampling)
-    def give_up_the_late(self) -> None:
+    def abandon_overdue(self) -> None:
         """Nothing: it answers at once."""
 
     @override(Sampling)
@@ -181,7 +181,7 @@ class SamplingHere(Sampling):
         """Nothing: it answers at once."""
 
     @override(Sampling)
-    def check_patience(self) -> None:
+    def check_timeout(self) -> None:
         """Nothing: it needs none."""
 
     @override(Sampling)
@@ -211,12 +211,12 @@ class RemoteSampling(Sampling):
 
     Args:
         algorithm: Whose runners these are.
-        rows_here: Whether rows are for this process; else blocks hold references to them.
+        fetches_rows: Whether rows are for this process; else blocks hold references to them.
     """
 
-    def __init__(self, algorithm: Any, *, rows_here: bool) -> None:
+    def __init__(self, algorithm: Any, *, fetches_rows: bool) -> None:
         super().__init__()
-        self._algorithm, self._config, self._rows_here = algorithm, algorithm.config, rows_here
+        self._algorithm, self._config, self._rows_here = algorithm, algorithm.config, fetches_rows
         self._manager = actor_manager(algorithm.env_runner_group)
         self._in_flight: dict[int, _InFlight] = {}
         self._pings: dict[int, ray.ObjectRef] = {}
@@ -261,8 +261,8 @@ class RemoteSampling(Sampling):
                 raise
             except RayError as error:
                 self._has_died(runner, error)
-        self._note_the_late()
-        self._look_after_the_dead()
+        self._mark_overdue()
+        self._restore_dead()
         if blocks:
             self.begin_waiting()
         return blocks
@@ -287,7 +287,7 @@ class RemoteSampling(Sampling):
         self._in_flight.pop(runner, None)
         self._late.discard(runner)
 
-    def _note_the_late(self) -> None:
+    def _mark_overdue(self) -> None:
         for runner in self._overdue():
             if runner not in self._late:
                 self._late.add(runner)
@@ -303,11 +303,11 @@ class RemoteSampling(Sampling):
     def _allowed_s(self) -> float:
         """How long a request may take; where there is no limit, our patience is one."""
         allowed = self._config.sample_timeout_s
-        return min(self._patience_s, stack.RUNNER_PATIENCE_S if allowed is None else float(allowed))
+        return min(self._timeout_s, stack.RUNNER_TIMEOUT_S if allowed is None else float(allowed))
 
     @property
-    def _patience_s(self) -> float:
-        return stack.STOP_PATIENCE_S if self._algorithm.stop_requested else stack.RUNNER_PATIENCE_S
+    def _timeout_s(self) -> float:
+        return stack.STOP_TIMEOUT_S if self._algorithm.stop_requested else stack.RUNNER_TIMEOUT_S
 
     @property
     def _limit(self) -> str:
@@ -319,17 +319,17 @@ class RemoteSampling(Sampling):
         return [runner for runner, flight in self._in_flight.items() if now - flight.since > allowed]
 
     @override(Sampling)
-    def give_up_the_late(self) -> None:
+    def abandon_overdue(self) -> None:
         """See `Sampling`.
 
         Raises:
             UserError: If the config does not tolerate that runners die.
         """
         for runner in self._overdue():
-            self._give_up(runner, f"took longer than {self._limit}")
+            self._abandon(runner, f"took longer than {self._limit}")
 
-    def _give_up(self, runner: int, why: str) -> None:
-        """Kills one that hangs; `_look_after_the_dead` takes its replacement into service."""
+    def _abandon(self, runner: int, why: str) -> None:
+        """Kills one that hangs; `_restore_dead` takes its replacement into service."""
         self._is_gone(runner)
         ray.kill(self._manager.actors()[runner], no_restart=False)
         self._killed_at[runner] = time.monotonic()
@@ -350,21 +350,21 @@ class RemoteSampling(Sampling):
         actors, healthy = self._manager.actors(), self._manager.healthy_actor_ids()
         asked = {runner: actors[runner].apply.remote(call) for runner in healthy}
         if asked:
-            ray.wait(list(asked.values()), num_returns=len(asked), timeout=self._patience_s)
+            ray.wait(list(asked.values()), num_returns=len(asked), timeout=self._timeout_s)
         answers, over = {}, set(_ready(list(asked.values())))
         for runner, ref in asked.items():
             try:
                 if ref in over:
                     answers[runner] = fetch(ref)
                 else:
-                    self._give_up(runner, f"did not answer for {self._patience_s:.0f} s")
+                    self._abandon(runner, f"did not answer for {self._timeout_s:.0f} s")
             except UnserializableException:  # the user's error, which cannot travel
                 raise
             except RayError as error:
                 self._has_died(runner, error)
         return answers
 
-    def _look_after_the_dead(self) -> None:
+    def _restore_dead(self) -> None:
         """Asks for signs of life, without waiting, and takes those who give any back into service."""
         waited_for = {ref: runner for runner, ref in self._pings.items()}
         restored = []
@@ -378,13 +378,13 @@ class RemoteSampling(Sampling):
             self._manager.set_actor_state(runner, healthy=True)
             restored.append(runner)
         if restored:
-            self._algorithm.runners_are_back(restored)
+            self._algorithm.announce_restored_runners(restored)
         if time.monotonic() < self._next_ping:
             return
         now = time.monotonic()
-        self._next_ping = now + _SECONDS_BETWEEN_PINGS
+        self._next_ping = now + _PING_INTERVAL_S
         for runner, actor in self._manager.actors().items():
-            if now - self._killed_at.get(runner, -math.inf) < _SECONDS_TO_DIE:
+            if now - self._killed_at.get(runner, -math.inf) < _KILL_GRACE_S:
                 continue
             if not self._manager.is_actor_healthy(runner) and runner not in self._pings:
                 self._pings[runner] = actor.ping.remote()
@@ -407,25 +407,25 @@ class RemoteSampling(Sampling):
         self._waiting_since = time.monotonic()
 
     @override(Sampling)
-    def check_patience(self) -> None:
+    def check_timeout(self) -> None:
         """See `Sampling`.
 
         Raises:
-            WorkerDiedError: If all are dead for good, or none has been there for `stack.RUNNER_PATIENCE_S`.
+            WorkerDiedError: If all are dead for good, or none has been there for `stack.RUNNER_TIMEOUT_S`.
             UserError: If those that are there have handed on nothing for as long.
         """
-        refuse_all_dead(self._manager, self._config)
-        if time.monotonic() - self._waiting_since > stack.RUNNER_PATIENCE_S:
+        check_any_alive(self._manager, self._config)
+        if time.monotonic() - self._waiting_since > stack.RUNNER_TIMEOUT_S:
             failure = UserError if self._manager.num_healthy_actors() else WorkerDiedError
             raise failure(
                 f"None of {self._config.num_env_runners} environment runners handed on samples for "
-                f"{stack.RUNNER_PATIENCE_S:.0f} seconds: they died and did not come back, or they take longer "
+                f"{stack.RUNNER_TIMEOUT_S:.0f} seconds: they died and did not come back, or they take longer "
                 f"than {self._limit} for a fragment."
             )
 
     @override(Sampling)
     def forget(self) -> None:
-        self.give_up_the_late()  # what is asked of them next would wait behind what is forgotten
+        self.abandon_overdue()  # what is asked of them next would wait behind what is forgotten
         self._in_flight.clear()
 
     @override(Sampling)

@@ -32,10 +32,10 @@ from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.rllib import stack
 from rllib_hpo.rllib._private import local_learner
 from rllib_hpo.rllib.environment import stateful_wrappers
-from rllib_hpo.rllib.new_stack.feeding import Feeding, FeedingHere, FeedingRemotely
+from rllib_hpo.rllib.new_stack.feeding import Feeding, LocalFeeding, RemoteFeeding
 from rllib_hpo.rllib.new_stack.learners import Learners
 from rllib_hpo.rllib.new_stack.pipeline import Pipeline
-from rllib_hpo.rllib.new_stack.sampling import RemoteSampling, SamplingHere
+from rllib_hpo.rllib.new_stack.sampling import LocalSampling, RemoteSampling
 from rllib_hpo.rllib.remote import Call, Weights
 
 PIPELINE_RESULTS = "pipeline"
@@ -60,23 +60,23 @@ class ModuleStack(stack.Stack):
         # Statistics that wrappers gather must be of the counted steps at every stop.
         takes_turns = bool(stateful_wrappers(config))
         sampling = (
-            RemoteSampling(algorithm, rows_here=not is_remote)
+            RemoteSampling(algorithm, fetches_rows=not is_remote)
             if config.num_env_runners > 0
-            else SamplingHere(algorithm.env_runner)
+            else LocalSampling(algorithm.env_runner)
         )
         return Pipeline(
             algorithm,
             sampling,
-            self._feed_remotely if is_remote else self._feed_here,
+            self._remote_feeding if is_remote else self._local_feeding,
             fragment=self._fragment,
             max_lead_steps=0 if takes_turns else config.get_max_lead_steps(),
         )
 
-    def _feed_here(self, meanwhile: Callable[[], None]) -> Feeding:
-        return FeedingHere(self.core, self._acting_state, meanwhile)
+    def _local_feeding(self, meanwhile: Callable[[], None]) -> Feeding:
+        return LocalFeeding(self.core, self._acting_state, meanwhile)
 
-    def _feed_remotely(self, meanwhile: Callable[[], None]) -> Feeding:
-        return FeedingRemotely(self.learners, lambda: self.algorithm.num_updates)
+    def _remote_feeding(self, meanwhile: Callable[[], None]) -> Feeding:
+        return RemoteFeeding(self.learners, lambda: self.algorithm.num_updates)
 
     @property
     def _learner(self) -> Any:
@@ -97,7 +97,7 @@ class ModuleStack(stack.Stack):
     @override(stack.Stack)
     def collect_and_learn(self, stop: int) -> None:
         if self._is_local:
-            self.pipeline.learn_from_the_queue(stop)
+            self.pipeline.learn_from_queue(stop)
             self._learn_locally(stop)
         else:
             self.pipeline.advance(stop)
@@ -132,18 +132,18 @@ class ModuleStack(stack.Stack):
     def join(self, env_steps: int) -> None:
         self.algorithm.env_runner.join(env_steps, self.algorithm.run_seed)
 
-    def _on_runners(self, call: Call) -> list[Any]:
+    def _call_runners(self, call: Call) -> list[Any]:
         """What every runner answers to a call, the one in this process first."""
-        return [call(self.algorithm.env_runner), *self.pipeline.on_remote_runners(call).values()]
+        return [call(self.algorithm.env_runner), *self.pipeline.call_remote_runners(call).values()]
 
     @override(stack.Stack)
     def reseed(self, seed: int, env_steps: int) -> None:
         self.call_core("reseed", seed, env_steps)
-        self._on_runners(Call("reseed", seed, env_steps))
+        self._call_runners(Call("reseed", seed, env_steps))
 
     @override(stack.Stack)
-    def weights_have_changed(self) -> None:
-        super().weights_have_changed()
+    def on_weights_changed(self) -> None:
+        super().on_weights_changed()
         self.pipeline.feeding.forget()
 
     @override(stack.Stack)
@@ -159,12 +159,12 @@ class ModuleStack(stack.Stack):
 
     @override(stack.Stack)
     def rebuild_unsavable_envs(self) -> None:
-        self._on_runners(Call("rebuild_unsavable_envs"))
+        self._call_runners(Call("rebuild_unsavable_envs"))
 
     @override(stack.Stack)
     def is_savable(self) -> bool:
         """Whether every simulator can be saved, or was just built: the resumed run is then the same."""
-        return all(self._on_runners(Call("is_savable")))
+        return all(self._call_runners(Call("is_savable")))
 
     @override(stack.Stack)
     def stop(self) -> None:
@@ -213,7 +213,7 @@ class ModuleStack(stack.Stack):
     def get_state(self) -> dict[str, Any]:
         """Blocks that wait to be counted; streams and simulators of remote runners, then idle; several learners'."""
         blocks = self.pipeline.get_state()
-        runners = self.pipeline.on_remote_runners(
+        runners = self.pipeline.call_remote_runners(
             lambda runner: runner.get_state(not_components=COMPONENT_RL_MODULE)
         )
         return {"blocks": blocks, "runners": runners, **self.learners.get_state()}
@@ -224,6 +224,6 @@ class ModuleStack(stack.Stack):
         self.learners.set_state(state, state["env_steps"])
         if state["runners"] and self.config.num_env_runners > 0:  # else nobody would fetch them
             states = ray.put(state["runners"])
-            self.pipeline.on_remote_runners(
+            self.pipeline.call_remote_runners(
                 lambda runner: runner.set_state(ray.get(states).get(runner.worker_index, {}))
             )

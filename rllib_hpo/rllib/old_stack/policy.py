@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from rllib_hpo.algorithms.base import Actor
 from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.errors import SettingsError
-from rllib_hpo.learning.memory import limit_gpu_memory, told_of_in_a_sentence
+from rllib_hpo.learning.memory import explain_out_of_memory, limit_gpu_memory
 from rllib_hpo.learning.trainer import Trainer
 from rllib_hpo.replay.layout import Batch
 from rllib_hpo.rllib._private import PolicyHooks
@@ -97,15 +97,15 @@ class ActorCriticTorchPolicy(PolicyHooks, TorchPolicyV2):
         action_space: gym.spaces.Box,
         config: ActorCriticConfig | Mapping[str, Any],
     ) -> None:
-        config = self._completed(config)
+        config = self._complete_config(config)
         self.settings = config.settings()
         self._method = make_method(self.settings)
         set_torch_options(self.settings.num_torch_threads)
         super().__init__(observation_space, action_space, config)
         if config.limit_gpu_memory:
             limit_gpu_memory(config.num_gpus, self.device)
-        self._refuse_what_this_stack_lacks(self.model.model)
-        with told_of_in_a_sentence():
+        self._validate_stack_support(self.model.model)
+        with explain_out_of_memory():
             self.trainer = Trainer(self._method, self.model.model, self._adam, config.seed)
         self._worker_index = int(getattr(config, "worker_index", 0))
         self._set_streams(config.seed, joined_at=0)
@@ -113,7 +113,7 @@ class ActorCriticTorchPolicy(PolicyHooks, TorchPolicyV2):
         """Whether exploring is acting uniformly at random, as in the warm-up."""
 
     @classmethod
-    def _completed(cls, config: ActorCriticConfig | Mapping[str, Any]) -> ActorCriticConfig:
+    def _complete_config(cls, config: ActorCriticConfig | Mapping[str, Any]) -> ActorCriticConfig:
         if isinstance(config, ActorCriticConfig):
             complete = config.copy(copy_frozen=False)
         else:
@@ -158,7 +158,7 @@ class ActorCriticTorchPolicy(PolicyHooks, TorchPolicyV2):
             **{name: ViewRequirement(used_for_compute_actions=False) for name in columns},
         }
 
-    def _refuse_what_this_stack_lacks(self, actor: Actor) -> None:
+    def _validate_stack_support(self, actor: Actor) -> None:
         """RLlib's samplers hand on neither info nor memory of ours, and no episodes to learn from.
 
         Raises:

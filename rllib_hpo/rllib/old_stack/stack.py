@@ -25,14 +25,14 @@ from ray.rllib.utils.metrics.learner_info import LEARNER_STATS_KEY
 
 from rllib_hpo.algorithms.base import Actor
 from rllib_hpo.errors import NonFiniteError, UserError
-from rllib_hpo.learning.memory import told_of_in_a_sentence
+from rllib_hpo.learning.memory import explain_out_of_memory
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.replay.layout import Batch
 from rllib_hpo.rllib import stack
 from rllib_hpo.rllib._private import actor_manager
 from rllib_hpo.rllib.new_stack.sampling import GRACE_S
 from rllib_hpo.rllib.old_stack.policy import ActorCriticTorchPolicy, as_sample_batch
-from rllib_hpo.rllib.remote import refuse_all_dead, rollouts_of
+from rllib_hpo.rllib.remote import check_any_alive, rollouts_of
 from rllib_hpo.streams import numpy_generator
 
 
@@ -44,7 +44,7 @@ class PolicyStack(stack.Stack):
 
     def __init__(self, algorithm: Any) -> None:
         super().__init__(algorithm)
-        with told_of_in_a_sentence():
+        with explain_out_of_memory():
             self._core = ReplayLearner(self.policy.trainer, self._learn_on_batch)
         self._ahead = np.empty((0, self._core.replay.layout.width), np.float32)
         """Rows that were sampled but are not counted yet, since a fragment went beyond a stop."""
@@ -102,27 +102,27 @@ class PolicyStack(stack.Stack):
 
         Raises:
             WorkerDiedError: If all are dead for good.
-            UserError: If none has handed on anything for `stack.RUNNER_PATIENCE_S`.
+            UserError: If none has handed on anything for `stack.RUNNER_TIMEOUT_S`.
         """
         self.policy_lag = 0
         request = FragmentRequest(self.algorithm.schedule.is_warmup(self.algorithm.env_steps))
         group = self.algorithm.env_runner_group
         if self.config.num_env_runners == 0:
-            return _without_errors([request(group.local_env_runner)])
-        deadline = time.monotonic() + stack.RUNNER_PATIENCE_S
+            return _raise_errors([request(group.local_env_runner)])
+        deadline = time.monotonic() + stack.RUNNER_TIMEOUT_S
         while time.monotonic() < deadline:
             # Asks the actors without EnvRunnerGroup's wrapper, which would swallow a worker's error.
             results = actor_manager(group).foreach_actor(
                 request, timeout_seconds=self.config.sample_timeout_s
             )
             if batches := rollouts_of(results, self.config):
-                return _without_errors(batches)
-            refuse_all_dead(actor_manager(group), self.config)
+                return _raise_errors(batches)
+            check_any_alive(actor_manager(group), self.config)
             self.algorithm.restore_runners()
             time.sleep(1.0)
         raise UserError(
             f"None of {self.config.num_env_runners} rollout workers handed on samples for "
-            f"{stack.RUNNER_PATIENCE_S:.0f} seconds."
+            f"{stack.RUNNER_TIMEOUT_S:.0f} seconds."
         )
 
     def _as_rows(self, batch: SampleBatch) -> npt.NDArray[np.float32]:
@@ -247,7 +247,7 @@ class Reseeding:
             env.unwrapped.np_random = numpy_generator(self.seed, *owner)
 
 
-def _without_errors(batches: list[Any]) -> list[Any]:
+def _raise_errors(batches: list[Any]) -> list[Any]:
     """The batches; raises the first error among them."""
     for batch in batches:
         if isinstance(batch, UserError):

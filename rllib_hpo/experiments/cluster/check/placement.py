@@ -10,7 +10,7 @@ from typing import Any
 from rllib_hpo.documents import YamlLines, read_documents, read_text, reading
 from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.cluster.check import kuberay, slurm
-from rllib_hpo.rllib.machines import ROLLOUTS, Machines, NodeType, of_autoscaler
+from rllib_hpo.rllib.machines import ROLLOUTS, Machines, NodeType, autoscaler_machines
 
 
 def read_machines(path: Path) -> Machines:
@@ -36,7 +36,7 @@ def _read_machines(path: Path) -> Machines:
 
 
 def _of_ray_up(document: YamlLines) -> Machines:
-    machines = of_autoscaler(document.values)
+    machines = autoscaler_machines(document.values)
     if machines is None:
         raise document.error(
             ("metadata",),
