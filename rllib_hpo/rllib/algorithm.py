@@ -331,10 +331,11 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             self._record_evaluation(due, played)
 
     def _record_evaluation(self, due: EvaluationRequest, played: Evaluation) -> None:
-        """Schedulers see the return, and the row is written before training goes on."""
-        self.latest_evaluation = self._result(due, played)
+        """Report an evaluation to schedulers, and write its row before training continues."""
+        statistics = episode_statistics(played.returns, played.lengths)
+        self.latest_evaluation = self._result(due, played, statistics)
         if self.config.results_dir is not None:
-            self._write_row(due, played, Path(self.config.results_dir))
+            self._write_row(due, played, statistics, Path(self.config.results_dir))
 
     @override(Algorithm)
     def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
@@ -343,7 +344,8 @@ class ActorCriticAlgorithm(SavedAlgorithm):
         Replaces RLlib's, whose deterministic actions skip the tanh and whose seeds repeat.
         """
         due = self._request_evaluation()
-        return self._result(due, self._play(due))
+        played = self._play(due)
+        return self._result(due, played, episode_statistics(played.returns, played.lengths))
 
     def _request_evaluation(self) -> EvaluationRequest:
         """The evaluation of the weights of now."""
@@ -374,12 +376,13 @@ class ActorCriticAlgorithm(SavedAlgorithm):
         finally:
             self.evaluation_steps = 0
 
-    def _result(self, due: EvaluationRequest, played: Evaluation) -> dict[str, Any]:
-        """What RLlib's results say of an evaluation; the first with episodes that were cut is warned of."""
+    def _result(
+        self, due: EvaluationRequest, played: Evaluation, statistics: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The entry of RLlib's results for an evaluation. Warn of the first one whose episodes were cut."""
         if not self._has_warned_of_cut:
             limit = self.settings.evaluation_max_episode_steps
             self._has_warned_of_cut = warn_truncated(played, label(self.config.env), limit)
-        statistics = episode_statistics(played.returns, played.lengths)
         evaluation = {
             ENV_RUNNER_RESULTS: {
                 NUM_EPISODES: len(played.returns),
@@ -403,8 +406,9 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             kwargs={"algorithm": self, "metrics_logger": self.metrics, **kwargs},
         )
 
-    def _write_row(self, due: EvaluationRequest, played: Evaluation, results_dir: Path) -> None:
-        statistics = episode_statistics(played.returns, played.lengths)
+    def _write_row(
+        self, due: EvaluationRequest, played: Evaluation, statistics: dict[str, Any], results_dir: Path
+    ) -> None:
         config = self.run_config()
         columns: dict[str, Any] = {**statistics, **provenance(self._device_name())}
         row = EvaluationRow(

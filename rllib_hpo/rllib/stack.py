@@ -10,7 +10,7 @@ from rllib_hpo.learning.replay_learner import ReplayLearner
 
 if TYPE_CHECKING:
     from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
-    from rllib_hpo.rllib.remote import Weights
+    from rllib_hpo.rllib.new_stack.messages import Weights
 
 RUNNER_TIMEOUT_S = 300.0
 """How long training waits for samples when every runner is dead or too slow, and for any other answer of a runner."""
@@ -29,7 +29,7 @@ class Stack(ABC):
     def __init__(self, algorithm: ActorCriticAlgorithm) -> None:
         self.algorithm, self.config = algorithm, algorithm.config
         self.policy_lag = 0
-        """Most updates made since the weights that a rollout of the last iteration acted with, its own included."""
+        """Most updates made since the weights that a block of the last iteration acted with, its own included."""
 
     @property
     @abstractmethod

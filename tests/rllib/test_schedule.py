@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rllib_hpo.rllib.remote import split_evenly
+from rllib_hpo.rllib.new_stack.messages import split_evenly
 from rllib_hpo.rllib.schedule import Schedule
 from rllib_hpo.settings import SACSettings
 

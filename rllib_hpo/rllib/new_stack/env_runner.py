@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -26,6 +26,7 @@ from rllib_hpo.errors import NonFiniteError, UserCodeError, UserError
 from rllib_hpo.replay.layout import RowLayout
 from rllib_hpo.rllib._private import wants_component
 from rllib_hpo.rllib.environment import Environments, announce, environment_maker, label, task_of
+from rllib_hpo.rllib.new_stack.messages import Block
 from rllib_hpo.rllib.new_stack.rl_module import ActorCriticModule
 from rllib_hpo.rllib.torch_options import set_torch_options
 from rllib_hpo.streams import TorchStreams, derived_seed, numpy_generator
@@ -35,17 +36,6 @@ from rllib_hpo.tasks.simulator_state import capture, restore
 _logger = logging.getLogger(__name__)
 _FAILURE = "failure"
 """Where `get_spaces` of a remote runner that could not be made says why."""
-
-
-class Rollout(NamedTuple):
-    """What one request for samples yields."""
-
-    rows: npt.NDArray[np.float32]
-    """(N, width) transitions in the order they happened."""
-    episodes: list[Episode]
-    """Those that ended."""
-    weights_seq_no: int
-    """Number of the weights that acted."""
 
 
 _MAX_CONSECUTIVE_FAILURES = 10
@@ -173,9 +163,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             self._remembers[i] = True
 
     @override(EnvRunner)
-    def sample(
-        self, *, num_steps: int | None = None, random_actions: bool = False, **of_rllib: Any
-    ) -> Rollout:
+    def sample(self, *, num_steps: int | None = None, random_actions: bool = False, **of_rllib: Any) -> Block:
         """Takes exactly `num_steps` environment steps.
 
         Args:
@@ -204,7 +192,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             self._step(which, rows[done : done + turn], episodes, random_actions)
             self._turn = (self._turn + turn) % len(self.envs)
             done += turn
-        return Rollout(rows, episodes, self._weights_seq_no)
+        return Block(rows, 0, num_steps, episodes, self._weights_seq_no, random_actions)
 
     def _step(
         self, which: list[int], rows: npt.NDArray[np.float32], episodes: list[Episode], random_actions: bool
@@ -386,7 +374,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
 
     @override(EnvRunner)
     def get_metrics(self) -> dict[str, Any]:
-        """RLlib's counters of this runner; episodes travel with the rollouts instead."""
+        """RLlib's counters of this runner; episodes travel with the blocks instead."""
         metrics: dict[str, Any] = self.metrics.reduce()
         return metrics
 

@@ -12,8 +12,7 @@ import ray
 from ray.rllib.utils.annotations import override
 
 from rllib_hpo.rllib.new_stack.learners import Learners, Trained
-from rllib_hpo.rllib.new_stack.sampling import Block
-from rllib_hpo.rllib.remote import Weights, pickled_bytes
+from rllib_hpo.rllib.new_stack.messages import Block, Weights, pickled_bytes
 
 MAX_TRAIN_CALLS = 2
 """Blocks at a time with remote learners: one that they are at work on, and the next."""

@@ -16,7 +16,8 @@ from rllib_hpo.errors import WorkerDiedError
 from rllib_hpo.optim.replicas import LEARNER_DIED_MESSAGE, LEARNERS_DIED_MESSAGE, merge_metrics
 from rllib_hpo.replay.shards import Dealer
 from rllib_hpo.rllib._private import actor_manager
-from rllib_hpo.rllib.remote import Call, CoreCall, TrainCall, fetch, single_success
+from rllib_hpo.rllib.new_stack.messages import CoreCall, TrainCall, single_success
+from rllib_hpo.rllib.remote import Call, fetch
 
 GRACE_S = 5.0
 """How long learners get to end by themselves once one has failed; they may be waiting for that one."""

@@ -1,6 +1,6 @@
-"""Sampling overlaps learning: rollouts arrive, wait in a queue, and are learned from in order.
+"""Sampling overlaps learning: blocks arrive, wait in a queue, and are learned from in order.
 
-    runners  --rollouts-->  queue of blocks  --block, updates-->  learner
+    runners  --blocks-->    queue of blocks  --block, updates-->  learner
        ^---------------------- numbered weights ---------------------'
 
 Every runner is at work on a request, unless sampling leads learning by `max_lead_steps`: steps that were asked
@@ -29,8 +29,8 @@ from typing import Any
 import ray
 
 from rllib_hpo.rllib.new_stack.feeding import Feeding
-from rllib_hpo.rllib.new_stack.sampling import Block, Sampling
-from rllib_hpo.rllib.remote import SampleRequest, split_evenly
+from rllib_hpo.rllib.new_stack.messages import Block, SampleRequest, split_evenly
+from rllib_hpo.rllib.new_stack.sampling import Sampling
 
 _MAX_WAIT_S = 0.5
 
@@ -40,7 +40,7 @@ class Pipeline:
 
     Args:
         algorithm: Counts the steps and knows the schedule.
-        sampling: Where rollouts come from.
+        sampling: Where blocks come from.
         feeding: Makes what they are fed to; is given what to call between updates made in this process.
         fragment: Steps asked for at a time.
         max_lead_steps: The most that sampling leads learning by; 0 for turns.

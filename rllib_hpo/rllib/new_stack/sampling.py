@@ -8,19 +8,17 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import ray
 from ray.exceptions import RayError, UnserializableException
 from ray.rllib.utils.annotations import override
 
-from rllib_hpo.algorithms.base import Episode
 from rllib_hpo.errors import UserError, WorkerDiedError
 from rllib_hpo.rllib import stack
 from rllib_hpo.rllib._private import actor_manager
-from rllib_hpo.rllib.remote import SampleRequest, check_any_alive, check_tolerated, fetch, pickled_bytes
+from rllib_hpo.rllib.new_stack.messages import Block, SampleRequest, pickled_bytes
+from rllib_hpo.rllib.remote import check_any_alive, check_tolerated, fetch
 
 _logger = logging.getLogger(__name__)
 _PING_INTERVAL_S = 1.0
@@ -30,43 +28,9 @@ GRACE_S = 5.0
 """How long runners get to hand on what they are at work on when the run ends."""
 
 
-class Block(NamedTuple):
-    """Transitions in the order they happened, that wait to be learned from: a rollout, or what is left of one."""
-
-    rows: npt.NDArray[np.float32] | ray.ObjectRef
-    """(N, width), or where the rows are."""
-    start: int
-    end: int
-    """Those of `rows` from `start` to `end` (exclusive) are the block's."""
-    episodes: list[Episode]
-    """That ended in it; those of a block that is cut are counted with its last part."""
-    weights_seq_no: int
-    """Updates behind the weights that acted."""
-    is_random: bool
-    """Whether actions were random (the warm-up)."""
-    runner: int = 0
-
-    @property
-    def num_steps(self) -> int:
-        """Transitions in it."""
-        return self.end - self.start
-
-    def cut(self, num_steps: int) -> tuple[Block, Block | None]:
-        """Its first `num_steps`, at most, and what is left, if anything is."""
-        if num_steps >= self.num_steps:
-            return self, None
-        middle = self.start + num_steps
-        return self._replace(end=middle, episodes=[]), self._replace(start=middle)
-
-    def fetched_block(self) -> Block:
-        """The same with its rows here, and no others."""
-        rows = ray.get(self.rows) if isinstance(self.rows, ray.ObjectRef) else self.rows
-        return self._replace(rows=rows[self.start : self.end].copy(), start=0, end=self.num_steps)
-
-
 @dataclass
 class Traffic:
-    """What runners measured since it was last asked for."""
+    """Counters of what runners have done since they were last read."""
 
     num_steps: int = 0
     num_bytes: int = 0
@@ -77,7 +41,7 @@ class Traffic:
     """That were fetched so, pickled; runners of one node share what has come there."""
 
     def fetched(self, num_bytes: int) -> None:
-        """Counts weights that a runner fetched; 0 bytes where it had them."""
+        """Count weights that a runner fetched; 0 bytes if it had them."""
         self.weights_fetched += num_bytes > 0
         self.weights_bytes += num_bytes
 
@@ -155,17 +119,10 @@ class LocalSampling(Sampling):
         """Samples."""
         if not request.random_actions:
             self.traffic.fetched(request.weights.give_to(self._runner))
-        rollout = self._runner.sample(num_steps=request.num_steps, random_actions=request.random_actions)
-        self.traffic.num_steps += len(rollout.rows)
-        self.traffic.num_bytes += pickled_bytes(rollout.rows)
-        return Block(
-            rollout.rows,
-            0,
-            len(rollout.rows),
-            rollout.episodes,
-            rollout.weights_seq_no,
-            request.random_actions,
-        )
+        block: Block = self._runner.sample(num_steps=request.num_steps, random_actions=request.random_actions)
+        self.traffic.num_steps += block.num_steps
+        self.traffic.num_bytes += pickled_bytes(block.rows)
+        return block
 
     @override(Sampling)
     def abandon_overdue(self) -> None:

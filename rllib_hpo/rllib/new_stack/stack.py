@@ -34,9 +34,10 @@ from rllib_hpo.rllib._private import local_learner
 from rllib_hpo.rllib.environment import stateful_wrappers
 from rllib_hpo.rllib.new_stack.feeding import Feeding, LocalFeeding, RemoteFeeding
 from rllib_hpo.rllib.new_stack.learners import Learners
+from rllib_hpo.rllib.new_stack.messages import Weights
 from rllib_hpo.rllib.new_stack.pipeline import Pipeline
 from rllib_hpo.rllib.new_stack.sampling import LocalSampling, RemoteSampling
-from rllib_hpo.rllib.remote import Call, Weights
+from rllib_hpo.rllib.remote import Call
 
 PIPELINE_RESULTS = "pipeline"
 """Where results hold what `Pipeline.flush_metrics` measured."""
@@ -108,9 +109,9 @@ class ModuleStack(stack.Stack):
         random_actions = algorithm.schedule.is_warmup(algorithm.env_steps)
         while algorithm.env_steps < stop and not algorithm.stop_requested:
             num_steps = min(self._fragment, stop - algorithm.env_steps)
-            rollout = runner.sample(num_steps=num_steps, random_actions=random_actions)
-            core.add_transitions(rollout.rows, rollout.episodes)
-            core.update_from_replay(algorithm.count(len(rollout.rows), rollout.episodes))
+            block = runner.sample(num_steps=num_steps, random_actions=random_actions)
+            core.add_transitions(block.rows, block.episodes)
+            core.update_from_replay(algorithm.count(len(block.rows), block.episodes))
 
     @property
     def _fragment(self) -> int:
