@@ -1,4 +1,4 @@
-"""Where rollouts come from: remote runners, each with a request in flight, or the runner in this process."""
+"""Request blocks of transitions from remote runners, or from the runner in this process."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from rllib_hpo.rllib.remote import check_any_alive, check_tolerated, fetch
 _logger = logging.getLogger(__name__)
 _PING_INTERVAL_S = 1.0
 _KILL_GRACE_S = 5.0
-"""How long one that was killed is not asked for signs of life: it might still give one."""
+"""Seconds after a kill before the runner is pinged again: a dying actor may still answer."""
 GRACE_S = 5.0
-"""How long runners get to hand on what they are at work on when the run ends."""
+"""Seconds that runners get to finish their requests when the run ends; then they are killed."""
 
 
 @dataclass
@@ -47,63 +47,68 @@ class Traffic:
 
 
 class Sampling(ABC):
-    """Takes requests for rollouts and hands on what arrives, in the order of arrival."""
+    """Send requests for blocks to runners, and return the blocks in the order of arrival."""
 
     def __init__(self) -> None:
         self.traffic = Traffic()
 
     @abstractmethod
     def idle(self) -> list[int]:
-        """Runners that could be asked now; those that were asked longest ago first."""
+        """Indices of runners without a request, least recently asked first."""
 
     @abstractmethod
     def ask(self, runner: int, request: SampleRequest) -> Block | None:
-        """Hands `request` to a runner; what it yields, if that is known at once."""
+        """Send `request` to a runner; returns its block if there is one at once, or else None."""
 
     def arrived(self) -> list[Block]:
-        """What has arrived since the last call."""
+        """Blocks that have arrived since the last call."""
         return []
 
     def pop_traffic(self) -> Traffic:
-        """What was measured since the last call."""
+        """Counters since the last call."""
         traffic, self.traffic = self.traffic, Traffic()
         return traffic
 
     def steps_in_flight(self, *, random_only: bool = False, late: bool = True) -> int:
-        """Steps that were asked for and have not arrived, with or without those of runners that are `late`."""
+        """Number of steps that were requested and have not arrived.
+
+        Args:
+            random_only: Count random steps (the warm-up) only.
+            late: Count steps of overdue runners, too.
+        """
         return 0
 
     def refs(self) -> list[ray.ObjectRef]:
-        """What can be waited for with `ray.wait`."""
+        """References to pass to `ray.wait`."""
         return []
 
     @abstractmethod
     def abandon_overdue(self) -> None:
-        """Ends runners that are `late`; Ray replaces them as those that died."""
+        """Kill overdue runners; Ray replaces them like those that died."""
 
     @abstractmethod
     def ask_all(self, call: Callable[[Any], Any]) -> dict[int, Any]:
-        """What remote runners, none of them at work, answer to a call; whoever does not in time is given up."""
+        """Results of a call by runner; those that exceed the timeout are killed. No request may be in flight."""
 
     @abstractmethod
     def begin_waiting(self) -> None:
-        """Patience with runners begins anew."""
+        """Restart the timeout of `check_timeout`."""
 
     @abstractmethod
     def check_timeout(self) -> None:
-        """Raises a UserError if none of the runners has handed on anything for too long."""
+        """Raise a UserError if no block has arrived within the timeout."""
 
     @abstractmethod
     def forget(self) -> None:
-        """Gives up all that is in flight: the run goes on from elsewhere."""
+        """Discard all requests in flight, since the state of the run was replaced."""
 
     @abstractmethod
     def stop(self) -> None:
-        """Ends runners that could not be stopped without waiting for them: the run ends."""
+        """Kill runners that do not finish in time, at the end of the run."""
 
 
 class LocalSampling(Sampling):
-    """The runner in this process, for a remote learner; a request is fulfilled at once."""
+    """Sample with the runner in this process, for a remote learner."""
 
     def __init__(self, runner: Any) -> None:
         super().__init__()
@@ -111,12 +116,12 @@ class LocalSampling(Sampling):
 
     @override(Sampling)
     def idle(self) -> list[int]:
-        """The one runner there is."""
+        """The index of the only runner."""
         return [0]
 
     @override(Sampling)
     def ask(self, runner: int, request: SampleRequest) -> Block:
-        """Samples."""
+        """Sample at once."""
         if not request.random_actions:
             self.traffic.fetched(request.weights.give_to(self._runner))
         block: Block = self._runner.sample(num_steps=request.num_steps, random_actions=request.random_actions)
@@ -126,33 +131,33 @@ class LocalSampling(Sampling):
 
     @override(Sampling)
     def abandon_overdue(self) -> None:
-        """Nothing: it answers at once."""
+        """Do nothing: no request is ever in flight."""
 
     @override(Sampling)
     def ask_all(self, call: Callable[[Any], Any]) -> dict[int, Any]:
-        """Nothing: there are none."""
+        """Return nothing: there are no remote runners."""
         return {}
 
     @override(Sampling)
     def begin_waiting(self) -> None:
-        """Nothing: it answers at once."""
+        """Do nothing: no request is ever in flight."""
 
     @override(Sampling)
     def check_timeout(self) -> None:
-        """Nothing: it needs none."""
+        """Do nothing: no request is ever in flight."""
 
     @override(Sampling)
     def forget(self) -> None:
-        """Nothing: nothing is ever in flight."""
+        """Do nothing: no request is ever in flight."""
 
     @override(Sampling)
     def stop(self) -> None:
-        """Nothing: nothing is ever in flight."""
+        """Do nothing: no request is ever in flight."""
 
 
 @dataclass
 class _InFlight:
-    """A request that a runner is at work on."""
+    """A request that a runner has not answered yet."""
 
     request: SampleRequest
     sampled: ray.ObjectRef
@@ -161,19 +166,19 @@ class _InFlight:
 
 
 class RemoteSampling(Sampling):
-    """Remote runners. Those that die are given up at once and taken back once Ray has replaced them.
+    """Sample with remote runners. Dead ones are abandoned at once, and restored when Ray has replaced them.
 
-    Speaks to the actors of RLlib's EnvRunnerGroup itself: RLlib's own calls return one object each, swallow
-    errors, and wait for the dead.
+    Calls the actors of RLlib's EnvRunnerGroup directly: the group's own calls return one object each, swallow errors,
+    and wait for dead actors.
 
     Args:
-        algorithm: Whose runners these are.
-        fetches_rows: Whether rows are for this process; else blocks hold references to them.
+        algorithm: The algorithm that owns the runners.
+        fetches_rows: Whether blocks hold the rows themselves; otherwise they hold references.
     """
 
     def __init__(self, algorithm: Any, *, fetches_rows: bool) -> None:
         super().__init__()
-        self._algorithm, self._config, self._rows_here = algorithm, algorithm.config, fetches_rows
+        self._algorithm, self._config, self._fetches_rows = algorithm, algorithm.config, fetches_rows
         self._manager = actor_manager(algorithm.env_runner_group)
         self._in_flight: dict[int, _InFlight] = {}
         self._pings: dict[int, ray.ObjectRef] = {}
@@ -200,7 +205,7 @@ class RemoteSampling(Sampling):
 
     @override(Sampling)
     def arrived(self) -> list[Block]:
-        """What has arrived since the last call; also looks after the dead and the late.
+        """Blocks that have arrived since the last call. Also mark overdue runners and restore dead ones.
 
         Raises:
             Exception: What a runner raised.
@@ -208,7 +213,7 @@ class RemoteSampling(Sampling):
         """
         waited_for = {flight.rows: runner for runner, flight in self._in_flight.items()}
         blocks = []
-        # A rollout counts as arrived when its rows are on this machine: its runner's may be gone tomorrow.
+        # A block has arrived when its rows are on this machine: the runner's machine may fail later.
         for ref in _ready(list(waited_for)):
             runner = waited_for[ref]
             flight = self._in_flight.pop(runner)
@@ -226,7 +231,7 @@ class RemoteSampling(Sampling):
 
     def _received(self, runner: int, flight: _InFlight) -> Block:
         sampled = fetch(flight.sampled)
-        rows = fetch(flight.rows) if self._rows_here else flight.rows
+        rows = fetch(flight.rows) if self._fetches_rows else flight.rows
         is_random, traffic = flight.request.random_actions, self.traffic
         traffic.num_steps += sampled.num_rows
         traffic.num_bytes += sampled.num_bytes
@@ -258,7 +263,7 @@ class RemoteSampling(Sampling):
 
     @property
     def _allowed_s(self) -> float:
-        """How long a request may take; where there is no limit, our patience is one."""
+        """Timeout of a request in seconds: `sample_timeout_s`, and never more than `RUNNER_TIMEOUT_S`."""
         allowed = self._config.sample_timeout_s
         return min(self._timeout_s, stack.RUNNER_TIMEOUT_S if allowed is None else float(allowed))
 
@@ -286,11 +291,11 @@ class RemoteSampling(Sampling):
             self._abandon(runner, f"took longer than {self._limit}")
 
     def _abandon(self, runner: int, why: str) -> None:
-        """Kills one that hangs; `_restore_dead` takes its replacement into service."""
+        """Kill a runner that hangs; `_restore_dead` adopts its replacement."""
         self._is_gone(runner)
         ray.kill(self._manager.actors()[runner], no_restart=False)
         self._killed_at[runner] = time.monotonic()
-        if self._algorithm.stop_requested:  # what the others have done is to be saved
+        if self._algorithm.stop_requested:  # the blocks of the other runners are still to be saved
             _logger.warning("Environment runner %d did not answer in time; what it owes is given up.", runner)
             return
         check_tolerated(self._config, f"Environment runner {runner} {why}")
@@ -322,7 +327,7 @@ class RemoteSampling(Sampling):
         return answers
 
     def _restore_dead(self) -> None:
-        """Asks for signs of life, without waiting, and takes those who give any back into service."""
+        """Ping dead runners without waiting, and restore those that answer."""
         waited_for = {ref: runner for runner, ref in self._pings.items()}
         restored = []
         for ref in _ready(list(waited_for)):
@@ -382,12 +387,12 @@ class RemoteSampling(Sampling):
 
     @override(Sampling)
     def forget(self) -> None:
-        self.abandon_overdue()  # what is asked of them next would wait behind what is forgotten
+        self.abandon_overdue()  # a new request would wait behind the discarded one
         self._in_flight.clear()
 
     @override(Sampling)
     def stop(self) -> None:
-        """See `Sampling`: RLlib would wait for them for ever."""
+        """See `Sampling`; RLlib would wait for them without a limit."""
         if self._in_flight:
             refs = {flight.sampled: runner for runner, flight in self._in_flight.items()}
             for ref in ray.wait(list(refs), num_returns=len(refs), timeout=GRACE_S)[1]:
@@ -396,7 +401,7 @@ class RemoteSampling(Sampling):
 
 
 def _ready(refs: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
-    """Those of `refs` that are here, in their order."""
+    """References whose objects are in this process's object store, in the order of `refs`."""
     if not refs:
         return []
     ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=True)

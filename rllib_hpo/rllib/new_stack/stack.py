@@ -1,4 +1,4 @@
-"""RLlib's new API stack: EnvRunners that fill rows, and a Learner that owns the replay."""
+"""The new API stack for an algorithm: EnvRunners that fill rows, and Learners that own the replay."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ from rllib_hpo.rllib.new_stack.sampling import LocalSampling, RemoteSampling
 from rllib_hpo.rllib.remote import Call
 
 PIPELINE_RESULTS = "pipeline"
-"""Where results hold what `Pipeline.flush_metrics` measured."""
+"""The key of results that holds `Pipeline.flush_metrics`."""
 
 
 class ModuleStack(stack.Stack):
-    """Acts with RLModules and learns with a Learner; either lives here or in actors."""
+    """Act with RLModules and learn with Learners, in this process or in actors."""
 
     def __init__(self, algorithm: Any) -> None:
         super().__init__(algorithm)
@@ -104,7 +104,7 @@ class ModuleStack(stack.Stack):
             self.pipeline.advance(stop)
 
     def _learn_locally(self, stop: int) -> None:
-        """Everything in this process: a fragment, its updates, the next fragment."""
+        """Alternate between a fragment and its updates, in this process."""
         algorithm, runner, core = self.algorithm, self.algorithm.env_runner, self.core
         random_actions = algorithm.schedule.is_warmup(algorithm.env_steps)
         while algorithm.env_steps < stop and not algorithm.stop_requested:
@@ -134,7 +134,7 @@ class ModuleStack(stack.Stack):
         self.algorithm.env_runner.join(env_steps, self.algorithm.run_seed)
 
     def _call_runners(self, call: Call) -> list[Any]:
-        """What every runner answers to a call, the one in this process first."""
+        """Results of a call to every runner, that of the local one first."""
         return [call(self.algorithm.env_runner), *self.pipeline.call_remote_runners(call).values()]
 
     @override(stack.Stack)
@@ -149,7 +149,7 @@ class ModuleStack(stack.Stack):
 
     @override(stack.Stack)
     def refresh_actor(self) -> None:
-        """See `Stack`. Weights that the runner in this process has already do not travel again."""
+        """See `Stack`. Weights that the local runner already has are not sent again."""
         if not self._is_local:
             self.pipeline.feeding.weights().give_to(self.algorithm.env_runner)
 
@@ -164,7 +164,7 @@ class ModuleStack(stack.Stack):
 
     @override(stack.Stack)
     def is_savable(self) -> bool:
-        """Whether every simulator can be saved, or was just built: the resumed run is then the same."""
+        """Whether every simulator can be saved or was just built, so that a resumed run is the same."""
         return all(self._call_runners(Call("is_savable")))
 
     @override(stack.Stack)
@@ -173,7 +173,7 @@ class ModuleStack(stack.Stack):
 
     @override(stack.Stack)
     def report(self, learner_metrics: dict[str, float]) -> None:
-        """Counters, episodes and what the learner measured go to RLlib's metrics logger."""
+        """Log counters, episodes and the learner's metrics with RLlib's metrics logger."""
         algorithm, log = self.algorithm, self.algorithm.metrics.log_value
         steps = (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME)
         new_steps = algorithm.env_steps - algorithm.metrics.peek(steps, default=0)
@@ -208,11 +208,11 @@ class ModuleStack(stack.Stack):
 
     @override(stack.Stack)
     def complete(self, result: dict[str, Any]) -> None:
-        """Nothing: the logger has it all."""
+        """Do nothing: the logger has everything."""
 
     @override(stack.Stack)
     def get_state(self) -> dict[str, Any]:
-        """Blocks that wait to be counted; streams and simulators of remote runners, then idle; several learners'."""
+        """Queued blocks, streams and simulators of remote runners, and the state of several learners."""
         blocks = self.pipeline.get_state()
         runners = self.pipeline.call_remote_runners(
             lambda runner: runner.get_state(not_components=COMPONENT_RL_MODULE)
@@ -223,7 +223,7 @@ class ModuleStack(stack.Stack):
     def set_state(self, state: dict[str, Any]) -> None:
         self.pipeline.set_state(state.get("blocks", []))
         self.learners.set_state(state, state["env_steps"])
-        if state["runners"] and self.config.num_env_runners > 0:  # else nobody would fetch them
+        if state["runners"] and self.config.num_env_runners > 0:  # otherwise nobody would fetch them
             states = ray.put(state["runners"])
             self.pipeline.call_remote_runners(
                 lambda runner: runner.set_state(ray.get(states).get(runner.worker_index, {}))
