@@ -37,7 +37,7 @@ from rllib_hpo.results.writer import write_row
 from rllib_hpo.rllib.auth_token import keep_token_private
 from rllib_hpo.rllib.capacity import ray_for_actors
 from rllib_hpo.rllib.config import ActorCriticConfig
-from rllib_hpo.rllib.environment import EvaluationEnvironments, WorkerEnvCreator, label, try_out
+from rllib_hpo.rllib.environment import EvaluationEnvironments, WorkerEnvCreator, label, probe_environment
 from rllib_hpo.rllib.evaluation import (
     Evaluation,
     EvaluationStopped,
@@ -59,15 +59,15 @@ from rllib_hpo.rllib.torch_options import set_torch_options
 from rllib_hpo.tasks.env_config import not_recorded, recorded
 
 ENV_RESTARTS = "num_env_restarts_lifetime"
-"""Where results count environments that were built anew after an error."""
+"""The key of results that counts environments rebuilt after an error."""
 _logger = logging.getLogger(__name__)
 
 
 class ActorCriticAlgorithm(SavedAlgorithm):
-    """An off-policy algorithm: one learner, one replay, one evaluation; the method is what differs.
+    """An off-policy algorithm of RLlib around one of this package's methods.
 
-    One `train()` is a fixed number of environment steps (never a span of time), cut so that warm-up,
-    evaluations and checkpoints fall on their steps exactly.
+    One `train()` is a fixed number of environment steps (never a span of time), cut so that warm-up, evaluations and
+    checkpoints fall exactly on their steps.
     """
 
     @classmethod
@@ -88,7 +88,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
 
     @override(Algorithm)
     def __repr__(self) -> str:
-        """RLlib's; before there is a configuration, RLlib's would fail and hide why it was refused."""
+        """RLlib's name; without a configuration, RLlib's would fail and hide why that was refused."""
         has_config = isinstance(getattr(self, "config", None), AlgorithmConfig)
         return str(super().__repr__()) if has_config else type(self).__name__
 
@@ -100,28 +100,28 @@ class ActorCriticAlgorithm(SavedAlgorithm):
         self.schedule = Schedule(self.settings)
         self.env_steps, self._num_updates = 0, 0
         self.env_restarts = 0
-        """Environments that were built anew after an error, which the config tolerates."""
+        """Number of environments that were rebuilt after an error."""
         self.run_seed: int = config.seed
         """The seed of this run's random streams: the config's, or a new one in a clone with its donor's seed."""
         self._began = time.perf_counter()
         self.episodes_done: list[Episode] = []
         self.max_env_steps: int | None = None
-        """Steps after which an iteration ends early; None for no limit."""
+        """Environment step at which an iteration ends early; None for no limit."""
         self.latest_evaluation: dict[str, Any] | None = None
         self.on_row: Callable[[Path], None] | None = None
-        """Is told of the file of every row."""
+        """Function to call with the file of every row that is written."""
         self._has_warned_of_cut = False
         self.lacks_evaluation = False
-        """Whether the evaluation of this step is due and was stopped; the next iteration makes it up."""
+        """Whether the evaluation of this step was due and was stopped; the next iteration plays it."""
         self.evaluation_steps = 0
-        """Environment steps that the evaluation under way in this process has played; 0 between evaluations."""
+        """Steps that the current evaluation in this process has played; 0 between evaluations."""
         self.is_stopped = False
-        """Whether `stop` was called, after which there are no workers."""
+        """Whether `stop` was called; there are no workers then."""
         self.stop_requested = False
-        """Set it, from any thread, to end the iteration at the next step; clear it to train on."""
+        """Set it from any thread to end the iteration at the next step; clear it to continue training."""
         self._warn_of_unrecorded_options(config)
         if config.num_env_runners + config.evaluation_num_env_runners > 0:
-            self.env_creator.spaces = try_out(config)
+            self.env_creator.spaces = probe_environment(config)
         if not self._is_local(config):
             keep_token_private()
         with ray_for_actors(config):
@@ -134,7 +134,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
 
     @staticmethod
     def _validate_local_hardware(config: ActorCriticConfig) -> None:
-        """What only the process that trains knows; a config may be made elsewhere."""
+        """Check settings that depend on this machine; configs may be built on another one."""
         if config.env is None:
             raise SettingsError("There is no environment: name one, as in .environment('Hopper-v4').")
         option = "num_gpus" if config.is_old_stack else "num_gpus_per_learner"
@@ -154,17 +154,17 @@ class ActorCriticAlgorithm(SavedAlgorithm):
 
     @property
     def local_learner(self) -> ReplayLearner:
-        """What learns, where it lives in this process."""
+        """The replay and its updates, if the learner is in this process."""
         return self.stack.core
 
     @property
     def num_updates(self) -> int:
-        """Updates that the steps made so far call for; all are made at the end of an iteration."""
+        """Number of updates due after the steps so far; all are made by the end of an iteration."""
         return self._num_updates
 
     @property
     def actor(self) -> Actor:
-        """What acts in evaluations; it holds the newest weights after an `evaluate()`."""
+        """The actor of evaluations; it has the newest weights after an `evaluate()`."""
         return self.stack.actor
 
     @staticmethod
@@ -174,26 +174,26 @@ class ActorCriticAlgorithm(SavedAlgorithm):
 
     @staticmethod
     def _overlaps(config: ActorCriticConfig) -> bool:
-        """Whether `max_lead_steps` has a say in the run's numbers."""
+        """Whether `max_lead_steps` affects the run's numbers."""
         return not config.is_old_stack and config.num_env_runners + config.num_learners > 0
 
     @classmethod
     @override(Algorithm)
     def default_resource_request(cls, config: Any) -> PlacementGroupFactory:
-        """RLlib's, and a CPU for each evaluation runner."""
+        """RLlib's request, and a CPU for each evaluation runner."""
         request = super().default_resource_request(config)
         number = cls.get_default_config().update_from_dict(config).evaluation_num_env_runners
         return PlacementGroupFactory([*request.bundles, *[{"CPU": 1.0}] * number], strategy=request.strategy)
 
     @override(Algorithm)
     def cleanup(self) -> None:
-        """Waits for the evaluations that are pending, unless an error is on its way or a stop was requested."""
+        """Wait for pending evaluations, unless an error is being raised or a stop was requested."""
         self.is_stopped = True
         if not hasattr(self, "evaluation_runners"):  # setup has failed
             super().cleanup()
             return
         try:
-            # Without runners it is a checkpoint's, and whoever trains on makes it up.
+            # Without runners, the pending evaluations are a checkpoint's, for the run that continues.
             if len(self.evaluation_runners) and sys.exc_info()[0] is None and not self.stop_requested:
                 self._collect_evaluations(at_least=self.evaluation_runners.num_pending)
         finally:
@@ -205,7 +205,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
 
     @override(Algorithm)
     def step(self) -> dict[str, Any]:
-        """Adds the latest evaluation to every result: schedulers of Tune need it between evaluations, too.
+        """Add the latest evaluation to every result, since Tune's schedulers need it between evaluations, too.
 
         Raises:
             UserError: If `stop` was called before.
@@ -228,7 +228,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
 
     @override(Algorithm)
     def training_step(self) -> dict[str, Any] | None:
-        """Algorithm 1 of arXiv 2103.12020: act, store, update; replaces RLlib's sample-and-train."""
+        """Act, store and update (Algorithm 1 of arXiv 2103.12020), in place of RLlib's sample-and-train."""
         self._check_replay_loaded()
         end = self.schedule.iteration_end(self.env_steps)
         if self.max_env_steps is not None:
@@ -263,14 +263,14 @@ class ActorCriticAlgorithm(SavedAlgorithm):
                 self._evaluate_and_record()
             self._collect_evaluations()
         is_first, is_last = self.latest_evaluation is None, self.env_steps == self.max_env_steps
-        # Any result may be Tune's last, or the one that a scheduler judges by.
+        # Any result may be Tune's last, or the one that a scheduler compares.
         waits_for_all = is_last or self.is_trial
         self._collect_evaluations(
             at_least=self.evaluation_runners.num_pending if waits_for_all else int(is_first)
         )
 
     def count(self, num_steps: int, episodes: Iterable[Episode]) -> int:
-        """Counts environment steps and the episodes that ended; returns the updates that become due."""
+        """Count environment steps and ended episodes; returns the number of updates that become due."""
         self.env_steps += num_steps
         for episode in episodes:
             if episode.failed:
@@ -282,17 +282,17 @@ class ActorCriticAlgorithm(SavedAlgorithm):
         return due
 
     def restore_runners(self) -> None:
-        """Takes replacements of dead runners into service."""
+        """Restore replaced runners, and call the callbacks of those."""
         if restored := self.restore_env_runners(self.env_runner_group):
             self.announce_restored_runners(restored)
 
     def announce_restored_runners(self, restored: list[int]) -> None:
-        """Tells callbacks of runners that were replaced."""
+        """Call the callbacks of runners that were replaced."""
         self.call_runners_recreated(restored)
 
     @override(Algorithm)
     def restore_env_runners(self, env_runner_group: Any) -> list[int]:
-        """Takes replacements of dead runners into service.
+        """Restore replaced runners.
 
         On the old stack RLlib does, and waits for them; on the new one `RemoteSampling` does, without waiting.
         """
@@ -301,7 +301,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
         return []
 
     def _evaluate_and_record(self) -> None:
-        """An evaluation that counts: here and now, or beside training where there are evaluation runners.
+        """Play the evaluation of this step: now, or beside training if there are evaluation runners.
 
         Raises:
             EvaluationStopped: If a stop was requested before; then `lacks_evaluation` is set.
@@ -339,16 +339,16 @@ class ActorCriticAlgorithm(SavedAlgorithm):
 
     @override(Algorithm)
     def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
-        """Plays the noise-free episodes of an evaluation now, here, with the newest weights; writes no row.
+        """Play noise-free episodes now, in this process, with the newest weights, without writing a row.
 
-        Replaces RLlib's, whose deterministic actions skip the tanh and whose seeds repeat.
+        Replaces RLlib's evaluation, whose deterministic actions skip the tanh and whose seeds repeat.
         """
         due = self._request_evaluation()
         played = self._play(due)
         return self._result(due, played, episode_statistics(played.returns, played.lengths))
 
     def _request_evaluation(self) -> EvaluationRequest:
-        """The evaluation of the weights of now."""
+        """The evaluation of the current weights."""
         number, rest = divmod(self.env_steps, self.settings.evaluation_every)
         seed, episodes = self.run_seed, self.settings.evaluation_episodes
         return EvaluationRequest(
@@ -436,7 +436,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             self.on_row(path)
 
     def run_config(self) -> dict[str, Any]:
-        """What decides this run's numbers, as plain values; `rllib-hpo train --config` accepts it."""
+        """All values that determine this run's numbers; `rllib-hpo train --config` accepts them."""
         env = label(self.config.env)
         return {
             "algorithm": self.config.algorithm,
@@ -458,14 +458,14 @@ class ActorCriticAlgorithm(SavedAlgorithm):
         return name
 
     def take_over(self, other: ActorCriticAlgorithm) -> None:
-        """Goes on where `other` stands, with exploration and episodes of its own; both live in this process."""
+        """Continue from the state of `other`, an algorithm in this process, with new exploration and episodes."""
         self.stack.core.take_over(other.stack.core)
         self.env_steps, self._num_updates = other.env_steps, other._num_updates
         self.latest_evaluation, self._began = other.latest_evaluation, other._began
         self.stack.join(self.env_steps)
 
     def is_savable(self) -> bool:
-        """Whether a checkpoint taken now holds every environment as it is; those that it lacks are rebuilt."""
+        """Whether a checkpoint taken now holds the exact state of every environment; a restore rebuilds the others."""
         return self.stack.is_savable()
 
     @override(SavedAlgorithm)
@@ -484,7 +484,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
 
     @override(SavedAlgorithm)
     def _set_progress(self, progress: dict[str, Any]) -> None:
-        if len(self.evaluation_runners):  # rows of what was made before this state came
+        if len(self.evaluation_runners):  # their rows belong to the state that is replaced
             self._collect_evaluations(at_least=self.evaluation_runners.num_pending)
         self.env_steps, self._num_updates = progress["env_steps"], progress["num_updates"]
         self.env_restarts = progress.get("env_restarts", 0)

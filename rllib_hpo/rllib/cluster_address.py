@@ -1,4 +1,4 @@
-"""Whether anything answers where RAY_ADDRESS says that a cluster is; Ray itself tries for minutes."""
+"""Check that RAY_ADDRESS can be reached; Ray itself would retry for minutes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HOST_AND_PORT = re.compile(r"(?:ray://)?(?:[^@/]*@)?(\[[^\]]+\]|[^:/\[\]]+):(\d
 
 
 def check_cluster_address() -> None:
-    """Tries to connect to the cluster that RAY_ADDRESS names, `HOST:PORT` or `ray://HOST:PORT`.
+    """Try to connect to the cluster of RAY_ADDRESS, `HOST:PORT` or `ray://HOST:PORT`.
 
     "auto" and "local" name no machine, so Ray itself finds out about them.
 

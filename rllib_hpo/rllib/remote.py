@@ -16,7 +16,7 @@ from rllib_hpo.rllib import _private
 
 @contextmanager
 def without_object_store(local: bool) -> Iterator[None]:
-    """Keeps RLlib from starting a Ray cluster for an algorithm without actors (`local`)."""
+    """Keep RLlib from starting a Ray cluster for an algorithm without actors (`local`)."""
     with _private.without_object_store() if local and not ray.is_initialized() else nullcontext():
         yield
 
@@ -33,7 +33,7 @@ class Call:
 
 
 def fetch(ref: ray.ObjectRef) -> Any:
-    """What a call to an actor that is over returned; an error in our code or the user's is raised as it was.
+    """The result of a finished call to an actor; the actor's error is raised as it was.
 
     Raises:
         RayActorError: If the actor died instead.
@@ -41,32 +41,32 @@ def fetch(ref: ray.ObjectRef) -> Any:
     try:
         return ray.get(ref)
     except RayTaskError as error:
-        raise error.cause from error  # whose text is the traceback over there
+        raise error.cause from error  # its text has the actor's traceback
 
 
 def successes(results: RemoteCallResults) -> list[Any]:
-    """The results that arrived. Actors that died are left out; an error in our code or the user's is raised.
+    """Results without those of dead actors; an actor's error is raised.
 
-    RLlib's own handling would log such an error and go on without the runner.
+    RLlib would log such an error and continue without the runner.
     """
     arrived = []
     for result in results:
         if result.ok:
             arrived.append(result.get())
         elif isinstance(result.get(), RayTaskError):
-            raise result.get().cause from result.get()  # whose text is the traceback over there
-        elif isinstance(result.get(), UnserializableException):  # the user's, too, and holds its traceback
+            raise result.get().cause from result.get()  # its text has the actor's traceback
+        elif isinstance(result.get(), UnserializableException):  # a user's, with its traceback
             raise result.get()
     return arrived
 
 
-def rollouts_of(results: RemoteCallResults, config: Any) -> list[Any]:
-    """What the runners handed on that live.
+def live_results(results: RemoteCallResults, config: Any) -> list[Any]:
+    """Results of the runners that live.
 
     Raises:
         UserError: If one died and the config does not tolerate it.
     """
-    arrived = successes(results)  # an error of the user's says more than a death
+    arrived = successes(results)  # a user's error is more informative than a death
     if not all(result.ok for result in results):
         check_tolerated(config)
     return arrived
@@ -75,26 +75,26 @@ def rollouts_of(results: RemoteCallResults, config: Any) -> list[Any]:
 def check_tolerated(
     config: Any, what: str = "An environment runner died", error: BaseException | None = None
 ) -> None:
-    """Does nothing about the loss of a runner where the config tolerates it.
+    """Check that the config tolerates the loss of a runner.
 
     Args:
-        config: Of the algorithm.
-        what: Became of the runner.
-        error: By which that was found.
+        config: The algorithm's config.
+        what: The loss, as the beginning of a sentence.
+        error: The error that revealed it.
 
     Raises:
-        UserError: Where it does not.
+        UserError: If it does not.
     """
     if not (config.restart_failed_env_runners or config.ignore_env_runner_failures):
         raise UserError(f"{what}, and restart_failed_env_runners is off.") from error
 
 
 def check_any_alive(manager: Any, config: Any) -> None:
-    """Does nothing as long as one runner lives, or Ray will start one again.
+    """Check that a runner is alive, or will be restarted by Ray.
 
     Args:
         manager: RLlib's manager of the runners.
-        config: Of the algorithm.
+        config: The algorithm's config.
 
     Raises:
         WorkerDiedError: If all are dead for good.

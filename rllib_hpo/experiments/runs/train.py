@@ -41,7 +41,7 @@ from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.algorithms import make_config
 from rllib_hpo.rllib.checkpointing import MANIFEST, read_manifest
 from rllib_hpo.rllib.config import ActorCriticConfig
-from rllib_hpo.rllib.environment import try_out
+from rllib_hpo.rllib.environment import probe_environment
 
 CONFIG_FILE = "config.yaml"
 SINGLE_RUNS = "single"
@@ -89,7 +89,7 @@ def start_run(config: RunConfig, out: Path) -> RunFiles:
     files = RunFiles(out, is_new=True)
     rllib_config = to_rllib(config, files)
     rllib_config.validate()
-    try_out(rllib_config)
+    probe_environment(rllib_config)
     config.save(files.config)
     return files
 

@@ -57,7 +57,7 @@ from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
 from rllib_hpo.results import write_atomically
 from rllib_hpo.results.paths import absolute
 from rllib_hpo.rllib.checkpointing import finished_steps, read_manifest
-from rllib_hpo.rllib.environment import try_out
+from rllib_hpo.rllib.environment import probe_environment
 from rllib_hpo.rllib.machines import cluster_machines, trials_at_a_time
 from rllib_hpo.tasks import import_modules
 
@@ -163,7 +163,7 @@ def _problem(trial: Trial) -> UserError | None:
     try:
         config = to_rllib(trial.config, RunFiles(Path(trial.name)))
         config.validate()
-        try_out(config)
+        probe_environment(config)
     except UserError as error:
         return error
     return None

@@ -1,4 +1,4 @@
-"""RLlib's old API stack: RolloutWorkers that fill SampleBatches, and a Policy in the driver that learns."""
+"""The old API stack for an algorithm: RolloutWorkers that fill SampleBatches, and a Policy that learns."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from rllib_hpo.rllib import stack
 from rllib_hpo.rllib._private import actor_manager
 from rllib_hpo.rllib.new_stack.sampling import GRACE_S
 from rllib_hpo.rllib.old_stack.policy import ActorCriticTorchPolicy, as_sample_batch
-from rllib_hpo.rllib.remote import check_any_alive, rollouts_of
+from rllib_hpo.rllib.remote import check_any_alive, live_results
 from rllib_hpo.streams import numpy_generator
 
 
 class PolicyStack(stack.Stack):
-    """Acts with Policies, here or in RolloutWorkers, and learns with the one in this process.
+    """Act with Policies, in this process or in RolloutWorkers, and learn with the local one.
 
-    Sampling and learning take turns: that they overlap, and that evaluations run beside them, is the new stack's.
+    Sampling and learning alternate; only the new stack overlaps them, and runs evaluations beside them.
     """
 
     def __init__(self, algorithm: Any) -> None:
@@ -82,7 +82,7 @@ class PolicyStack(stack.Stack):
             self.policy_lag += due
 
     def _learn_on_batch(self, batch: Batch) -> None:
-        """Through the policy, so that RLlib's callbacks and a subclass's own `learn_on_batch` see it."""
+        """Learn through the policy, so that RLlib's callbacks and a subclass's `learn_on_batch` are called."""
         self.policy.learn_on_batch(as_sample_batch(batch))
 
     def _sample(self) -> npt.NDArray[np.float32]:
@@ -102,7 +102,7 @@ class PolicyStack(stack.Stack):
 
         Raises:
             WorkerDiedError: If all are dead for good.
-            UserError: If none has handed on anything for `stack.RUNNER_TIMEOUT_S`.
+            UserError: If none has delivered samples for `stack.RUNNER_TIMEOUT_S`.
         """
         self.policy_lag = 0
         request = FragmentRequest(self.algorithm.schedule.is_warmup(self.algorithm.env_steps))
@@ -115,7 +115,7 @@ class PolicyStack(stack.Stack):
             results = actor_manager(group).foreach_actor(
                 request, timeout_seconds=self.config.sample_timeout_s
             )
-            if batches := rollouts_of(results, self.config):
+            if batches := live_results(results, self.config):
                 return _raise_errors(batches)
             check_any_alive(actor_manager(group), self.config)
             self.algorithm.restore_runners()
@@ -159,20 +159,20 @@ class PolicyStack(stack.Stack):
 
     @override(stack.Stack)
     def refresh_actor(self) -> None:
-        """Nothing: it is the one that learns."""
+        """Do nothing: the actor is the one that learns."""
 
     @override(stack.Stack)
     def rebuild_unsavable_envs(self) -> None:
-        """Nothing: RolloutWorkers cannot save a simulator, so a resumed run begins new episodes."""
+        """Do nothing: RolloutWorkers cannot save a simulator, so a resumed run begins new episodes."""
 
     @override(stack.Stack)
     def is_savable(self) -> bool:
-        """Never: see `rebuild_unsavable_envs`."""
+        """False: see `rebuild_unsavable_envs`."""
         return False
 
     @override(stack.Stack)
     def stop(self) -> None:
-        """See `Stack`: a worker that hangs in a step of its environment would be waited for."""
+        """Kill workers that hang in a step of their environment, which RLlib would wait for."""
         actors = actor_manager(self.algorithm.env_runner_group).actors().values()
         pings = {actor.ping.remote(): actor for actor in actors}
         if pings:
@@ -191,7 +191,7 @@ class PolicyStack(stack.Stack):
 
     @override(stack.Stack)
     def complete(self, result: dict[str, Any]) -> None:
-        """Adds what the new stack reports, under the same names, and drops means over no episodes."""
+        """Add the new stack's metrics under the same names, and drop means over no episodes."""
         learned = result["info"]["learner"][DEFAULT_POLICY_ID][LEARNER_STATS_KEY]
         trained = self.algorithm.old_stack_counters[NUM_ENV_STEPS_TRAINED]
         result["learners"] = {
@@ -217,13 +217,13 @@ class PolicyStack(stack.Stack):
 
 
 class FragmentRequest:
-    """A request for one fragment that travels to a RolloutWorker."""
+    """A request for one fragment, executed in a RolloutWorker."""
 
     def __init__(self, random_actions: bool) -> None:
         self.random_actions = random_actions
 
     def __call__(self, worker: Any) -> SampleBatch | MultiAgentBatch | UserError:
-        """Runs where the worker is; returns a user's error, at which RLlib would end the worker and start it again."""
+        """Sample a fragment; return a user's error, since RLlib would restart a worker that raises."""
         worker.get_policy().random_actions = self.random_actions
         try:
             batch: SampleBatch | MultiAgentBatch = worker.sample()
@@ -233,13 +233,13 @@ class FragmentRequest:
 
 
 class Reseeding:
-    """Streams of another seed, and an order to take them that travels to a RolloutWorker."""
+    """A request to use streams of another seed, executed in a RolloutWorker."""
 
     def __init__(self, seed: int, env_steps: int) -> None:
         self.seed, self.env_steps = seed, env_steps
 
     def __call__(self, worker: Any) -> None:
-        """Runs where the worker is."""
+        """Reseed the policy and the environments."""
         worker.get_policy().reseed(self.seed, self.env_steps)
         for i, env in enumerate(worker.foreach_env(lambda env: env)):
             owner = ("worker", worker.worker_index, self.env_steps, "environment", i)
@@ -248,7 +248,7 @@ class Reseeding:
 
 
 def _raise_errors(batches: list[Any]) -> list[Any]:
-    """The batches; raises the first error among them."""
+    """Return the batches, or raise the first error among them."""
     for batch in batches:
         if isinstance(batch, UserError):
             raise batch
