@@ -16,10 +16,19 @@ __version__ = "0.1.0"
 
 _LAZY = {
     **dict.fromkeys(
-        ("SACGaussian", "SACNF", "SACHPO", "TD3", "DDPG", "ActorCriticAlgorithm"), "rllib_hpo.rllib.algorithm"
+        ("SACGaussian", "SACNF", "SACHPO", "TD3", "DDPG", "MCMCPO", "ActorCriticAlgorithm"),
+        "rllib_hpo.rllib.algorithm",
     ),
     **dict.fromkeys(
-        ("SACGaussianConfig", "SACNFConfig", "SACHPOConfig", "TD3Config", "DDPGConfig", "ActorCriticConfig"),
+        (
+            "SACGaussianConfig",
+            "SACNFConfig",
+            "SACHPOConfig",
+            "TD3Config",
+            "DDPGConfig",
+            "MCMCPOConfig",
+            "ActorCriticConfig",
+        ),
         "rllib_hpo.rllib.config",
     ),
     **dict.fromkeys(
@@ -29,6 +38,7 @@ _LAZY = {
             "SACHPOTorchPolicy",
             "TD3TorchPolicy",
             "DDPGTorchPolicy",
+            "MCMCPOTorchPolicy",
         ),
         "rllib_hpo.rllib.torch_policy",
     ),
@@ -36,6 +46,7 @@ _LAZY = {
 
 __all__ = [
     "DDPG",
+    "MCMCPO",
     "SACHPO",
     "SACNF",
     "TD3",
@@ -43,6 +54,8 @@ __all__ = [
     "ActorCriticConfig",
     "DDPGConfig",
     "DDPGTorchPolicy",
+    "MCMCPOConfig",
+    "MCMCPOTorchPolicy",
     "SACGaussian",
     "SACGaussianConfig",
     "SACGaussianTorchPolicy",

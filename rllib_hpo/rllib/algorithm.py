@@ -39,6 +39,7 @@ from rllib_hpo.rllib.capacity import ray_for_actors
 from rllib_hpo.rllib.config import (
     ActorCriticConfig,
     DDPGConfig,
+    MCMCPOConfig,
     SACGaussianConfig,
     SACHPOConfig,
     SACNFConfig,
@@ -569,3 +570,12 @@ class DDPG(ActorCriticAlgorithm):
     @override(Algorithm)
     def get_default_config(cls) -> ActorCriticConfig:
         return DDPGConfig()
+
+
+class MCMCPO(ActorCriticAlgorithm):
+    """MCMC policy optimization: Hamiltonian steps near the previous policy."""
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> ActorCriticConfig:
+        return MCMCPOConfig()

@@ -645,12 +645,22 @@ class DDPGConfig(ActorCriticConfig):
         super().__init__("ddpg", algo_class or DDPG)
 
 
+class MCMCPOConfig(ActorCriticConfig):
+    """MCMC policy optimization: Hamiltonian steps near the previous policy."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        from rllib_hpo.rllib.algorithm import MCMCPO
+
+        super().__init__("mcmc-po", algo_class or MCMCPO)
+
+
 CONFIGS: dict[str, type[ActorCriticConfig]] = {
     "sac": SACGaussianConfig,
     "sac-nf": SACNFConfig,
     "sac-hpo": SACHPOConfig,
     "td3": TD3Config,
     "ddpg": DDPGConfig,
+    "mcmc-po": MCMCPOConfig,
 }
 """Config class of each built-in algorithm; others are an `ActorCriticConfig` with their name."""
 

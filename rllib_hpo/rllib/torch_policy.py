@@ -323,6 +323,12 @@ class DDPGTorchPolicy(ActorCriticTorchPolicy):
     algorithm = "ddpg"
 
 
+class MCMCPOTorchPolicy(ActorCriticTorchPolicy):
+    """MCMC policy optimization, on the Policy API."""
+
+    algorithm = "mcmc-po"
+
+
 POLICIES: dict[str, type[ActorCriticTorchPolicy]] = {
     policy.algorithm: policy
     for policy in (
@@ -331,6 +337,7 @@ POLICIES: dict[str, type[ActorCriticTorchPolicy]] = {
         SACHPOTorchPolicy,
         TD3TorchPolicy,
         DDPGTorchPolicy,
+        MCMCPOTorchPolicy,
     )
 }
 """Policy class of each built-in algorithm; others are an `ActorCriticTorchPolicy` with their config."""

@@ -19,16 +19,19 @@ from ray.tune.utils.util import unflatten_dict
 import rllib_hpo
 from rllib_hpo import (
     DDPG,
+    MCMCPO,
     SACHPO,
     SACNF,
     TD3,
     DDPGConfig,
+    MCMCPOConfig,
     SACGaussian,
     SACGaussianConfig,
     SACHPOConfig,
     SACNFConfig,
     TD3Config,
 )
+from rllib_hpo.algorithms.mcmc_po import MCMCPOSettings
 from rllib_hpo.algorithms.registry import find_settings
 from rllib_hpo.algorithms.td3 import DDPGSettings, TD3Settings
 from rllib_hpo.errors import SettingsError, UnknownNameError
@@ -85,6 +88,7 @@ def others(model: type[Settings]) -> dict[str, Any]:
         (SACHPOConfig, SACHPO, SACHPOSettings),
         (TD3Config, TD3, TD3Settings),
         (DDPGConfig, DDPG, DDPGSettings),
+        (MCMCPOConfig, MCMCPO, MCMCPOSettings),
     ],
 )
 def test_classes_belong_together(config_class: Any, algorithm_class: Any, settings_class: Any) -> None:

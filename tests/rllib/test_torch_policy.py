@@ -21,6 +21,7 @@ from rllib_hpo.rllib.torch_policy import (
     POLICIES,
     ActorCriticTorchPolicy,
     DDPGTorchPolicy,
+    MCMCPOTorchPolicy,
     SACGaussianTorchPolicy,
     SACHPOTorchPolicy,
     SACNFTorchPolicy,
@@ -68,6 +69,7 @@ def test_the_classes_are_rllibs() -> None:
         "sac-hpo": SACHPOTorchPolicy,
         "td3": TD3TorchPolicy,
         "ddpg": DDPGTorchPolicy,
+        "mcmc-po": MCMCPOTorchPolicy,
     }.items():
         config = make_config(algorithm).api_stack(
             enable_rl_module_and_learner=False, enable_env_runner_and_connector_v2=False
