@@ -67,6 +67,9 @@ class MCMCPOSettings(MultiplierSettings, NetworkSettings):
         | frozenset("leapfrog_steps prior_tau prior_every value_kl min_log_std".split())
     )
 
+    target_distance: Annotated[
+        PositiveFloat, Field(description="Distance D that the PID control aims at, in nats.")
+    ] = 0.1
     leapfrog_steps: Annotated[
         int, Field(ge=0, le=10_000, description="Leapfrog steps K; 0 leaves the Gaussian policy.")
     ] = 5

@@ -52,8 +52,12 @@ class MultiplierSettings(Settings):
         PositiveFloat, Field(description="Multiplier where 'multiplier: fixed', in the unit of Q.")
     ] = 0.2
     target_distance: Annotated[
-        PositiveFloat, Field(description="Distance to the previous policy that the PID control aims at.")
-    ] = 0.1
+        PositiveFloat | Literal["auto"],
+        Field(
+            description="Distance to the previous policy that the PID control aims at; 'auto' follows from the "
+            "action dimension."
+        ),
+    ] = "auto"
     proportional_gain: Annotated[NonNegative, Field(description="K_P of the PID control.")] = 0.5
     integral_gain: Annotated[NonNegative, Field(description="K_I of the PID control.")] = 0.05
     derivative_gain: Annotated[NonNegative, Field(description="K_D of the PID control.")] = 0.0

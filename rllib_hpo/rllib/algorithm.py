@@ -39,6 +39,7 @@ from rllib_hpo.rllib.capacity import ray_for_actors
 from rllib_hpo.rllib.config import (
     ActorCriticConfig,
     DDPGConfig,
+    LangevinPOConfig,
     MCMCPOConfig,
     SACGaussianConfig,
     SACHPOConfig,
@@ -579,3 +580,12 @@ class MCMCPO(ActorCriticAlgorithm):
     @override(Algorithm)
     def get_default_config(cls) -> ActorCriticConfig:
         return MCMCPOConfig()
+
+
+class LangevinPO(ActorCriticAlgorithm):
+    """MCMC policy optimization of a deterministic policy, by a Langevin flow."""
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> ActorCriticConfig:
+        return LangevinPOConfig()

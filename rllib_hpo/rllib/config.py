@@ -654,6 +654,15 @@ class MCMCPOConfig(ActorCriticConfig):
         super().__init__("mcmc-po", algo_class or MCMCPO)
 
 
+class LangevinPOConfig(ActorCriticConfig):
+    """MCMC policy optimization of a deterministic policy, by a Langevin flow."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        from rllib_hpo.rllib.algorithm import LangevinPO
+
+        super().__init__("langevin-po", algo_class or LangevinPO)
+
+
 CONFIGS: dict[str, type[ActorCriticConfig]] = {
     "sac": SACGaussianConfig,
     "sac-nf": SACNFConfig,
@@ -661,6 +670,7 @@ CONFIGS: dict[str, type[ActorCriticConfig]] = {
     "td3": TD3Config,
     "ddpg": DDPGConfig,
     "mcmc-po": MCMCPOConfig,
+    "langevin-po": LangevinPOConfig,
 }
 """Config class of each built-in algorithm; others are an `ActorCriticConfig` with their name."""
 

@@ -329,6 +329,12 @@ class MCMCPOTorchPolicy(ActorCriticTorchPolicy):
     algorithm = "mcmc-po"
 
 
+class LangevinPOTorchPolicy(ActorCriticTorchPolicy):
+    """MCMC policy optimization of a deterministic policy, on the Policy API."""
+
+    algorithm = "langevin-po"
+
+
 POLICIES: dict[str, type[ActorCriticTorchPolicy]] = {
     policy.algorithm: policy
     for policy in (
@@ -338,6 +344,7 @@ POLICIES: dict[str, type[ActorCriticTorchPolicy]] = {
         TD3TorchPolicy,
         DDPGTorchPolicy,
         MCMCPOTorchPolicy,
+        LangevinPOTorchPolicy,
     )
 }
 """Policy class of each built-in algorithm; others are an `ActorCriticTorchPolicy` with their config."""

@@ -24,6 +24,8 @@ from rllib_hpo import (
     SACNF,
     TD3,
     DDPGConfig,
+    LangevinPO,
+    LangevinPOConfig,
     MCMCPOConfig,
     SACGaussian,
     SACGaussianConfig,
@@ -31,6 +33,7 @@ from rllib_hpo import (
     SACNFConfig,
     TD3Config,
 )
+from rllib_hpo.algorithms.langevin_po import LangevinPOSettings
 from rllib_hpo.algorithms.mcmc_po import MCMCPOSettings
 from rllib_hpo.algorithms.registry import find_settings
 from rllib_hpo.algorithms.td3 import DDPGSettings, TD3Settings
@@ -88,6 +91,7 @@ def others(model: type[Settings]) -> dict[str, Any]:
         (SACHPOConfig, SACHPO, SACHPOSettings),
         (TD3Config, TD3, TD3Settings),
         (DDPGConfig, DDPG, DDPGSettings),
+        (LangevinPOConfig, LangevinPO, LangevinPOSettings),
         (MCMCPOConfig, MCMCPO, MCMCPOSettings),
     ],
 )

@@ -21,6 +21,7 @@ from rllib_hpo.rllib.torch_policy import (
     POLICIES,
     ActorCriticTorchPolicy,
     DDPGTorchPolicy,
+    LangevinPOTorchPolicy,
     MCMCPOTorchPolicy,
     SACGaussianTorchPolicy,
     SACHPOTorchPolicy,
@@ -69,6 +70,7 @@ def test_the_classes_are_rllibs() -> None:
         "sac-hpo": SACHPOTorchPolicy,
         "td3": TD3TorchPolicy,
         "ddpg": DDPGTorchPolicy,
+        "langevin-po": LangevinPOTorchPolicy,
         "mcmc-po": MCMCPOTorchPolicy,
     }.items():
         config = make_config(algorithm).api_stack(

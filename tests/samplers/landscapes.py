@@ -18,7 +18,7 @@ class Landscape(nn.Module):
         super().__init__()
         self.value = value
 
-    def condition(self, obs: Tensor) -> Landscape:
+    def condition(self, obs: Tensor, num: int | None = None) -> Landscape:
         """The same at states (B, S)."""
         return self
 
