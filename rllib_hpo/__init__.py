@@ -1,6 +1,6 @@
 """Maximum-entropy actor-critics whose policies are expressive samplers, and what they are compared with, on Ray RLlib.
 
-`SACHPOConfig`, `SACNFConfig`, `SACGaussianConfig`, `TD3Config` and `DDPGConfig` are RLlib AlgorithmConfigs; `SACHPO`
+`SACHPOConfig`, `SACNFConfig`, `SACGaussianConfig`, `TD3Config` and so on are RLlib AlgorithmConfigs; `SACHPO`
 and so on the Algorithms to hand to Tune; `SACHPOTorchPolicy` and so on their policies on RLlib's old API stack.
 Importing this package registers its tasks with gymnasium; ray is imported when one of these names is first used.
 """
@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     **dict.fromkeys(
-        ("SACGaussian", "SACNF", "SACHPO", "TD3", "DDPG", "MCMCPO", "ActorCriticAlgorithm"),
+        ("SACGaussian", "SACNF", "SACHPO", "TD3", "DDPG", "MCMCPO", "LangevinPO", "ActorCriticAlgorithm"),
         "rllib_hpo.rllib.algorithm",
     ),
     **dict.fromkeys(

@@ -40,7 +40,6 @@ from rllib_hpo.optim.pid import Multiplier, MultiplierSettings, NonNegative
 from rllib_hpo.optim.steps import Steps
 from rllib_hpo.replay.layout import Batch
 from rllib_hpo.samplers.langevin_flow import (
-    OFFSET_BIAS,
     ActionTarget,
     FlowTarget,
     ForceParts,
@@ -52,7 +51,7 @@ from rllib_hpo.settings import PositiveFloat, PositiveInt, UnitInterval
 from rllib_hpo.streams import torch_generator
 
 
-class LangevinPOSettings(MultiplierSettings, TD3Settings):
+class LangevinPOSettings(TD3Settings, MultiplierSettings):
     """MCMC policy optimization with a Langevin flow ("Markov Chain Monte Carlo Policy Optimization", 3.1)."""
 
     sampler: ClassVar[str] = "langevin_flow"
@@ -137,7 +136,7 @@ class LangevinPOActor(DeterministicActor):
             settings.flow_layers,
             settings.flow_units,
             settings.flow_step_size,
-            0.0 if is_paper else OFFSET_BIAS,
+            is_paper,
             torch_generator(seed, "initial weights", "flow"),
         )
         self.previous_policy = copy.deepcopy(self.policy).requires_grad_(False)

@@ -37,7 +37,7 @@ from rllib_hpo.algorithms.losses import bellman_target, critic_loss
 from rllib_hpo.errors import SettingsError
 from rllib_hpo.networks.critics import ActionValue, Critics
 from rllib_hpo.networks.mlp import ReluMLP
-from rllib_hpo.optim.pid import Multiplier, MultiplierSettings
+from rllib_hpo.optim.pid import Multiplier, MultiplierSettings, given
 from rllib_hpo.optim.steps import Steps
 from rllib_hpo.replay.layout import Batch
 from rllib_hpo.samplers import previous
@@ -57,7 +57,7 @@ from rllib_hpo.streams import Draw, TorchStreams, torch_generator
 LOG_STD_MAX = 2.0
 
 
-class MCMCPOSettings(MultiplierSettings, NetworkSettings):
+class MCMCPOSettings(NetworkSettings, MultiplierSettings):
     """MCMC policy optimization with Hamiltonian steps ("Markov Chain Monte Carlo Policy Optimization", 3.2)."""
 
     sampler: ClassVar[str] = "mcmc"
@@ -74,7 +74,8 @@ class MCMCPOSettings(MultiplierSettings, NetworkSettings):
         int, Field(ge=0, le=10_000, description="Leapfrog steps K; 0 leaves the Gaussian policy.")
     ] = 5
     step_size: Annotated[
-        PositiveFloat, Field(description="Where the learned step size of each action dimension starts.")
+        PositiveFloat | Annotated[list[PositiveFloat], Field(min_length=1)],
+        Field(description="Where the learned step sizes start: one number, or one per action dimension."),
     ] = 0.1
     force_gate: Annotated[
         Literal["none", "gated"],
@@ -116,24 +117,18 @@ class MCMCPOSettings(MultiplierSettings, NetworkSettings):
     ] = "whitened"
 
     @override
-    def refuse_idle(self) -> None:
-        """As `MultiplierSettings.refuse_idle`: also sizes of a gate that is not there, and the other prior's rate."""
-        super().refuse_idle()
-        idle = {
-            "gate_layers": self.force_gate == "none" and "force_gate to 'gated'",
-            "gate_units": self.force_gate == "none" and "force_gate to 'gated'",
-            "prior_tau": self.prior == "snapshot" and "prior to 'polyak'",
-            "prior_every": self.prior == "polyak" and "prior to 'snapshot'",
-        }
-        for name, remedy in idle.items():
-            value = getattr(self, name)
-            if remedy and value != type(self).model_fields[name].default:
-                raise SettingsError(f"{name}={value!r} would have no effect. Set {remedy}, or leave it out.")
-
-    @override
     def notices(self) -> list[str]:
-        """Warns of the equations as printed."""
-        return [*super().notices(), *([PAPER_FORM_NOTICE] if self.form == "paper" else [])]
+        """Names settings without effect, and warns of the equations as printed."""
+        unused = {
+            "force_gate='none'": ("gate_layers", "gate_units") if self.force_gate == "none" else (),
+            f"prior={self.prior!r}": ("prior_tau",) if self.prior == "snapshot" else ("prior_every",),
+        }
+        idle = [
+            f"{name} changes nothing with {why}."
+            for why, names in unused.items()
+            for name in given(self, names)
+        ]
+        return [*super().notices(), *idle, *([PAPER_FORM_NOTICE] if self.form == "paper" else [])]
 
 
 PAPER_FORM_NOTICE = (
@@ -179,7 +174,11 @@ class GaussianNetwork(nn.Module):
 
 
 class MCMCSampler(nn.Module):
-    """What is learned of how actions are drawn: the policy, the step size of each dimension, the gate."""
+    """What is learned of how actions are drawn: the policy, the step size of each dimension, the gate.
+
+    Raises:
+        SettingsError: If `step_size` is a list whose length is not the action dimension.
+    """
 
     def __init__(
         self, obs_dim: int, action_dim: int, settings: MCMCPOSettings, generator: torch.Generator
@@ -187,7 +186,7 @@ class MCMCSampler(nn.Module):
         super().__init__()
         self.settings = settings
         self.policy = GaussianNetwork(obs_dim, action_dim, settings, generator)
-        self.raw_step_size = nn.Parameter(inverse_softplus([settings.step_size] * action_dim))
+        self.raw_step_size = nn.Parameter(inverse_softplus(_step_sizes(settings, action_dim)))
         sizes = settings.gate_layers, settings.gate_units
         self.gate = (
             ScalarGate(obs_dim, action_dim, *sizes, generator) if settings.force_gate == "gated" else None
@@ -444,6 +443,19 @@ class MCMCPO(Method[MCMCPOSettings, MCMCPOModel]):
     @override
     def learner_parts(self, obs_dim: int, action_dim: int) -> list[Part]:
         return _learner_parts(self.settings, obs_dim, action_dim)
+
+
+def _step_sizes(settings: MCMCPOSettings, action_dim: int) -> list[float]:
+    """Where they start, one per action dimension."""
+    step_size = settings.step_size
+    if not isinstance(step_size, list):
+        return [step_size] * action_dim
+    if len(step_size) != action_dim:
+        raise SettingsError(
+            f"step_size has {len(step_size)} numbers, but actions have {action_dim} dimensions; "
+            f"give one number or {action_dim}."
+        )
+    return step_size
 
 
 def _rows(noise: Noise, rows: slice) -> Noise:

@@ -15,13 +15,13 @@ distances and the same actions.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from rllib_hpo.errors import SettingsError
 from rllib_hpo.optim.steps import Steps
 from rllib_hpo.settings import PositiveFloat, Settings
 
@@ -80,17 +80,17 @@ class MultiplierSettings(Settings):
                 )
         return self
 
-    def refuse_idle(self) -> None:
-        """As `Settings.refuse_idle`: refuses settings of the multiplier that is not chosen."""
-        super().refuse_idle()
+    def notices(self) -> list[str]:
+        """Names settings of the multiplier that is not chosen."""
         idle = ("beta",) if self.multiplier == "pid" else self.pid_settings
-        for name in idle:
-            value = getattr(self, name)
-            if value != type(self).model_fields[name].default:
-                raise SettingsError(
-                    f"{name}={value!r} would have no effect with multiplier={self.multiplier!r}. Set multiplier to "
-                    f"{'fixed' if self.multiplier == 'pid' else 'pid'!r}, or leave it out."
-                )
+        found = [f"{name} changes nothing with multiplier={self.multiplier!r}." for name in given(self, idle)]
+        return [*super().notices(), *found]
+
+
+def given(settings: Settings, names: Iterable[str]) -> list[str]:
+    """Those of the settings whose values are not their defaults."""
+    fields = type(settings).model_fields
+    return [name for name in names if getattr(settings, name) != fields[name].default]
 
 
 class Multiplier(nn.Module):

@@ -5,7 +5,9 @@ Johnson, "Markov Chain Monte Carlo Policy Optimization", eq. (6), (8) and (9); c
 
     y = m x + (1 - m) ((x + (eps^2 / 2) F(x) + eps exp(sigma)) exp(S) + T)
 
-with networks sigma, S and T of m x (and the state). Where (eps^2 / 2) F is a contraction a layer is invertible.
+with networks sigma, S and T of m x (and the state). Unless the literal form is asked for, exponents are bounded, and
+sigma starts at -5, so that a layer at first is nearly the identity. Where (eps^2 / 2) F is a contraction, a layer can
+be inverted.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from rllib_hpo.samplers.forces import SMALL
 
 SMOOTHING = 1e-4
 """Added below the root of a distance, whose gradient would else be singular at 0."""
-OFFSET_BIAS = -5.0
-"""Of log exp(sigma): at first a layer moves nothing by eps exp(sigma)."""
+LARGEST_EXPONENT = 5.0
+"""Bound of sigma and S, and what sigma starts below 0: exp of a network without a bound is soon not finite."""
 
 Force = Callable[[Tensor], Tensor]
 """Position (B, A) to force (B, A)."""
@@ -132,7 +134,7 @@ class CouplingLayer(nn.Module):
         mask: m, (A,).
         hidden_units: Units of the one hidden layer of sigma, S and T.
         step_size: eps.
-        offset_bias: Added to sigma.
+        literal: Whether sigma and S are the networks' outputs, as printed.
         generator: Where the initial weights are drawn from.
     """
 
@@ -144,11 +146,11 @@ class CouplingLayer(nn.Module):
         mask: Tensor,
         hidden_units: int,
         step_size: float,
-        offset_bias: float = OFFSET_BIAS,
+        literal: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self._step_size, self._offset_bias, self._sees_state = step_size, offset_bias, obs_dim > 0
+        self._step_size, self._literal, self._sees_state = step_size, literal, obs_dim > 0
         self.register_buffer("mask", mask, persistent=False)  # not learned: it follows from the sizes
         inputs, outputs = len(mask) + obs_dim, len(mask)
         self.offset, self.scale, self.shift = (
@@ -165,9 +167,22 @@ class CouplingLayer(nn.Module):
         kept, step_size = self.mask * position, self._step_size
         inputs = torch.cat([kept, obs], dim=-1) if self._sees_state else kept
         moved = position + 0.5 * step_size**2 * force(position)
-        moved = moved + step_size * torch.exp(self.offset(inputs) + self._offset_bias)
-        moved = moved * torch.exp(self.scale(inputs)) + self.shift(inputs)
+        offset, scale = self._exponents(inputs)
+        moved = moved + step_size * torch.exp(offset)
+        moved = moved * torch.exp(scale) + self.shift(inputs)
         return kept + (1 - self.mask) * moved
+
+    def _exponents(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """sigma and S, each (B, A)."""
+        offset, scale = self.offset(inputs), self.scale(inputs)
+        if self._literal:
+            return offset, scale
+        return _bounded(offset) - LARGEST_EXPONENT, _bounded(scale)
+
+
+def _bounded(exponent: Tensor) -> Tensor:
+    """c tanh(x / c) with c = 5, nearly x where x is small."""
+    return LARGEST_EXPONENT * torch.tanh(exponent / LARGEST_EXPONENT)
 
 
 class LangevinFlow(nn.Module):
@@ -179,7 +194,7 @@ class LangevinFlow(nn.Module):
         num_layers: K.
         hidden_units: Of each network.
         step_size: eps.
-        offset_bias: See `CouplingLayer`.
+        literal: See `CouplingLayer`.
         generator: Where the initial weights are drawn from.
     """
 
@@ -190,12 +205,12 @@ class LangevinFlow(nn.Module):
         num_layers: int,
         hidden_units: int,
         step_size: float,
-        offset_bias: float = OFFSET_BIAS,
+        literal: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            CouplingLayer(obs_dim, half_mask(action_dim, k), hidden_units, step_size, offset_bias, generator)
+            CouplingLayer(obs_dim, half_mask(action_dim, k), hidden_units, step_size, literal, generator)
             for k in range(num_layers)
         )
 

@@ -118,8 +118,9 @@ class Reference:
             sigma, s, t = (
                 self.plain(f"{flow}.layers.{k}.{name}", seen, 2) for name in ("offset", "scale", "shift")
             )
-            bias = 0 if self.is_paper else -5
-            inner = x + eps**2 / 2 * self.force(x, obs, beta) + eps * torch.exp(sigma + bias)
+            if not self.is_paper:
+                sigma, s = 5 * torch.tanh(sigma / 5) - 5, 5 * torch.tanh(s / 5)
+            inner = x + eps**2 / 2 * self.force(x, obs, beta) + eps * torch.exp(sigma)
             x = m * x + (1 - m) * (inner * s.exp() + t)
         return x
 

@@ -374,11 +374,23 @@ def test_settings_are_validated(values: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"gate_units": 8}, {"prior_every": 50}, {"prior": "snapshot", "prior_tau": 0.1}, {"beta": 1.0}]
+    ("values", "idle"),
+    [
+        ({"gate_units": 8}, "gate_units changes nothing with force_gate='none'."),
+        ({"prior_every": 50}, "prior_every changes nothing with prior='polyak'."),
+        ({"prior": "snapshot", "prior_tau": 0.1}, "prior_tau changes nothing with prior='snapshot'."),
+        ({"beta": 1.0}, "beta changes nothing with multiplier='pid'."),
+    ],
 )
-def test_settings_without_effect_are_refused(values: dict[str, Any]) -> None:
-    with pytest.raises(SettingsError, match=r"would have no effect"):
-        MCMCPOSettings(**values).refuse_idle()
+def test_settings_without_effect_are_named(values: dict[str, Any], idle: str) -> None:
+    assert MCMCPOSettings(**values).notices() == [idle]
+
+
+def test_a_list_of_step_sizes_has_one_for_each_dimension() -> None:
+    method = make_method(MCMCPOSettings(**SMALL, step_size=[0.1, 0.2]))
+    torch.testing.assert_close(method.make_actor(OBS, 2, seed=0).sampler.step_size, torch.tensor([0.1, 0.2]))
+    with pytest.raises(SettingsError, match="step_size has 2 numbers, but actions have 3 dimensions"):
+        method.make_actor(OBS, 3, seed=0)
 
 
 def test_the_papers_form_warns() -> None:

@@ -122,7 +122,8 @@ def test_settings_are_validated(values: dict[str, Any], message: str) -> None:
         parse_settings(MultiplierSettings, values)
 
 
-@pytest.mark.parametrize("values", [{"beta": 1.0}, {"multiplier": "fixed", "integral_gain": 0.1}])
-def test_settings_of_the_other_rule_are_refused(values: dict[str, Any]) -> None:
-    with pytest.raises(SettingsError, match="would have no effect with multiplier="):
-        MultiplierSettings(**values).refuse_idle()
+def test_settings_of_the_other_rule_are_named() -> None:
+    assert MultiplierSettings().notices() == []
+    assert MultiplierSettings(beta=1.0).notices() == ["beta changes nothing with multiplier='pid'."]
+    (notice,) = MultiplierSettings(multiplier="fixed", beta=1.0, integral_gain=0.1).notices()
+    assert notice == "integral_gain changes nothing with multiplier='fixed'."

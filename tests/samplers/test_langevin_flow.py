@@ -27,7 +27,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def layer(dim: int, number: int = 0, decided: bool = True) -> CouplingLayer:
     generator = torch.Generator().manual_seed(number)
-    made = CouplingLayer(OBS, half_mask(dim, number), 16, STEP, 0.0, generator).double()
+    made = CouplingLayer(OBS, half_mask(dim, number), 16, STEP, True, generator).double()
     for network in (made.offset, made.scale, made.shift) if decided else ():
         network[2].weight.data.mul_(50)
     return made
@@ -89,6 +89,19 @@ def test_a_layers_volume_is_that_of_its_equation() -> None:
     scale = one.scale(torch.cat([half_mask(2, 0) * x, obs], -1))[:, 1]
     expected = scale + torch.log1p(STEP**2 / 2 * slopes[:, 1, 1])
     torch.testing.assert_close(torch.linalg.slogdet(jacobians).logabsdet, expected)
+
+
+def test_exponents_are_bounded_unless_they_are_literal() -> None:
+    """c tanh(x / c) with c = 5, and sigma another 5 lower: close to x where x is small."""
+    one, obs, x = layer(2), normal(ROWS, OBS), normal(ROWS, 2, seed=1)
+    seen, mask = torch.cat([half_mask(2, 0) * x, obs], -1), half_mask(2, 0).double()
+    one._literal = False
+    offset, scale = 5 * (one.offset(seen) / 5).tanh() - 5, 5 * (one.scale(seen) / 5).tanh()
+    expected = (x + STEP * offset.exp()) * scale.exp() + one.shift(seen)
+    torch.testing.assert_close(one(x, obs, torch.zeros_like), mask * x + (1 - mask) * expected)
+    for parameter in one.parameters():
+        parameter.data.mul_(1e4)
+    assert torch.isfinite(one(x, obs, torch.zeros_like)).all()
 
 
 def test_at_first_a_flow_hardly_moves_an_action() -> None:
