@@ -209,6 +209,8 @@ class MCMCSampler(nn.Module):
         position: Tensor,
         momentum: Tensor,
         part: previous.Part = previous.whole,
+        *,
+        final_kick: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """(x_K, rho_K) from (x_0, rho_0), each (B, A), by K leapfrog steps, eq. (13), (18) and (19).
 
@@ -219,6 +221,7 @@ class MCMCSampler(nn.Module):
             position: x_0.
             momentum: rho_0.
             part: What of the force moves the chain.
+            final_kick: Whether rho_K is wanted, which costs one more evaluation of the force.
         """
 
         def force(position: Tensor) -> Tensor:
@@ -227,8 +230,9 @@ class MCMCSampler(nn.Module):
                 return found
             return self.gate(obs, *target.gate_input(position, found), found)
 
+        num_steps, step_size = self.settings.leapfrog_steps, self.step_size
         return leapfrog(
-            position, momentum, force, step_size=self.step_size, num_steps=self.settings.leapfrog_steps
+            position, momentum, force, step_size=step_size, num_steps=num_steps, final_kick=final_kick
         )
 
 
@@ -273,18 +277,15 @@ class MCMCPOActor(Actor):
         kind = ActionTarget if self.settings.form == "paper" else WhitenedTarget
         return kind(critic, previous_policy)
 
-    def draw(
-        self, obs: Tensor, noise: Noise, beta: Tensor | None = None, target: ChainTarget | None = None
-    ) -> Drawn:
+    def draw(self, obs: Tensor, noise: Noise, beta: Tensor, target: ChainTarget | None = None) -> Drawn:
         """Draws actions.
 
         Args:
             obs: States, (B, S).
             noise: Standard normals "base" and "momentum", each (B, A).
-            beta: Scalar; by default the multiplier's.
+            beta: Scalar.
             target: At the states, if it is at hand.
         """
-        beta = self.multiplier.beta() if beta is None else beta
         target = self.target(obs) if target is None else target
         base: Gaussian = self.sampler.policy(obs)
         position, momentum = target.position(base.draw(noise["base"])), noise["momentum"]
@@ -293,11 +294,18 @@ class MCMCPOActor(Actor):
         distance = joint_distance(log_base, log_prior, momentum, last_momentum)
         return Drawn(target.action(last), distance, target.action(position))
 
+    def draw_actions(self, obs: Tensor, noise: Noise, beta: Tensor) -> Tensor:
+        """The actions (B, A) of `draw`, without their distance."""
+        target, base = self.target(obs), self.sampler.policy(obs)
+        position, momentum = target.position(base.draw(noise["base"])), noise["momentum"]
+        last, _ = self.sampler.evolve(target, obs, beta, position, momentum, final_kick=False)
+        return target.action(last)
+
     @override
     def forward(self, obs: Tensor, memory: Memory | None = None) -> Tensor:
         """See `Actor.forward`: from the mean, with no momentum."""
         nothing = torch.zeros((obs.shape[0], self.action_dim), device=obs.device, dtype=obs.dtype)
-        return self.draw(obs, {"base": nothing, "momentum": nothing}).action
+        return self.draw_actions(obs, {"base": nothing, "momentum": nothing}, self.multiplier.beta())
 
     @override
     def explore(self, obs: Tensor, streams: TorchStreams, memory: Memory) -> Tensor:
@@ -306,7 +314,7 @@ class MCMCPOActor(Actor):
         for name in ("base", "momentum"):
             generator = streams[name]  # torch refuses to draw anywhere but on the generator's device
             noise[name] = torch.randn(shape, generator=generator, device=generator.device).to(obs.device)
-        return self.draw(obs, noise).action
+        return self.draw_actions(obs, noise, self.multiplier.beta())
 
 
 class MCMCPOModel(MCMCPOActor):
@@ -366,9 +374,12 @@ class MCMCPO(Method[MCMCPOSettings, MCMCPOModel]):
     @torch.no_grad()
     def bellman_target(self, model: MCMCPOModel, batch: Batch, noise: Noise, beta: Tensor) -> Tensor:
         """r + gamma min target Q(s', a_K), or with `value_kl` that of min target Q - beta D, (B,)."""
-        drawn = model.draw(batch.next_obs, noise, beta)
-        next_q = model.target_critics.minimum(batch.next_obs, drawn.action)
-        distance = drawn.distance if self.settings.value_kl else None
+        distance: Tensor | None = None
+        if self.settings.value_kl:
+            action, distance, _ = model.draw(batch.next_obs, noise, beta)
+        else:
+            action = model.draw_actions(batch.next_obs, noise, beta)
+        next_q = model.target_critics.minimum(batch.next_obs, action)
         return bellman_target(batch.reward, batch.terminated, next_q, distance, beta, self.settings.gamma)
 
     def improve(
@@ -417,7 +428,8 @@ class MCMCPO(Method[MCMCPOSettings, MCMCPOModel]):
         start = target.position(model.sampler.policy(obs).draw(own_noise["base"]))
 
         def moved(part: previous.Part) -> Tensor:
-            last, _ = model.sampler.evolve(target, obs, beta, start, torch.zeros_like(start), part)
+            still = torch.zeros_like(start)
+            last, _ = model.sampler.evolve(target, obs, beta, start, still, part, final_kick=False)
             return target.action(last)
 
         drifted, critic = moved(previous.whole), model.target_critics.condition(obs)

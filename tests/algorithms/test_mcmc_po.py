@@ -301,7 +301,7 @@ def test_the_previous_policy_is_moved_by_copies_alone() -> None:
     method = make_method(MCMCPOSettings(**SMALL))
     model = method.make_model(OBS, DIM, seed=0).double()
     noise = {name: value[:ROWS] for name, value in _noise(0).items()}
-    drawn = model.draw(_batch(0).obs, noise)
+    drawn = model.draw(_batch(0).obs, noise, model.multiplier.beta())
     method.loss(model, _batch(0).obs, drawn, model.multiplier.beta()).backward()
     moved = {name for name, value in model.named_parameters() if value.grad is not None and value.grad.any()}
     assert moved == {name for name in dict(model.named_parameters()) if name.startswith("sampler.")}
