@@ -10,40 +10,25 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-import rllib_hpo.tasks  # noqa: F401  (registers the PyBullet environments)
+import rllib_hpo.moved
+import rllib_hpo.tasks
+
+rllib_hpo.moved.install()
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    **dict.fromkeys(
-        ("SACGaussian", "SACNF", "SACHPO", "TD3", "DDPG", "MCMCPO", "LangevinPO", "ActorCriticAlgorithm"),
-        "rllib_hpo.rllib.algorithm",
-    ),
-    **dict.fromkeys(
-        (
-            "SACGaussianConfig",
-            "SACNFConfig",
-            "SACHPOConfig",
-            "TD3Config",
-            "DDPGConfig",
-            "MCMCPOConfig",
-            "LangevinPOConfig",
-            "ActorCriticConfig",
-        ),
-        "rllib_hpo.rllib.config",
-    ),
-    **dict.fromkeys(
-        (
-            "SACGaussianTorchPolicy",
-            "SACNFTorchPolicy",
-            "SACHPOTorchPolicy",
-            "TD3TorchPolicy",
-            "DDPGTorchPolicy",
-            "LangevinPOTorchPolicy",
-            "MCMCPOTorchPolicy",
-        ),
-        "rllib_hpo.rllib.torch_policy",
-    ),
+    "ActorCriticAlgorithm": "rllib_hpo.rllib.algorithm",
+    "ActorCriticConfig": "rllib_hpo.rllib.algorithms",  # which also imports what it builds
+    **{
+        f"{name}{kind}": f"rllib_hpo.rllib.{module}"
+        for name in ("SACGaussian", "SACNF", "SACHPO", "TD3", "DDPG", "MCMCPO", "LangevinPO")
+        for kind, module in (
+            ("", "algorithms"),
+            ("Config", "algorithms"),
+            ("TorchPolicy", "old_stack.policy"),
+        )
+    },
 }
 
 __all__ = [

@@ -11,10 +11,10 @@ from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.env.env_context import EnvContext
 from ray.rllib.utils import force_list
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
-from ray.tune.registry import ENV_CREATOR, _global_registry
 
 from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.errors import NonFiniteError, SettingsError, UserError
+from rllib_hpo.rllib._private import registered_env
 from rllib_hpo.tasks import ActionScaling, Boundary, boundary, check_spaces, import_modules, make_env
 from rllib_hpo.tasks.wrappers import parse_wrappers
 
@@ -41,8 +41,7 @@ def environment_maker(
     context = EnvContext(config.env_config, worker_index=worker_index, num_workers=config.num_env_runners)
     if callable(config.env):
         return lambda: _with_checked_spaces(boundary.made(lambda: config.env(context), name))
-    if _global_registry.contains(ENV_CREATOR, config.env):
-        creator = _global_registry.get(ENV_CREATOR, config.env)
+    if (creator := registered_env(config.env)) is not None:
         return lambda: _with_checked_spaces(boundary.made(lambda: creator(context), name))
     # Spaces and every number are checked here; gymnasium's checker would cost a tenth of a step.
     arguments = {"disable_env_checker": True, "training": training, **config.env_config}
