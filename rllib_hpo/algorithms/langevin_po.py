@@ -244,7 +244,7 @@ class LangevinPO(TD3[LangevinPOSettings, LangevinPOModel]):
         for target, online in ((model.previous_policy, model.policy), (model.previous_flow, model.flow)):
             steps.track(target, online, self.settings.prior_tau)
         steps.track(model.target_flow, model.flow, self.settings.tau)
-        return {"policy_loss": loss.detach(), "beta": beta, "prior_distance": distance}
+        return {"policy_loss": loss.detach(), "prior_distance_mean": distance}
 
     @torch.no_grad()
     def gradient_norm(self, model: LangevinPOModel, obs: Tensor) -> Tensor:

@@ -408,7 +408,7 @@ class MCMCPO(Method[MCMCPOSettings, MCMCPOModel]):
             model.multiplier.control(steps, distance)
             tau = self.settings.prior_tau if self.settings.prior == "polyak" else 1.0
             steps.track(model.previous, model.sampler.policy, tau)
-        return {"policy_loss": loss.detach(), "beta": beta, "prior_distance": distance}
+        return {"policy_loss": loss.detach(), "prior_distance_mean": distance}
 
     def loss(self, model: MCMCPOModel, obs: Tensor, drawn: Drawn, beta: Tensor) -> Tensor:
         """-E[min Q(s, a_K) - beta D], eq. (17), a scalar."""

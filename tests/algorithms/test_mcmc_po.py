@@ -255,7 +255,7 @@ def _improved(
         noise, obs = _noise(number, ROWS), _batch(number).obs
         scale = model.multiplier.next_scale(method.gradient_norm(model, obs, noise))
         metrics = method.improve(model, obs, noise, steps, method.kind(number), scale)
-        distances.append(metrics["prior_distance"].item())
+        distances.append(metrics["prior_distance_mean"].item())
     return method, model, distances
 
 
