@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rllib_hpo.algorithms.losses import policy_loss
 from rllib_hpo.algorithms.mcmc_po import MCMCPO, MCMCPOModel, MCMCPOSettings
 from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.errors import NonFiniteError, SettingsError
 from rllib_hpo.optim.steps import Steps
 from rllib_hpo.replay.layout import Batch
-from rllib_hpo.settings import parse_settings
+from rllib_hpo.settings import SACSettings, Settings, parse_settings
 from rllib_hpo.streams import TorchStreams
 from tests.reference.densities import normal_log_prob, tanh_log_det
 from tests.samplers.landscapes import Landscape, hill_and_bump
@@ -406,3 +407,41 @@ def test_the_papers_form_names_a_loss_that_is_not_finite() -> None:
     noise = {name: value.float() for name, value in _noise(0).items()}
     with pytest.raises(NonFiniteError, match=r"The policy loss is (inf|nan)"):
         method.update(model, batch, noise, Steps(method.make_optimizers(model)), "update")
+
+
+def two_hills(action: Tensor) -> Tensor:
+    """Hills of width 0.3 at +-0.6, of heights 1 and 0.95, (B,) of (B, 1)."""
+    return (torch.exp(-(((action - 0.6) / 0.3) ** 2)) + 0.95 * torch.exp(-(((action + 0.6) / 0.3) ** 2))).sum(
+        -1
+    )
+
+
+def _shares(settings: Settings, num_updates: int) -> tuple[float, float]:
+    """Of 1,000 draws, those within 0.3 of the higher and of the lower hill, after updates of the policy alone."""
+    method = make_method(settings)
+    model = method.make_model(1, 1, seed=0)
+    optimizers = method.make_optimizers(model)
+    model.critics = model.target_critics = Landscape(two_hills)
+    steps = Steps({name: optimizer for name, optimizer in optimizers.items() if name != "critic"})
+    generator, obs = torch.Generator().manual_seed(0), torch.zeros(64, 1)
+    for number in range(1, num_updates + 1):
+        noise = {name: torch.randn(64, 1, generator=generator) for name in ("base", "momentum")}
+        if isinstance(method, MCMCPO):
+            scale = model.multiplier.next_scale(method.gradient_norm(model, obs, noise))
+            method.improve(model, obs, noise, steps, method.kind(number), scale)
+        else:
+            sample = model.sample(obs, noise, "train", critic=model.target_critics)
+            steps.descend("policy", policy_loss(two_hills(sample.action), sample.log_prob, None, model.alpha))
+    action = model.act(torch.zeros(1_000, 1), TorchStreams(0, "test"))
+    higher, lower = (((action - center).abs() < 0.3).float().mean().item() for center in (0.6, -0.6))
+    return higher, lower
+
+
+@pytest.mark.slow
+def test_both_modes_are_drawn_near_a_broad_policy() -> None:
+    """The first policy stays the previous one, and holds both hills; SAC with the paper's alpha leaves one of them."""
+    sizes: dict[str, Any] = {"hidden_units": 32, "lr": 1e-3}
+    near = {"prior": "snapshot", "prior_every": 10_000, "multiplier": "fixed", "beta": 0.2}
+    higher, lower = _shares(MCMCPOSettings(**sizes, **near), 3_000)
+    assert min(higher, lower) >= 0.2
+    assert min(_shares(SACSettings(**sizes, alpha=0.05), 3_000)) < 0.02
