@@ -19,16 +19,22 @@ from ray.tune.utils.util import unflatten_dict
 import rllib_hpo
 from rllib_hpo import (
     DDPG,
+    MCMCPO,
     SACHPO,
     SACNF,
     TD3,
     DDPGConfig,
+    LangevinPO,
+    LangevinPOConfig,
+    MCMCPOConfig,
     SACGaussian,
     SACGaussianConfig,
     SACHPOConfig,
     SACNFConfig,
     TD3Config,
 )
+from rllib_hpo.algorithms.langevin_po import LangevinPOSettings
+from rllib_hpo.algorithms.mcmc_po import MCMCPOSettings
 from rllib_hpo.algorithms.registry import find_settings
 from rllib_hpo.algorithms.td3 import DDPGSettings, TD3Settings
 from rllib_hpo.errors import SettingsError, UnknownNameError
@@ -54,6 +60,10 @@ OTHER_VALUES: dict[str, Any] = {
     "train_sampler": "gaussian",
     "force_scale": "inverse_temperature",
     "force_gate": "none",
+    "multiplier": "fixed",
+    "target_distance": 0.2,
+    "prior": "snapshot",
+    "form": "paper",
     "mass_matrix": "consistent",
     "clip_gradient": "straight_through",
     "gamma": 0.9,
@@ -86,6 +96,8 @@ def others(model: type[Settings]) -> dict[str, Any]:
         (SACHPOConfig, SACHPO, SACHPOSettings),
         (TD3Config, TD3, TD3Settings),
         (DDPGConfig, DDPG, DDPGSettings),
+        (LangevinPOConfig, LangevinPO, LangevinPOSettings),
+        (MCMCPOConfig, MCMCPO, MCMCPOSettings),
     ],
 )
 def test_classes_belong_together(config_class: Any, algorithm_class: Any, settings_class: Any) -> None:

@@ -22,6 +22,8 @@ from rllib_hpo.rllib.old_stack.policy import (
     POLICIES,
     ActorCriticTorchPolicy,
     DDPGTorchPolicy,
+    LangevinPOTorchPolicy,
+    MCMCPOTorchPolicy,
     SACGaussianTorchPolicy,
     SACHPOTorchPolicy,
     SACNFTorchPolicy,
@@ -69,6 +71,8 @@ def test_the_classes_are_rllibs() -> None:
         "sac-hpo": SACHPOTorchPolicy,
         "td3": TD3TorchPolicy,
         "ddpg": DDPGTorchPolicy,
+        "langevin-po": LangevinPOTorchPolicy,
+        "mcmc-po": MCMCPOTorchPolicy,
     }.items():
         config = make_config(algorithm).api_stack(
             enable_rl_module_and_learner=False, enable_env_runner_and_connector_v2=False
