@@ -178,7 +178,7 @@ def _evaluations(table: pa.Table) -> bytes:
     names = [
         name
         for name in table.column_names
-        if name not in ("returns", "diagnostics", "config_json", "versions")
+        if name not in ("returns", "costs", "diagnostics", "config_json", "versions")
     ]
     sink = pa.BufferOutputStream()
     pyarrow.csv.write_csv(table.select(names), sink)

@@ -29,7 +29,7 @@ from rllib_hpo.experiments.run_config import RunConfig, resolve_saved
 from rllib_hpo.experiments.signals import stop_request
 from rllib_hpo.experiments.tensorboard import TensorBoard
 from rllib_hpo.experiments.wandb_logger import WandbOptions, WandbRun, describe_run, group_of, return_metric
-from rllib_hpo.results import merge_trial, trial_id
+from rllib_hpo.results import COST_COLUMNS, merge_trial, trial_id
 from rllib_hpo.results.paths import absolute
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.checkpointing import MANIFEST, read_manifest
@@ -416,6 +416,9 @@ def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:
         "train/episode_length_mean": runners.get("episode_len_mean"),
         "train/num_episodes": runners.get("num_episodes_lifetime"),
         "train/env_restarts": runners.get("num_env_restarts_lifetime"),
+        "train/cost_mean": runners.get("train_cost_mean"),
+        "train/cost_discounted_mean": runners.get("train_cost_discounted_mean"),
+        "train/cost_total": runners.get("train_cost_total"),
         **(evaluation_metrics(result["evaluation"]) if "evaluation" in result else {}),
         **{f"learner/{name}": value for name, value in result["learners"]["default_policy"].items()},
         **{f"pipeline/{name}": value for name, value in result.get("pipeline", {}).items()},
@@ -434,6 +437,7 @@ def evaluation_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
         "evaluation/return_std": runners["episode_return_std"],
         "evaluation/episode_length_mean": runners["episode_len_mean"],
         "evaluation/env_steps": float(evaluation["env_steps"]),
+        **{f"evaluation/{name}": runners[name] for name in COST_COLUMNS if name in runners},
     }
 
 

@@ -32,7 +32,13 @@ from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.errors import NonFiniteError, SettingsError, UserError
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.results.provenance import provenance
-from rllib_hpo.results.schema import EvaluationRow, canonical_json, config_hash, episode_statistics
+from rllib_hpo.results.schema import (
+    COST_COLUMNS,
+    EvaluationRow,
+    canonical_json,
+    config_hash,
+    episode_statistics,
+)
 from rllib_hpo.results.writer import write_row
 from rllib_hpo.rllib.auth_token import keep_token_private
 from rllib_hpo.rllib.capacity import ray_for_actors
@@ -41,6 +47,8 @@ from rllib_hpo.rllib.config import (
     DDPGConfig,
     SACGaussianConfig,
     SACHPOConfig,
+    SACHPOLagrangianConfig,
+    SACLagrangianConfig,
     SACNFConfig,
     TD3Config,
 )
@@ -49,6 +57,8 @@ from rllib_hpo.rllib.evaluation import (
     Evaluation,
     EvaluationStopped,
     Watch,
+    cost_columns,
+    cost_gamma,
     episode_seeds,
     evaluate,
     off_schedule_seeds,
@@ -63,6 +73,7 @@ from rllib_hpo.rllib.schedule import Schedule
 from rllib_hpo.rllib.stack import Stack
 from rllib_hpo.rllib.torch_options import set_torch_options
 from rllib_hpo.rllib.torch_policy import POLICIES, ActorCriticTorchPolicy
+from rllib_hpo.rllib.training_costs import TrainingCosts
 from rllib_hpo.tasks.env_config import not_recorded, recorded
 
 ENV_RESTARTS = "num_env_restarts_lifetime"
@@ -128,6 +139,8 @@ class ActorCriticAlgorithm(SavedAlgorithm):
         """Where this run's random streams come from; that of the config, unless a clone of its donor's (`_go_on`)."""
         self._began = time.perf_counter()
         self.episodes_done: list[Episode] = []
+        self.training_costs = TrainingCosts()
+        """What training episodes have cost so far, where the task says what steps cost."""
         self.max_env_steps: int | None = None
         """Steps after which an iteration ends early; None for no limit."""
         self.latest_evaluation: dict[str, Any] | None = None
@@ -251,6 +264,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             raise NonFiniteError(f"{error}, after {self.env_steps} environment steps.") from error
         self.stack.complete(results)
         results[ENV_RUNNER_RESULTS][ENV_RESTARTS] = self.env_restarts
+        results[ENV_RUNNER_RESULTS] |= self.training_costs.numbers()
         if self.latest_evaluation is not None:
             results[EVALUATION_RESULTS] = self.latest_evaluation
         return results
@@ -298,10 +312,16 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             at_least=self.evaluation_runners.num_pending if waits_for_all else int(is_first)
         )
 
+    def dated(self, episodes: Iterable[Episode], start: int = 0) -> list[Episode]:
+        """Episodes with the step of the run at which each ended; `start` is the rollout's row to be counted next."""
+        return [e._replace(ended_at=e.ended_at + self.env_steps - start) for e in episodes]
+
     def count(self, num_steps: int, episodes: Iterable[Episode]) -> int:
         """Counts environment steps and the episodes that ended; returns the updates that become due."""
         self.env_steps += num_steps
         for episode in episodes:
+            if self.settings.cost is not None:
+                self.training_costs.add(episode)
             if episode.failed:
                 self.env_restarts += 1
             else:
@@ -389,7 +409,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             if rest
             else episode_seeds(seed, number, episodes),
             wrapper_state=self.stack.wrapper_state(),
-            diagnostics=self.stack.call_core("latest_diagnostics"),
+            diagnostics=self.stack.call_core("latest_diagnostics") | self.training_costs.numbers(),
         )
 
     def _play(self, due: DueEvaluation, watch: Watch | None = None) -> Evaluation:
@@ -403,6 +423,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
                 due.wrapper_state,
                 max_episode_steps=self.settings.evaluation_max_episode_steps,
                 watch=watch,
+                cost_gamma=cost_gamma(self.settings),
             )
         finally:
             self.evaluation_steps = 0
@@ -413,6 +434,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             limit = self.settings.evaluation_max_episode_steps
             self._has_warned_of_cut = warn_of_cut(played, label(self.config.env), limit)
         statistics = episode_statistics(played.returns, played.lengths)
+        costs = cost_columns(played, self.settings)
         evaluation = {
             ENV_RUNNER_RESULTS: {
                 NUM_EPISODES: len(played.returns),
@@ -422,6 +444,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
                 EPISODE_LEN_MEAN: statistics["episode_length_mean"],
                 "episode_return_std": statistics["return_std"],
                 "episodes_cut": played.episodes_cut,
+                **{name: costs[name] for name in COST_COLUMNS if name in costs},
             },
             "env_steps": due.env_steps,
         }
@@ -439,7 +462,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
     def _write_row(self, due: DueEvaluation, played: Evaluation, results_dir: Path) -> None:
         statistics = episode_statistics(played.returns, played.lengths)
         config = self.run_config()
-        columns: dict[str, Any] = {**statistics, **provenance(self._device_name())}
+        columns = {**statistics, **cost_columns(played, self.settings), **provenance(self._device_name())}
         row = EvaluationRow(
             sweep=self.config.sweep or "none",
             algorithm=self.config.algorithm,
@@ -503,6 +526,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             "env_steps": self.env_steps,
             "num_updates": self._num_updates,
             "env_restarts": self.env_restarts,
+            "training_costs": self.training_costs.get_state(),
             "latest_evaluation": self.latest_evaluation,
             "owes_evaluation": self.owes_evaluation,
             "evaluations": self.evaluation_runners.get_state(),
@@ -517,6 +541,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             self._conclude_evaluations(at_least=self.evaluation_runners.num_pending)
         self.env_steps, self._num_updates = progress["env_steps"], progress["num_updates"]
         self.env_restarts = progress.get("env_restarts", 0)
+        self.training_costs.set_state(progress.get("training_costs", {}))
         self.latest_evaluation = progress["latest_evaluation"]
         self.owes_evaluation = progress.get("owes_evaluation", False)
         self.evaluation_runners.set_state(progress.get("evaluations", []))
@@ -569,3 +594,21 @@ class DDPG(ActorCriticAlgorithm):
     @override(Algorithm)
     def get_default_config(cls) -> ActorCriticConfig:
         return DDPGConfig()
+
+
+class SACLagrangian(ActorCriticAlgorithm):
+    """SAC under a limit on costs (arXiv 2103.12020, V-B)."""
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> ActorCriticConfig:
+        return SACLagrangianConfig()
+
+
+class SACHPOLagrangian(ActorCriticAlgorithm):
+    """SAC-HPO under a limit on costs, with a shield (arXiv 2103.12020, Algorithm 3)."""
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> ActorCriticConfig:
+        return SACHPOLagrangianConfig()

@@ -151,7 +151,7 @@ class ActorCriticConfig(AlgorithmConfig):
         """
         found = find_task(task)
         config = cls()
-        defaults = found.defaults.get(config.algorithm, {})
+        defaults = found.settings_for(config.algorithm)
         return config.environment(found.env_id).training(**defaults).results(task=found.name)
 
     def _choose(self, algorithm: str) -> None:
@@ -645,12 +645,32 @@ class DDPGConfig(ActorCriticConfig):
         super().__init__("ddpg", algo_class or DDPG)
 
 
+class SACLagrangianConfig(ActorCriticConfig):
+    """SAC under a limit on costs (arXiv 2103.12020, V-B)."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        from rllib_hpo.rllib.algorithm import SACLagrangian
+
+        super().__init__("sac-lagrangian", algo_class or SACLagrangian)
+
+
+class SACHPOLagrangianConfig(ActorCriticConfig):
+    """SAC-HPO under a limit on costs, with a shield (arXiv 2103.12020, Algorithm 3)."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        from rllib_hpo.rllib.algorithm import SACHPOLagrangian
+
+        super().__init__("sac-hpo-lagrangian", algo_class or SACHPOLagrangian)
+
+
 CONFIGS: dict[str, type[ActorCriticConfig]] = {
     "sac": SACGaussianConfig,
     "sac-nf": SACNFConfig,
     "sac-hpo": SACHPOConfig,
     "td3": TD3Config,
     "ddpg": DDPGConfig,
+    "sac-lagrangian": SACLagrangianConfig,
+    "sac-hpo-lagrangian": SACHPOLagrangianConfig,
 }
 """Config class of each built-in algorithm; others are an `ActorCriticConfig` with their name."""
 

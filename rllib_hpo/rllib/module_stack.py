@@ -108,8 +108,9 @@ class ModuleStack(stack.Stack):
         while algorithm.env_steps < stop and not algorithm.stop_requested:
             num_steps = min(self._fragment, stop - algorithm.env_steps)
             rollout = runner.sample(num_steps=num_steps, random_actions=random_actions)
-            core.add_transitions(rollout.rows, rollout.episodes)
-            core.update_from_replay(algorithm.count(len(rollout.rows), rollout.episodes))
+            episodes = algorithm.dated(rollout.episodes)
+            core.add_transitions(rollout.rows, episodes)
+            core.update_from_replay(algorithm.count(len(rollout.rows), episodes))
 
     @property
     def _fragment(self) -> int:

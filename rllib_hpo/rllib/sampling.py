@@ -60,7 +60,9 @@ class Block(NamedTuple):
     def at_hand(self) -> Block:
         """The same with its rows here, and no others."""
         rows = ray.get(self.rows) if isinstance(self.rows, ray.ObjectRef) else self.rows
-        return self._replace(rows=rows[self.start : self.end].copy(), start=0, end=self.num_steps)
+        episodes = [episode._replace(ended_at=episode.ended_at - self.start) for episode in self.episodes]
+        own = rows[self.start : self.end].copy()
+        return self._replace(rows=own, start=0, end=self.num_steps, episodes=episodes)
 
 
 @dataclass
