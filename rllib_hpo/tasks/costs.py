@@ -30,7 +30,7 @@ class CostWrapper(gym.Wrapper[Any, Any, Any, Any]):
         self._kind = cost.kind
         self._of_step = lambda action, info: step_cost(cost, env.action_space, action, info)
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> Any:
         """The environment's, with the cost.
 
         Raises:
@@ -39,8 +39,9 @@ class CostWrapper(gym.Wrapper[Any, Any, Any, Any]):
         result: Any = self.env.step(action)
         if not isinstance(result, (tuple, list)) or len(result) != 5:
             return result  # which the boundary refuses
-        obs, reward, terminated, truncated, info = result
-        return obs, reward, terminated, truncated, {**info, COST: self._of_step(action, info)}
+        *others, info = result
+        reported = info if isinstance(info, Mapping) else {}
+        return *others, {**reported, COST: self._of_step(action, reported)}
 
 
 def step_cost(cost: Cost, space: gym.Space[Any], action: Any, info: Any) -> float:
