@@ -128,10 +128,10 @@ class ConstraintSettings(ActorCriticSettings):
         return self
 
     @override
-    def refuse_idle(self) -> None:
-        super().refuse_idle()
-        if self.lagrange == "integral":
-            _refuse_changed(self, "lagrange_kp lagrange_kd lagrange_smoothing", "lagrange='integral'")
+    def notices(self) -> list[str]:
+        """Says which gains have no effect."""
+        names = "lagrange_kp lagrange_kd lagrange_smoothing" if self.lagrange == "integral" else ""
+        return [*super().notices(), *_without_effect(self, names, "lagrange='integral'")]
 
     @override
     def largest_cost(self) -> float | None:
@@ -229,17 +229,17 @@ class SACHPOLagrangianSettings(SACHPOSettings, ConstraintSettings):
         return self
 
     @override
-    def refuse_idle(self) -> None:
-        super().refuse_idle()
-        if self.shield == "none":
-            _refuse_changed(self, "shield_steps test_initial momentum_refresh fallback", "shield='none'")
+    def notices(self) -> list[str]:
+        """Says which of the shield's settings have no effect."""
+        names = "shield_steps test_initial momentum_refresh fallback" if self.shield == "none" else ""
+        return [*super().notices(), *_without_effect(self, names, "shield='none'")]
 
 
-def _refuse_changed(settings: ActorCriticSettings, names: str, because: str) -> None:
-    for name in names.split():
-        value = getattr(settings, name)
-        if value != type(settings).model_fields[name].default:
-            raise SettingsError(f"{name}={value!r} would have no effect with {because}. Leave it out.")
+def _without_effect(settings: ActorCriticSettings, names: str, because: str) -> list[str]:
+    """A sentence on each of these settings that was changed."""
+    fields = type(settings).model_fields
+    changed = [name for name in names.split() if getattr(settings, name) != fields[name].default]
+    return [f"{name}={getattr(settings, name)!r} changes nothing with {because}." for name in changed]
 
 
 class ConstrainedActor(SamplerActor):

@@ -7,9 +7,11 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
+from typing import Literal
 
 import gymnasium as gym
 
+from rllib_hpo.costs import Cost, SpeedCost, TorqueCost
 from rllib_hpo.errors import UnknownNameError, UserError, nearest
 from rllib_hpo.tasks.environments import find_spec
 from rllib_hpo.tasks.modules import load_module
@@ -79,12 +81,10 @@ _TABLE_ONE = (
 # fmt: on
 
 
-def _constrained(
-    name: str, base: str, cost: Settings, limit: float, discounting: str, env_id: str = ""
-) -> Task:
+def _constrained(name: str, base: str, cost: Cost, limit: float, discounting: str, env_id: str = "") -> Task:
     """A task of Table I, or another environment with a row of it, whose episodes may cost `limit`."""
     row = next(task for task in _TABLE_ONE if task.name == base)
-    constraint = {"cost": dict(cost), "cost_limit": limit, "cost_discounting": discounting}
+    constraint = {"cost": cost.model_dump(), "cost_limit": limit, "cost_discounting": discounting}
     return replace(row, name=name, env_id=env_id or row.env_id, steps=1_000_000, constraint=constraint)
 
 
@@ -97,16 +97,18 @@ def _without_short_cut(task: Task) -> Task:
     return replace(task, defaults={**task.defaults, **rows})
 
 
-def _velocity(base: str, limit: float, axis: str = "x", name: str = "", env_id: str = "") -> Task:
+def _velocity(
+    base: str, limit: float, axis: Literal["x", "xy"] = "x", name: str = "", env_id: str = ""
+) -> Task:
     """A velocity task of Safety-Gymnasium (version 1), in which 25 of 1,000 steps may be too fast."""
-    cost = {"kind": "speed", "limit": limit, "axis": axis, "absolute": False}
+    cost = SpeedCost(limit=limit, axis=axis, absolute=False)
     return _constrained(f"{name or base}-velocity", base, cost, 25.0, "undiscounted", env_id)
 
 
 _CONSTRAINED = (
     # Xu & Fekri 2021, arXiv 2103.12020, V-B.
-    _constrained("halfcheetah-speed1", "halfcheetah", {"kind": "speed", "limit": 1.0}, 10.0, "discounted"),
-    _without_short_cut(_constrained("ant-torque25", "ant", {"kind": "torque"}, 25.0, "discounted")),
+    _constrained("halfcheetah-speed1", "halfcheetah", SpeedCost(limit=1.0), 10.0, "discounted"),
+    _without_short_cut(_constrained("ant-torque25", "ant", TorqueCost(), 25.0, "discounted")),
     # Ji et al. 2023, Safety-Gymnasium: half of the highest speed that PPO reached in 10 M steps.
     _velocity("halfcheetah", 3.2096),
     _velocity("ant", 2.6222, "xy"),

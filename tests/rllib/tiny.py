@@ -17,7 +17,13 @@ from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.config import ActorCriticConfig, make_config
 from rllib_hpo.settings import ActorCriticSettings
 
-EVERY_ALGORITHM = pytest.mark.parametrize("algorithm", BUILT_IN)
+REPEATS = ("sac-lagrangian",)
+"""What SAC-HPO-Lagrangian has all the parts of."""
+
+EVERY_ALGORITHM = pytest.mark.parametrize(
+    "algorithm",
+    [pytest.param(name, marks=[pytest.mark.exhaustive] if name in REPEATS else []) for name in BUILT_IN],
+)
 """For tests that a new algorithm inherits by being registered."""
 
 SOFT_ALGORITHMS = pytest.mark.parametrize(

@@ -60,9 +60,8 @@ def test_values_have_the_types_of_their_settings(task):
     assert type(task.steps) is int
     for settings in task.defaults.values():
         for name, value in settings.items():
-            assert type(value) is (
-                int if name in {"leapfrog_steps", "leapfrog_units", "num_flows"} else float
-            )
+            whole = {"leapfrog_steps", "leapfrog_units", "num_flows"}
+            assert type(value) is (int if name in whole else str if name == "lagrange_estimate" else float)
 
 
 @pytest.mark.parametrize("task", all_tasks(), ids=lambda task: task.name)
