@@ -300,7 +300,7 @@ class ConstrainedActor(SamplerActor):
 
     def reference(self, obs: Tensor) -> Tensor:
         """b(s), the noise-free actions (B, A) of the policy itself."""
-        return self.sample(obs, zero_noise(self.sampler, len(obs), obs.device), "train").action
+        return self.sample(obs, zero_noise(self.sampler, obs.shape[0], obs.device), "train").action
 
     @override
     def forward(self, obs: Tensor, memory: Memory | None = None) -> Tensor:
