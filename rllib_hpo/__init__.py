@@ -11,47 +11,30 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-import rllib_hpo.tasks  # noqa: F401  (registers the PyBullet environments)
+import rllib_hpo.moved
+import rllib_hpo.tasks
+
+rllib_hpo.moved.install()
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    **dict.fromkeys(
-        (
-            "SACGaussian",
-            "SACNF",
-            "SACHPO",
-            "TD3",
-            "DDPG",
-            "SACLagrangian",
-            "SACHPOLagrangian",
-            "ActorCriticAlgorithm",
-        ),
-        "rllib_hpo.rllib.algorithm",
-    ),
-    **dict.fromkeys(
-        (
-            "SACGaussianConfig",
-            "SACNFConfig",
-            "SACHPOConfig",
-            "TD3Config",
-            "DDPGConfig",
-            "SACLagrangianConfig",
-            "SACHPOLagrangianConfig",
-            "ActorCriticConfig",
-        ),
-        "rllib_hpo.rllib.config",
-    ),
-    **dict.fromkeys(
-        (
-            "SACGaussianTorchPolicy",
-            "SACNFTorchPolicy",
-            "SACHPOTorchPolicy",
-            "TD3TorchPolicy",
-            "DDPGTorchPolicy",
-        ),
-        "rllib_hpo.rllib.torch_policy",
-    ),
+    "ActorCriticAlgorithm": "rllib_hpo.rllib.algorithm",
+    "ActorCriticConfig": "rllib_hpo.rllib.algorithms",  # which also imports what it builds
+    **{
+        f"{name}{kind}": f"rllib_hpo.rllib.{module}"
+        for name in ("SACGaussian", "SACNF", "SACHPO", "TD3", "DDPG")
+        for kind, module in (
+            ("", "algorithms"),
+            ("Config", "algorithms"),
+            ("TorchPolicy", "old_stack.policy"),
+        )
+    },
+    **{  # which the old API stack has no columns for
+        f"{name}{kind}": "rllib_hpo.rllib.algorithms"
+        for name in ("SACLagrangian", "SACHPOLagrangian")
+        for kind in ("", "Config")
+    },
 }
 
 __all__ = [

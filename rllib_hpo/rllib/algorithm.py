@@ -1,10 +1,9 @@
-"""The Algorithms. RLlib builds, checkpoints and reports them; the training step is our own."""
+"""The Algorithm. RLlib builds, checkpoints and reports it; the training step is our own."""
 
 from __future__ import annotations
 
 import logging
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -31,6 +30,7 @@ from rllib_hpo.algorithms.base import Actor, Episode
 from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.errors import NonFiniteError, SettingsError, UserError
 from rllib_hpo.learning.replay_learner import ReplayLearner
+from rllib_hpo.moved import moved_names
 from rllib_hpo.results.provenance import provenance
 from rllib_hpo.results.schema import (
     COST_COLUMNS,
@@ -42,16 +42,7 @@ from rllib_hpo.results.schema import (
 from rllib_hpo.results.writer import write_row
 from rllib_hpo.rllib.auth_token import keep_token_private
 from rllib_hpo.rllib.capacity import ray_for_actors
-from rllib_hpo.rllib.config import (
-    ActorCriticConfig,
-    DDPGConfig,
-    SACGaussianConfig,
-    SACHPOConfig,
-    SACHPOLagrangianConfig,
-    SACLagrangianConfig,
-    SACNFConfig,
-    TD3Config,
-)
+from rllib_hpo.rllib.config import ActorCriticConfig
 from rllib_hpo.rllib.environment import EvaluationEnvironments, WorkerEnvCreator, label, try_out
 from rllib_hpo.rllib.evaluation import (
     Evaluation,
@@ -64,15 +55,15 @@ from rllib_hpo.rllib.evaluation import (
     off_schedule_seeds,
     warn_of_cut,
 )
-from rllib_hpo.rllib.evaluation_runners import DueEvaluation, EvaluationRunners
-from rllib_hpo.rllib.module_stack import PIPELINE_RESULTS, ModuleStack
-from rllib_hpo.rllib.policy_stack import PolicyStack
+from rllib_hpo.rllib.new_stack.evaluation_runners import DueEvaluation, EvaluationRunners
+from rllib_hpo.rllib.new_stack.stack import PIPELINE_RESULTS, ModuleStack
+from rllib_hpo.rllib.old_stack.policy import POLICIES, ActorCriticTorchPolicy
+from rllib_hpo.rllib.old_stack.stack import PolicyStack
 from rllib_hpo.rllib.remote import without_object_store
 from rllib_hpo.rllib.saving import SavedAlgorithm
 from rllib_hpo.rllib.schedule import Schedule
 from rllib_hpo.rllib.stack import Stack
 from rllib_hpo.rllib.torch_options import set_torch_options
-from rllib_hpo.rllib.torch_policy import POLICIES, ActorCriticTorchPolicy
 from rllib_hpo.rllib.training_costs import TrainingCosts
 from rllib_hpo.tasks.env_config import not_recorded, recorded
 
@@ -100,25 +91,9 @@ class ActorCriticAlgorithm(SavedAlgorithm):
         return POLICIES.get(config.algorithm, ActorCriticTorchPolicy)
 
     @staticmethod
-    @override(Algorithm)
-    def _get_env_id_and_creator(env_specifier: Any, config: ActorCriticConfig) -> tuple[str, Any]:
-        """Environments as the new stack's runners make them: quietly, and with errors a user understands."""
-        return label(env_specifier), WorkerEnvCreator(config)
-
-    def _setup_logdir(self) -> None:
-        """RLlib's log folder, which stays empty: a run's own directory, and never a home that cannot be written."""
-        replay_dir = getattr(self.config, "replay_dir", None)
-        if self._storage is None and replay_dir is not None:
-            run = Path(replay_dir).parent
-            run.mkdir(parents=True, exist_ok=True)
-            self._logdir = str(run)
-            return
-        try:
-            super()._setup_logdir()
-        except OSError:
-            if self._storage is not None:
-                raise
-            self._logdir = tempfile.mkdtemp(prefix="rllib-")
+    @override(SavedAlgorithm)
+    def label_and_creator(env: Any, config: ActorCriticConfig) -> tuple[str, Any]:
+        return label(env), WorkerEnvCreator(config)
 
     @override(Algorithm)
     def __repr__(self) -> str:
@@ -221,12 +196,6 @@ class ActorCriticAlgorithm(SavedAlgorithm):
         number = cls.get_default_config().update_from_dict(config).evaluation_num_env_runners
         return PlacementGroupFactory([*request.bundles, *[{"CPU": 1.0}] * number], strategy=request.strategy)
 
-    @classmethod
-    @override(Algorithm)
-    def _should_create_evaluation_env_runners(cls, eval_config: Any) -> bool:
-        """RLlib's own never: `EvaluationRunners` are ours."""
-        return False
-
     @override(Algorithm)
     def cleanup(self) -> None:
         """Waits for the evaluations that are pending, unless an error is on its way or a stop was requested."""
@@ -307,7 +276,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             self._conclude_evaluations()
         is_first, is_last = self.latest_evaluation is None, self.env_steps == self.max_env_steps
         # Any result may be Tune's last, or the one that a scheduler judges by.
-        waits_for_all = is_last or self._storage is not None
+        waits_for_all = is_last or self.is_trial
         self._conclude_evaluations(
             at_least=self.evaluation_runners.num_pending if waits_for_all else int(is_first)
         )
@@ -337,11 +306,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
 
     def runners_are_back(self, restored: list[int]) -> None:
         """Tells callbacks of runners that were replaced."""
-        self._make_on_env_runners_recreated_callbacks(
-            config=self.config,
-            env_runner_group=self.env_runner_group,
-            restored_env_runner_indices=restored,
-        )
+        self.call_runners_recreated(restored)
 
     @override(Algorithm)
     def restore_env_runners(self, env_runner_group: Any) -> list[int]:
@@ -551,64 +516,5 @@ class ActorCriticAlgorithm(SavedAlgorithm):
         self.lacks_replay = self.stack.call_core("total_rows") < expected
 
 
-class SACGaussian(ActorCriticAlgorithm):
-    """SAC as published. (RLlib's own SAC keeps its name in Tune's registry.)."""
-
-    @classmethod
-    @override(Algorithm)
-    def get_default_config(cls) -> ActorCriticConfig:
-        return SACGaussianConfig()
-
-
-class SACNF(ActorCriticAlgorithm):
-    """SAC with a radial-flow policy."""
-
-    @classmethod
-    @override(Algorithm)
-    def get_default_config(cls) -> ActorCriticConfig:
-        return SACNFConfig()
-
-
-class SACHPO(ActorCriticAlgorithm):
-    """SAC with a Hamiltonian policy (arXiv 2103.12020)."""
-
-    @classmethod
-    @override(Algorithm)
-    def get_default_config(cls) -> ActorCriticConfig:
-        return SACHPOConfig()
-
-
-class TD3(ActorCriticAlgorithm):
-    """Twin delayed DDPG (arXiv 1802.09477)."""
-
-    @classmethod
-    @override(Algorithm)
-    def get_default_config(cls) -> ActorCriticConfig:
-        return TD3Config()
-
-
-class DDPG(ActorCriticAlgorithm):
-    """Deep deterministic policy gradient (arXiv 1509.02971)."""
-
-    @classmethod
-    @override(Algorithm)
-    def get_default_config(cls) -> ActorCriticConfig:
-        return DDPGConfig()
-
-
-class SACLagrangian(ActorCriticAlgorithm):
-    """SAC under a limit on costs (arXiv 2103.12020, V-B)."""
-
-    @classmethod
-    @override(Algorithm)
-    def get_default_config(cls) -> ActorCriticConfig:
-        return SACLagrangianConfig()
-
-
-class SACHPOLagrangian(ActorCriticAlgorithm):
-    """SAC-HPO under a limit on costs, with a shield (arXiv 2103.12020, Algorithm 3)."""
-
-    @classmethod
-    @override(Algorithm)
-    def get_default_config(cls) -> ActorCriticConfig:
-        return SACHPOLagrangianConfig()
+ActorCriticConfig.default_algo_class = ActorCriticAlgorithm
+__getattr__ = moved_names(__name__)

@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray._private import worker as ray_worker
-from ray.rllib.algorithms.utils import _get_env_runner_bundles, _get_learner_bundles
 
 from rllib_hpo.errors import SettingsError
+from rllib_hpo.rllib._private import captures_children, learner_bundles, runner_bundles
 from rllib_hpo.rllib.cluster_address import refuse_dead_address
 from rllib_hpo.rllib.machines import Bundle, Machines, NodeType, Plan, machines_here
 
@@ -19,9 +18,9 @@ _NAMED = ("CPU", "GPU")
 
 def actors_of(config: Any) -> list[dict[str, float]]:
     """What each actor of an algorithm asks of Ray: runners, learners and evaluation runners."""
-    learners = [] if config.is_old_stack else _get_learner_bundles(config)
+    learners = [] if config.is_old_stack else learner_bundles(config)
     evaluating = [{"CPU": 1.0}] * config.evaluation_num_env_runners
-    bundles = [*learners, *_get_env_runner_bundles(config), *evaluating]
+    bundles = [*learners, *runner_bundles(config), *evaluating]
     return [_without_zeros(bundle) for bundle in bundles]
 
 
@@ -73,9 +72,7 @@ def refuse_too_little(config: Any, actors: Sequence[Bundle]) -> None:
 
 def _placement_group() -> Any:
     """The placement group that actors started here go to; None where they may go anywhere."""
-    group = ray.util.get_current_placement_group()
-    captures = getattr(ray_worker.global_worker, "should_capture_child_tasks_in_placement_group", True)
-    return group if captures else None
+    return ray.util.get_current_placement_group() if captures_children() else None
 
 
 def _left_in(group: Any) -> Machines:
@@ -137,7 +134,7 @@ def _remedy(config: Any, short: Sequence[str], machines: Machines) -> str:
 
 def _fewer_runners(config: Any, machines: Machines) -> int:
     """How many runners have room when they are all that is remote."""
-    runners = [_without_zeros(bundle) for bundle in _get_env_runner_bundles(config)]
+    runners = [_without_zeros(bundle) for bundle in runner_bundles(config)]
     return next((count for count in range(len(runners), 0, -1) if Plan(machines).place(runners[:count])), 0)
 
 

@@ -7,7 +7,7 @@ import functools
 import secrets
 from collections.abc import Mapping, Sequence
 from numbers import Integral
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from ray.exceptions import RayActorError
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
@@ -20,14 +20,22 @@ from ray.tune.result import TRIAL_INFO
 
 from rllib_hpo.algorithms.registry import algorithm_names, find_settings, method_of_others, register_algorithm
 from rllib_hpo.errors import SettingsError, WorkerDiedError, nearest
+from rllib_hpo.moved import moved_names
 from rllib_hpo.optim.replicas import LOST
 from rllib_hpo.results.paths import absolute
+from rllib_hpo.rllib._private import INTERNAL_OPTIONS, PRIVATE_OPTIONS, is_atari, leave_runners_alone
 from rllib_hpo.rllib.amounts import refuse_impossible_amounts
 from rllib_hpo.rllib.environment import stateful_wrappers
+from rllib_hpo.rllib.new_stack.env_runner import ColumnarEnvRunner
+from rllib_hpo.rllib.new_stack.learner import ActorCriticLearner
+from rllib_hpo.rllib.new_stack.rl_module import ActorCriticModule
 from rllib_hpo.samplers import SAMPLERS, SamplerFactory, register_sampler
 from rllib_hpo.settings import Settings, check_learners, complete_settings, parse_settings, without_numpy
 from rllib_hpo.streams import derived_seed
 from rllib_hpo.tasks import find_task
+
+if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm import Algorithm
 
 EFFECTIVE_OPTIONS = frozenset(
     """
@@ -66,12 +74,9 @@ FRAGMENTS_OF_LEAD = 4
 """Fragments of every runner by which sampling may lead learning unless `max_lead_steps` says otherwise."""
 
 _INTERNAL = frozenset(
-    "algorithm _settings_class class policies simple_optimizer worker_index gamma lr _train_batch_size_per_learner"
-    " _is_frozen _per_module_overrides _is_atari _accepts_idle_settings _method _sampler".split()
+    "algorithm _settings_class class policies simple_optimizer worker_index gamma lr"
+    " _accepts_idle_settings _method _sampler".split()
 )
-
-_PRIVATE_NAMES = {"_train_batch_size_per_learner": "train_batch_size_per_learner"}
-"""Where RLlib keeps settings of ours, and their public names."""
 
 REPLACED_OPTIONS = {
     "evaluation_interval": "evaluation_every, in environment steps",
@@ -115,12 +120,11 @@ class ActorCriticConfig(AlgorithmConfig):
         algo_class: The Algorithm class to build.
     """
 
-    def __init__(self, algorithm: str = "sac", algo_class: type | None = None) -> None:
-        if algo_class is None:
-            from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
+    default_algo_class: ClassVar[type[Algorithm] | None] = None
+    """The Algorithm class unless another is given; the module that defines it sets it."""
 
-            algo_class = ActorCriticAlgorithm
-        super().__init__(algo_class=algo_class)
+    def __init__(self, algorithm: str = "sac", algo_class: type | None = None) -> None:
+        super().__init__(algo_class=algo_class or self.default_algo_class)
         self._choose(algorithm)
         self.rollout_fragment_length = "auto"
         self.max_lead_steps: int | Literal["auto"] = "auto"
@@ -136,10 +140,9 @@ class ActorCriticConfig(AlgorithmConfig):
         # Weights travel with every request for samples, and there are no connectors to synchronise.
         self.merge_env_runner_states = False
         self.broadcast_env_runner_states = False
-        self._dont_auto_sync_env_runner_states = True
         self._accepts_idle_settings = False
         """Whether settings that do nothing are no error: an earlier version saved it, or `resolve` has checked them."""
-        self._is_atari = False  # RLlib would make an environment to find out
+        leave_runners_alone(self)
         self._choose_env_runner()
 
     @classmethod
@@ -218,8 +221,8 @@ class ActorCriticConfig(AlgorithmConfig):
     def to_dict(self) -> dict[str, Any]:
         """All options under their public names: under a private one, a change to the other would be lost."""
         options: dict[str, Any] = super().to_dict()
-        for name in _PRIVATE_NAMES:
-            options[_PRIVATE_NAMES[name]] = options.pop(name)
+        for name in PRIVATE_OPTIONS:
+            options[PRIVATE_OPTIONS[name]] = options.pop(name)
         return options
 
     @override(AlgorithmConfig)
@@ -227,8 +230,8 @@ class ActorCriticConfig(AlgorithmConfig):
         """Takes over what differs: Tune hands over all of RLlib's options, those without effect included."""
         _make_known(config_dict)
         # A dictionary that RLlib made has private names only; a public one beside them is what was changed.
-        public = {_PRIVATE_NAMES[name]: config_dict[name] for name in _PRIVATE_NAMES if name in config_dict}
-        config_dict = public | {k: v for k, v in config_dict.items() if k not in _PRIVATE_NAMES}
+        public = {PRIVATE_OPTIONS[name]: config_dict[name] for name in PRIVATE_OPTIONS if name in config_dict}
+        config_dict = public | {k: v for k, v in config_dict.items() if k not in PRIVATE_OPTIONS}
         if (algorithm := config_dict.get("algorithm", self.algorithm)) != self.algorithm:
             if type(self) is not ActorCriticConfig:  # which is the config of any algorithm
                 raise SettingsError(
@@ -254,11 +257,11 @@ class ActorCriticConfig(AlgorithmConfig):
         later = {name: value for name, value in _default_options().items() if name not in state}
         if "_accepts_idle_settings" in later:
             later["_accepts_idle_settings"] = True
-        public = {name: state[private] for private, name in _PRIVATE_NAMES.items() if private in state}
+        public = {name: state[private] for private, name in PRIVATE_OPTIONS.items() if private in state}
         settings = complete_settings(state["_settings_class"], state | public)
         options = {**copy.deepcopy(later), **state, **settings}
         # The public name is a property: in __dict__ it would pass for a changed setting.
-        for private, name in _PRIVATE_NAMES.items():
+        for private, name in PRIVATE_OPTIONS.items():
             options[private] = options.pop(name)
         self.__dict__.update(options)
         _make_known(self.__dict__)
@@ -379,8 +382,6 @@ class ActorCriticConfig(AlgorithmConfig):
 
     @override(AlgorithmConfig)
     def get_default_rl_module_spec(self) -> RLModuleSpec:
-        from rllib_hpo.rllib.rl_module import ActorCriticModule
-
         return RLModuleSpec(
             module_class=ActorCriticModule,
             model_config={"algorithm": self.algorithm, "settings": self.settings(), "seed": self.seed},
@@ -388,8 +389,6 @@ class ActorCriticConfig(AlgorithmConfig):
 
     @override(AlgorithmConfig)
     def get_default_learner_class(self) -> type:
-        from rllib_hpo.rllib.learner import ActorCriticLearner
-
         return ActorCriticLearner
 
     @override(AlgorithmConfig)
@@ -453,8 +452,6 @@ class ActorCriticConfig(AlgorithmConfig):
 
     def _choose_env_runner(self) -> None:
         """The class of the API stack that is asked for; None is RLlib's RolloutWorker there."""
-        from rllib_hpo.rllib.env_runner import ColumnarEnvRunner
-
         if self.enable_rl_module_and_learner != self.enable_env_runner_and_connector_v2:
             raise SettingsError(
                 "enable_rl_module_and_learner and enable_env_runner_and_connector_v2 must both be True (RLlib's "
@@ -510,7 +507,14 @@ class ActorCriticConfig(AlgorithmConfig):
         stack, other = NEW_STACK_OPTIONS, OLD_STACK_OPTIONS
         if self.is_old_stack:
             stack, other = other, stack
-        allowed = EFFECTIVE_OPTIONS | stack | RUN_OPTIONS | _INTERNAL | set(self.settings_class.model_fields)
+        allowed = (
+            EFFECTIVE_OPTIONS
+            | stack
+            | RUN_OPTIONS
+            | _INTERNAL
+            | INTERNAL_OPTIONS
+            | set(self.settings_class.model_fields)
+        )
         for name, value in vars(self).items():
             if name.startswith("__"):  # Tune's own notes
                 continue
@@ -523,7 +527,7 @@ class ActorCriticConfig(AlgorithmConfig):
                 if name in other:
                     instead = f" It belongs to RLlib's {'new' if self.is_old_stack else 'old'} API stack."
                 raise SettingsError(f"The option {name}={value!r} would have no effect here.{instead}")
-        if self._is_atari:
+        if is_atari(self):
             raise SettingsError(
                 "The option is_atari=True would have no effect here. Wrap the environment: "
                 "env_config={'wrappers': [...]}."
@@ -600,86 +604,4 @@ def _canonical(value: Any) -> Any:
     return tuple(map(_canonical, value)) if isinstance(value, (list, tuple)) else value
 
 
-class SACGaussianConfig(ActorCriticConfig):
-    """SAC as published: a tanh-Gaussian policy. RLlib's own SAC keeps that name in Tune's registry."""
-
-    def __init__(self, algo_class: type | None = None) -> None:
-        from rllib_hpo.rllib.algorithm import SACGaussian
-
-        super().__init__("sac", algo_class or SACGaussian)
-
-
-class SACNFConfig(ActorCriticConfig):
-    """SAC with radial flows between the Gaussian and the tanh."""
-
-    def __init__(self, algo_class: type | None = None) -> None:
-        from rllib_hpo.rllib.algorithm import SACNF
-
-        super().__init__("sac-nf", algo_class or SACNF)
-
-
-class SACHPOConfig(ActorCriticConfig):
-    """SAC with a Hamiltonian policy (arXiv 2103.12020)."""
-
-    def __init__(self, algo_class: type | None = None) -> None:
-        from rllib_hpo.rllib.algorithm import SACHPO
-
-        super().__init__("sac-hpo", algo_class or SACHPO)
-
-
-class TD3Config(ActorCriticConfig):
-    """TD3 (arXiv 1802.09477); RLlib's own has left it."""
-
-    def __init__(self, algo_class: type | None = None) -> None:
-        from rllib_hpo.rllib.algorithm import TD3
-
-        super().__init__("td3", algo_class or TD3)
-
-
-class DDPGConfig(ActorCriticConfig):
-    """DDPG (arXiv 1509.02971)."""
-
-    def __init__(self, algo_class: type | None = None) -> None:
-        from rllib_hpo.rllib.algorithm import DDPG
-
-        super().__init__("ddpg", algo_class or DDPG)
-
-
-class SACLagrangianConfig(ActorCriticConfig):
-    """SAC under a limit on costs (arXiv 2103.12020, V-B)."""
-
-    def __init__(self, algo_class: type | None = None) -> None:
-        from rllib_hpo.rllib.algorithm import SACLagrangian
-
-        super().__init__("sac-lagrangian", algo_class or SACLagrangian)
-
-
-class SACHPOLagrangianConfig(ActorCriticConfig):
-    """SAC-HPO under a limit on costs, with a shield (arXiv 2103.12020, Algorithm 3)."""
-
-    def __init__(self, algo_class: type | None = None) -> None:
-        from rllib_hpo.rllib.algorithm import SACHPOLagrangian
-
-        super().__init__("sac-hpo-lagrangian", algo_class or SACHPOLagrangian)
-
-
-CONFIGS: dict[str, type[ActorCriticConfig]] = {
-    "sac": SACGaussianConfig,
-    "sac-nf": SACNFConfig,
-    "sac-hpo": SACHPOConfig,
-    "td3": TD3Config,
-    "ddpg": DDPGConfig,
-    "sac-lagrangian": SACLagrangianConfig,
-    "sac-hpo-lagrangian": SACHPOLagrangianConfig,
-}
-"""Config class of each built-in algorithm; others are an `ActorCriticConfig` with their name."""
-
-
-def make_config(algorithm: str) -> ActorCriticConfig:
-    """A config of any registered algorithm.
-
-    Raises:
-        UnknownNameError: Naming the nearest algorithm.
-    """
-    find_settings(algorithm)
-    return CONFIGS[algorithm]() if algorithm in CONFIGS else ActorCriticConfig(algorithm)
+__getattr__ = moved_names(__name__)

@@ -9,8 +9,8 @@ from typing import Any
 
 from rllib_hpo.errors import UserError
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
+from rllib_hpo.rllib.algorithms import make_config
 from rllib_hpo.rllib.checkpointing import api_stack, follow, import_needed, verify
-from rllib_hpo.rllib.config import make_config
 from rllib_hpo.settings import complete_settings
 
 

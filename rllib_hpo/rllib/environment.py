@@ -11,10 +11,10 @@ from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.env.env_context import EnvContext
 from ray.rllib.utils import force_list
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
-from ray.tune.registry import ENV_CREATOR, _global_registry
 
 from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.errors import NonFiniteError, SettingsError, UserError
+from rllib_hpo.rllib._private import registered_env
 from rllib_hpo.tasks import ActionScaling, Boundary, boundary, check_spaces, import_modules, make_env
 from rllib_hpo.tasks.wrappers import parse_wrappers, with_cost
 
@@ -39,9 +39,7 @@ def environment_maker(
         )
     name, cost = label(config.env), config.settings().cost
     context = EnvContext(config.env_config, worker_index=worker_index, num_workers=config.num_env_runners)
-    creator = config.env if callable(config.env) else None
-    if creator is None and _global_registry.contains(ENV_CREATOR, config.env):
-        creator = _global_registry.get(ENV_CREATOR, config.env)
+    creator = config.env if callable(config.env) else registered_env(config.env)
     if creator is not None:
         return lambda: with_cost(_with_checked_spaces(boundary.made(lambda: creator(context), name)), cost)
     # Spaces and every number are checked here; gymnasium's checker would cost a tenth of a step.

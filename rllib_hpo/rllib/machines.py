@@ -13,6 +13,8 @@ import torch
 import yaml
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from rllib_hpo.rllib._private import autoscaler_file, kuberay_autoscaler_config, kuberay_resource
+
 Bundle = Mapping[str, float]
 
 ROLLOUTS = "rollouts"
@@ -193,30 +195,20 @@ def autoscaler_config(gcs_address: str) -> dict[str, Any] | None:
     """
     if "RAY_CLUSTER_NAME" in os.environ and _KUBERNETES.exists():
         return _of_kuberay(os.environ["RAY_CLUSTER_NAME"], _KUBERNETES.read_text().strip())
-    for process in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = process.read_bytes().decode(errors="replace").split("\0")
-        except OSError:  # it has just ended, or is somebody else's
-            continue
-        options = dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
-        if options.get("--gcs-address") == gcs_address and "--autoscaling-config" in options:
-            config: dict[str, Any] = yaml.safe_load(
-                Path(options["--autoscaling-config"]).expanduser().read_text()
-            )
-            return config
-    return None
+    if (file := autoscaler_file(gcs_address)) is None:
+        return None
+    config: dict[str, Any] = yaml.safe_load(file.read_text())
+    return config
 
 
 def _of_kuberay(cluster: str, namespace: str) -> dict[str, Any] | None:
     """What the autoscaler beside this head makes of the RayCluster, asked of Kubernetes as it asks."""
     import requests
-    from ray.autoscaler._private.kuberay import autoscaling_config, node_provider
 
     try:
-        found = node_provider.KubernetesHttpApiClient(namespace).get(f"rayclusters/{cluster}")
+        found = kuberay_resource(cluster, namespace)
     except requests.RequestException:  # without an autoscaler this pod may not ask
         return None
     if not found["spec"].get("enableInTreeAutoscaling"):
         return None
-    config: dict[str, Any] = autoscaling_config._derive_autoscaling_config_from_ray_cr(found)
-    return config
+    return kuberay_autoscaler_config(found)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import pickle
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import ray
-from ray._private import state
 from ray.exceptions import RayTaskError, UnserializableException
 from ray.rllib.core import COMPONENT_RL_MODULE
 from ray.rllib.utils.actor_manager import RemoteCallResults
@@ -20,23 +19,15 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from rllib_hpo.algorithms.base import Episode
 from rllib_hpo.errors import UserError, WorkerDiedError
 from rllib_hpo.optim.replicas import ONE_LOST
-from rllib_hpo.rllib.env_runner import ColumnarEnvRunner
+from rllib_hpo.rllib import _private
+from rllib_hpo.rllib.new_stack.env_runner import ColumnarEnvRunner
 
 
 @contextmanager
 def without_object_store(local: bool) -> Iterator[None]:
-    """Keeps RLlib from starting a Ray cluster for an algorithm without actors (`local`).
-
-    EnvRunnerGroup puts its config and weights into the object store even if no actor will ever fetch them;
-    where Ray does not run yet, that starts eight processes that listen on the network, for nothing.
-    """
-    put = ray.put
-    if local and not ray.is_initialized():
-        ray.put = lambda value, **_: value
-    try:
+    """Keeps RLlib from starting a Ray cluster for an algorithm without actors (`local`)."""
+    with _private.without_object_store() if local and not ray.is_initialized() else nullcontext():
         yield
-    finally:
-        ray.put = put
 
 
 class Call:
@@ -233,7 +224,7 @@ def refuse_all_dead(manager: Any, config: Any) -> None:
         WorkerDiedError: If all are dead for good.
     """
     actors = manager.actors().values()
-    if manager.num_healthy_actors() or not all(is_dead_for_good(actor) for actor in actors):
+    if manager.num_healthy_actors() or not all(_private.is_dead_for_good(actor) for actor in actors):
         return
     why = "restart_failed_env_runners is off"
     if config.restart_failed_env_runners:
@@ -242,11 +233,6 @@ def refuse_all_dead(manager: Any, config: Any) -> None:
         f"All {len(actors)} environment runners died, and {why}; Ray's logs say why they died; resume the run from its "
         "last checkpoint."
     )
-
-
-def is_dead_for_good(actor: Any) -> bool:
-    """Whether Ray will not start an actor again. A call fails in the same way while Ray starts it."""
-    return state.actors(actor._actor_id.hex()).get("State") == "DEAD"
 
 
 def only_success(results: RemoteCallResults) -> Any:

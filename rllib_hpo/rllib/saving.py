@@ -16,22 +16,23 @@ from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.core import COMPONENT_LEARNER_GROUP, DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.utils.annotations import override
-from ray.rllib.utils.checkpoints import CHECKPOINT_VERSION_LEARNER_AND_ENV_RUNNER, get_checkpoint_info
+from ray.rllib.utils.checkpoints import CHECKPOINT_VERSION_LEARNER_AND_ENV_RUNNER
 from ray.tune import Checkpoint
 
 from rllib_hpo.errors import CheckpointError, UserError
 from rllib_hpo.rllib import checkpointing, staging
+from rllib_hpo.rllib._private import AlgorithmHooks, state_of_checkpoint
 from rllib_hpo.rllib.remote import without_object_store
 from rllib_hpo.rllib.weights import difference, read_module, refuse_component
 
 if TYPE_CHECKING:
-    from rllib_hpo.rllib.evaluation_runners import EvaluationRunners
+    from rllib_hpo.rllib.new_stack.evaluation_runners import EvaluationRunners
     from rllib_hpo.rllib.stack import Stack
 
 _PROGRESS = "progress"
 
 
-class SavedAlgorithm(Algorithm):
+class SavedAlgorithm(AlgorithmHooks, Algorithm):
     """RLlib's Algorithm with checkpoints that are whole or do not exist, on any filesystem that pyarrow knows."""
 
     stack: Stack
@@ -223,8 +224,7 @@ class SavedAlgorithm(Algorithm):
                 raise
             with without_object_store(self._is_local(self.config)):
                 if self.config.is_old_stack:
-                    info = get_checkpoint_info(str(directory), fs.LocalFileSystem())
-                    self.__setstate__(Algorithm._checkpoint_info_to_algorithm_state(info))
+                    self.__setstate__(state_of_checkpoint(directory))
                 else:
                     super().restore_from_path(directory, filesystem=fs.LocalFileSystem(), **kwargs)
         self._go_on(manifest)

@@ -14,8 +14,8 @@ from rllib_hpo.documents import reading
 from rllib_hpo.errors import CheckpointError
 from rllib_hpo.results.provenance import versions
 from rllib_hpo.rllib.checkpointing import api_stack, follow, import_needed, verify
-from rllib_hpo.rllib.rl_module import ActorCriticModule
-from rllib_hpo.rllib.torch_policy import ActorCriticTorchPolicy
+from rllib_hpo.rllib.new_stack.rl_module import ActorCriticModule
+from rllib_hpo.rllib.old_stack.policy import ActorCriticTorchPolicy
 from rllib_hpo.rllib.weights import MODULE_PATH
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 
 from rllib_hpo.documents import reading
 from rllib_hpo.errors import CheckpointError, UserError, shown
-from rllib_hpo.rllib.rl_module import ActorCriticModule
+from rllib_hpo.rllib.new_stack.rl_module import ActorCriticModule
 
 _MULTI_MODULE = f"{COMPONENT_LEARNER_GROUP}/{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
 MODULE_PATH = f"{_MULTI_MODULE}/{DEFAULT_MODULE_ID}"

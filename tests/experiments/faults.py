@@ -22,7 +22,7 @@ import psutil
 import pyarrow as pa
 import yaml
 
-from rllib_hpo.experiments.storage import Storage, rows_from
+from rllib_hpo.experiments.storage.folder import Storage, rows_from
 from rllib_hpo.results import read_rows, without_volatile
 from tests.experiments.lives import CLI, REPOSITORY
 from tests.experiments.s3_server import s3_server

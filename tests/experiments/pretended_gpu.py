@@ -7,7 +7,7 @@ from ray.rllib.core.learner.torch import torch_learner
 
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.config import ActorCriticConfig
-from rllib_hpo.rllib.learner import ActorCriticLearner
+from rllib_hpo.rllib.new_stack.learner import ActorCriticLearner
 
 
 class LearnerOnCPU(ActorCriticLearner):

@@ -37,9 +37,10 @@ from rllib_hpo.algorithms.registry import find_settings
 from rllib_hpo.algorithms.sac_lagrangian import SACHPOLagrangianSettings, SACLagrangianSettings
 from rllib_hpo.algorithms.td3 import DDPGSettings, TD3Settings
 from rllib_hpo.errors import SettingsError, UnknownNameError
-from rllib_hpo.experiments.run_config import resolve, resolve_saved
-from rllib_hpo.experiments.train import RunFiles, to_rllib
-from rllib_hpo.rllib.config import EFFECTIVE_OPTIONS, RUN_OPTIONS, ActorCriticConfig, make_config
+from rllib_hpo.experiments.config.run_config import resolve, resolve_saved
+from rllib_hpo.experiments.runs.train import RunFiles, to_rllib
+from rllib_hpo.rllib.algorithms import make_config
+from rllib_hpo.rllib.config import EFFECTIVE_OPTIONS, RUN_OPTIONS, ActorCriticConfig
 from rllib_hpo.settings import SACHPOSettings, SACNFSettings, SACSettings, Settings
 from rllib_hpo.tasks import all_tasks
 from tests.rllib.environments import NoisyEnv

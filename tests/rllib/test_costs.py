@@ -10,9 +10,9 @@ import pytest
 
 from rllib_hpo.algorithms.base import Episode
 from rllib_hpo.errors import SettingsError
-from rllib_hpo.experiments.evaluate import evaluate_checkpoint
+from rllib_hpo.experiments.runs.evaluate import evaluate_checkpoint
 from rllib_hpo.results import COST_COLUMNS, read_rows
-from rllib_hpo.rllib.sampling import Block
+from rllib_hpo.rllib.new_stack.sampling import Block
 from rllib_hpo.rllib.training_costs import TrainingCosts
 from tests.algorithms.toy import CostlyEnv
 from tests.rllib.tiny import assert_equal, facts, loaded, running, tiny_config, train_to

@@ -15,7 +15,7 @@ from rllib_hpo.algorithms.registry import find_settings
 from rllib_hpo.errors import NonFiniteError
 from rllib_hpo.results import config_hash, read_rows, row_config, without_volatile
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
-from rllib_hpo.rllib.config import make_config
+from rllib_hpo.rllib.algorithms import make_config
 from rllib_hpo.rllib.environment import environment_maker
 from rllib_hpo.rllib.evaluation import episode_seeds, evaluate
 from rllib_hpo.tasks import make_env

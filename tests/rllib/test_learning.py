@@ -7,7 +7,7 @@ import pytest
 
 from rllib_hpo.algorithms.registry import BUILT_IN
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
-from rllib_hpo.rllib.config import make_config
+from rllib_hpo.rllib.algorithms import make_config
 from rllib_hpo.rllib.evaluation import evaluate
 from rllib_hpo.streams import seed_sequence
 from rllib_hpo.tasks import ActionScaling, make_env

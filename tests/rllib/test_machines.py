@@ -11,10 +11,10 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from ray.autoscaler._private.util import prepare_config
 
 from rllib_hpo.errors import SettingsError
-from rllib_hpo.experiments.cluster_check.placement import read_machines
-from rllib_hpo.experiments.run_config import RunConfig
-from rllib_hpo.experiments.sweep_config import read_sweep
-from rllib_hpo.experiments.trial_resources import check_placeable, resources
+from rllib_hpo.experiments.cluster.check.placement import read_machines
+from rllib_hpo.experiments.config.run_config import RunConfig
+from rllib_hpo.experiments.config.sweep_config import read_sweep
+from rllib_hpo.experiments.sweeps.resources import check_placeable, resources
 from rllib_hpo.rllib.machines import Machines, NodeType, machines_here, of_autoscaler, trials_at_a_time
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,8 +11,8 @@ import torch
 from rllib_hpo.algorithms.sac_lagrangian import ConstrainedModel
 from rllib_hpo.deployment import DeployedPolicy, PolicyMetadata, load_policy_file, write_policy
 from rllib_hpo.errors import SettingsError
-from rllib_hpo.experiments.run_config import resolve
-from rllib_hpo.experiments.train import start_run
+from rllib_hpo.experiments.config.run_config import resolve
+from rllib_hpo.experiments.runs.train import start_run
 from rllib_hpo.results import read_rows
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.config import ActorCriticConfig

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
-from rllib_hpo.rllib.config import make_config
+from rllib_hpo.rllib.algorithms import make_config
 from rllib_hpo.rllib.evaluation import evaluate
 from rllib_hpo.settings import Settings
 from rllib_hpo.streams import seed_sequence
