@@ -219,6 +219,10 @@ class Method(ABC, Generic[SettingsT, ModelT]):
         """Scalars that are too costly for every update."""
         return {}
 
+    def concerns(self, diagnostics: Mapping[str, float]) -> Mapping[str, str]:
+        """Sentences by name on diagnostics that deserve a warning; each name is warned of once."""
+        return {}
+
     def restored(self, model: ModelT) -> None:
         """Makes settings hold again that loaded weights may have overwritten."""
 

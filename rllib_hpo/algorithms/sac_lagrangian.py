@@ -11,6 +11,7 @@ actions of SAC-HPO evolve along the gradient of min Q - lambda Q_C, and lambda <
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -181,7 +182,7 @@ class SACHPOLagrangianSettings(SACHPOSettings, ConstraintSettings):
     changeable: ClassVar[frozenset[str]] = (
         SACHPOSettings.changeable
         | ConstraintSettings.changeable
-        | frozenset("shield shield_steps test_initial momentum_refresh fallback".split())
+        | frozenset("shield_steps test_initial momentum_refresh fallback".split())
     )
 
     shield: Annotated[
@@ -527,6 +528,22 @@ class ConstrainedSoftActorCritic(SoftActorCritic[ConstraintSettings, Constrained
         if model.has_shield:  # 0 / 0 is NaN, which is left out
             found |= {"shield_accept": passed / decisions, "shield_steps_mean": taken / decisions}
         return super().diagnose(model, batch, noise) | found
+
+    @override
+    def concerns(self, diagnostics: Mapping[str, float]) -> Mapping[str, str]:
+        """Warns of a shield that tells nothing apart."""
+        accepted = diagnostics.get("shield_accept", 0.5)
+        if 0.05 <= accepted <= 0.95:
+            return {}
+        predicted = diagnostics.get("q_cost_start", math.nan)
+        realised = diagnostics.get("cost_discounted_latest", math.nan)
+        return {
+            "shield_accept": (
+                f"The shield found a safe action in {100 * accepted:.0f} % of the last episodes' steps, so it hardly "
+                f"chooses. The cost critic predicts {predicted:.3g} for an episode whose discounted cost is "
+                f"{realised:.3g}."
+            )
+        }
 
     @override
     def check(self, actor: Actor) -> None:

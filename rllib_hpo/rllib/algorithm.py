@@ -121,7 +121,10 @@ class ActorCriticAlgorithm(SavedAlgorithm):
         self.latest_evaluation: dict[str, Any] | None = None
         self.on_row: Callable[[Path], None] | None = None
         """Is told of the file of every row."""
+        self.on_warning: Callable[[str, int], None] | None = None
+        """Is told of warnings on diagnostics, with the step of the evaluation that they came with."""
         self._has_warned_of_cut = False
+        self._warned_of: set[str] = set()
         self.owes_evaluation = False
         """Whether the evaluation of this step is due and was stopped; the next iteration makes it up."""
         self.evaluation_steps = 0
@@ -350,9 +353,19 @@ class ActorCriticAlgorithm(SavedAlgorithm):
 
     def _conclude(self, due: DueEvaluation, played: Evaluation) -> None:
         """Schedulers see the return, and the row is written before training goes on."""
+        self._warn_of_concerns(due)
         self.latest_evaluation = self._result(due, played)
         if self.config.results_dir is not None:
             self._write_row(due, played, Path(self.config.results_dir))
+
+    def _warn_of_concerns(self, due: DueEvaluation) -> None:
+        for name, sentence in make_method(self.settings).concerns(due.diagnostics).items():
+            if name in self._warned_of:
+                continue
+            self._warned_of.add(name)
+            _logger.warning("%s", sentence)
+            if self.on_warning is not None:
+                self.on_warning(sentence, due.env_steps)
 
     @override(Algorithm)
     def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:

@@ -450,6 +450,19 @@ def test_diagnostics_are_of_the_last_episodes() -> None:
     assert [after[name].item() for name in names] == pytest.approx([6.0, 6.0, 1.5, 25 / 40, 3.0])
 
 
+def test_a_shield_that_tells_nothing_apart_deserves_a_warning() -> None:
+    method = method_of(shielded_settings())
+    about = {"q_cost_start": 2.0, "cost_discounted_latest": 40.0}
+    for rate in (0.05, 0.5, 0.95):
+        assert method.concerns({"shield_accept": rate} | about) == {}
+    assert method.concerns(about) == {}
+    (sentence,) = method.concerns({"shield_accept": 0.98} | about).values()
+    assert sentence == (
+        "The shield found a safe action in 98 % of the last episodes' steps, so it hardly chooses. The cost critic "
+        "predicts 2 for an episode whose discounted cost is 40."
+    )
+
+
 # --- what is refused ---
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from rllib_hpo.algorithms.sac_lagrangian import ConstrainedModel
 from rllib_hpo.deployment import DeployedPolicy, PolicyMetadata, load_policy_file, write_policy
 from rllib_hpo.errors import SettingsError
 from rllib_hpo.experiments.config.run_config import resolve
-from rllib_hpo.experiments.runs.train import start_run
-from rllib_hpo.results import read_rows
+from rllib_hpo.experiments.runs.train import RunFiles, TrainingRun, flat_metrics, start_run
+from rllib_hpo.experiments.sweeps.dashboard import SAFETY
+from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
+from rllib_hpo.results import COST_COLUMNS, read_rows
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.config import ActorCriticConfig
 from rllib_hpo.rllib.trained_policy import newest_policy
@@ -79,6 +82,29 @@ def test_a_resumed_run_goes_on_bitwise(trained: Any) -> None:
     with loaded(checkpoint) as resumed:
         train_to(resumed, STEPS)
         assert_equal(facts(resumed), facts(built))
+
+
+def test_a_run_says_once_that_its_shield_hardly_chooses(tmp_path: Path) -> None:
+    """In the log of its events, with the step; everything passes under so high a limit."""
+    tiny = {
+        "hidden_units": 8,
+        "train_batch_size_per_learner": 8,
+        "warmup_steps": 20,
+        "diagnostics_interval": 5,
+    }
+    tiny |= {"evaluation_every": 40, "evaluation_episodes": 1, "checkpoint_every": 120, "steps": 120}
+    tiny |= {"env_config": {"max_episode_steps": 10}, "cost": {"kind": "torque"}, "cost_limit": 1e6}
+    config = resolve({"algorithm": "sac-hpo-lagrangian", "task": "Pendulum-v1", **tiny})
+    with TrainingRun(config, RunFiles(tmp_path / "run"), wandb=WandbOptions("disabled")) as training:
+        while not training.is_complete:
+            metrics = flat_metrics(training.iterate())
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    (warning,) = [event for event in events if event["event"] == "warning"]
+    assert warning["env_steps"] in (40, 80, 120)
+    assert warning["text"].startswith("The shield found a safe action in 100 % of the last episodes' steps")
+    assert {f"learner/{name}" for name in SAFETY} <= metrics.keys()
+    assert {"train/cost_mean", "train/cost_discounted_mean", "train/cost_total"} <= metrics.keys()
+    assert {f"evaluation/{name}" for name in COST_COLUMNS} <= metrics.keys()
 
 
 @pytest.mark.parametrize("file_format", ["safetensors", "torch-export", "onnx"])

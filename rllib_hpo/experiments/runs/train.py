@@ -33,7 +33,7 @@ from rllib_hpo.experiments.tracking.wandb_logger import (
     WandbRun,
     describe_run,
     group_of,
-    return_metric,
+    task_metric,
 )
 from rllib_hpo.results import COST_COLUMNS, merge_trial, trial_id
 from rllib_hpo.results.paths import absolute
@@ -230,6 +230,7 @@ class TrainingRun:
             if mirror is not None:
                 mirror.start(self.algorithm.env_steps)
             self.algorithm.on_row = self._evaluated_to
+            self.algorithm.on_warning = lambda text, step: self._events.write("warning", step, text=text)
             self._operators = OperatorMetrics(about, self.algorithm)
             self.resumed_from = None if checkpoint is None else read_manifest(checkpoint)
             self._events.begin(
@@ -289,7 +290,11 @@ class TrainingRun:
     def _log_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """Log an evaluation at the step of its weights, where it belongs on the axis."""
         metrics, env_steps = evaluation_metrics(evaluation), int(evaluation["env_steps"])
-        by_task = {return_metric(self.config.run.task): metrics["evaluation/return_mean"]}
+        by_task = {
+            task_metric(self.config.run.task, name): metrics[f"evaluation/{name}"]
+            for name in ("return_mean", *COST_COLUMNS)
+            if f"evaluation/{name}" in metrics
+        }
         self._wandb.log({**metrics, **by_task}, env_steps=env_steps)
         self._board.log(metrics, env_steps)
         if self.on_evaluation is not None:
