@@ -45,9 +45,9 @@ def group_of(sweep: str, task: str) -> str:
     return f"{sweep}/{task}"
 
 
-def return_metric(task: str) -> str:
-    """The evaluation return under a name of its own for each task: a W&B panel shows all runs that have a metric."""
-    return f"tasks/{task}/return_mean"
+def task_metric(task: str, name: str = "return_mean") -> str:
+    """A number of evaluations under a name of its own for each task: a W&B panel shows all runs that have a metric."""
+    return f"tasks/{task}/{name}"
 
 
 def describe_run(config: RunConfig, sweep: str, variant: str) -> dict[str, Any]:
