@@ -1,6 +1,6 @@
 """Maximum-entropy actor-critics whose policies are expressive samplers, and what they are compared with, on Ray RLlib.
 
-`SACHPOConfig`, `SACNFConfig`, `SACGaussianConfig`, `TD3Config` and `DDPGConfig` are RLlib AlgorithmConfigs; `SACHPO`
+`SACHPOConfig`, `SACNFConfig`, `SACGaussianConfig`, `TD3Config` and so on are RLlib AlgorithmConfigs; `SACHPO`
 and so on the Algorithms to hand to Tune; `SACHPOTorchPolicy` and so on their policies on RLlib's old API stack.
 Importing this package registers its tasks with gymnasium; ray is imported when one of these names is first used.
 """
@@ -22,17 +22,23 @@ _LAZY = {
     "ActorCriticConfig": "rllib_hpo.rllib.algorithms",  # which also imports what it builds
     **{
         f"{name}{kind}": f"rllib_hpo.rllib.{module}"
-        for name in ("SACGaussian", "SACNF", "SACHPO", "TD3", "DDPG")
+        for name in ("SACGaussian", "SACNF", "SACHPO", "TD3", "DDPG", "MCMCPO", "LangevinPO")
         for kind, module in (
             ("", "algorithms"),
             ("Config", "algorithms"),
             ("TorchPolicy", "old_stack.policy"),
         )
     },
+    **{  # which the old API stack has no columns for
+        f"{name}{kind}": "rllib_hpo.rllib.algorithms"
+        for name in ("SACLagrangian", "SACHPOLagrangian")
+        for kind in ("", "Config")
+    },
 }
 
 __all__ = [
     "DDPG",
+    "MCMCPO",
     "SACHPO",
     "SACNF",
     "TD3",
@@ -40,11 +46,20 @@ __all__ = [
     "ActorCriticConfig",
     "DDPGConfig",
     "DDPGTorchPolicy",
+    "LangevinPO",
+    "LangevinPOConfig",
+    "LangevinPOTorchPolicy",
+    "MCMCPOConfig",
+    "MCMCPOTorchPolicy",
     "SACGaussian",
     "SACGaussianConfig",
     "SACGaussianTorchPolicy",
     "SACHPOConfig",
+    "SACHPOLagrangian",
+    "SACHPOLagrangianConfig",
     "SACHPOTorchPolicy",
+    "SACLagrangian",
+    "SACLagrangianConfig",
     "SACNFConfig",
     "SACNFTorchPolicy",
     "TD3Config",

@@ -37,6 +37,9 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 ModelT = TypeVar("ModelT", bound="Actor")
 
 
+_NOTHING: Mapping[str, tuple[float, ...]] = {}
+
+
 class Episode(NamedTuple):
     """A finished training episode."""
 
@@ -45,9 +48,15 @@ class Episode(NamedTuple):
     seconds: float = 0.0
     """From its reset to its end, by the clock."""
     cost: float = 0.0
-    """Sum of the column "cost", where the method declares one."""
+    """Sum of its costs, where the task or a column "cost" says what steps cost."""
     failed: bool = False
     """Whether an error of the environment cut it; the environment was built anew."""
+    cost_discounted: float = 0.0
+    """The same sum, the cost of step t times gamma^t."""
+    ended_at: int = 0
+    """Environment steps of the run when it ended; as a runner hands it on, steps of the rollout."""
+    recorded: Mapping[str, tuple[float, ...]] = _NOTHING
+    """What acting remembered at its end, by name: where `Remembered.recorded` says so."""
 
 
 class Remembered(NamedTuple):
@@ -56,6 +65,8 @@ class Remembered(NamedTuple):
     shape: tuple[int, ...]
     only_exploring: bool = False
     """Whether noise-free actions do without it: evaluations and exported policies then have none."""
+    recorded: bool = False
+    """Whether finished training episodes carry its last value, of one dimension at most (`Episode.recorded`)."""
 
 
 class Actor(nn.Module, ABC):
@@ -92,7 +103,7 @@ class Actor(nn.Module, ABC):
         """
         return {
             name: torch.zeros((len(obs), *shape), device=obs.device)
-            for name, (shape, only_exploring) in self.memory.items()
+            for name, (shape, only_exploring, _) in self.memory.items()
             if explores or not only_exploring
         }
 
@@ -206,6 +217,10 @@ class Method(ABC, Generic[SettingsT, ModelT]):
 
     def diagnose(self, model: ModelT, batch: Batch, noise: Noise) -> Metrics:
         """Scalars that are too costly for every update."""
+        return {}
+
+    def concerns(self, diagnostics: Mapping[str, float]) -> Mapping[str, str]:
+        """Sentences by name on diagnostics that deserve a warning; each name is warned of once."""
         return {}
 
     def restored(self, model: ModelT) -> None:

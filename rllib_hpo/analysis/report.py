@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.csv
 from matplotlib.figure import Figure
 
+from rllib_hpo.analysis.costs import cost_figure, cost_table
 from rllib_hpo.analysis.curves import learning_curve_figure
 from rllib_hpo.analysis.figures import (
     displacement_figure,
@@ -82,7 +83,13 @@ def tables_of(table: pa.Table, runs: Sequence[Run]) -> list[Table]:
     """Every table of a report: problems of the rows, comparisons of `runs`, and searches trial by trial."""
     problems, parameters = problems_table(table), parameters_table(runs)
     compared = all_tables(runs, np.random.default_rng(SEED)) if runs else []
-    about = [*compared, *([parameters] if parameters else []), *search_tables(table)]
+    costs = cost_table(runs)
+    about = [
+        *([costs] if costs else []),
+        *compared,
+        *([parameters] if parameters else []),
+        *search_tables(table),
+    ]
     return [*([problems] if problems else []), *about]
 
 
@@ -116,7 +123,9 @@ def page_data(
                 "steps": run.steps.tolist(),
                 "scheduled": run.scheduled.tolist(),
                 **{name: values.tolist() for name, values in run.numbers.items()},
-                "diagnostics": {name: values.tolist() for name, values in run.diagnostics.items()},
+                "diagnostics": {
+                    name: values.tolist() for name, values in {**run.costs, **run.diagnostics}.items()
+                },
             }
             for run in runs
         ],
@@ -155,6 +164,9 @@ def _figures(table: pa.Table, runs: Sequence[Run]) -> dict[str, tuple[Figure, st
     if not runs:  # of a search alone there is nothing to average
         return {}
     figures = {"curves": (learning_curve_figure(table), "Learning curves")}
+    costs = cost_figure(runs)
+    if costs is not None:
+        figures["costs"] = costs, "Returns and costs; dashed: the limit"
     displacement = displacement_figure(runs)
     if displacement is not None:
         figures["displacement"] = displacement, "How far the leapfrog moves actions: drift and noise"
@@ -178,7 +190,7 @@ def _evaluations(table: pa.Table) -> bytes:
     names = [
         name
         for name in table.column_names
-        if name not in ("returns", "diagnostics", "config_json", "versions")
+        if name not in ("returns", "costs", "diagnostics", "config_json", "versions")
     ]
     sink = pa.BufferOutputStream()
     pyarrow.csv.write_csv(table.select(names), sink)

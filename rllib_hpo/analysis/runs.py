@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +25,8 @@ BASELINE = "SAC"
 """The baseline of comparisons, if there are runs of it."""
 
 _NUMBERS = ("return_mean", "return_std", "updates", "wall_time_s")
+COSTS = ("cost_mean", "cost_discounted_mean", "violation_share", "cost_limit", "episode_length_mean")
+"""Columns that tell what episodes cost, and how long they were."""
 
 
 class TaskId(NamedTuple):
@@ -53,6 +55,14 @@ class Run:
     """(N,) each: return_mean, return_std, updates and wall_time_s."""
     diagnostics: Mapping[str, Floats]
     """(N,) each, NaN where there was none yet."""
+    costs: Mapping[str, Floats] = field(default_factory=dict)
+    """(N,) each of `COSTS`, NaN where null; none for a task without a cost."""
+
+    @property
+    def limited(self) -> str:
+        """Which of `COSTS` the limit bounds."""
+        is_plain = self.config.get("cost_discounting") == "undiscounted"
+        return "cost_mean" if is_plain else "cost_discounted_mean"
 
     @property
     def returns(self) -> Floats:
@@ -93,7 +103,7 @@ def runs_of(table: pa.Table) -> list[Run]:
         cell = cells[_cell_key(key)]
         if not cell.is_search:
             places[(*key, cell.lines[columns["config_hash"][place]])].append(place)
-    numbers = {name: table[name].to_numpy().astype(np.float64) for name in _NUMBERS}
+    numbers = {name: table[name].to_numpy().astype(np.float64) for name in (*_NUMBERS, *COSTS)}
     diagnostics = [dict(pairs) for pairs in table["diagnostics"].to_pylist()]
     configs = {hash_: complete_config(json.loads(text)) for hash_, text in _distinct(table)}
     runs = []
@@ -102,6 +112,10 @@ def runs_of(table: pa.Table) -> list[Run]:
         steps, groups = _by_step([columns["env_steps"][place] for place in own], own)
         names = sorted({name for place in own for name in diagnostics[place]})
         hash_ = columns["config_hash"][last]
+        means = {
+            name: np.array([values[group].mean() for group in groups]) for name, values in numbers.items()
+        }
+        has_costs = np.isfinite(means["cost_mean"]).any()
         runs.append(
             Run(
                 label=label_of(algorithm, variant, sweep if several_sweeps else "", line),
@@ -114,10 +128,8 @@ def runs_of(table: pa.Table) -> list[Run]:
                 config=configs[hash_],
                 config_hash=hash_,
                 steps=steps,
-                numbers={
-                    name: np.array([values[group].mean() for group in groups])
-                    for name, values in numbers.items()
-                },
+                numbers={name: means[name] for name in _NUMBERS},
+                costs={name: means[name] for name in COSTS} if has_costs else {},
                 diagnostics={
                     name: np.array([diagnostics[group[-1]].get(name, np.nan) for group in groups])
                     for name in names

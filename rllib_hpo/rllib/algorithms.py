@@ -90,12 +90,80 @@ class DDPGConfig(ActorCriticConfig):
         super().__init__("ddpg", algo_class or DDPG)
 
 
+class MCMCPO(ActorCriticAlgorithm):
+    """MCMC policy optimization: Hamiltonian steps near the previous policy."""
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> ActorCriticConfig:
+        return MCMCPOConfig()
+
+
+class MCMCPOConfig(ActorCriticConfig):
+    """Config of `MCMCPO`."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__("mcmc-po", algo_class or MCMCPO)
+
+
+class LangevinPO(ActorCriticAlgorithm):
+    """MCMC policy optimization of a deterministic policy, by a Langevin flow."""
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> ActorCriticConfig:
+        return LangevinPOConfig()
+
+
+class LangevinPOConfig(ActorCriticConfig):
+    """Config of `LangevinPO`."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__("langevin-po", algo_class or LangevinPO)
+
+
+class SACLagrangian(ActorCriticAlgorithm):
+    """SAC under a limit on costs (arXiv 2103.12020, V-B)."""
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> ActorCriticConfig:
+        return SACLagrangianConfig()
+
+
+class SACLagrangianConfig(ActorCriticConfig):
+    """Config of `SACLagrangian`."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__("sac-lagrangian", algo_class or SACLagrangian)
+
+
+class SACHPOLagrangian(ActorCriticAlgorithm):
+    """SAC-HPO under a limit on costs, with a shield (arXiv 2103.12020, Algorithm 3)."""
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> ActorCriticConfig:
+        return SACHPOLagrangianConfig()
+
+
+class SACHPOLagrangianConfig(ActorCriticConfig):
+    """Config of `SACHPOLagrangian`."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__("sac-hpo-lagrangian", algo_class or SACHPOLagrangian)
+
+
 CONFIGS: dict[str, type[ActorCriticConfig]] = {
     "sac": SACGaussianConfig,
     "sac-nf": SACNFConfig,
     "sac-hpo": SACHPOConfig,
     "td3": TD3Config,
     "ddpg": DDPGConfig,
+    "mcmc-po": MCMCPOConfig,
+    "langevin-po": LangevinPOConfig,
+    "sac-lagrangian": SACLagrangianConfig,
+    "sac-hpo-lagrangian": SACHPOLagrangianConfig,
 }
 """Config class of each built-in algorithm; others are an `ActorCriticConfig` with their name."""
 

@@ -13,12 +13,26 @@ import torch
 
 from rllib_hpo.algorithms.base import Actor, Memory
 from rllib_hpo.errors import NonFiniteError
+from rllib_hpo.results.schema import cost_statistics
+from rllib_hpo.settings import Settings
 from rllib_hpo.streams import seed_sequence
 from rllib_hpo.tasks import ActionScaling, Boundary, boundary, wrappers
+from rllib_hpo.tasks.costs import COST
 
 _logger = logging.getLogger(__name__)
 Watch = Callable[[int], None]
 """Function called often with the number of steps an evaluation has played; an error that it raises ends it."""
+
+
+class EpisodeCosts(NamedTuple):
+    """Costs of the episodes of one evaluation."""
+
+    sums: list[float]
+    """Undiscounted, of each episode."""
+    discounted: list[float]
+    """Of each episode the sum of gamma^t c_t."""
+    costly_steps: list[int]
+    """Steps of each episode that cost more than 0."""
 
 
 class Evaluation(NamedTuple):
@@ -28,6 +42,8 @@ class Evaluation(NamedTuple):
     lengths: list[int]
     episodes_cut: int = 0
     """Episodes that did not end by themselves within `evaluation_max_episode_steps`."""
+    costs: EpisodeCosts | None = None
+    """What the episodes cost; None where the task says nothing of costs."""
 
 
 class EvaluationStopped(Exception):
@@ -54,6 +70,7 @@ def evaluate(
     *,
     max_episode_steps: int = 10_000,
     watch: Watch | None = None,
+    cost_gamma: float | None = None,
 ) -> Evaluation:
     """Play one noise-free episode per seed, in lockstep, with one forward pass for all of them.
 
@@ -66,6 +83,7 @@ def evaluate(
         wrapper_state: What the wrappers have gathered in training (`rllib_hpo.tasks.wrappers`); they gather no more.
         max_episode_steps: Steps at which an episode that has not ended is cut.
         watch: Called before each step of the episodes with the number of steps played; may raise to stop.
+        cost_gamma: Discount of the costs that every step reports; None where costs are not asked for.
 
     Raises:
         NonFiniteError: If an observation or reward is not finite.
@@ -79,6 +97,7 @@ def evaluate(
         scaling, checked = ActionScaling.of(envs[0].action_space), Boundary(envs[0])
         obs = np.stack([_first(checked, env, seed) for env, seed in zip(envs, seeds, strict=True)])
         returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
+        costs, discounted, costly = np.zeros(len(seeds)), np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
         memory = actor.begin(torch.from_numpy(obs).to(actor.device), explores=False)
         running, cut = list(range(len(seeds))), 0
         while running:
@@ -89,7 +108,12 @@ def evaluate(
             for i, action in zip(running, actions, strict=True):
                 lengths[i] += 1
                 try:
-                    obs[i], reward, terminated, truncated = checked.step(envs[i], action)
+                    obs[i], reward, terminated, truncated, info = checked.step_with_info(envs[i], action)
+                    if cost_gamma is not None:
+                        cost = float(checked.column(info, COST, 1)[0])
+                        costs[i] += cost
+                        discounted[i] += cost_gamma ** (lengths[i] - 1) * cost
+                        costly[i] += cost > 0
                 except NonFiniteError as error:
                     raise _located(error, int(lengths[i])) from error
                 returns[i] += reward
@@ -102,7 +126,20 @@ def evaluate(
     finally:
         for env in envs:
             boundary.close(env)
-    return Evaluation(returns.tolist(), lengths.tolist(), cut)
+    found = EpisodeCosts(costs.tolist(), discounted.tolist(), costly.tolist())
+    return Evaluation(returns.tolist(), lengths.tolist(), cut, None if cost_gamma is None else found)
+
+
+def cost_gamma(settings: Settings) -> float | None:
+    """The discount of costs in evaluations; None where the task has none."""
+    return None if settings.cost is None else settings.gamma
+
+
+def cost_columns(played: Evaluation, settings: Settings) -> dict[str, Any]:
+    """Columns of a result row that say what the episodes cost; none where the task says nothing of costs."""
+    if played.costs is None:
+        return {}
+    return cost_statistics(*played.costs, played.lengths) | {"cost_limit": settings.cost_limit}
 
 
 def warn_truncated(played: Evaluation, env: str, max_episode_steps: int) -> bool:

@@ -19,17 +19,28 @@ from ray.tune.utils.util import unflatten_dict
 import rllib_hpo
 from rllib_hpo import (
     DDPG,
+    MCMCPO,
     SACHPO,
     SACNF,
     TD3,
     DDPGConfig,
+    LangevinPO,
+    LangevinPOConfig,
+    MCMCPOConfig,
     SACGaussian,
     SACGaussianConfig,
     SACHPOConfig,
+    SACHPOLagrangian,
+    SACHPOLagrangianConfig,
+    SACLagrangian,
+    SACLagrangianConfig,
     SACNFConfig,
     TD3Config,
 )
+from rllib_hpo.algorithms.langevin_po import LangevinPOSettings
+from rllib_hpo.algorithms.mcmc_po import MCMCPOSettings
 from rllib_hpo.algorithms.registry import find_settings
+from rllib_hpo.algorithms.sac_lagrangian import SACHPOLagrangianSettings, SACLagrangianSettings
 from rllib_hpo.algorithms.td3 import DDPGSettings, TD3Settings
 from rllib_hpo.errors import SettingsError, UnknownNameError
 from rllib_hpo.experiments.config.run_config import resolve, resolve_saved
@@ -54,12 +65,37 @@ OTHER_VALUES: dict[str, Any] = {
     "train_sampler": "gaussian",
     "force_scale": "inverse_temperature",
     "force_gate": "none",
+    "multiplier": "fixed",
+    "target_distance": 0.2,
+    "prior": "snapshot",
+    "form": "paper",
     "mass_matrix": "consistent",
     "clip_gradient": "straight_through",
     "gamma": 0.9,
     "policy_layers": 3,
     "critic_layers": 3,
+    "cost": {"kind": "torque"},
+    "cost_limit": 3.0,
+    "cost_discounting": "undiscounted",
+    "cost_initial": 1.0,
+    "cost_critics": 2,
+    "cost_max": 2.0,
+    "terminated_cost": 1.0,
+    "lagrange": "pid",
+    "lagrange_estimate": "mean",
+    "shield": "none",
+    "momentum_refresh": "replace",
+    "fallback": "safest",
 }
+
+
+ALONG: dict[str, dict[str, Any]] = {
+    "tempering": {"tempering_allow_heating": True},
+    "cost": {"cost_limit": 3.0},
+    "cost_limit": {"cost": {"kind": "torque"}},
+}
+"""What a changed setting needs beside it."""
+WITHOUT_SHIELD = ("tempering", "explore_sampler", "train_sampler")
 
 
 def other_value(name: str, default: Any) -> Any:
@@ -86,6 +122,10 @@ def others(model: type[Settings]) -> dict[str, Any]:
         (SACHPOConfig, SACHPO, SACHPOSettings),
         (TD3Config, TD3, TD3Settings),
         (DDPGConfig, DDPG, DDPGSettings),
+        (LangevinPOConfig, LangevinPO, LangevinPOSettings),
+        (MCMCPOConfig, MCMCPO, MCMCPOSettings),
+        (SACLagrangianConfig, SACLagrangian, SACLagrangianSettings),
+        (SACHPOLagrangianConfig, SACHPOLagrangian, SACHPOLagrangianSettings),
     ],
 )
 def test_classes_belong_together(config_class: Any, algorithm_class: Any, settings_class: Any) -> None:
@@ -346,13 +386,14 @@ def test_a_change_to_the_dict_of_a_config_takes_effect(algorithm: str, way: str)
         options = tiny_config(algorithm, **tuned(algorithm)).to_dict()
         if way == "private name":  # as RLlib's own configs write it
             options["_train_batch_size_per_learner"] = 123
-        options = options | {"tempering_allow_heating": True} if name == "tempering" else options
-        options = options | {name: value}
+        options = options | ALONG.get(name, {}) | {name: value}
+        if name in WITHOUT_SHIELD and "shield" in options:
+            options["shield"] = "none"
         if way == "flattened":
             options = unflatten_dict(flatten_dict(options))
         again = make_config(algorithm).update_from_dict(options)
         again.validate()
-        assert getattr(again.settings(), name) == value
+        assert again.settings().model_dump()[name] == value
 
 
 @EVERY_ALGORITHM

@@ -34,23 +34,31 @@ from tests.rllib.tiny import (
 def by_hand(algorithm: ActorCriticAlgorithm, seed: int) -> tuple[float, int]:
     """Return and length of an episode played with a plain loop and the mode of the policy."""
     env = make_env("Hopper-v4", **SHORT_EPISODES)
-    acting = algorithm.local_learner.trainer.model.acting
     obs, _ = env.reset(seed=seed)
     total, length, over = 0.0, 0, False
     while not over:
         state = torch.from_numpy(obs.astype(np.float32))[None]
         with torch.no_grad():
-            output = acting.policy(state)
-            mean = output[0] if isinstance(output, tuple) else output  # of a density, or the action itself
-            if hasattr(acting, "flow"):
-                mean, _ = acting.flow(mean)
-            action = torch.tanh(mean)
-            if hasattr(acting, "chains"):
-                action = drifted(algorithm, state, action)
+            action = noise_free(algorithm, state)
         obs, reward, terminated, truncated, _ = env.step(action.clamp(-1, 1)[0].numpy())
         total, length, over = total + float(reward), length + 1, terminated or truncated
     env.close()
     return total, length
+
+
+def noise_free(algorithm: ActorCriticAlgorithm, state: torch.Tensor) -> torch.Tensor:
+    """The mode of the policy, through flow or leapfrog."""
+    model = algorithm.local_learner.trainer.model
+    if algorithm.config.algorithm in ("mcmc-po", "langevin-po"):
+        action: torch.Tensor = model(state)  # their own tests have transcriptions of it
+        return action
+    acting = model.acting
+    output = acting.policy(state)
+    mean = output[0] if isinstance(output, tuple) else output  # of a density, or the action itself
+    if hasattr(acting, "flow"):
+        mean, _ = acting.flow(mean)
+    action = torch.tanh(mean)
+    return drifted(algorithm, state, action) if hasattr(acting, "chains") else action
 
 
 def drifted(algorithm: ActorCriticAlgorithm, state: torch.Tensor, action: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 from rllib_hpo.algorithms.base import Actor
 from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.storage.checkpoints import find_checkpoint
-from rllib_hpo.rllib.evaluation import Evaluation, Watch, evaluate, warn_truncated
+from rllib_hpo.rllib.evaluation import Evaluation, Watch, cost_gamma, evaluate, warn_truncated
 from rllib_hpo.rllib.trained_policy import load_policy
 from rllib_hpo.settings import Settings
 from rllib_hpo.streams import seed_sequence
@@ -38,15 +38,16 @@ def evaluate_checkpoint(
     policy = load_policy(find_checkpoint(path))
     manifest = policy.manifest
     torch.set_num_threads(1)
-    config = manifest["config"]
+    config, settings = manifest["config"], policy.actor.settings
     states = seed_sequence(seed, "evaluate command").generate_state(num_episodes)
     played = evaluate(
         policy.actor,
-        lambda: make_env(config["env"], training=False, **config["env_config"]),
+        lambda: make_env(config["env"], training=False, step_cost=settings.cost, **config["env_config"]),
         [int(state >> 1) for state in states],
         manifest.get("wrappers", ()),
         max_episode_steps=_max_episode_steps(config),
         watch=watch,
+        cost_gamma=cost_gamma(settings),
     )
     warn_truncated(played, config["env"], _max_episode_steps(config))
     return played, manifest

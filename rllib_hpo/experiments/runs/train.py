@@ -33,9 +33,9 @@ from rllib_hpo.experiments.tracking.wandb_logger import (
     WandbRun,
     describe_run,
     group_of,
-    return_metric,
+    task_metric,
 )
-from rllib_hpo.results import merge_trial, trial_id
+from rllib_hpo.results import COST_COLUMNS, merge_trial, trial_id
 from rllib_hpo.results.paths import absolute
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.algorithms import make_config
@@ -230,6 +230,7 @@ class TrainingRun:
             if mirror is not None:
                 mirror.start(self.algorithm.env_steps)
             self.algorithm.on_row = self._on_row
+            self.algorithm.on_warning = lambda text, step: self._events.write("warning", step, text=text)
             self._operators = OperatorMetrics(about, self.algorithm)
             self.resumed_from = None if checkpoint is None else read_manifest(checkpoint)
             self._events.begin(
@@ -289,7 +290,11 @@ class TrainingRun:
     def _log_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """Log an evaluation at the step of its weights, where it belongs on the axis."""
         metrics, env_steps = evaluation_metrics(evaluation), int(evaluation["env_steps"])
-        by_task = {return_metric(self.config.run.task): metrics["evaluation/return_mean"]}
+        by_task = {
+            task_metric(self.config.run.task, name): metrics[f"evaluation/{name}"]
+            for name in ("return_mean", *COST_COLUMNS)
+            if f"evaluation/{name}" in metrics
+        }
         self._wandb.log({**metrics, **by_task}, env_steps=env_steps)
         self._board.log(metrics, env_steps)
         if self.on_evaluation is not None:
@@ -423,6 +428,9 @@ def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:
         "train/episode_length_mean": runners.get("episode_len_mean"),
         "train/num_episodes": runners.get("num_episodes_lifetime"),
         "train/env_restarts": runners.get("num_env_restarts_lifetime"),
+        "train/cost_mean": runners.get("train_cost_mean"),
+        "train/cost_discounted_mean": runners.get("train_cost_discounted_mean"),
+        "train/cost_total": runners.get("train_cost_total"),
         **(evaluation_metrics(result["evaluation"]) if "evaluation" in result else {}),
         **{f"learner/{name}": value for name, value in result["learners"]["default_policy"].items()},
         **{f"pipeline/{name}": value for name, value in result.get("pipeline", {}).items()},
@@ -441,6 +449,7 @@ def evaluation_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
         "evaluation/return_std": runners["episode_return_std"],
         "evaluation/episode_length_mean": runners["episode_len_mean"],
         "evaluation/env_steps": float(evaluation["env_steps"]),
+        **{f"evaluation/{name}": runners[name] for name in COST_COLUMNS if name in runners},
     }
 
 

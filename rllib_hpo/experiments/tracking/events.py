@@ -25,6 +25,7 @@ Event = Literal[
     "checkpoint",
     "policy",
     "checkpoint_passed_over",
+    "warning",
     "finished",
     "stopped",
     "failed",

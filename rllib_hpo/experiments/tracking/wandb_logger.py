@@ -45,9 +45,9 @@ def group_of(sweep: str, task: str) -> str:
     return f"{sweep}/{task}"
 
 
-def return_metric(task: str) -> str:
-    """Name of the evaluation return of a task; each task has its own, since a panel shows all runs with a metric."""
-    return f"tasks/{task}/return_mean"
+def task_metric(task: str, name: str = "return_mean") -> str:
+    """Name of a task's evaluation metric; each task has its own, since a panel shows all runs with a metric."""
+    return f"tasks/{task}/{name}"
 
 
 def describe_run(config: RunConfig, sweep: str, variant: str) -> dict[str, Any]:

@@ -325,6 +325,18 @@ class DDPGTorchPolicy(ActorCriticTorchPolicy):
     algorithm = "ddpg"
 
 
+class MCMCPOTorchPolicy(ActorCriticTorchPolicy):
+    """MCMC policy optimization, on the Policy API."""
+
+    algorithm = "mcmc-po"
+
+
+class LangevinPOTorchPolicy(ActorCriticTorchPolicy):
+    """MCMC policy optimization of a deterministic policy, on the Policy API."""
+
+    algorithm = "langevin-po"
+
+
 POLICIES: dict[str, type[ActorCriticTorchPolicy]] = {
     policy.algorithm: policy
     for policy in (
@@ -333,6 +345,8 @@ POLICIES: dict[str, type[ActorCriticTorchPolicy]] = {
         SACHPOTorchPolicy,
         TD3TorchPolicy,
         DDPGTorchPolicy,
+        MCMCPOTorchPolicy,
+        LangevinPOTorchPolicy,
     )
 }
 """Policy class of each built-in algorithm; others are an `ActorCriticTorchPolicy` with their config."""
