@@ -91,7 +91,7 @@ DRIFT, NOISE = "displacement_drift", "displacement_noise"
 
 
 def displacement_figure(runs: Sequence[Run]) -> Figure | None:
-    """How far the leapfrog moves actions in training: by the gradient (drift) against by the momentum (noise).
+    """How far the leapfrog moves actions in training: by the gradient (drift) and by the momentum (noise).
 
     A panel per task, mean over seeds where all have a number; None without such diagnostics.
     """
@@ -168,7 +168,7 @@ def style_axis(axis: Any) -> None:
 
 
 def _explain(figure: Figure, scores: Scores, what: str) -> None:
-    """What the marks mean, the numbers of seeds, and the versions of the environments."""
+    """Add the meaning of the marks, the numbers of seeds, and the versions of the environments."""
     seeds = sorted({len(own) for own in scores.values.values()})
     count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     environments = ", ".join(task.env_id for task in scores.tasks)

@@ -101,7 +101,7 @@ def test_episodes_carry_the_step_at_which_they_ended() -> None:
     assert [e.ended_at for e in at_hand.episodes] == [-2, 2]
     with running(tiny_config("sac")) as built:
         built.env_steps = 105  # of which the first part of the block were the last five
-        for part in (rest, at_hand):
+        for part in (rest, fetched_block):
             assert [e.ended_at for e in built.dated(part.episodes, part.start)] == [103, 107]
 
 
