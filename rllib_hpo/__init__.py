@@ -1,7 +1,8 @@
 """Maximum-entropy actor-critics whose policies are expressive samplers, and what they are compared with, on Ray RLlib.
 
-`SACHPOConfig`, `SACNFConfig`, `SACGaussianConfig`, `TD3Config` and `DDPGConfig` are RLlib AlgorithmConfigs; `SACHPO`
-and so on the Algorithms to hand to Tune; `SACHPOTorchPolicy` and so on their policies on RLlib's old API stack.
+`SACHPOConfig`, `SACNFConfig`, `SACGaussianConfig`, `TD3Config`, `DDPGConfig` and `SoftQConfig` are RLlib
+AlgorithmConfigs; `SACHPO` and so on the Algorithms to hand to Tune; `SACHPOTorchPolicy` and so on their policies on
+RLlib's old API stack.
 Importing this package registers its tasks with gymnasium; ray is imported when one of these names is first used.
 """
 
@@ -16,10 +17,19 @@ __version__ = "0.1.0"
 
 _LAZY = {
     **dict.fromkeys(
-        ("SACGaussian", "SACNF", "SACHPO", "TD3", "DDPG", "ActorCriticAlgorithm"), "rllib_hpo.rllib.algorithm"
+        ("SACGaussian", "SACNF", "SACHPO", "TD3", "DDPG", "SoftQ", "ActorCriticAlgorithm"),
+        "rllib_hpo.rllib.algorithm",
     ),
     **dict.fromkeys(
-        ("SACGaussianConfig", "SACNFConfig", "SACHPOConfig", "TD3Config", "DDPGConfig", "ActorCriticConfig"),
+        (
+            "SACGaussianConfig",
+            "SACNFConfig",
+            "SACHPOConfig",
+            "TD3Config",
+            "DDPGConfig",
+            "SoftQConfig",
+            "ActorCriticConfig",
+        ),
         "rllib_hpo.rllib.config",
     ),
     **dict.fromkeys(
@@ -29,6 +39,7 @@ _LAZY = {
             "SACHPOTorchPolicy",
             "TD3TorchPolicy",
             "DDPGTorchPolicy",
+            "SoftQTorchPolicy",
         ),
         "rllib_hpo.rllib.torch_policy",
     ),
@@ -50,6 +61,9 @@ __all__ = [
     "SACHPOTorchPolicy",
     "SACNFConfig",
     "SACNFTorchPolicy",
+    "SoftQ",
+    "SoftQConfig",
+    "SoftQTorchPolicy",
     "TD3Config",
     "TD3TorchPolicy",
 ]  # fmt: skip

@@ -56,6 +56,12 @@ class Remembered(NamedTuple):
     shape: tuple[int, ...]
     only_exploring: bool = False
     """Whether noise-free actions do without it: evaluations and exported policies then have none."""
+    drawn: bool = False
+    """Whether it is noise of evaluations: whoever acts draws it anew before each action, standard normal."""
+
+    def is_held(self, *, explores: bool) -> bool:
+        """Whether episodes of training (`explores`), or of evaluations, have it."""
+        return not (self.drawn if explores else self.only_exploring)
 
 
 class Actor(nn.Module, ABC):
@@ -91,9 +97,9 @@ class Actor(nn.Module, ABC):
             explores: Whether the episodes are of training.
         """
         return {
-            name: torch.zeros((len(obs), *shape), device=obs.device)
-            for name, (shape, only_exploring) in self.memory.items()
-            if explores or not only_exploring
+            name: torch.zeros((len(obs), *remembered.shape), device=obs.device)
+            for name, remembered in self.memory.items()
+            if remembered.is_held(explores=explores)
         }
 
     @abstractmethod
@@ -121,6 +127,28 @@ class Actor(nn.Module, ABC):
         if streams is None:
             return self(obs, memory)
         return self.explore(obs, streams, self.begin(obs) if memory is None else memory)
+
+
+class EvaluationNoise:
+    """Noise that an actor's evaluations draw, each episode from a stream of its own.
+
+    Most actors draw none.
+
+    Args:
+        actor: Whose memory names it.
+        seeds: Of the episodes.
+    """
+
+    def __init__(self, actor: Actor, seeds: Sequence[int]) -> None:
+        self._shapes = {name: kept.shape for name, kept in actor.memory.items() if kept.drawn}
+        self._streams = [TorchStreams(seed, "evaluation") for seed in seeds] if self._shapes else []
+
+    def draw(self, memory: Memory, which: Sequence[int]) -> None:
+        """Writes the noise of the next action of the episodes `which` into the memory of all."""
+        for name, shape in self._shapes.items():
+            for i in which:
+                drawn = torch.randn(shape, generator=self._streams[i][name])
+                memory[name][i] = drawn.to(memory[name].device)
 
 
 class Method(ABC, Generic[SettingsT, ModelT]):

@@ -42,6 +42,7 @@ from rllib_hpo.rllib.config import (
     SACGaussianConfig,
     SACHPOConfig,
     SACNFConfig,
+    SoftQConfig,
     TD3Config,
 )
 from rllib_hpo.rllib.environment import EvaluationEnvironments, WorkerEnvCreator, label, try_out
@@ -569,3 +570,12 @@ class DDPG(ActorCriticAlgorithm):
     @override(Algorithm)
     def get_default_config(cls) -> ActorCriticConfig:
         return DDPGConfig()
+
+
+class SoftQ(ActorCriticAlgorithm):
+    """Soft Q-learning (arXiv 1702.08165)."""
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> ActorCriticConfig:
+        return SoftQConfig()

@@ -645,12 +645,22 @@ class DDPGConfig(ActorCriticConfig):
         super().__init__("ddpg", algo_class or DDPG)
 
 
+class SoftQConfig(ActorCriticConfig):
+    """Soft Q-learning (arXiv 1702.08165)."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        from rllib_hpo.rllib.algorithm import SoftQ
+
+        super().__init__("soft-q", algo_class or SoftQ)
+
+
 CONFIGS: dict[str, type[ActorCriticConfig]] = {
     "sac": SACGaussianConfig,
     "sac-nf": SACNFConfig,
     "sac-hpo": SACHPOConfig,
     "td3": TD3Config,
     "ddpg": DDPGConfig,
+    "soft-q": SoftQConfig,
 }
 """Config class of each built-in algorithm; others are an `ActorCriticConfig` with their name."""
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rllib_hpo.algorithms.base import Actor, Memory
+from rllib_hpo.algorithms.base import Actor, EvaluationNoise, Memory
 from rllib_hpo.errors import NonFiniteError
 from rllib_hpo.streams import seed_sequence
 from rllib_hpo.tasks import ActionScaling, Boundary, boundary, wrappers
@@ -80,10 +80,12 @@ def evaluate(
         obs = np.stack([_first(checked, env, seed) for env, seed in zip(envs, seeds, strict=True)])
         returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
         memory = actor.begin(torch.from_numpy(obs).to(actor.device), explores=False)
+        noise = EvaluationNoise(actor, seeds)
         running, cut = list(range(len(seeds))), 0
         while running:
             if watch is not None:
                 watch(int(lengths.sum()))
+            noise.draw(memory, running)
             actions = scaling.to_env(_noise_free(actor, obs[running], memory, running))
             ended = set()
             for i, action in zip(running, actions, strict=True):

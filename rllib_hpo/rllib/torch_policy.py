@@ -162,7 +162,7 @@ class ActorCriticTorchPolicy(TorchPolicyV2):
             SettingsError: Naming the algorithm.
         """
         lacking = {f"the column '{column.name}'": True for column in self._method.columns} | {
-            "memory of its episodes": bool(actor.memory),
+            "memory of its episodes": any(kept.is_held(explores=True) for kept in actor.memory.values()),
             "news of ended episodes": self._method.watches_episodes,
         }
         if wanted := [name for name, is_needed in lacking.items() if is_needed]:
@@ -323,6 +323,12 @@ class DDPGTorchPolicy(ActorCriticTorchPolicy):
     algorithm = "ddpg"
 
 
+class SoftQTorchPolicy(ActorCriticTorchPolicy):
+    """Soft Q-learning, on the Policy API."""
+
+    algorithm = "soft-q"
+
+
 POLICIES: dict[str, type[ActorCriticTorchPolicy]] = {
     policy.algorithm: policy
     for policy in (
@@ -331,6 +337,7 @@ POLICIES: dict[str, type[ActorCriticTorchPolicy]] = {
         SACHPOTorchPolicy,
         TD3TorchPolicy,
         DDPGTorchPolicy,
+        SoftQTorchPolicy,
     )
 }
 """Policy class of each built-in algorithm; others are an `ActorCriticTorchPolicy` with their config."""

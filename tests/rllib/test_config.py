@@ -27,9 +27,12 @@ from rllib_hpo import (
     SACGaussianConfig,
     SACHPOConfig,
     SACNFConfig,
+    SoftQ,
+    SoftQConfig,
     TD3Config,
 )
 from rllib_hpo.algorithms.registry import find_settings
+from rllib_hpo.algorithms.soft_q import SoftQSettings
 from rllib_hpo.algorithms.td3 import DDPGSettings, TD3Settings
 from rllib_hpo.errors import SettingsError, UnknownNameError
 from rllib_hpo.experiments.run_config import resolve, resolve_saved
@@ -55,6 +58,12 @@ OTHER_VALUES: dict[str, Any] = {
     "force_gate": "none",
     "mass_matrix": "consistent",
     "clip_gradient": "straight_through",
+    "value_proposal": "uniform",  # the other needs noise_set=None
+    "svgd_space": "action",
+    "kernel": "none",
+    "kernel_width": "paper",
+    "noise_set": 4,
+    "evaluation_action": "best_of_particles",
     "gamma": 0.9,
     "policy_layers": 3,
     "critic_layers": 3,
@@ -72,9 +81,14 @@ def other_value(name: str, default: Any) -> Any:
 
 def others(model: type[Settings]) -> dict[str, Any]:
     """Another value for every setting of an algorithm."""
-    return {name: other_value(name, field.default) for name, field in model.model_fields.items()} | (
-        {"tempering_allow_heating": True} if "tempering" in model.model_fields else {}
-    )
+    special = {
+        "tempering": {"tempering_allow_heating": True},
+        "noise_set": {"alpha": {"from": 1.0, "to": 0.1, "steps": 100}},
+    }
+    values = {name: other_value(name, field.default) for name, field in model.model_fields.items()}
+    for name, changes in special.items():
+        values |= changes if name in values else {}
+    return values
 
 
 @pytest.mark.parametrize(
@@ -85,6 +99,7 @@ def others(model: type[Settings]) -> dict[str, Any]:
         (SACHPOConfig, SACHPO, SACHPOSettings),
         (TD3Config, TD3, TD3Settings),
         (DDPGConfig, DDPG, DDPGSettings),
+        (SoftQConfig, SoftQ, SoftQSettings),
     ],
 )
 def test_classes_belong_together(config_class: Any, algorithm_class: Any, settings_class: Any) -> None:
