@@ -104,7 +104,7 @@ class PolicyStack(stack.Stack):
             UserError: If none has handed on anything for `stack.RUNNER_PATIENCE_S`.
         """
         self.policy_lag = 0
-        request = FragmentRequest(self.algorithm.schedule.is_warmup(self.algorithm.env_steps))
+        request = FragmentRequest(self.algorithm.schedule.acts_at_random(self.algorithm.env_steps))
         group = self.algorithm.env_runner_group
         if self.config.num_env_runners == 0:
             return _without_errors([request(group.local_env_runner)])

@@ -61,6 +61,7 @@ OTHER_VALUES: dict[str, Any] = {
     "value_proposal": "uniform",  # the other needs noise_set=None
     "svgd_space": "action",
     "kernel": "none",
+    "warmup_policy": "policy",
     "kernel_width": "paper",
     "noise_set": 4,
     "evaluation_action": "best_of_particles",

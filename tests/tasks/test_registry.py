@@ -61,7 +61,7 @@ def test_values_have_the_types_of_their_settings(task):
     for settings in task.defaults.values():
         for name, value in settings.items():
             assert type(value) is (
-                int if name in {"leapfrog_steps", "leapfrog_units", "num_flows"} else float
+                float if name in {"alpha", "momentum_std_train", "momentum_std_explore", "step_size"} else int
             )
 
 
