@@ -68,8 +68,8 @@ class Settings(BaseModel):
     warmup_policy: Annotated[
         Literal["uniform", "policy"],
         Field(
-            description="What acts in the warm-up: uniform random actions, or the policy, as one that was learned before "
-            "should."
+            description="What acts in the warm-up: uniform random actions, or the policy, as one that was learned "
+            "before should."
         ),
     ] = "uniform"
     evaluation_every: Annotated[

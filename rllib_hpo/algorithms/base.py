@@ -239,6 +239,13 @@ class Method(ABC, Generic[SettingsT, ModelT]):
     def restored(self, model: ModelT) -> None:
         """Makes settings hold again that loaded weights may have overwritten."""
 
+    def networks(self, model: ModelT) -> list[str]:
+        """Names in the model's state dict of what a run may take over from another: all that submodules hold.
+
+        What a method counts or tunes is best a parameter or buffer of the model itself, and then begins anew.
+        """
+        return [name for name in model.state_dict() if "." in name]
+
     def check(self, actor: Actor) -> None:
         """Refuses settings that cannot work with these networks.
 

@@ -148,7 +148,9 @@ def to_rllib(
         .resources(num_gpus=0 if is_new else run.num_gpus_per_learner)
         .debugging(seed=run.seed, log_level="ERROR")
         .results(results_dir=str(files.results), sweep=sweep, variant=variant, task=task.name)
-        .checkpointing(replay_dir=str(CheckpointStore(files.directory).replay_dir))
+        .checkpointing(
+            replay_dir=str(CheckpointStore(files.directory).replay_dir), initialize_from=run.initialize_from
+        )
     )
 
 
@@ -216,6 +218,7 @@ class TrainingRun:
                 )
             )
             checkpoint = self.store.restore_newest(self.algorithm)
+            self.algorithm.refuse_without_origin()
             # A new run has nothing to save; a checkpoint without the evaluation of its step is written again.
             self._saved = -1 if self.algorithm.owes_evaluation else self.algorithm.env_steps
             self._board = opened.enter_context(TensorBoard(files.directory, self.algorithm.env_steps))

@@ -56,6 +56,7 @@ from rllib_hpo.rllib.evaluation import (
     warn_of_cut,
 )
 from rllib_hpo.rllib.evaluation_runners import DueEvaluation, EvaluationRunners
+from rllib_hpo.rllib.initializing import initial_weights
 from rllib_hpo.rllib.module_stack import PIPELINE_RESULTS, ModuleStack
 from rllib_hpo.rllib.policy_stack import PolicyStack
 from rllib_hpo.rllib.remote import without_object_store
@@ -153,8 +154,38 @@ class ActorCriticAlgorithm(SavedAlgorithm):
                 super().setup(config)
             self.stack: Stack = PolicyStack(self) if config.is_old_stack else ModuleStack(self)
             make_method(self.settings).check(self.actor)
+            self._initialize()
             self._evaluation_environments = EvaluationEnvironments(config)
             self.evaluation_runners = EvaluationRunners(config, self._watch)
+
+    def _initialize(self) -> None:
+        """Begins with the networks of another run, where the config names one."""
+        self.origin_digest = ""
+        """Of the networks that the run began with; empty for those of its seed."""
+        self._lacks_origin: UserError | None = None
+        if self.config.initialize_from is None:
+            return
+        networks = make_method(self.settings).networks(self._model())
+        try:
+            weights, digest = initial_weights(self.get_weights(), networks, Path(self.config.initialize_from))
+        except UserError as error:  # which is none for a run that is restored from a checkpoint of its own
+            self._lacks_origin = error
+            return
+        self.set_weights(weights)
+        self.origin_digest = digest
+
+    def _model(self) -> Any:
+        """A model like the learner's."""
+        return make_method(self.settings).make_model(self.actor.obs_dim, self.actor.action_dim, seed=0)
+
+    def refuse_without_origin(self) -> None:
+        """Does nothing unless this is a new run whose `initialize_from` cannot be used.
+
+        Raises:
+            UserError: Saying why.
+        """
+        if self._lacks_origin is not None:
+            raise self._lacks_origin
 
     @staticmethod
     def _refuse_what_this_machine_cannot(config: ActorCriticConfig) -> None:
@@ -260,6 +291,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
     def training_step(self) -> dict[str, Any] | None:
         """Algorithm 1 of arXiv 2103.12020: act, store, update; replaces RLlib's sample-and-train."""
         self._refuse_to_train_without_replay()
+        self.refuse_without_origin()
         end = self.schedule.iteration_end(self.env_steps)
         if self.max_env_steps is not None:
             end = min(end, self.max_env_steps)
@@ -480,8 +512,14 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             "rollout_fragment_length": self.config.rollout_fragment_length,
             "num_learners": self.config.num_learners,
             **({"max_lead_steps": self.config.max_lead_steps} if self._overlaps(self.config) else {}),
+            **self._origin(),
             **self.settings.model_dump(),
         }
+
+    def _origin(self) -> dict[str, str]:
+        if self.config.initialize_from is None:
+            return {}
+        return {"initialize_from": self.config.initialize_from, "initialize_digest": self.origin_digest}
 
     def _device_name(self) -> str:
         name: str = self.stack.call_core("device_name")
@@ -504,6 +542,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             "env_steps": self.env_steps,
             "num_updates": self._num_updates,
             "env_restarts": self.env_restarts,
+            "origin_digest": self.origin_digest,
             "latest_evaluation": self.latest_evaluation,
             "owes_evaluation": self.owes_evaluation,
             "evaluations": self.evaluation_runners.get_state(),
@@ -518,6 +557,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             self._conclude_evaluations(at_least=self.evaluation_runners.num_pending)
         self.env_steps, self._num_updates = progress["env_steps"], progress["num_updates"]
         self.env_restarts = progress.get("env_restarts", 0)
+        self.origin_digest, self._lacks_origin = progress.get("origin_digest", ""), None
         self.latest_evaluation = progress["latest_evaluation"]
         self.owes_evaluation = progress.get("owes_evaluation", False)
         self.evaluation_runners.set_state(progress.get("evaluations", []))

@@ -43,7 +43,7 @@ class Quadruped(CodedMujocoEnv):
         speed_window: int = 1,
         render_mode: str | None = None,
     ) -> None:
-        if isinstance(speed_window, bool) or not isinstance(speed_window, int) or speed_window < 1:
+        if type(speed_window) is not int or speed_window < 1:
             raise SettingsError(
                 f"env_config: speed_window={shown(speed_window)} must be an integer of at least 1."
             )
