@@ -48,6 +48,8 @@ class Episode(NamedTuple):
     """Sum of the column "cost", where the method declares one."""
     failed: bool = False
     """Whether an error of the environment cut it; the environment was built anew."""
+    outcome: Mapping[str, float] | None = None
+    """How far it went and what it reached, where the environment says; see `rllib_hpo.tasks.outcomes`."""
 
 
 class Remembered(NamedTuple):

@@ -18,7 +18,7 @@ from rllib_hpo.analysis.runs import Run, Series, cells_of, series_of, tasks_of
 from rllib_hpo.analysis.statistics import Interval
 from rllib_hpo.analysis.tables import Scores, baseline_of
 
-_INK, _MUTED, _GRID = "#222222", "#666666", "#E6E6E6"
+INK, MUTED, _GRID = "#222222", "#666666", "#E6E6E6"
 SCALE = "normalised return (random 0, final SAC 1)"
 
 
@@ -26,16 +26,16 @@ def interval_figure(scores: Scores, series: Sequence[Series], rng: np.random.Gen
     """Interquartile mean and mean of normalised scores, with stratified-bootstrap 95% intervals."""
     measures = {"interquartile mean": statistics.interquartile_mean, "mean": _mean}
     shown = [one for one in reversed(series) if scores.matrix(one.label) is not None]
-    figure, axes = _figure(len(measures), 1.2 + 0.35 * len(shown))
+    figure, axes = panels(len(measures), 1.2 + 0.35 * len(shown))
     for axis, (name, measure) in zip(axes, measures.items(), strict=True):
         for place, one in enumerate(shown):
             matrix = scores.matrix(one.label)
             assert matrix is not None
             _draw_interval(axis, place, statistics.stratified_bootstrap(matrix, measure, rng), one.color)
         axis.set_yticks(range(len(shown)), [one.label for one in shown] if axis is axes[0] else [])
-        axis.set_title(name, loc="left", fontsize=11, fontweight="bold", color=_INK)
-        axis.set_xlabel(SCALE, fontsize=9, color=_INK)
-        _style(axis)
+        axis.set_title(name, loc="left", fontsize=11, fontweight="bold", color=INK)
+        axis.set_xlabel(SCALE, fontsize=9, color=INK)
+        style_axis(axis)
     _explain(figure, scores, "bar: stratified-bootstrap 95% interval")
     return figure
 
@@ -46,7 +46,7 @@ def profile_figure(scores: Scores, series: Sequence[Series], rng: np.random.Gene
     highest = max(1.0, *(float(matrix.max()) for _, matrix in shown)) * 1.05
     lowest = min(0.0, *(float(matrix.min()) for _, matrix in shown))
     thresholds = np.linspace(lowest, highest, 101)
-    figure, (axis,) = _figure(1, 3.6)
+    figure, (axis,) = panels(1, 3.6)
 
     def profile(values: statistics.Floats) -> statistics.Floats:
         return statistics.performance_profile(values, thresholds)
@@ -57,10 +57,10 @@ def profile_figure(scores: Scores, series: Sequence[Series], rng: np.random.Gene
         axis.plot(
             thresholds, interval.estimate, color=one.color, linestyle=one.dash, linewidth=1.8, label=one.label
         )
-    axis.set_xlabel(SCALE, fontsize=9, color=_INK)
-    axis.set_ylabel("share of runs above", fontsize=9, color=_INK)
+    axis.set_xlabel(SCALE, fontsize=9, color=INK)
+    axis.set_ylabel("share of runs above", fontsize=9, color=INK)
     axis.legend(frameon=False, fontsize=9)
-    _style(axis)
+    style_axis(axis)
     _explain(figure, scores, "shade: pointwise bootstrap 95% band")
     return figure
 
@@ -74,15 +74,15 @@ def improvement_figure(scores: Scores, series: Sequence[Series], rng: np.random.
         for one in reversed(series)
         if one.label != base and (matrix := scores.matrix(one.label)) is not None
     ]
-    figure, (axis,) = _figure(1, 1.2 + 0.35 * len(shown))
+    figure, (axis,) = panels(1, 1.2 + 0.35 * len(shown))
     for place, (one, ours) in enumerate(shown):
         assert theirs is not None
         _draw_interval(axis, place, statistics.bootstrap_improvement(ours, theirs, rng), one.color)
-    axis.axvline(0.5, color=_MUTED, linewidth=1, linestyle="dashed")
+    axis.axvline(0.5, color=MUTED, linewidth=1, linestyle="dashed")
     axis.set_yticks(range(len(shown)), [one.label for one, _ in shown])
     axis.set_xlim(0, 1)
-    axis.set_xlabel(f"P(run > run of {base})", fontsize=9, color=_INK)
-    _style(axis)
+    axis.set_xlabel(f"P(run > run of {base})", fontsize=9, color=INK)
+    style_axis(axis)
     _explain(figure, scores, "bar: bootstrap 95% interval")
     return figure
 
@@ -99,7 +99,7 @@ def displacement_figure(runs: Sequence[Run]) -> Figure | None:
     if not chains:
         return None
     tasks, cells, series = tasks_of(chains), cells_of(chains), series_of(runs)
-    figure, axes = _figure(len(tasks), 3.4)
+    figure, axes = panels(len(tasks), 3.4)
     for axis, task in zip(axes, tasks, strict=True):
         for one in series:
             for name, style in ((DRIFT, "solid"), (NOISE, "dotted")):
@@ -110,18 +110,18 @@ def displacement_figure(runs: Sequence[Run]) -> Figure | None:
                     axis.plot(
                         mean.steps, mean.mean, color=one.color, linestyle=style, linewidth=1.6, label=label
                     )
-        axis.set_title(task.name, loc="left", fontsize=11, fontweight="bold", color=_INK)
-        axis.set_xlabel("environment steps", fontsize=9, color=_INK)
+        axis.set_title(task.name, loc="left", fontsize=11, fontweight="bold", color=INK)
+        axis.set_xlabel("environment steps", fontsize=9, color=INK)
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.set_ylim(bottom=0)
-        _style(axis)
-    axes[0].set_ylabel("mean |a_K - a_0|", fontsize=9, color=_INK)
+        style_axis(axis)
+    axes[0].set_ylabel("mean |a_K - a_0|", fontsize=9, color=INK)
     lines = {line.get_label(): line for axis in axes for line in axis.get_lines()}
     figure.legend(lines.values(), lines.keys(), loc="outside right upper", frameon=False, fontsize=8)
     seeds = ", ".join(
         f"{task.env_id}: {len({run.seed for run in chains if run.task == task})}" for task in tasks
     )
-    figure.supxlabel(f"diagnostics of training batches; seeds: {seeds}", fontsize=7.5, color=_MUTED)
+    figure.supxlabel(f"diagnostics of training batches; seeds: {seeds}", fontsize=7.5, color=MUTED)
     return figure
 
 
@@ -140,12 +140,18 @@ def _mean(values: statistics.Floats) -> statistics.Floats:
     return np.asarray(values.mean((-2, -1)))
 
 
-def _figure(num_panels: int, height: float) -> tuple[Figure, list[Any]]:
+def blank(width: float, height: float) -> Figure:
+    """A figure of a size in inches."""
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)  # draws without a display, whatever backend the user has set
+    return figure
+
+
+def panels(num_panels: int, height: float) -> tuple[Figure, list[Any]]:
     """Panels of a height in inches, at most four in a row."""
     columns = min(num_panels, 4)
     rows = -(-num_panels // columns)
-    figure = Figure(figsize=(4.2 * columns + 1.4, height * rows), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)  # draws without a display, whatever backend the user has set
+    figure = blank(4.2 * columns + 1.4, height * rows)
     axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for unused in axes[num_panels:]:
         unused.remove()
@@ -158,10 +164,11 @@ def _draw_interval(axis: Any, place: int, interval: Interval, color: str) -> Non
     axis.set_ylim(-0.6, place + 0.6)
 
 
-def _style(axis: Any) -> None:
+def style_axis(axis: Any) -> None:
+    """Quiet spines, ticks and grid."""
     axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set_color(_MUTED)
-    axis.tick_params(colors=_MUTED, labelcolor=_INK, labelsize=9)
+    axis.spines[["left", "bottom"]].set_color(MUTED)
+    axis.tick_params(colors=MUTED, labelcolor=INK, labelsize=9)
     axis.grid(color=_GRID, linewidth=0.8)
     axis.set_axisbelow(True)
 
@@ -171,4 +178,4 @@ def _explain(figure: Figure, scores: Scores, what: str) -> None:
     seeds = sorted({len(own) for own in scores.values.values()})
     count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     environments = ", ".join(task.env_id for task in scores.tasks)
-    figure.supxlabel(f"{what}; {count} seeds; {environments}", fontsize=7.5, color=_MUTED, wrap=True)
+    figure.supxlabel(f"{what}; {count} seeds; {environments}", fontsize=7.5, color=MUTED, wrap=True)

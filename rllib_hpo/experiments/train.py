@@ -419,6 +419,7 @@ def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:
         "train/episode_length_mean": runners.get("episode_len_mean"),
         "train/num_episodes": runners.get("num_episodes_lifetime"),
         "train/env_restarts": runners.get("num_env_restarts_lifetime"),
+        **{f"train/{name}": value for name, value in runners.get("outcome", {}).items()},
         **(evaluation_metrics(result["evaluation"]) if "evaluation" in result else {}),
         **{f"learner/{name}": value for name, value in result["learners"]["default_policy"].items()},
         **{f"pipeline/{name}": value for name, value in result.get("pipeline", {}).items()},
@@ -437,6 +438,7 @@ def evaluation_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
         "evaluation/return_std": runners["episode_return_std"],
         "evaluation/episode_length_mean": runners["episode_len_mean"],
         "evaluation/env_steps": float(evaluation["env_steps"]),
+        **{f"evaluation/{name}": value for name, value in evaluation.get("outcome", {}).items()},
     }
 
 

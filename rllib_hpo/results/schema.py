@@ -58,7 +58,8 @@ SCHEMA = pa.schema(
         _column(
             "diagnostics",
             pa.map_(pa.string(), pa.field("value", pa.float64(), nullable=False)),
-            "What the sampler's latest diagnostics said in training (gate, drift, noise, ...), by name.",
+            "What the sampler's latest diagnostics said in training (gate, drift, noise, ...), by name, and "
+            "what came of episodes, in training (forward_max, ...) and in the evaluation (goal_reached, ...).",
         ),
         _column("eval_sampler", pa.string(), "Sampler that acted, noise-free, in the evaluation."),
         _column("config_json", pa.string(), "Resolved configuration of the run as canonical JSON."),

@@ -65,10 +65,13 @@ from rllib_hpo.rllib.schedule import Schedule
 from rllib_hpo.rllib.stack import Stack
 from rllib_hpo.rllib.torch_options import set_torch_options
 from rllib_hpo.rllib.torch_policy import POLICIES, ActorCriticTorchPolicy
+from rllib_hpo.tasks import outcomes
 from rllib_hpo.tasks.env_config import not_recorded, recorded
 
 ENV_RESTARTS = "num_env_restarts_lifetime"
 """Where results count environments that were built anew after an error."""
+EXTREMES = "outcome"
+"""Where results have what `extremes` are."""
 _logger = logging.getLogger(__name__)
 
 
@@ -126,6 +129,8 @@ class ActorCriticAlgorithm(SavedAlgorithm):
         self.env_steps, self._num_updates = 0, 0
         self.env_restarts = 0
         """Environments that were built anew after an error, which the config tolerates."""
+        self.extremes: outcomes.Outcome = {}
+        """How far training episodes have come, where the environment says; see `rllib_hpo.tasks.outcomes`."""
         self.run_seed: int = config.seed
         """Where this run's random streams come from; that of the config, unless a clone of its donor's (`_go_on`)."""
         self._began = time.perf_counter()
@@ -283,6 +288,8 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             raise NonFiniteError(f"{error}, after {self.env_steps} environment steps.") from error
         self.stack.complete(results)
         results[ENV_RUNNER_RESULTS][ENV_RESTARTS] = self.env_restarts
+        if self.extremes:
+            results[ENV_RUNNER_RESULTS][EXTREMES] = dict(self.extremes)
         if self.latest_evaluation is not None:
             results[EVALUATION_RESULTS] = self.latest_evaluation
         return results
@@ -339,6 +346,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
                 self.env_restarts += 1
             else:
                 self.episodes_done.append(episode)
+                outcomes.widen(self.extremes, episode.outcome or {})
         due = self.schedule.updates_due(self.env_steps) - self._num_updates
         self._num_updates += due
         return due
@@ -422,7 +430,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             if rest
             else episode_seeds(seed, number, episodes),
             wrapper_state=self.stack.wrapper_state(),
-            diagnostics=self.stack.call_core("latest_diagnostics"),
+            diagnostics={**self.stack.call_core("latest_diagnostics"), **self.extremes},
         )
 
     def _play(self, due: DueEvaluation, watch: Watch | None = None) -> Evaluation:
@@ -458,6 +466,8 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             },
             "env_steps": due.env_steps,
         }
+        if played.outcome:
+            evaluation["outcome"] = dict(played.outcome)
         self._call_back("on_evaluate_end", evaluation_metrics=evaluation)
         return evaluation
 
@@ -483,7 +493,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             env_steps=due.env_steps,
             weights_env_steps=due.env_steps,
             updates=due.updates,
-            diagnostics=due.diagnostics,
+            diagnostics={**due.diagnostics, **played.outcome},
             episodes_cut=played.episodes_cut,
             env_restarts=self.env_restarts,
             eval_sampler=self.settings.evaluation_sampler(),
@@ -543,6 +553,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             "num_updates": self._num_updates,
             "env_restarts": self.env_restarts,
             "origin_digest": self.origin_digest,
+            "extremes": dict(self.extremes),
             "latest_evaluation": self.latest_evaluation,
             "owes_evaluation": self.owes_evaluation,
             "evaluations": self.evaluation_runners.get_state(),
@@ -557,6 +568,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             self._conclude_evaluations(at_least=self.evaluation_runners.num_pending)
         self.env_steps, self._num_updates = progress["env_steps"], progress["num_updates"]
         self.env_restarts = progress.get("env_restarts", 0)
+        self.extremes = dict(progress.get("extremes", {}))
         self.origin_digest, self._lacks_origin = progress.get("origin_digest", ""), None
         self.latest_evaluation = progress["latest_evaluation"]
         self.owes_evaluation = progress.get("owes_evaluation", False)

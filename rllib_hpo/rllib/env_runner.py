@@ -28,7 +28,7 @@ from rllib_hpo.rllib.environment import Environments, announce, environment_make
 from rllib_hpo.rllib.rl_module import ActorCriticModule
 from rllib_hpo.rllib.torch_options import set_torch_options
 from rllib_hpo.streams import TorchStreams, derived_seed, numpy_generator
-from rllib_hpo.tasks import ActionScaling, Boundary, boundary, wrappers
+from rllib_hpo.tasks import ActionScaling, Boundary, boundary, outcomes, wrappers
 from rllib_hpo.tasks.simulator_state import capture, restore
 
 _logger = logging.getLogger(__name__)
@@ -122,6 +122,8 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self._obs = np.zeros((num_envs, self.layout.obs_dim), np.float32)
         self._returns, self._lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
         self._costs = np.zeros(num_envs)
+        self._reports = outcomes.reports_outcome(first)
+        self._outcomes: list[outcomes.Outcome] = [{} for _ in range(num_envs)]
         self._memory: Memory = {}
         self._remembers = [False] * num_envs
         self._began = [time.perf_counter()] * num_envs
@@ -143,7 +145,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
     def _begin_episode(self, i: int, seed: int | None = None) -> None:
         self._began[i] = time.perf_counter()
         self._returns[i], self._lengths[i], self._costs[i] = 0.0, 0, 0.0
-        self._remembers[i] = False
+        self._remembers[i], self._outcomes[i] = False, {}
         try:
             self._obs[i] = self._boundary.reset(self.envs[i], seed)
         except NonFiniteError as error:
@@ -239,7 +241,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
     def _episode(self, i: int, *, failed: bool = False) -> Episode:
         seconds = time.perf_counter() - self._began[i]
         total, length, cost = float(self._returns[i]), int(self._lengths[i]), float(self._costs[i])
-        return Episode(total, length, seconds, cost, failed)
+        return Episode(total, length, seconds, cost, failed, self._outcomes[i] or None)
 
     def _step_one(self, i: int, action: npt.NDArray[np.float32]) -> tuple[Any, float, bool, bool, Any]:
         """Steps environment i: observation, reward, flags, and what it reports for the further columns.
@@ -250,6 +252,8 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         """
         try:
             obs, reward, terminated, truncated, info = self._boundary.step_with_info(self.envs[i], action)
+            if self._reports:
+                outcomes.observe(self._outcomes[i], info)
             extras = self._extras(info, i) if self.layout.columns else None
             return obs, reward, terminated, truncated, extras
         except NonFiniteError as error:
@@ -434,6 +438,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             "return": float(self._returns[i]),
             "length": int(self._lengths[i]),
             "cost": float(self._costs[i]),
+            "outcome": dict(self._outcomes[i]),
             "memory": {name: value[i].cpu().numpy() for name, value in self._memory.items()}
             if self._remembers[i]
             else None,
@@ -466,6 +471,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         restore(self.envs[i], saved["simulator"])
         self._obs[i], self._returns[i], self._lengths[i] = saved["obs"], saved["return"], saved["length"]
         self._costs[i], self._remembers[i] = saved.get("cost", 0.0), False
+        self._outcomes[i] = dict(saved.get("outcome", {}))
         if saved.get("memory") is not None:
             self._remember([i])
             for name, value in saved["memory"].items():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -14,7 +15,7 @@ import torch
 from rllib_hpo.algorithms.base import Actor, EvaluationNoise, Memory
 from rllib_hpo.errors import NonFiniteError
 from rllib_hpo.streams import seed_sequence
-from rllib_hpo.tasks import ActionScaling, Boundary, boundary, wrappers
+from rllib_hpo.tasks import ActionScaling, Boundary, boundary, outcomes, wrappers
 
 _logger = logging.getLogger(__name__)
 Watch = Callable[[int], None]
@@ -28,6 +29,8 @@ class Evaluation(NamedTuple):
     lengths: list[int]
     episodes_cut: int = 0
     """Episodes that did not end by themselves within `evaluation_max_episode_steps`."""
+    outcome: Mapping[str, float] = MappingProxyType({})
+    """What came of them, where the environment says: see `rllib_hpo.tasks.outcomes.summary`, and discounted returns."""
 
 
 class EvaluationStopped(Exception):
@@ -80,7 +83,7 @@ def evaluate(
         obs = np.stack([_first(checked, env, seed) for env, seed in zip(envs, seeds, strict=True)])
         returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
         memory = actor.begin(torch.from_numpy(obs).to(actor.device), explores=False)
-        noise = EvaluationNoise(actor, seeds)
+        noise, seen = EvaluationNoise(actor, seeds), _Outcomes(envs, actor.settings.gamma)
         running, cut = list(range(len(seeds))), 0
         while running:
             if watch is not None:
@@ -91,10 +94,11 @@ def evaluate(
             for i, action in zip(running, actions, strict=True):
                 lengths[i] += 1
                 try:
-                    obs[i], reward, terminated, truncated = checked.step(envs[i], action)
+                    obs[i], reward, terminated, truncated, info = checked.step_with_info(envs[i], action)
                 except NonFiniteError as error:
                     raise _located(error, int(lengths[i])) from error
                 returns[i] += reward
+                seen.step(i, reward, info)
                 if terminated or truncated:
                     ended.add(i)
                 elif lengths[i] >= max_episode_steps:
@@ -104,7 +108,29 @@ def evaluate(
     finally:
         for env in envs:
             boundary.close(env)
-    return Evaluation(returns.tolist(), lengths.tolist(), cut)
+    return Evaluation(returns.tolist(), lengths.tolist(), cut, seen.summary())
+
+
+class _Outcomes:
+    """What comes of episodes in environments that say so."""
+
+    def __init__(self, envs: Sequence[gym.Env[Any, Any]], gamma: float) -> None:
+        self._reports, self._gamma = outcomes.reports_outcome(envs[0]), gamma
+        self._num_goals = getattr(envs[0].unwrapped, "num_goals", 0)
+        self._each: list[outcomes.Outcome] = [{} for _ in envs]
+        self._discounted, self._weights = np.zeros(len(envs)), np.ones(len(envs))
+
+    def step(self, i: int, reward: float, info: Any) -> None:
+        if self._reports:
+            outcomes.observe(self._each[i], info)
+            self._discounted[i] += self._weights[i] * reward
+            self._weights[i] *= self._gamma
+
+    def summary(self) -> dict[str, float]:
+        if not self._reports:
+            return {}
+        numbers = outcomes.summary(self._each, self._num_goals)
+        return {**numbers, "discounted_return_mean": float(self._discounted.mean())}
 
 
 def warn_of_cut(played: Evaluation, env: str, max_episode_steps: int) -> bool:

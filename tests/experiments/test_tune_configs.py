@@ -26,6 +26,7 @@ SHORT = {
     "checkpoint_every": 200,
     "train_batch_size_per_learner": 32,
     "keep_policies_every": 200,
+    "initialize_from": None,
 }
 
 

@@ -1,7 +1,7 @@
 """Tasks of soft Q-learning's paper (Haarnoja et al. 2017, arXiv 1702.08165), rebuilt: nobody published their geometry.
 
-Their `info` reports `xy`, the position in metres; `progress`, metres forward since the episode began; `goal_distance`
-where there is a goal; and `goal`, the number of the goal that was reached, or -1.
+Their `info` reports `xy`, the position in metres; `progress` and `displacement`, metres forward and metres in all since
+the episode began; `goal_distance` where there is a goal; and `goal`, the number of the goal that was reached, or -1.
 """
 
 import gymnasium as gym
@@ -16,6 +16,13 @@ ENVIRONMENTS = {
     "QuadU-v0": ("quadruped:QuadU", 500),
 }
 """Class, and steps of an episode, by gymnasium id."""
+
+
+THRESHOLDS = {
+    "SnakeFinish-v0": ("forward_max", ">", 3.0),
+    "QuadMaze-v0": ("goal_distance_min", "<", 3.5),
+}
+"""What a run must have come past in training, by gymnasium id: the finish line, and the end of the blocked passage."""
 
 
 def register() -> None:

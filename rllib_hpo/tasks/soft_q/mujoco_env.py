@@ -28,6 +28,7 @@ class CodedMujocoEnv(gym.Env[Array, NDArray[np.float32]]):
         distance: Of the camera, in metres.
     """
 
+    reports_outcome = True
     metadata = {  # noqa: RUF012  (gymnasium's)
         "render_modes": ["human", "rgb_array", "depth_array"],
         "render_fps": round(1 / DT),
@@ -75,8 +76,8 @@ class CodedMujocoEnv(gym.Env[Array, NDArray[np.float32]]):
 
     def report(self, **more: Any) -> dict[str, Any]:
         """What `info` holds of every step."""
-        position = self.xy
-        return {"xy": position, "progress": float(position[0] - self.start_xy[0]), **more}
+        moved = self.xy - self.start_xy
+        return {"xy": self.xy, "progress": float(moved[0]), "displacement": float(np.hypot(*moved)), **more}
 
     def render(self) -> Any:
         """A picture from above, by the render mode."""

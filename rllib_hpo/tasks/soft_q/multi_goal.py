@@ -31,6 +31,8 @@ class MultiGoal(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         render_mode: "rgb_array" or None.
     """
 
+    reports_outcome = True
+    num_goals = len(GOALS)
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012  (gymnasium's)
     observation_space = gym.spaces.Box(-HALF_WIDTH, HALF_WIDTH, (2,), np.float32)
     action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -69,11 +71,17 @@ class MultiGoal(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         reward += _BONUS * reached
         return self.position.astype(np.float32), reward, reached, False, self._info(goal)
 
+    @property
+    def xy(self) -> NDArray[np.float64]:
+        """The position, (2,)."""
+        return self.position.copy()
+
     def _info(self, goal: int) -> dict[str, Any]:
         distance = float(np.sqrt(np.square(self.position - GOALS).sum(-1).min()))
         return {
-            "xy": self.position.copy(),
+            "xy": self.xy,
             "progress": float(self.position[0] - self.start[0]),
+            "displacement": float(np.hypot(*(self.position - self.start))),
             "goal_distance": distance,
             "goal": goal,
         }
