@@ -418,20 +418,21 @@ class SoftQ(Method[SoftQSettings, SoftQModel]):
             drawn: Standard normals, (B, M + K, A).
             alpha: The temperature.
         """
-        settings, num_fixed = self.settings, self._num_fixed
-        pre_tanh = model.sampler(obs, model.latent(drawn))
-        action = torch.tanh(pre_tanh)
-        particles = pre_tanh if settings.svgd_space == "pre_tanh" else action
+        settings, latent = self.settings, model.latent(drawn)
+        num_fixed = self._num_fixed
+        moved = model.sampler(obs, latent[:, num_fixed:])
         # Scores are those of the fixed particles, or without a kernel of the moved ones, which are all there are.
-        scored = action.detach()[:, : num_fixed or None]
+        with torch.no_grad():
+            fixed = model.sampler(obs, latent[:, :num_fixed]) if num_fixed else moved
+            scored = torch.tanh(fixed)
         states = obs.repeat_interleave(scored.shape[1], 0)
         _, gradient = model.critics.condition(states).minimum_and_gradient(scored.flatten(0, 1))
         scores = score(scored, gradient.view_as(scored) / alpha, settings.svgd_space)
-        moved = particles[:, num_fixed:]
+        if settings.svgd_space != "pre_tanh":
+            moved, fixed = torch.tanh(moved), scored
         if settings.kernel == "none":
             ascent = scores
         else:
-            fixed = particles.detach()[:, :num_fixed]
             ascent = direction(fixed, scores, moved.detach(), settings.kernel_width, settings.kernel_floor)
         return -(ascent * moved).sum((1, 2)).mean()
 
