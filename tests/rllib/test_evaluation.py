@@ -18,6 +18,7 @@ from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.config import make_config
 from rllib_hpo.rllib.environment import environment_maker
 from rllib_hpo.rllib.evaluation import episode_seeds, evaluate
+from rllib_hpo.streams import TorchStreams
 from rllib_hpo.tasks import make_env
 from tests.rllib.environments import CountingEnv
 from tests.rllib.tiny import (
@@ -32,14 +33,18 @@ from tests.rllib.tiny import (
 
 
 def by_hand(algorithm: ActorCriticAlgorithm, seed: int) -> tuple[float, int]:
-    """Return and length of an episode played with a plain loop and the mode of the policy."""
+    """Return and length of an episode played with a plain loop and the mode of the policy, or its draws."""
     env = make_env("Hopper-v4", **SHORT_EPISODES)
     acting = algorithm.local_learner.trainer.model.acting
     obs, _ = env.reset(seed=seed)
     total, length, over = 0.0, 0, False
+    draws = TorchStreams(seed, "evaluation")["latent"]
     while not over:
         state = torch.from_numpy(obs.astype(np.float32))[None]
         with torch.no_grad():
+            if algorithm.config.algorithm == "soft-q":
+                drawn = torch.randn(3, generator=draws)
+                state = torch.cat([state, drawn[None]], -1)
             output = acting.policy(state)
             mean = output[0] if isinstance(output, tuple) else output  # of a density, or the action itself
             if hasattr(acting, "flow"):
@@ -117,6 +122,7 @@ def test_the_first_observations_are_the_same_for_every_algorithm(algorithm: str)
             """The actor, watched."""
 
             device, begin = built.actor.device, built.actor.begin
+            memory, settings = built.actor.memory, built.actor.settings
 
             def act(self, obs: torch.Tensor, memory: Any) -> torch.Tensor:
                 """Notes the states."""
