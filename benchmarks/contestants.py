@@ -95,7 +95,7 @@ class RLlibHPO:
     def __init__(
         self, algorithm: str, warmup_steps: int, steps: int, *, new_stack: bool = True, **settings: Any
     ) -> None:
-        from rllib_hpo.rllib.config import CONFIGS
+        from rllib_hpo.rllib.algorithms import CONFIGS
 
         config = CONFIGS[algorithm]
         self.algo = (

@@ -27,7 +27,7 @@ import yaml
 
 from benchmarks import machine
 from benchmarks.pairs import Ratio
-from rllib_hpo.experiments.events import EVENTS_FILE, read_events
+from rllib_hpo.experiments.tracking.events import EVENTS_FILE, read_events
 
 WARMUP_STEPS = 500
 Curve = tuple[Sequence[float], Sequence[int]]

@@ -92,7 +92,7 @@ class Estimate:
 
 def trials(sweep: Path) -> list[Trial]:
     """All trials of a sweep file."""
-    from rllib_hpo.experiments.sweep_config import read_sweep
+    from rllib_hpo.experiments.config.sweep_config import read_sweep
 
     return [trial_of(each.config) for each in read_sweep(sweep).trials]
 

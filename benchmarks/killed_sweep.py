@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from benchmarks import machine
 from rllib_hpo.analysis.report import write_report
-from rllib_hpo.experiments.sweep_config import read_sweep
+from rllib_hpo.experiments.config.sweep_config import read_sweep
 from rllib_hpo.results import check, read_rows
 
 FOLDER = machine.RESULTS / "hopper-halfcheetah-30k"

@@ -48,7 +48,7 @@ def build(
     algorithm: str, task: str, rate: float, steps: int, workers: Mapping[str, int], gpus_per_learner: float
 ) -> Any:
     """The algorithm after its warm-up, with iterations of `steps` and nothing between them."""
-    from rllib_hpo.rllib.config import make_config
+    from rllib_hpo.rllib.algorithms import make_config
     from rllib_hpo.tasks import find_task
 
     found = find_task(task)
@@ -214,7 +214,7 @@ def run(
     os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 
-    from rllib_hpo.experiments.train import quiet_ray
+    from rllib_hpo.experiments.runs.train import quiet_ray
 
     quiet_ray()
     ray.init(

@@ -27,8 +27,8 @@ Sampler = Callable[[int], object]
 
 def runner(algorithm: str, task: str) -> Sampler:
     """What one of RLlib's environment runner actors does, here."""
-    from rllib_hpo.rllib.config import make_config
-    from rllib_hpo.rllib.env_runner import ColumnarEnvRunner
+    from rllib_hpo.rllib.algorithms import make_config
+    from rllib_hpo.rllib.new_stack.env_runner import ColumnarEnvRunner
     from rllib_hpo.tasks import find_task
 
     found = find_task(task)

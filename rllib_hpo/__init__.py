@@ -1,8 +1,7 @@
 """Maximum-entropy actor-critics whose policies are expressive samplers, and what they are compared with, on Ray RLlib.
 
-`SACHPOConfig`, `SACNFConfig`, `SACGaussianConfig`, `TD3Config`, `DDPGConfig` and `SoftQConfig` are RLlib
-AlgorithmConfigs; `SACHPO` and so on the Algorithms to hand to Tune; `SACHPOTorchPolicy` and so on their policies on
-RLlib's old API stack.
+`SACHPOConfig`, `SACNFConfig`, `SACGaussianConfig`, `TD3Config` and so on are RLlib AlgorithmConfigs; `SACHPO`
+and so on the Algorithms to hand to Tune; `SACHPOTorchPolicy` and so on their policies on RLlib's old API stack.
 Importing this package registers its tasks with gymnasium; ray is imported when one of these names is first used.
 """
 
@@ -11,42 +10,30 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-import rllib_hpo.tasks  # noqa: F401  (registers the PyBullet environments)
+import rllib_hpo.moved
+import rllib_hpo.tasks
+
+rllib_hpo.moved.install()
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    **dict.fromkeys(
-        ("SACGaussian", "SACNF", "SACHPO", "TD3", "DDPG", "SoftQ", "ActorCriticAlgorithm"),
-        "rllib_hpo.rllib.algorithm",
-    ),
-    **dict.fromkeys(
-        (
-            "SACGaussianConfig",
-            "SACNFConfig",
-            "SACHPOConfig",
-            "TD3Config",
-            "DDPGConfig",
-            "SoftQConfig",
-            "ActorCriticConfig",
-        ),
-        "rllib_hpo.rllib.config",
-    ),
-    **dict.fromkeys(
-        (
-            "SACGaussianTorchPolicy",
-            "SACNFTorchPolicy",
-            "SACHPOTorchPolicy",
-            "TD3TorchPolicy",
-            "DDPGTorchPolicy",
-            "SoftQTorchPolicy",
-        ),
-        "rllib_hpo.rllib.torch_policy",
-    ),
+    "ActorCriticAlgorithm": "rllib_hpo.rllib.algorithm",
+    "ActorCriticConfig": "rllib_hpo.rllib.algorithms",  # which also imports what it builds
+    **{
+        f"{name}{kind}": f"rllib_hpo.rllib.{module}"
+        for name in ("SACGaussian", "SACNF", "SACHPO", "TD3", "DDPG", "MCMCPO", "LangevinPO", "SoftQ")
+        for kind, module in (
+            ("", "algorithms"),
+            ("Config", "algorithms"),
+            ("TorchPolicy", "old_stack.policy"),
+        )
+    },
 }
 
 __all__ = [
     "DDPG",
+    "MCMCPO",
     "SACHPO",
     "SACNF",
     "TD3",
@@ -54,6 +41,11 @@ __all__ = [
     "ActorCriticConfig",
     "DDPGConfig",
     "DDPGTorchPolicy",
+    "LangevinPO",
+    "LangevinPOConfig",
+    "LangevinPOTorchPolicy",
+    "MCMCPOConfig",
+    "MCMCPOTorchPolicy",
     "SACGaussian",
     "SACGaussianConfig",
     "SACGaussianTorchPolicy",

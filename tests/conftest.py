@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import settings
@@ -20,6 +21,16 @@ for name, value in DEFAULTS.items():
 
 settings.register_profile("suite", deadline=None)  # how long an example takes is the machine's affair
 settings.load_profile("suite")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_ray_left_behind() -> Iterator[None]:
+    """A file that leaves Ray running in this process is a fault of that file, not of the next one that meets it."""
+    yield
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        ray.shutdown()
+        pytest.fail("this file left Ray running")
 
 
 REAL_RUNS = "tests/cluster/"

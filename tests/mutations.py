@@ -43,7 +43,7 @@ CRITICS = ("networks/test_critics.py",)
 LOSSES = ("algorithms/test_losses.py",)
 UPDATE = ("algorithms/test_sac.py",)
 BULK = ("learning/test_bulk.py",)
-ROWS = ("rllib/test_transition_rows.py",)
+ROWS = ("rllib/new_stack/test_transition_rows.py",)
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
@@ -293,21 +293,21 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "truncated counts as terminated",
-        "rllib/env_runner.py",
+        "rllib/new_stack/env_runner.py",
         "= reward, terminated, True\n",
         "= reward, terminated or truncated, True\n",
         ROWS,
     ),
     Mutation(
         "successor from the next episode",
-        "rllib/env_runner.py",
+        "rllib/new_stack/env_runner.py",
         "self.layout.pack(obs, actions, rewards, terminateds, next_obs, out=rows, extras=extras)",
         "self.layout.pack(obs, actions, rewards, terminateds, self._obs[which], out=rows, extras=extras)",
         ROWS,
     ),
     Mutation(
         "rescaled actions stored",
-        "rllib/env_runner.py",
+        "rllib/new_stack/env_runner.py",
         "self.layout.pack(obs, actions, rewards",
         "self.layout.pack(obs, self._scaling.to_env(actions), rewards",
         ROWS,

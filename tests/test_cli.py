@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from rllib_hpo.cli import main
-from rllib_hpo.experiments.checkpoints import CheckpointStore
-from rllib_hpo.experiments.events import EVENTS_FILE, read_events
+from rllib_hpo.experiments.storage.checkpoints import CheckpointStore
+from rllib_hpo.experiments.tracking.events import EVENTS_FILE, read_events
 
 TINY = {
     "hidden_units": 8,

@@ -10,6 +10,7 @@ import pytest
 
 from rllib_hpo.algorithms import registry
 from rllib_hpo.algorithms.registry import BUILT_IN, find_settings, register_algorithm
+from rllib_hpo.algorithms.td3 import TD3Settings
 from rllib_hpo.errors import SettingsError, UnknownNameError
 from rllib_hpo.samplers import SAMPLERS
 from rllib_hpo.samplers.tempering import tempering_scales
@@ -55,8 +56,8 @@ def test_what_is_common_has_the_papers_values(algorithm: str) -> None:
         10**6,
     )
     assert (settings.gamma, settings.tau, settings.update_to_data) == (0.99, tau, 1.0)
-    is_soft = isinstance(settings, ActorCriticSettings) or is_soft_q
-    assert settings.warmup_steps == (10_000 if is_soft else 25_000)  # the latter by TD3's authors
+    is_delayed = isinstance(settings, TD3Settings)
+    assert settings.warmup_steps == (25_000 if is_delayed else 10_000)  # the former by TD3's authors
     assert (settings.hidden_units, settings.critic_layers) == (units, 2)
     assert (settings.evaluation_every, settings.evaluation_episodes) == (10_000, 10)
     assert settings.policy_layers == (1 if algorithm in ("sac-nf", "sac-hpo") else 2)

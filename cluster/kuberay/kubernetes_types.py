@@ -1,4 +1,4 @@
-"""Writes the types of Kubernetes in KubeRay's resources: rllib_hpo/experiments/cluster_check/kubernetes_types.json.
+"""Writes the types of Kubernetes in KubeRay's resources: rllib_hpo/experiments/cluster/check/kubernetes_types.json.
 
 From the root of the repository, with the client for the Kubernetes that KubeRay is built with (1.7.0: 36.x):
 

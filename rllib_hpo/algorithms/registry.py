@@ -30,6 +30,8 @@ _ENTRIES: dict[str, _Entry] = {
     "sac-hpo": _Entry("rllib_hpo.settings:SACHPOSettings", "SAC-HPO"),
     "td3": _Entry("rllib_hpo.algorithms.td3:TD3Settings", "TD3"),
     "ddpg": _Entry("rllib_hpo.algorithms.td3:DDPGSettings", "DDPG"),
+    "mcmc-po": _Entry("rllib_hpo.algorithms.mcmc_po:MCMCPOSettings", "MCMC-PO"),
+    "langevin-po": _Entry("rllib_hpo.algorithms.langevin_po:LangevinPOSettings", "Langevin-PO"),
     "soft-q": _Entry("rllib_hpo.algorithms.soft_q:SoftQSettings", "Soft Q-learning"),
 }
 
@@ -39,6 +41,8 @@ BUILT_IN = tuple(_ENTRIES)
 _METHODS: dict[str, str | type[Method[Any, Any]]] = {
     "rllib_hpo.settings:ActorCriticSettings": "rllib_hpo.algorithms.sac:SoftActorCritic",
     "rllib_hpo.algorithms.td3:TD3Settings": "rllib_hpo.algorithms.td3:TD3",
+    "rllib_hpo.algorithms.mcmc_po:MCMCPOSettings": "rllib_hpo.algorithms.mcmc_po:MCMCPO",
+    "rllib_hpo.algorithms.langevin_po:LangevinPOSettings": "rllib_hpo.algorithms.langevin_po:LangevinPO",
     "rllib_hpo.algorithms.soft_q:SoftQSettings": "rllib_hpo.algorithms.soft_q:SoftQ",
 }
 """What learns with settings of a class, named by "module:Class", and with those of its subclasses."""

@@ -124,7 +124,7 @@ def runs_of(table: pa.Table) -> list[Run]:
                 },
             )
         )
-    return sorted(runs, key=lambda run: (_task_place(run.task), _place(run.label), run.seed))
+    return sorted(runs, key=lambda run: (_task_sort_key(run.task), _place(run.label), run.seed))
 
 
 _KEYS = ("sweep", "algorithm", "variant", "task", "env_id", "seed")
@@ -171,7 +171,7 @@ def series_of(runs: Iterable[Run]) -> list[Series]:
 
 def tasks_of(runs: Iterable[Run]) -> list[TaskId]:
     """The tasks, in the order of Table I, then by name."""
-    return sorted({run.task for run in runs}, key=_task_place)
+    return sorted({run.task for run in runs}, key=_task_sort_key)
 
 
 def cells_of(runs: Iterable[Run]) -> dict[tuple[TaskId, str], list[Run]]:
@@ -182,7 +182,7 @@ def cells_of(runs: Iterable[Run]) -> dict[tuple[TaskId, str], list[Run]]:
     return cells
 
 
-def _task_place(task: TaskId) -> tuple[int, TaskId]:
+def _task_sort_key(task: TaskId) -> tuple[int, TaskId]:
     known = [one.name for one in all_tasks()]
     return (known.index(task.name) if task.name in known else len(known), task)
 

@@ -24,7 +24,7 @@ from rllib_hpo.cli.results import add, check, compact, report, show
 from rllib_hpo.cli.runs import train
 from rllib_hpo.cli.sweeps import dashboard, sweep
 from rllib_hpo.errors import UserCodeError, UserError
-from rllib_hpo.experiments.standard_streams import make_streams_safe
+from rllib_hpo.experiments.process.standard_streams import make_streams_safe
 
 app = typer.Typer(
     no_args_is_help=True,

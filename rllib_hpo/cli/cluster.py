@@ -29,7 +29,7 @@ def check_cluster(
     ] = 0.0,
 ) -> None:
     """Say what is wrong with files of clusters, with line and remedy, without a network. Exit code 2 if anything."""
-    from rllib_hpo.experiments.cluster_check import check_file
+    from rllib_hpo.experiments.cluster.check import check_file
 
     changes = {"num_env_runners": num_env_runners, "num_gpus_per_learner": gpus_per_learner}
     found = 0
@@ -51,9 +51,9 @@ def _plan_sweep(sweep_file: Path, changes: dict[str, Any], cluster: Path) -> str
     Raises:
         SettingsError: If one of them never could.
     """
-    from rllib_hpo.experiments.cluster_check.placement import read_machines
-    from rllib_hpo.experiments.sweep_config import read_sweep
-    from rllib_hpo.experiments.trial_resources import describe, resources
+    from rllib_hpo.experiments.cluster.check.placement import read_machines
+    from rllib_hpo.experiments.config.sweep_config import read_sweep
+    from rllib_hpo.experiments.sweeps.resources import describe, resources
     from rllib_hpo.rllib.machines import trials_at_a_time
 
     machines = read_machines(cluster)
@@ -81,7 +81,7 @@ def doctor(
     ] = Path("runs"),
 ) -> None:
     """Say what is wrong with this installation, or with a cluster. Exit code 2 if anything is."""
-    from rllib_hpo.experiments import doctor as checks
+    from rllib_hpo.experiments.jobs import doctor as checks
 
     found = 0
     for check in checks.all_checks(files or [], address, shared, out):

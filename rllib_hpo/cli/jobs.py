@@ -51,7 +51,7 @@ def submit(
 
     Exit code 0 if all trials are done, 2 if one failed, 130 if it was stopped, or left by Ctrl-C.
     """
-    from rllib_hpo.experiments import jobs
+    from rllib_hpo.experiments.jobs import client as jobs
 
     if attach is None:
         request = sweep_request(context.args, pip)
@@ -83,8 +83,8 @@ def sweep_request(words: list[str], pip: bool) -> Any:
     Raises:
         UserError: If there is anything in it that could not run there.
     """
-    from rllib_hpo.experiments import job_request
-    from rllib_hpo.experiments.sweep_config import read_sweep
+    from rllib_hpo.experiments.config.sweep_config import read_sweep
+    from rllib_hpo.experiments.jobs import request as job_request
 
     command = _sweep_command()
     given = _given(command, words)
@@ -100,8 +100,8 @@ def sweep_request(words: list[str], pip: bool) -> Any:
         raise SettingsError("Name either a sweep file or, with --resume, where on the cluster a sweep is.")
     if "dry_run" in given:
         raise SettingsError("--dry-run starts nothing; `rllib-hpo sweep --dry-run` says what would run.")
-    job_request.refuse_paths(storage, out and str(out))
-    job_request.refuse_paths(resume, None)
+    job_request.check_paths(storage, out and str(out))
+    job_request.check_paths(resume, None)
     source, name = None, (resume or "").partition("?")[0].rstrip("/").rpartition("/")[2]
     if file is not None:
         source = Path(file)
@@ -167,7 +167,8 @@ def status(
     address: Address = DASHBOARD,
 ) -> None:
     """Print the sweeps on a cluster, or how one of them stands, with the table so far."""
-    from rllib_hpo.experiments import job_results, jobs
+    from rllib_hpo.experiments.jobs import client as jobs
+    from rllib_hpo.experiments.jobs import results as job_results
 
     client = jobs.connect(address)
     found = jobs.jobs(client) if job_id is None else [jobs.get_job(client, job_id)]
@@ -194,7 +195,8 @@ def fetch(
     ] = False,
 ) -> None:
     """Bring a sweep's rows here from its storage, also while it runs; `results` and `report` take the directory."""
-    from rllib_hpo.experiments import job_results, jobs
+    from rllib_hpo.experiments.jobs import client as jobs
+    from rllib_hpo.experiments.jobs import results as job_results
     from rllib_hpo.results import read_rows
 
     count = job_results.fetch(jobs.get_job(jobs.connect(address), job_id), out, checkpoints)
@@ -205,6 +207,6 @@ def fetch(
 
 def stop(job_id: JobId, address: Address = DASHBOARD) -> None:
     """Stop a sweep on a cluster, after the checkpoints of its running trials; `submit --resume` goes on with it."""
-    from rllib_hpo.experiments import jobs
+    from rllib_hpo.experiments.jobs import client as jobs
 
     jobs.stop(jobs.connect(address), job_id)

@@ -26,8 +26,8 @@ def evaluate(
 ) -> None:
     """Play noise-free episodes with a trained policy. Checkpoints are pickles: load those you trust only."""
     import_all(imports)
-    from rllib_hpo.experiments.evaluate import evaluate_checkpoint, film
-    from rllib_hpo.experiments.train import quiet_ray
+    from rllib_hpo.experiments.runs.evaluate import evaluate_checkpoint, film
+    from rllib_hpo.experiments.runs.train import quiet_ray
     from rllib_hpo.results import episode_statistics
 
     quiet_ray()
@@ -57,8 +57,8 @@ def export(
     Checkpoints are pickles: load those you trust only. The exported files are not.
     """
     import_all(imports)
-    from rllib_hpo.experiments.export import export_policy
-    from rllib_hpo.experiments.train import quiet_ray
+    from rllib_hpo.experiments.runs.train import quiet_ray
+    from rllib_hpo.experiments.storage.export import export_policy
 
     quiet_ray()
     for path in export_policy(checkpoint, format_, out):
@@ -77,8 +77,8 @@ def convert(
     Checkpoints are pickles: load those you trust only.
     """
     import_all(imports)
-    from rllib_hpo.experiments.checkpoints import find_checkpoint
-    from rllib_hpo.experiments.train import quiet_ray
+    from rllib_hpo.experiments.runs.train import quiet_ray
+    from rllib_hpo.experiments.storage.checkpoints import find_checkpoint
     from rllib_hpo.rllib.converting import convert as convert_checkpoint
 
     quiet_ray()
@@ -170,8 +170,8 @@ def _print_table(numbers: Any) -> None:
 
 def _of_checkpoint(path: Path) -> Any:
     """The policy of a checkpoint or run directory."""
-    from rllib_hpo.experiments.export import load_deployed
-    from rllib_hpo.experiments.train import quiet_ray
+    from rllib_hpo.experiments.runs.train import quiet_ray
+    from rllib_hpo.experiments.storage.export import load_deployed
 
     quiet_ray()
     return load_deployed(path)

@@ -106,7 +106,7 @@ def _rows(directories: list[str]) -> Any:
             if Path(directory).exists():
                 roots.append(Path(directory))
             elif "://" in directory:
-                from rllib_hpo.experiments.storage import Storage, rows_from
+                from rllib_hpo.experiments.storage.folder import Storage, rows_from
 
                 roots.append(Path(downloaded) / str(number))
                 rows_from(Storage.open(directory), roots[-1])

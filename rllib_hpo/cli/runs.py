@@ -71,12 +71,12 @@ def train(
     """Train one run: rows of evaluations in Parquet, checkpoints, a learning curve, all under --out."""
     import_all(imports)
     from rllib_hpo.analysis.curves import learning_curve
-    from rllib_hpo.experiments.progress import Progress
-    from rllib_hpo.experiments.run_config import resolve
-    from rllib_hpo.experiments.signals import exit_code
-    from rllib_hpo.experiments.train import open_run, quiet_ray, start_run
-    from rllib_hpo.experiments.train import train as run_training
-    from rllib_hpo.experiments.wandb_logger import WandbOptions
+    from rllib_hpo.experiments.config.run_config import resolve
+    from rllib_hpo.experiments.process.signals import exit_code
+    from rllib_hpo.experiments.runs.train import open_run, quiet_ray, start_run
+    from rllib_hpo.experiments.runs.train import train as run_training
+    from rllib_hpo.experiments.tracking.progress import Progress
+    from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
     from rllib_hpo.results import read_rows
 
     quiet_ray()

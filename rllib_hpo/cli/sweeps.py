@@ -76,11 +76,11 @@ def sweep(
     Exit code 2 if a trial failed, 130 if Ctrl-C stopped the sweep, 143 if another signal did.
     """
     import_all(imports)
-    from rllib_hpo.experiments import sweep as sweeps
-    from rllib_hpo.experiments.sweep_config import read_sweep
-    from rllib_hpo.experiments.sweep_progress import SweepProgress
-    from rllib_hpo.experiments.train import quiet_ray
-    from rllib_hpo.experiments.wandb_logger import WandbOptions
+    from rllib_hpo.experiments.config.sweep_config import read_sweep
+    from rllib_hpo.experiments.runs.train import quiet_ray
+    from rllib_hpo.experiments.sweeps import sweep as sweeps
+    from rllib_hpo.experiments.sweeps.progress import SweepProgress
+    from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
 
     quiet_ray()
     given = trial_settings(
@@ -135,21 +135,21 @@ def _started(
     grid: Any, source: Path, out: Path | None, storage: str | None, imports: list[str] | None
 ) -> tuple[Any, Any]:
     """Directory and storage of a new sweep, both made; no storage where there is to be none."""
-    from rllib_hpo.experiments import sweep as sweeps
-    from rllib_hpo.experiments.storage import Storage
+    from rllib_hpo.experiments.storage.folder import Storage
+    from rllib_hpo.experiments.sweeps import sweep as sweeps
 
     files, remote = sweeps.SweepFiles(out or Path("runs") / grid.name), None
     if storage is not None:
         remote = Storage.open(storage).child(grid.name)
-        sweeps.refuse_taken(remote)
+        sweeps.check_storage_free(remote)
     sweeps.start_sweep(grid, source, files, imports or ())
     return files, remote
 
 
 def _resumed(resume: str | None, storage: str | None, out: Path | None) -> tuple[Any, Any]:
     """Directory and storage of the sweep to go on with, fetched from storage where `resume` is a URI."""
-    from rllib_hpo.experiments import sweep as sweeps
-    from rllib_hpo.experiments.storage import Storage, is_uri
+    from rllib_hpo.experiments.storage.folder import Storage, is_uri
+    from rllib_hpo.experiments.sweeps import sweep as sweeps
 
     if resume is None:
         return None, None
@@ -177,9 +177,9 @@ def _print_notices(grid: Any) -> None:
 
 def _print_sweep(grid: Any) -> None:
     """What a sweep would run, on what, and for how long; trials that cannot begin are named in the end."""
-    from rllib_hpo.experiments import estimate
-    from rllib_hpo.experiments import sweep as sweeps
-    from rllib_hpo.experiments.trial_resources import describe, resources
+    from rllib_hpo.experiments.sweeps import estimate
+    from rllib_hpo.experiments.sweeps import sweep as sweeps
+    from rllib_hpo.experiments.sweeps.resources import describe, resources
 
     with console.status("timing the trials on this machine", spinner="line"):  # ASCII
         broken = sweeps.broken_trials(grid)
@@ -205,7 +205,7 @@ def _print_sweep(grid: Any) -> None:
 
 
 def _print_outcome(files: Any, outcome: Any, storage: Any) -> None:
-    from rllib_hpo.experiments.signals import exit_code
+    from rllib_hpo.experiments.process.signals import exit_code
 
     console.print(f"result rows:    {files.results}", soft_wrap=True)
     counts = f"{len(outcome.done)} done, {len(outcome.failed)} failed, {len(outcome.unfinished)} unfinished"
@@ -238,8 +238,8 @@ def dashboard(
 
     It needs `pip install 'rllib-hpo[dashboard]'`, and an account only with --save.
     """
-    from rllib_hpo.experiments.dashboard import save_workspace, workspace, write_workspace
-    from rllib_hpo.experiments.sweep import SweepFiles
+    from rllib_hpo.experiments.sweeps.dashboard import save_workspace, workspace, write_workspace
+    from rllib_hpo.experiments.sweeps.sweep import SweepFiles
 
     built = workspace(SweepFiles(directory), entity, project)
     path = out or directory / "dashboard.json"

@@ -1,4 +1,4 @@
-"""Options of RLlib that count or measure something, and what they may be; RLlib itself takes any number for them."""
+"""Validate numeric options of RLlib, which itself accepts any number for them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _COUNTS = {
     "max_num_env_runner_restarts": 0,
     "local_gpu_idx": 0,
 }
-"""Integers, by the least that they may be."""
+"""Integer options by their least value."""
 
 _AMOUNTS = (
     "num_cpus_for_main_process num_cpus_per_env_runner num_cpus_per_learner num_gpus_per_learner sample_timeout_s "
     "env_runner_health_probe_timeout_s".split()
 )
-"""Numbers from 0 on, or what RLlib takes besides, as "auto" and None."""
+"""Options from 0 on, and the other values that RLlib accepts, such as "auto" and None."""
 
 
-def refuse_impossible_amounts(config: Any) -> None:
-    """Refuses counts and amounts that are too small to mean anything.
+def validate_amounts(config: Any) -> None:
+    """Check that counts and amounts are not too small.
 
     Raises:
         SettingsError: Naming option, value and what is allowed.

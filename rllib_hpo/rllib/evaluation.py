@@ -19,7 +19,7 @@ from rllib_hpo.tasks import ActionScaling, Boundary, boundary, outcomes, wrapper
 
 _logger = logging.getLogger(__name__)
 Watch = Callable[[int], None]
-"""Hears how many environment steps an evaluation has made, often; what it raises ends the evaluation."""
+"""Function called often with the number of steps an evaluation has played; an error that it raises ends it."""
 
 
 class Evaluation(NamedTuple):
@@ -38,7 +38,7 @@ class EvaluationStopped(Exception):
 
 
 def episode_seeds(seed: int, evaluation: int, num_episodes: int) -> list[int]:
-    """Seeds of the episodes of a run's evaluation number `evaluation`, the same for every algorithm."""
+    """Seeds of the episodes of evaluation number `evaluation`, the same for every algorithm."""
     states = seed_sequence(seed, "evaluation", evaluation).generate_state(num_episodes)
     return [int(state >> 1) for state in states]
 
@@ -58,9 +58,9 @@ def evaluate(
     max_episode_steps: int = 10_000,
     watch: Watch | None = None,
 ) -> Evaluation:
-    """Plays one noise-free episode per seed, in step, so that one forward pass serves all of them.
+    """Play one noise-free episode per seed, in lockstep, with one forward pass for all of them.
 
-    Environments are made afresh and closed: nothing of one evaluation can reach the next.
+    Environments are made for this call and closed, so that no state reaches the next evaluation.
 
     Args:
         actor: What acts.
@@ -133,8 +133,8 @@ class _Outcomes:
         return {**numbers, "discounted_return_mean": float(self._discounted.mean())}
 
 
-def warn_of_cut(played: Evaluation, env: str, max_episode_steps: int) -> bool:
-    """Warns where episodes were cut, since their returns depend on where; whether it did."""
+def warn_truncated(played: Evaluation, env: str, max_episode_steps: int) -> bool:
+    """Warn if episodes were cut, since their returns depend on the limit; returns whether it did."""
     if played.episodes_cut:
         _logger.warning(
             "%d of %d evaluation episodes of %s had not ended after evaluation_max_episode_steps=%d steps and were cut "
@@ -161,7 +161,7 @@ def _located(error: NonFiniteError, step: int) -> NonFiniteError:
 def _noise_free(
     actor: Actor, obs: npt.NDArray[np.float32], memory: Memory, running: list[int]
 ) -> npt.NDArray[np.float32]:
-    """Actions (R, A) for obs (R, S) of the R episodes that are running; `memory` is that of all."""
+    """Noise-free actions (R, A) for obs (R, S) of the R running episodes; `memory` holds that of all episodes."""
     own = {name: value[running] for name, value in memory.items()}
     actions: npt.NDArray[np.float32] = (
         actor.act(torch.from_numpy(obs).to(actor.device), memory=own).cpu().numpy()

@@ -13,7 +13,7 @@ from ray.rllib.policy.policy import Policy
 
 from rllib_hpo.documents import reading
 from rllib_hpo.errors import CheckpointError
-from rllib_hpo.rllib.checkpointing import MANIFEST, api_stack, follow, import_needed, verify
+from rllib_hpo.rllib.checkpointing import MANIFEST, api_stack, follow, import_required_modules, verify
 from rllib_hpo.rllib.trained_policy import POLICY_PATH
 from rllib_hpo.rllib.weights import MODULE_PATH, read_module
 
@@ -71,7 +71,7 @@ def initial_weights(mine: Weights, networks: Collection[str], path: Path) -> tup
 
 def _networks_of(checkpoint: Path) -> Mapping[str, Any]:
     manifest = verify(checkpoint, with_replay=False)
-    import_needed(manifest, checkpoint)
+    import_required_modules(manifest, checkpoint)
     if api_stack(manifest) == "new":
         return read_module(checkpoint.absolute() / MODULE_PATH)[DEFAULT_MODULE_ID]
     with reading(f"The checkpoint {checkpoint}"):

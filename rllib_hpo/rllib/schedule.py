@@ -1,4 +1,4 @@
-"""When things happen, counted in environment steps: warm-up, updates, evaluations, iterations, checkpoints."""
+"""The schedule of a run in environment steps: warm-up, updates, evaluations, iterations, checkpoints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rllib_hpo.settings import Settings
 
 
 class Schedule:
-    """Pure arithmetic on the number of environment steps taken so far."""
+    """Compute what is due from the number of environment steps taken so far."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -44,7 +44,7 @@ class Schedule:
         return min(stops)
 
     def iteration_end(self, env_steps: int) -> int:
-        """Where an iteration that begins at `env_steps` ends."""
+        """The last step of an iteration that begins at `env_steps`."""
         return min(
             _next_multiple(env_steps, self.settings.steps_per_iteration),
             _next_multiple(env_steps, self.settings.checkpoint_every),

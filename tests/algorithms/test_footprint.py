@@ -10,7 +10,7 @@ from rllib_hpo.algorithms.footprint import machine_memory, refuse_replay, refuse
 from rllib_hpo.algorithms.registry import BUILT_IN, find_settings, make_method
 from rllib_hpo.algorithms.sac import SamplerActor, SoftActorCriticModel
 from rllib_hpo.errors import SettingsError
-from rllib_hpo.experiments.run_config import resolve
+from rllib_hpo.experiments.config.run_config import resolve
 from rllib_hpo.settings import SACHPOSettings, SACSettings
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from rllib_hpo.analysis.parameters import parameter_counts, parameters_table
 from rllib_hpo.analysis.runs import runs_of
-from rllib_hpo.experiments.run_config import resolve
+from rllib_hpo.experiments.config.run_config import resolve
 from tests.analysis.test_policy_shape import deployed
 from tests.analysis.test_tables import grid
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from rllib_hpo.experiments.events import EVENTS_FILE, read_events
+from rllib_hpo.experiments.tracking.events import EVENTS_FILE, read_events
 from rllib_hpo.results import read_rows
 from tests.cluster.lab import ADDRESS, HEAD, HOME, SHARED, WORKER, Lab, brought_up, running_lab, wait_until
+from tests.experiments.jobs.test_submit import KEY, holding, job_of
 from tests.experiments.lives import REPOSITORY, checkpoints
-from tests.experiments.test_submit import KEY, holding, job_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 

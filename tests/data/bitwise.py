@@ -102,7 +102,7 @@ def machine() -> dict[str, str]:
 def train(case: str) -> dict[str, Any]:
     """Rows and final parameters of one run."""
     from rllib_hpo.results import read_rows
-    from rllib_hpo.rllib.config import make_config
+    from rllib_hpo.rllib.algorithms import make_config
     from rllib_hpo.rllib.trained_policy import load_policy
     from rllib_hpo.tasks import find_task
 

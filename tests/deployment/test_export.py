@@ -20,8 +20,8 @@ from rllib_hpo.algorithms.sac import SamplerActor
 from rllib_hpo.deployment import FORMATS, DeployedPolicy, PolicyMetadata, load_policy_file, write_policy
 from rllib_hpo.deployment.metadata import BoxMetadata
 from rllib_hpo.errors import CheckpointError, UnknownNameError, UserError
-from rllib_hpo.experiments.evaluate import evaluate_checkpoint
-from rllib_hpo.experiments.export import export_policy
+from rllib_hpo.experiments.runs.evaluate import evaluate_checkpoint
+from rllib_hpo.experiments.storage.export import export_policy
 from rllib_hpo.rllib.trained_policy import load_policy
 from rllib_hpo.settings import ActorCriticSettings
 from rllib_hpo.tasks import ActionScaling, make_env

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rllib_hpo.experiments.cluster_check.kuberay import KINDS, operators_schema, schema
+from rllib_hpo.experiments.cluster.check.kuberay import KINDS, operators_schema, schema
 
 
 def places(whole: dict[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ import functools
 import os
 from typing import Any
 
-from rllib_hpo.experiments.checkpoints import CheckpointStore
+from rllib_hpo.experiments.storage.checkpoints import CheckpointStore
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.rllib import algorithm, checkpointing
 

@@ -7,7 +7,7 @@ from ray.rllib.core.learner.torch import torch_learner
 
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.config import ActorCriticConfig
-from rllib_hpo.rllib.learner import ActorCriticLearner
+from rllib_hpo.rllib.new_stack.learner import ActorCriticLearner
 
 
 class LearnerOnCPU(ActorCriticLearner):
@@ -15,5 +15,5 @@ class LearnerOnCPU(ActorCriticLearner):
 
 
 torch_learner.get_device = lambda *_: torch.device("cpu")
-ActorCriticAlgorithm._refuse_what_this_machine_cannot = staticmethod(lambda config: None)  # type: ignore[method-assign]
+ActorCriticAlgorithm._validate_local_hardware = staticmethod(lambda config: None)  # type: ignore[method-assign]
 ActorCriticConfig.get_default_learner_class = lambda self: LearnerOnCPU  # type: ignore[method-assign]

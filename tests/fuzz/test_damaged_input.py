@@ -26,18 +26,18 @@ from rllib_hpo.cli.runs import _settings
 from rllib_hpo.deployment import DeployedPolicy, PolicyMetadata, load_policy_file, write_policy
 from rllib_hpo.deployment.metadata import BoxMetadata
 from rllib_hpo.errors import UserError
-from rllib_hpo.experiments.checkpoints import CheckpointStore, find_checkpoint
-from rllib_hpo.experiments.cluster_check import check_file
-from rllib_hpo.experiments.cluster_check.placement import read_machines
-from rllib_hpo.experiments.events import read_events
-from rllib_hpo.experiments.run_config import resolve
-from rllib_hpo.experiments.sweep import SweepFiles, read_plan
-from rllib_hpo.experiments.sweep_config import read_sweep
-from rllib_hpo.experiments.train import open_run
+from rllib_hpo.experiments.cluster.check import check_file
+from rllib_hpo.experiments.cluster.check.placement import read_machines
+from rllib_hpo.experiments.config.run_config import resolve
+from rllib_hpo.experiments.config.sweep_config import read_sweep
+from rllib_hpo.experiments.runs.train import open_run
+from rllib_hpo.experiments.storage.checkpoints import CheckpointStore, find_checkpoint
+from rllib_hpo.experiments.sweeps.sweep import SweepFiles, read_plan
+from rllib_hpo.experiments.tracking.events import read_events
 from rllib_hpo.results import check, read_rows
 from rllib_hpo.rllib.checkpointing import MANIFEST
 from rllib_hpo.settings import SACHPOSettings
-from tests.experiments.test_sweep_config import GOOD
+from tests.experiments.config.test_sweep_config import GOOD
 from tests.fuzz.damage import TOKENS, damaged_bytes, damaged_json, damaged_text, damaged_values
 from tests.results.rows import make_row
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from rllib_hpo.algorithms.langevin_po import LangevinPOSettings
+from rllib_hpo.algorithms.mcmc_po import MCMCPOSettings
 from rllib_hpo.algorithms.soft_q import SoftQSettings
 from rllib_hpo.algorithms.td3 import DDPGSettings, TD3Settings
 from rllib_hpo.settings import ActorCriticSettings, SACHPOSettings, SACNFSettings, SACSettings, Settings
@@ -62,6 +64,10 @@ OTHERS: dict[str, Settings] = {
     "td3": TD3Settings(hidden_units=16),
     "td3, every third": TD3Settings(hidden_units=16, policy_delay=3, num_critics=3, critic_lr=1e-3),
     "ddpg": DDPGSettings(hidden_units=16),
+    "mcmc-po, gated, in turn, snapshots": MCMCPOSettings(
+        hidden_units=16, force_gate="gated", alternate=True, prior="snapshot", prior_every=2, leapfrog_steps=1
+    ),
+    "langevin-po": LangevinPOSettings(hidden_units=16, initial_kappa=1.0),
     "soft-q": SoftQSettings(hidden_units=16, copy_every=3, **FEW),
     "soft-q, by the sampler": SoftQSettings(
         hidden_units=16, copy_every=2, value_proposal="sampler", value_uniform_updates=0, **FEW

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rllib_hpo.experiments.doctor import token_check
+from rllib_hpo.experiments.jobs.doctor import token_check
 from rllib_hpo.rllib.auth_token import keep_token_private
 
 

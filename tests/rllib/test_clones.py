@@ -124,7 +124,13 @@ def test_remote_workers_take_the_change(checkpoints: dict[str, Path]) -> None:
     def acts(runner: Any) -> Any:
         model = runner.module.model
         chain = model.sampler.chains["explore"]
-        return chain.momentum_std, chain.num_steps, model.sampler.step_size, model.alpha.item(), runner._seed
+        return (
+            chain.momentum_std,
+            chain.num_steps,
+            model.sampler.step_size,
+            model.alpha.item(),
+            runner._run_seed,
+        )
 
     config = config_of(seed=4, **CHANGED).env_runners(num_env_runners=1).learners(num_learners=1)
     with running(config) as clone:
@@ -324,6 +330,6 @@ def test_old_workers_reseed(checkpoints: dict[str, Path]) -> None:
 def test_rllibs_way_in_reseeds_too(checkpoints: dict[str, Path]) -> None:
     clone = ActorCriticAlgorithm.from_checkpoint(checkpoints["new"], config=config_of(seed=4))
     try:
-        assert (clone.run_seed, clone.env_runner._seed, clone.env_steps) == (4, 4, 80)
+        assert (clone.run_seed, clone.env_runner._run_seed, clone.env_steps) == (4, 4, 80)
     finally:
         clone.stop()

@@ -19,10 +19,14 @@ from ray.tune.utils.util import unflatten_dict
 import rllib_hpo
 from rllib_hpo import (
     DDPG,
+    MCMCPO,
     SACHPO,
     SACNF,
     TD3,
     DDPGConfig,
+    LangevinPO,
+    LangevinPOConfig,
+    MCMCPOConfig,
     SACGaussian,
     SACGaussianConfig,
     SACHPOConfig,
@@ -31,13 +35,16 @@ from rllib_hpo import (
     SoftQConfig,
     TD3Config,
 )
+from rllib_hpo.algorithms.langevin_po import LangevinPOSettings
+from rllib_hpo.algorithms.mcmc_po import MCMCPOSettings
 from rllib_hpo.algorithms.registry import find_settings
 from rllib_hpo.algorithms.soft_q import SoftQSettings
 from rllib_hpo.algorithms.td3 import DDPGSettings, TD3Settings
 from rllib_hpo.errors import SettingsError, UnknownNameError
-from rllib_hpo.experiments.run_config import resolve, resolve_saved
-from rllib_hpo.experiments.train import RunFiles, to_rllib
-from rllib_hpo.rllib.config import EFFECTIVE_OPTIONS, RUN_OPTIONS, ActorCriticConfig, make_config
+from rllib_hpo.experiments.config.run_config import resolve, resolve_saved
+from rllib_hpo.experiments.runs.train import RunFiles, to_rllib
+from rllib_hpo.rllib.algorithms import make_config
+from rllib_hpo.rllib.config import EFFECTIVE_OPTIONS, RUN_OPTIONS, ActorCriticConfig
 from rllib_hpo.settings import SACHPOSettings, SACNFSettings, SACSettings, Settings
 from rllib_hpo.tasks import all_tasks
 from tests.rllib.environments import NoisyEnv
@@ -56,6 +63,10 @@ OTHER_VALUES: dict[str, Any] = {
     "train_sampler": "gaussian",
     "force_scale": "inverse_temperature",
     "force_gate": "none",
+    "multiplier": "fixed",
+    "target_distance": 0.2,
+    "prior": "snapshot",
+    "form": "paper",
     "mass_matrix": "consistent",
     "clip_gradient": "straight_through",
     "value_proposal": "uniform",  # the other needs noise_set=None
@@ -100,6 +111,8 @@ def others(model: type[Settings]) -> dict[str, Any]:
         (SACHPOConfig, SACHPO, SACHPOSettings),
         (TD3Config, TD3, TD3Settings),
         (DDPGConfig, DDPG, DDPGSettings),
+        (LangevinPOConfig, LangevinPO, LangevinPOSettings),
+        (MCMCPOConfig, MCMCPO, MCMCPOSettings),
         (SoftQConfig, SoftQ, SoftQSettings),
     ],
 )

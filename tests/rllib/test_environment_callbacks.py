@@ -13,7 +13,7 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 from rllib_hpo.errors import SettingsError, UserError
 from rllib_hpo.rllib.config import ActorCriticConfig
 from tests.rllib.environments import CountingEnv
-from tests.rllib.test_policy_stack import old_config
+from tests.rllib.old_stack.test_policy_stack import old_config
 from tests.rllib.tiny import loaded, running, tiny_config, train_to
 
 

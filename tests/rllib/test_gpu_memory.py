@@ -9,8 +9,10 @@ import torch
 
 from rllib_hpo.errors import UserError
 from rllib_hpo.learning.memory import limit_gpu_memory
-from rllib_hpo.rllib import learner, policy_stack, torch_policy
-from tests.rllib.test_policy_stack import old_config
+from rllib_hpo.rllib.new_stack import learner
+from rllib_hpo.rllib.old_stack import policy as torch_policy
+from rllib_hpo.rllib.old_stack import stack as policy_stack
+from tests.rllib.old_stack.test_policy_stack import old_config
 from tests.rllib.tiny import running, tiny_config
 
 

@@ -10,7 +10,7 @@ import torch
 
 from rllib_hpo.rllib.config import ActorCriticConfig
 from rllib_hpo.rllib.trained_policy import load_policy
-from tests.rllib.test_policy_stack import old_config
+from tests.rllib.old_stack.test_policy_stack import old_config
 from tests.rllib.tiny import EVERY_ALGORITHM, loaded, running, tiny_config, train_to
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")

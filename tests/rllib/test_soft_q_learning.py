@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from rllib_hpo.analysis.trajectories import STATES, roll_out
-from rllib_hpo.experiments.export import deployed
+from rllib_hpo.experiments.storage.export import deployed
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
-from rllib_hpo.rllib.config import make_config
+from rllib_hpo.rllib.algorithms import make_config
 from rllib_hpo.rllib.trained_policy import newest_policy
 from tests.reference.multi_goal import GridValues
 from tests.rllib.tiny import running, train_to
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 STEPS = 10_000
 COMMON = {
-    "hidden_units": 64,
+    "hidden_units": 128,
     "train_batch_size_per_learner": 64,
     "evaluation_every": STEPS,
     "checkpoint_every": STEPS,

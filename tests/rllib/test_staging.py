@@ -17,7 +17,7 @@ from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.checkpointing import MANIFEST
 from rllib_hpo.rllib.staging import RemoteFolder, locate
 from tests.experiments.s3_server import Proxy, s3_server
-from tests.rllib import test_policy_stack as old_stack
+from tests.rllib.old_stack import test_policy_stack as old_stack
 from tests.rllib.tiny import assert_equal, facts, running, tiny_config, train_to
 
 COMPONENT = "learner_group/learner/rl_module/default_policy"

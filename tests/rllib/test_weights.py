@@ -10,8 +10,9 @@ import pytest
 
 from rllib_hpo.errors import CheckpointError, UserError
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
-from rllib_hpo.rllib.config import ActorCriticConfig, SACHPOConfig
-from tests.rllib.test_policy_stack import old_config
+from rllib_hpo.rllib.algorithms import SACHPOConfig
+from rllib_hpo.rllib.config import ActorCriticConfig
+from tests.rllib.old_stack.test_policy_stack import old_config
 from tests.rllib.tiny import EVERY_ALGORITHM, assert_equal, facts, running, tiny_config, train_to, tuned
 
 MODULES = "learner_group/learner/rl_module"

@@ -13,7 +13,8 @@ import torch
 
 from rllib_hpo.algorithms.registry import BUILT_IN, find_settings
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
-from rllib_hpo.rllib.config import ActorCriticConfig, make_config
+from rllib_hpo.rllib.algorithms import make_config
+from rllib_hpo.rllib.config import ActorCriticConfig
 from rllib_hpo.settings import ActorCriticSettings
 
 EVERY_ALGORITHM = pytest.mark.parametrize("algorithm", BUILT_IN)

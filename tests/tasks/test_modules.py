@@ -55,7 +55,7 @@ def test_what_an_environment_does_not_take_is_a_sentence(env: str, kwargs: dict[
 
 @pytest.mark.parametrize("name", ["env_id", "id", "training"])
 def test_arguments_that_this_package_sets_are_refused(name: str) -> None:
-    from rllib_hpo.experiments.run_config import resolve
+    from rllib_hpo.experiments.config.run_config import resolve
 
     with pytest.raises(SettingsError, match=f"env_config: '{name}' is set by this package"):
         resolve({"env_config": {name: 1}})

@@ -12,9 +12,9 @@ import pytest
 from gymnasium.wrappers import NormalizeObservation, TimeAwareObservation
 
 from rllib_hpo.errors import SettingsError
-from rllib_hpo.experiments.evaluate import evaluate_checkpoint
-from rllib_hpo.experiments.export import export_policy
-from rllib_hpo.experiments.run_config import resolve
+from rllib_hpo.experiments.config.run_config import resolve
+from rllib_hpo.experiments.runs.evaluate import evaluate_checkpoint
+from rllib_hpo.experiments.storage.export import export_policy
 from rllib_hpo.results import read_rows, without_volatile
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.tasks import make_env

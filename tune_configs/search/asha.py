@@ -7,8 +7,8 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from rllib_hpo import SACHPO
-from rllib_hpo.experiments import search
-from rllib_hpo.experiments.ray_session import ray_session
+from rllib_hpo.experiments.cluster.ray_session import ray_session
+from rllib_hpo.experiments.sweeps import search
 
 SPACE = {
     "momentum_std_explore": tune.loguniform(0.1, 3.0),

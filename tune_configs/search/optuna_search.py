@@ -8,8 +8,8 @@ from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
 from rllib_hpo import SACHPO
-from rllib_hpo.experiments import search
-from rllib_hpo.experiments.ray_session import ray_session
+from rllib_hpo.experiments.cluster.ray_session import ray_session
+from rllib_hpo.experiments.sweeps import search
 
 SPACE = {
     "alpha": tune.loguniform(

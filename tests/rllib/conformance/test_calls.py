@@ -51,7 +51,8 @@ class Subjects:
 
 
 @pytest.fixture(scope="module")
-def subjects(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subjects]:
+def subjects(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Iterator[Subjects]:
+    """RLlib's SAC needs Ray, and would start it by itself and leave it."""
     made = Subjects(tmp_path_factory)
     yield made
     made.stop()

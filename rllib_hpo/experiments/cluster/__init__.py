@@ -1,0 +1,1 @@
+"""Ray sessions, the nodes of a cluster, and checks of cluster files."""

@@ -1,0 +1,218 @@
+"""The nodes of the running cluster, asked one by one: what they see of a directory, what is installed, their clocks.
+
+`python -m rllib_hpo.experiments.cluster.nodes DIRECTORY` prints it as one line of JSON; `rllib-hpo doctor` sends that
+as a job.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rllib_hpo.errors import StorageError, UserError, WorkerDiedError
+from rllib_hpo.experiments.cluster.ray_session import ray_session
+from rllib_hpo.optim.replicas import LEARNERS_DIED_MESSAGE
+from rllib_hpo.rllib.remote import successes
+
+if TYPE_CHECKING:
+    from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
+
+TIMEOUT_S = 60.0
+"""How long a node may take to answer; one that does not is busy or has just died, which says nothing of its disk."""
+REPORT = "rllib-hpo nodes: "
+"""What the line of a report begins with, among whatever else a job prints."""
+
+
+def alive() -> dict[str, str]:
+    """Nodes of the cluster that this process is connected to, by id, in words a person knows them by."""
+    return {
+        node["NodeID"]: f"{node['NodeName']} ({node['NodeID'][:8]})" for node in ray.nodes() if node["Alive"]
+    }
+
+
+def ask(
+    question: Callable[[], Any], nodes: Iterable[str] | None = None, timeout_s: float = TIMEOUT_S
+) -> dict[str, Any]:
+    """The answer of every node, or of some, by its id, None for those that give none; it takes no CPU from a trial."""
+    remote = ray.remote(num_cpus=0, max_retries=0)(question)
+    asked = {
+        remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(): node
+        for node in (alive() if nodes is None else nodes)
+    }
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s)
+    answers: dict[str, Any] = dict.fromkeys(asked.values())
+    for reference in answered:
+        try:
+            answers[asked[reference]] = ray.get(reference)
+        except RayError:  # it died meanwhile, or cannot unpickle the question
+            continue
+    return answers
+
+
+def seeing(directory: Path) -> dict[str, bool | None]:
+    """Whether each node sees, and may write, a directory of this process; None where it gives no answer.
+
+    Raises:
+        StorageError: If the directory cannot be written here.
+    """
+    with _probe(directory) as sees:
+        return ask(sees)
+
+
+def check_learner_sees_storage(algorithm: ActorCriticAlgorithm, directory: Path) -> None:
+    """Refuses remote learners of which one does not see the directory of a run: they write the replay there.
+
+    Raises:
+        UserError: Naming the remedy.
+        StorageError: If the directory cannot be written here.
+        WorkerDiedError: If a learner's process is gone.
+    """
+    if algorithm.config.num_learners == 0:
+        return
+    with _probe(directory) as sees:
+        answer = algorithm.learner_group.foreach_learner(lambda learner, **_: sees())
+    answers = successes(answer)
+    if len(answers) < algorithm.config.num_learners:
+        raise WorkerDiedError(LEARNERS_DIED_MESSAGE)
+    if not all(answers):
+        raise UserError(
+            f"A remote learner is on a node that does not see {directory}, where its replay belongs: keep learning in "
+            "the trial's own process (num_learners=0), or give an --out that all nodes share."
+        )
+
+
+@contextmanager
+def _probe(directory: Path) -> Iterator[Callable[[], bool]]:
+    """A question to other processes: whether they see, and may write, a directory of this one."""
+    secret, probe = uuid.uuid4().hex, directory.absolute() / f".shared-{uuid.uuid4().hex[:8]}"
+
+    def sees() -> bool:  # nested, so that it travels by value: a node may lack this package
+        import time
+
+        for _ in range(20):  # network file systems may show a new file a little late
+            if probe.exists():
+                return probe.read_text() == secret and os.access(probe.parent, os.W_OK)
+            time.sleep(0.1)
+        return False
+
+    try:
+        probe.write_text(secret)
+    except OSError as error:
+        raise StorageError(f"Cannot write {directory}: {error.strerror or error}.") from error
+    try:
+        yield sees
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def check_shared(directory: Path) -> None:
+    """Refuses a sweep's directory that some node of the cluster does not see.
+
+    Raises:
+        UserError: Naming the nodes, and the remedy.
+    """
+    names = alive()
+    if len(names) < 2:
+        return
+    blind = [names[node] for node, sees in seeing(directory).items() if sees is False]
+    if blind:
+        raise UserError(
+            f"The directory {directory} is not shared: {', '.join(blind)} of this cluster's {len(names)} nodes cannot "
+            "see or write it, and trials there would fail. Give an --out that all nodes share, or --storage "
+            "s3://bucket/prefix, gs:// or another place that all of them reach."
+        )
+
+
+def report(directory: Path) -> list[dict[str, Any]]:
+    """What each node has and sees, and by how many seconds its clock is ahead of this one's."""
+
+    def has() -> dict[str, Any]:
+        import platform
+
+        found: dict[str, Any] = {"python": platform.python_version()}
+        try:
+            from rllib_hpo import __version__
+            from rllib_hpo.results.provenance import git_commit
+
+            found |= {"version": __version__, "commit": git_commit()}
+        except Exception as error:  # noqa: BLE001  (whatever keeps it from being imported is the finding)
+            found |= {"version": None, "error": f"{type(error).__name__}: {error}"}
+        return found
+
+    names, answers, sees, clocks = alive(), ask(has), seeing(directory), _clocks()
+    resources = {node["NodeID"]: node["Resources"] for node in ray.nodes()}
+    return [
+        {
+            "name": name,
+            "resources": {kind: resources[node].get(kind, 0) for kind in ("CPU", "GPU")},
+            "sees": sees.get(node),
+            "ahead_s": clocks.get(node),
+            **(answers.get(node) or {"version": None, "error": "it gives no answer"}),
+        }
+        for node, name in names.items()
+    ]
+
+
+def _clocks() -> dict[str, float | None]:
+    """Seconds by which each node's clock is ahead, to within half the time an answer takes."""
+
+    def now() -> float:
+        import time
+
+        return time.time()
+
+    # The first question starts a worker on every node: further answers come in milliseconds. One by one, so that a
+    # slow node does not shift what another says.
+    return {
+        node: None if answer is None else _clock_offset_s(partial(_answer, now, node))
+        for node, answer in ask(now).items()
+    }
+
+
+def _answer(question: Callable[[], float], node: str) -> float | None:
+    answer: float | None = ask(question, [node])[node]
+    return answer
+
+
+def _clock_offset_s(tell: Callable[[], float | None]) -> float | None:
+    """By how much a clock is ahead: of three answers that whose way was the shortest, told in its middle."""
+    best: tuple[float, float] | None = None
+    for _ in range(3):
+        before = time.time()
+        there = tell()
+        after = time.time()
+        if there is None:
+            break
+        if best is None or after - before < best[0]:
+            best = after - before, there - (before + after) / 2
+    return None if best is None else best[1]
+
+
+def main() -> None:
+    """Prints the report of the cluster that RAY_ADDRESS names; a failure is one sentence and exit code 2."""
+    directory = Path(sys.argv[1]).expanduser()
+    while not directory.is_dir():
+        directory = directory.parent
+    try:
+        with ray_session(log_to_driver=False):
+            line = json.dumps({"directory": str(directory), "nodes": report(directory)})
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2)
+    sys.stdout.write(f"{REPORT}{line}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,427 @@
+"""What is wrong with an installation or a cluster: small checks, each of one thing, with the remedy."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import resource
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import rllib_hpo
+from rllib_hpo.errors import UserError
+from rllib_hpo.experiments.cluster.driver import DRIVERS, OLDER_CUDA, kernel_driver, needed_driver
+from rllib_hpo.experiments.storage.file_system import LACKS, lacking, nearest_folder
+from rllib_hpo.results.paths import absolute, is_writable
+from rllib_hpo.rllib.cluster_address import check_cluster_address
+
+_ROOT = Path(rllib_hpo.__file__).parents[1]
+_GIB = 1 << 30
+_NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "lustre", "gpfs", "beegfs"})
+MUJOCO = "import gymnasium; e = gymnasium.make('Hopper-v4'); e.reset(seed=0); e.step(e.action_space.sample())"
+PYBULLET = "import pybullet as p; c = p.connect(p.DIRECT); p.stepSimulation(c); p.disconnect(c)"
+EGL = (
+    "import mujoco; m = mujoco.MjModel.from_xml_string('<mujoco/>'); d = mujoco.MjData(m); "
+    "mujoco.mj_forward(m, d); r = mujoco.Renderer(m, 32, 32); r.update_scene(d); r.render()"
+)
+
+
+class Check(NamedTuple):
+    """What one check found."""
+
+    subject: str
+    state: Literal["ok", "note", "problem"]
+    found: str
+    remedy: str = ""
+
+
+def line(check: Check) -> str:
+    """A check as people read it."""
+    remedy = f": {check.remedy}" if check.remedy else ""
+    return f"{check.state:<8}{check.subject:<16}{check.found}{remedy}"
+
+
+def all_checks(
+    files: Sequence[Path] = (),
+    address: str | None = None,
+    shared: str = "~/runs",
+    out: Path = Path("runs"),
+) -> Iterator[Check]:
+    """Checks of this machine and of where runs go, of files and of a cluster, one after the other."""
+    yield from local_checks(out)
+    for file in files:
+        yield file_check(file)
+    if address is not None:
+        yield from cluster_checks(address, shared)
+
+
+def local_checks(out: Path = Path("runs")) -> Iterator[Check]:
+    """Checks of this machine, and of the directory that runs go to."""
+    yield python_check(sys.version_info[:3])
+    yield from version_checks(installed(), _ROOT / "constraints.txt")
+    yield torch_check()
+    yield process_check("MuJoCo", MUJOCO, "pip install 'gymnasium[mujoco]' 'mujoco<3.5'")
+    if sys.version_info < (3, 12):
+        yield process_check("PyBullet", PYBULLET, "pip install pybullet pybullet-envs-gymnasium==0.6.0")
+    yield egl_check()
+    home = absolute("~") if home_is_known() else Path("/nonexistent")
+    yield from folder_checks(home)
+    yield wandb_check(os.environ, home / ".netrc")
+    yield token_check(home / ".ray" / "auth_token")
+    yield address_check()
+    yield disk_check(out)
+    yield file_system_check(out)
+    yield open_files_check(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    yield shared_memory_check(Path("/dev/shm"))
+    yield ray_results_check(home / "ray_results")
+
+
+def home_is_known() -> bool:
+    """Whether this user has a home folder, as users that are only a number may not."""
+    try:
+        absolute("~")
+    except UserError:
+        return False
+    return True
+
+
+def folder_checks(home: Path) -> Iterator[Check]:
+    """Whether the folders can be written that a run, a sweep or Tune writes besides the run's own."""
+    temporary = Path(os.environ.get("TMPDIR") or "/tmp")
+    if is_writable(temporary):
+        yield Check("temporary", "ok", f"{temporary} can be written")
+    else:
+        yield Check(
+            "temporary", "problem", f"{temporary} cannot be written", "set TMPDIR to a folder that can"
+        )
+    if is_writable(home):
+        yield Check("home", "ok", f"{home} can be written")
+    else:
+        remedy = "runs do without; a token for Ray, `wandb login` and Tune's own default folder need HOME elsewhere"
+        yield Check("home", "note", f"{home} cannot be written", remedy)
+
+
+def python_check(version: tuple[int, int, int]) -> Check:
+    """Whether the package runs on this Python."""
+    text = ".".join(map(str, version))
+    if not (3, 11) <= version[:2] < (3, 13):
+        return Check("Python", "problem", text, "make .venv anew with Python 3.11")
+    if version[:2] == (3, 12):
+        return Check("Python", "note", f"{text}, for which PyBullet has no wheels: its tasks are not there")
+    return Check("Python", "ok", text)
+
+
+def installed() -> dict[str, str]:
+    """Versions of all that is installed, by normal name."""
+    return {
+        _normal(name): each.version
+        for each in importlib.metadata.distributions()
+        if (name := each.metadata["Name"])
+    }
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def version_checks(versions: dict[str, str], constraints: Path) -> Iterator[Check]:
+    """What this package needs against what is installed, and that against the versions its tests pass with."""
+    from packaging.requirements import Requirement
+
+    needed = [Requirement(text) for text in importlib.metadata.requires("rllib-hpo") or []]
+    needed = [each for each in needed if each.marker is None or each.marker.evaluate({"extra": ""})]
+    bad = [
+        f"{each.name} {versions.get(_normal(each.name), 'missing')} (wants {each.specifier or 'any'})"
+        for each in needed
+        if not each.specifier.contains(versions.get(_normal(each.name), "0"), prereleases=True)
+        or _normal(each.name) not in versions
+    ]
+    if bad:
+        yield Check("packages", "problem", ", ".join(bad), "pip install -c constraints.txt -e .")
+        return
+    if not constraints.exists():
+        yield Check(
+            "packages", "ok", f"rllib-hpo {rllib_hpo.__version__}, its {len(needed)} requirements are met"
+        )
+        return
+    pinned = dict(text.split("==") for text in constraints.read_text().split() if "==" in text)
+    names = [_normal(each.name) for each in needed]
+    other = [
+        f"{name} {versions[name]}, not {pinned[name]}"
+        for name in names
+        if name in pinned and versions[name].partition("+")[0] != pinned[name]
+    ]
+    if other:
+        yield Check(
+            "packages",
+            "note",
+            f"other than tested: {'; '.join(other)}",
+            "pip install -c constraints.txt -e .",
+        )
+    else:
+        yield Check("packages", "ok", f"rllib-hpo {rllib_hpo.__version__}, versions of constraints.txt")
+
+
+def torch_check(driver: Path = Path("/proc/driver/nvidia/version")) -> Check:
+    """Whether torch can use the GPU, where there is one."""
+    import torch
+
+    built = f"torch {torch.__version__}"
+    if torch.cuda.is_available():
+        return Check("GPU", "ok", f"{built}, {torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}")
+    if not driver.exists():
+        return Check("GPU", "ok", f"{built}, no NVIDIA driver: training is on the CPU")
+    if torch.version.cuda is None:
+        return Check(
+            "GPU",
+            "problem",
+            f"{built} has no CUDA, but there is a driver",
+            "install torch from PyPI's own index",
+        )
+    return driver_check(built, torch.version.cuda, driver.read_text())
+
+
+def driver_check(built: str, cuda: str, driver: str) -> Check:
+    """Why torch finds no GPU, though there is a driver: it is too old for that CUDA, or something hides the GPU."""
+    found = f"{built} (CUDA {cuda}) cannot use the driver {driver.splitlines()[0][:80]}"
+    needed, there = needed_driver(cuda), kernel_driver(driver)
+    hidden = "see whether CUDA_VISIBLE_DEVICES or the container hides the GPU"
+    if there is not None and there >= needed:
+        return Check("GPU", "problem", found, hidden)
+    remedy = f"update the driver to {needed} or later"
+    if needed > min(DRIVERS.values()):
+        remedy += f", or install torch from {OLDER_CUDA}"
+    return Check("GPU", "problem", found, remedy if there else f"{remedy}; else {hidden}")
+
+
+def process_check(subject: str, code: str, remedy: str) -> Check:
+    """Whether code runs in a process of its own, which a crash of a C library ends instead of this one."""
+    failed = _fails(code)
+    return Check(subject, "problem", failed, remedy) if failed else Check(subject, "ok", "imports and steps")
+
+
+def egl_check() -> Check:
+    """Whether MuJoCo can film without a display."""
+    failed = _fails(EGL, MUJOCO_GL="egl")
+    if failed:
+        remedy = "apt-get install libegl1 libgl1 for --video and --wandb-video; training needs none"
+        return Check("EGL", "note", f"no rendering ({failed})", remedy)
+    return Check("EGL", "ok", "renders")
+
+
+def _fails(code: str, **environment: str) -> str:
+    """The last line of what it complains of, or nothing."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return "no answer in two minutes"
+    if done.returncode == 0:
+        return ""
+    if done.returncode < 0:
+        return f"killed by signal {-done.returncode}"
+    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]
+
+
+def wandb_check(environment: Any, netrc: Path) -> Check:
+    """Whether there is a W&B login; never what it is."""
+    if environment.get("WANDB_API_KEY"):
+        return Check(
+            "W&B", "note", "a key in WANDB_API_KEY", "on a cluster's head rather `wandb login`, into ~/.netrc"
+        )
+    try:
+        logged_in = "api.wandb.ai" in netrc.read_text()
+    except OSError:
+        logged_in = False
+    if not logged_in:
+        return Check("W&B", "note", "no login: runs stay offline", "`wandb login` for --wandb online")
+    if stat.S_IMODE(netrc.stat().st_mode) & 0o077:
+        return Check("W&B", "problem", f"others may read {netrc}", f"chmod 600 {netrc}")
+    return Check("W&B", "ok", f"logged in by {netrc}")
+
+
+def token_check(token: Path) -> Check:
+    """Whether nobody else can read the token of a cluster."""
+    if not token.exists():
+        return Check(
+            "Ray's token", "note", "none", "`ray get-auth-token --generate` before a cluster is started"
+        )
+    if stat.S_IMODE(token.stat().st_mode) & 0o077:
+        return Check("Ray's token", "problem", f"others may read {token}", f"chmod 600 {token}")
+    return Check("Ray's token", "ok", f"{token}, mode 0600")
+
+
+def address_check() -> Check:
+    """Whether the cluster that RAY_ADDRESS names answers."""
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        return Check("RAY_ADDRESS", "ok", "not set: Ray runs on this machine")
+    try:
+        check_cluster_address()
+    except UserError as error:
+        return Check("RAY_ADDRESS", "problem", str(error))
+    return Check("RAY_ADDRESS", "ok", address)
+
+
+def disk_check(directory: Path, mounts: Path = Path("/proc/mounts")) -> Check:
+    """Space and kind of the file system that results go to."""
+    place = nearest_folder(directory)
+    free, kind = shutil.disk_usage(place).free, file_system(place, mounts)
+    found = f"{directory}: {free / _GIB:.0f} GiB free, {kind}"
+    if free < 2 * _GIB:
+        return Check(
+            "disk", "problem", found, "make room, or give --out elsewhere: a replay of Humanoid takes 3 GB"
+        )
+    if kind == "tmpfs":
+        return Check("disk", "note", found, "it is memory, and ends with the machine; give --out elsewhere")
+    if kind in _NETWORK or kind.startswith("fuse"):
+        return Check("disk", "note", found, "a network file system: a local --out with --storage is faster")
+    return Check("disk", "ok", found)
+
+
+def file_system_check(directory: Path) -> Check:
+    """What the file system that runs go to can do; runs make do without what it lacks."""
+    try:
+        lacks = lacking(directory)
+    except OSError as error:
+        found = f"{directory} cannot be written: {error.strerror or error}"
+        return Check(
+            "file system", "problem", found, "give --out elsewhere, or ask for the right to write there"
+        )
+    if lacks:
+        remedy = "; ".join(dict.fromkeys(LACKS[what] for what in lacks))
+        return Check("file system", "note", f"{directory} has no {', no '.join(lacks)}", remedy)
+    return Check("file system", "ok", f"{directory} has {', '.join(LACKS)}")
+
+
+def file_system(path: Path, mounts: Path) -> str:
+    """Its kind, as the kernel calls it."""
+    try:
+        entries = [text.split()[1:3] for text in mounts.read_text().splitlines()]
+    except OSError:
+        return "file system unknown"
+    around = [
+        (where, kind) for where, kind in entries if path.resolve().is_relative_to(where.replace("\\040", " "))
+    ]
+    # Of two that are mounted at one place the later hides the earlier.
+    return max(enumerate(around), key=lambda each: (len(each[1][0]), each[0]))[1][1] if around else "unknown"
+
+
+def open_files_check(limit: int) -> Check:
+    """Ray keeps hundreds of files and sockets open for each process."""
+    if limit < 4_096:
+        return Check("open files", "problem", f"at most {limit}", "`ulimit -n 65536` before Ray starts")
+    return Check("open files", "ok", f"at most {limit:,}")
+
+
+def shared_memory_check(directory: Path) -> Check:
+    """Ray's object store is there; where it is small, Ray goes to the disk."""
+    if not directory.is_dir():
+        return Check("shared memory", "note", f"no {directory}")
+    size = shutil.disk_usage(directory).total
+    found = f"{directory}: {size / _GIB:.1f} GiB"
+    if size < _GIB:
+        return Check(
+            "shared memory", "problem", found, "a container wants --shm-size=4g (Kubernetes: a memory volume)"
+        )
+    return Check("shared memory", "ok", found)
+
+
+def ray_results_check(directory: Path) -> Check:
+    """Tune's default directory, which this package never writes to, but others do."""
+    size = sum(
+        file.lstat().st_size for file in directory.rglob("*") if not file.is_symlink() and file.is_file()
+    )
+    if size > _GIB:
+        return Check(
+            "ray_results",
+            "note",
+            f"{size / _GIB:.1f} GiB in {directory}",
+            "nothing of ours; remove what is stale",
+        )
+    return Check("ray_results", "ok", f"{size / _GIB:.1f} GiB in {directory}")
+
+
+def file_check(file: Path) -> Check:
+    """What is wrong with a sweep file or the file of a cluster."""
+    from rllib_hpo.experiments.cluster.check import check_file
+    from rllib_hpo.experiments.config.sweep_config import read_sweep
+
+    try:
+        if file.is_file() and re.search(r"^sweep:", file.read_text(), re.MULTILINE):
+            return Check(file.name, "ok", f"{len(read_sweep(file).trials)} trials")
+        problems = check_file(file)
+    except UserError as error:
+        problems = [str(error)]
+    return Check(file.name, "problem", " ".join(problems)) if problems else Check(file.name, "ok", "")
+
+
+def cluster_checks(address: str, shared: str) -> Iterator[Check]:
+    """Checks of a cluster: from here, and by a small job that asks each node."""
+    from rllib_hpo.experiments.jobs import client as jobs
+
+    try:
+        client = jobs.connect(address)
+    except UserError as error:
+        yield Check("cluster", "problem", str(error))
+        return
+    yield Check("cluster", "ok", f"{address} answers, lets us in, and runs Ray {client.ray_version}")
+    try:
+        asked = jobs.ask_nodes(client, shared)
+    except UserError as error:
+        yield Check("nodes", "problem", str(error))
+        return
+    from rllib_hpo.results.provenance import git_commit
+
+    yield from node_checks(asked["nodes"], asked["directory"], rllib_hpo.__version__, git_commit())
+
+
+def node_checks(
+    nodes: Sequence[dict[str, Any]], directory: str, version: str, commit: str
+) -> Iterator[Check]:
+    """What the nodes of a cluster answered.
+
+    Args:
+        nodes: As `nodes.report` makes them.
+        directory: Which they were asked to see.
+        version: Of this package, here.
+        commit: And its commit, or nothing.
+    """
+    for node in nodes:
+        what = f"{node['name']}: {node['resources']['CPU']:g} CPUs, {node['resources']['GPU']:g} GPUs"
+        if node["version"] is None:
+            yield Check(
+                "node", "problem", f"{what}, cannot import rllib_hpo ({node['error']})", "install it there"
+            )
+        elif node["version"] != version:
+            yield Check(
+                "node", "problem", f"{what}, rllib_hpo {node['version']}, here {version}", "install the same"
+            )
+        elif node["commit"] and commit and node["commit"] != commit:
+            found = f"{what}, commit {node['commit'][:12]}, here {commit[:12]}"
+            yield Check("node", "note", found, "rows of both would be of two commits")
+        else:
+            yield Check("node", "ok", f"{what}, rllib_hpo {node['version']}, Python {node['python']}")
+    blind = [node["name"] for node in nodes if node["sees"] is False]
+    if blind:
+        remedy = "give sweeps --storage, or an --out that all nodes share"
+        yield Check("shared storage", "problem", f"{directory} is not seen by {', '.join(blind)}", remedy)
+    else:
+        yield Check("shared storage", "ok", f"{directory} is seen by all {len(nodes)} nodes")
+    skewed = [f"{node['name']} {node['ahead_s']:+.1f} s" for node in nodes if abs(node["ahead_s"] or 0.0) > 2]
+    if skewed:
+        yield Check("clocks", "note", f"apart: {', '.join(skewed)}", "let chrony or ntpd run on all nodes")
+    else:
+        yield Check("clocks", "ok", "within 2 s")

@@ -1,0 +1,1 @@
+"""One run in one directory: training, resuming, evaluating."""

@@ -1,0 +1,482 @@
+"""One training run in one directory: build, train, evaluate, log, checkpoint, stop, resume."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rllib_hpo.algorithms.footprint import refuse_replay
+from rllib_hpo.errors import CheckpointError, SettingsError, UserError
+from rllib_hpo.experiments.cluster.nodes import check_learner_sees_storage
+from rllib_hpo.experiments.cluster.ray_session import ray_session
+from rllib_hpo.experiments.config.run_config import RunConfig, resolve_saved
+from rllib_hpo.experiments.process.lock import locked
+from rllib_hpo.experiments.process.signals import stop_request
+from rllib_hpo.experiments.storage.checkpoints import CheckpointStore
+from rllib_hpo.experiments.storage.mirror import Mirror
+from rllib_hpo.experiments.storage.policies import KeptPolicies
+from rllib_hpo.experiments.tracking.events import EventLog
+from rllib_hpo.experiments.tracking.operator_metrics import OperatorMetrics
+from rllib_hpo.experiments.tracking.progress import Progress
+from rllib_hpo.experiments.tracking.tensorboard import TensorBoard
+from rllib_hpo.experiments.tracking.wandb_logger import (
+    WandbOptions,
+    WandbRun,
+    describe_run,
+    group_of,
+    return_metric,
+)
+from rllib_hpo.results import merge_trial, trial_id
+from rllib_hpo.results.paths import absolute
+from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
+from rllib_hpo.rllib.algorithms import make_config
+from rllib_hpo.rllib.checkpointing import MANIFEST, read_manifest
+from rllib_hpo.rllib.config import ActorCriticConfig
+from rllib_hpo.rllib.environment import probe_environment
+
+CONFIG_FILE = "config.yaml"
+SINGLE_RUNS = "single"
+"""What rows of runs that belong to no sweep have in the column `sweep`, so that seeds are pooled."""
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What a run leaves behind in its directory."""
+
+    directory: Path
+    shared_results: Path | None = None
+    """Where rows go that are not the run's alone, as those of a sweep."""
+    is_new: bool = False
+    """Whether the directory was made just now, for a run that is to begin."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "directory", absolute(self.directory))
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration, with the origin of every value."""
+        return self.directory / CONFIG_FILE
+
+    @property
+    def results(self) -> Path:
+        """Parquet, one row per evaluation."""
+        return self.shared_results or self.directory / "results"
+
+    @property
+    def curve(self) -> Path:
+        """The learning curve."""
+        return self.directory / "curve.png"
+
+
+def start_run(config: RunConfig, out: Path) -> RunFiles:
+    """Makes the directory of a new run and stores its configuration there.
+
+    Raises:
+        UserError: If the directory already holds something, or the environment cannot be used; nothing is made then.
+    """
+    # Hidden files do not count: a run killed in its very first moment leaves one.
+    if out.exists() and (not out.is_dir() or any(not path.name.startswith(".") for path in out.iterdir())):
+        raise UserError(f"{out} already exists; go on with `--resume {out}`, or choose another --out.")
+    files = RunFiles(out, is_new=True)
+    rllib_config = to_rllib(config, files)
+    rllib_config.validate()
+    probe_environment(rllib_config)
+    config.save(files.config)
+    return files
+
+
+def remove_new_run(directory: Path) -> None:
+    """Removes what `start_run` and a run that never began made; hidden files that were there before stay."""
+    with suppress(OSError):
+        for path in directory.iterdir():
+            if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
+                shutil.rmtree(path)
+            elif not path.name.startswith(".") or path.name == ".lock":
+                path.unlink()
+        directory.rmdir()
+
+
+def open_run(
+    directory: Path, steps: int | None, changed: Mapping[str, Any], imports: Sequence[str] = ()
+) -> tuple[RunConfig, RunFiles]:
+    """The configuration of a run to resume, with more steps and modules to import if asked for.
+
+    Raises:
+        UserError: If the directory is not a run, or settings other than `steps` would change.
+    """
+    files = RunFiles(directory)
+    if not files.config.is_file():
+        raise CheckpointError(f"{directory} is not the directory of a run: it has no {CONFIG_FILE}.")
+    config = resolve_saved(files.config, {})
+    for name, value in changed.items():
+        if value is not None and value != config.values().get(name):
+            raise SettingsError(
+                f"A resumed run keeps its settings: {name} is {config.values().get(name)!r}, not {value!r}. "
+                "Start a new run to change it."
+            )
+    if steps is not None and steps != config.run.steps:
+        if steps < config.run.steps:
+            raise SettingsError(f"--steps {steps} is less than the {config.run.steps} this run was to make.")
+        config = resolve_saved(files.config, {"steps": steps})
+        config.importing(imports).save(files.config)
+    return config.importing(imports), files
+
+
+def to_rllib(
+    config: RunConfig, files: RunFiles, sweep: str = SINGLE_RUNS, variant: str = ""
+) -> ActorCriticConfig:
+    """The RLlib config of a run, whose rows say that it belongs to `sweep`."""
+    run, task = config.run, config.task
+    is_new = run.api_stack == "new"
+    gpus = {"num_gpus_per_learner": run.num_gpus_per_learner} if is_new else {}
+    made = make_config(run.algorithm)
+    made._accepts_idle_settings = True  # `resolve` has refused what is refused of a new run
+    return (
+        made.api_stack(enable_rl_module_and_learner=is_new, enable_env_runner_and_connector_v2=is_new)
+        .environment(task.env_id, env_config=run.env_config, imports=config.imports)
+        .training(**config.settings.model_dump())
+        .env_runners(
+            num_env_runners=run.num_env_runners,
+            num_envs_per_env_runner=run.num_envs_per_env_runner,
+            rollout_fragment_length=run.rollout_fragment_length,
+            max_lead_steps=run.max_lead_steps,
+        )
+        .evaluation(evaluation_num_env_runners=run.evaluation_num_env_runners)
+        .learners(num_learners=run.num_learners, limit_gpu_memory=run.limit_gpu_memory, **gpus)
+        .resources(num_gpus=0 if is_new else run.num_gpus_per_learner)
+        .debugging(seed=run.seed, log_level="ERROR")
+        .results(results_dir=str(files.results), sweep=sweep, variant=variant, task=task.name)
+        .checkpointing(
+            replay_dir=str(CheckpointStore(files.directory).replay_dir), initialize_from=run.initialize_from
+        )
+    )
+
+
+class TrainingRun:
+    """A run under way, an iteration at a time: it trains, logs and checkpoints, and goes on where it was left.
+
+    Args:
+        config: What to train, and for how long.
+        files: Where; checkpoints found there are gone on with.
+        sweep: What its rows say in that column.
+        variant: And in that.
+        keep_checkpoints: The newest to keep; the best is kept besides.
+        wandb: What Weights & Biases gets.
+        mirror: What keeps the run's rows and checkpoints on storage too, if anything does.
+
+    Raises:
+        UserError: A failure the user can mend, another process in the same directory among them.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        files: RunFiles,
+        *,
+        sweep: str = SINGLE_RUNS,
+        variant: str = "",
+        keep_checkpoints: int = 2,
+        wandb: WandbOptions = WandbOptions(),  # noqa: B008  (frozen)
+        mirror: Mirror | None = None,
+    ) -> None:
+        self.config, self._open, self._options, self._mirror = config, ExitStack(), wandb, mirror
+        self._files, self._has_begun = files, False
+        self.on_evaluation: Callable[[Mapping[str, Any]], None] | None = None
+        """Called with each evaluation's entry in RLlib's results, once, when its row is written."""
+        identity = trial_id(files.directory)
+        group = files.directory.name if sweep == SINGLE_RUNS else group_of(sweep, config.run.task)
+        self.store = CheckpointStore(files.directory, keep_checkpoints)
+        self.store.on_passed_over = self._log_skipped_checkpoint
+        self._policies = KeptPolicies(files.directory, config.run.keep_policies_every)
+        self._events = EventLog(files.directory)
+        about = _identity(config, files, sweep)
+        with ExitStack() as opened:  # what was opened is closed again if the next cannot be
+            opened.enter_context(locked(files.directory))
+            if files.is_new:
+                opened.push(lambda kind, *_: self._refused(kind))
+            opened.push(lambda kind, error, trace: self.ended(error))
+            if mirror is not None:
+                mirror.restore()
+                opened.callback(mirror.close)
+            opened.enter_context(_local_ray(config))
+            self.algorithm = opened.enter_context(
+                _built(to_rllib(config, files, sweep, variant).results(trial_id=identity))
+            )
+            check_learner_sees_storage(self.algorithm, files.directory)
+            if config.run.num_learners == 0:
+                actor = self.algorithm.actor
+                refuse_replay(config.settings, actor.obs_dim, actor.action_dim, config.run.steps)
+            self._wandb = opened.enter_context(
+                WandbRun(
+                    files.directory,
+                    wandb.mode,
+                    group=group,
+                    run_id=identity,
+                    **describe_run(config, sweep, variant),
+                )
+            )
+            checkpoint = self.store.restore_newest(self.algorithm)
+            self.algorithm.refuse_without_origin()
+            # A new run has nothing to save; a checkpoint without the evaluation of its step is written again.
+            self._saved = -1 if self.algorithm.lacks_evaluation else self.algorithm.env_steps
+            self._board = opened.enter_context(TensorBoard(files.directory, self.algorithm.env_steps))
+            self.algorithm.max_env_steps = config.run.steps
+            if mirror is not None:
+                mirror.start(self.algorithm.env_steps)
+            self.algorithm.on_row = self._on_row
+            self._operators = OperatorMetrics(about, self.algorithm)
+            self.resumed_from = None if checkpoint is None else read_manifest(checkpoint)
+            self._events.begin(
+                self.algorithm.env_steps,
+                checkpoint,
+                {**about, "steps": config.run.steps, **self._found()},
+            )
+            self._has_begun = True
+            self._open = opened.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
+
+    def _refused(self, kind: type[BaseException] | None) -> None:
+        if kind is not None and issubclass(kind, Exception) and not self._has_begun:
+            remove_new_run(self._files.directory)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all steps and the evaluation of the last have been made."""
+        return self.algorithm.env_steps >= self.config.run.steps and not self.algorithm.lacks_evaluation
+
+    def request_stop(self) -> None:
+        """End the iteration at the next step, from any thread; an evaluation under way is made up at resume."""
+        self.algorithm.stop_requested = True
+
+    def iterate(self) -> dict[str, Any]:
+        """Trains for an iteration, and saves a policy or checkpoint if one is due, or this was the last."""
+        began = time.perf_counter()
+        result: dict[str, Any] = self.algorithm.train()
+        self._operators.iteration(flat_metrics(result), time.perf_counter() - began)
+        self._log(result)
+        self._keep_policy()  # before the checkpoint, which a resumed run goes on from
+        if self.is_complete or self.algorithm.schedule.checkpoint_due(self.algorithm.env_steps):
+            self.save()
+        if self.is_complete and self._options.video and self._wandb.is_on:
+            self._wandb.log_video(self._film, self.algorithm.env_steps)
+        return result
+
+    def _keep_policy(self) -> None:
+        path = self._policies.save_if_due(self.algorithm)
+        if path is not None:
+            self._events.write("policy", self.algorithm.env_steps, path=str(path))
+            if self._mirror is not None:
+                self._mirror.policy(path)
+
+    def _log(self, result: Mapping[str, Any]) -> None:
+        metrics = {n: value for n, value in flat_metrics(result).items() if not n.startswith("evaluation/")}
+        self._wandb.log(metrics, env_steps=self.algorithm.env_steps)
+        self._board.log(metrics, self.algorithm.env_steps)
+
+    def _log_evaluation(self, evaluation: Mapping[str, Any]) -> None:
+        """Log an evaluation at the step of its weights, where it belongs on the axis."""
+        metrics, env_steps = evaluation_metrics(evaluation), int(evaluation["env_steps"])
+        by_task = {return_metric(self.config.run.task): metrics["evaluation/return_mean"]}
+        self._wandb.log({**metrics, **by_task}, env_steps=env_steps)
+        self._board.log(metrics, env_steps)
+        if self.on_evaluation is not None:
+            self.on_evaluation(evaluation)
+
+    def _on_row(self, row: Path) -> None:
+        algorithm = self.algorithm
+        if (evaluation := algorithm.latest_evaluation) is not None:
+            return_mean, env_steps = evaluation["env_runners"]["episode_return_mean"], evaluation["env_steps"]
+            self._events.write("evaluated", env_steps, return_mean=return_mean, path=str(row))
+            if len(algorithm.evaluation_runners) or env_steps < algorithm.env_steps:  # beside training
+                self.store.evaluated(env_steps, return_mean)
+            self._log_evaluation(evaluation)
+        if self._mirror is not None:
+            self._mirror.row(row)
+
+    def _log_skipped_checkpoint(self, path: Path, error: CheckpointError) -> None:
+        env_steps = int(path.name.removeprefix("step-"))
+        self._events.write("checkpoint_passed_over", env_steps, path=str(path), error=str(error))
+
+    def _found(self) -> dict[str, Any]:
+        """What the event of a resume says beside the checkpoint: how environments go on, and links repaired."""
+        if self.resumed_from is None:
+            return {}
+        links = {"repaired_links": self.store.repaired} if self.store.repaired else {}
+        return {"environments": self.resumed_from.get("environments", "unknown"), **links}
+
+    @property
+    def resume_line(self) -> str | None:
+        """What a person should know of the checkpoint that the run goes on from; None for a new run."""
+        if self.resumed_from is None:
+            return None
+        line = f"Resumed at step {self.resumed_from['env_steps']:,}"
+        if self.resumed_from.get("environments") == "rebuilt":
+            line += ", with environments that were rebuilt and begin new episodes"
+        for name, before in self.store.repaired.items():
+            line += f"; the link checkpoints/{name}, which led to {before or 'nothing'}, is repaired"
+        return f"{line}."
+
+    def ended(self, error: BaseException | None = None) -> None:
+        """Writes down how this life of the run ended; what comes after the first call is not written."""
+        is_built = hasattr(self, "algorithm")
+        env_steps = self.algorithm.env_steps if is_built else 0
+        self._events.end(env_steps, complete=is_built and self.is_complete, error=error)
+
+    def _film(self, path: Path) -> None:
+        from rllib_hpo.experiments.runs.evaluate import film
+
+        film(self.store.directory / "last", path, self.config.run.seed)
+
+    def merge_rows(self) -> None:
+        """Puts the rows of a run that is complete into one file."""
+        config = self.algorithm.config
+        merge_trial(
+            Path(config.results_dir), config.sweep, config.algorithm, self.config.task.name, config.trial_id
+        )
+
+    def save(self) -> None:
+        """Writes a checkpoint unless this step has one; its manifest says whether it holds the environments."""
+        env_steps = self.algorithm.env_steps
+        if env_steps != self._saved:
+            path = self.store.save(self.algorithm)
+            manifest = read_manifest(path)
+            environments = manifest["environments"]
+            self._events.write("checkpoint", env_steps, path=str(path), environments=environments)
+            if self._mirror is not None:
+                self._mirror.checkpoint(path)
+            if self._options.artifacts and self._wandb.is_on:
+                about = {key: manifest[key] for key in ("algorithm", "task", "env", "env_steps", "versions")}
+                is_best = path.name == self.store.linked("best")
+                self._wandb.log_model(path, [*manifest["files"], MANIFEST], about, is_best=is_best)
+            self._saved = env_steps
+
+
+def train(
+    config: RunConfig,
+    files: RunFiles,
+    progress: Progress,
+    *,
+    keep_checkpoints: int = 2,
+    wandb: WandbOptions = WandbOptions(),  # noqa: B008  (frozen)
+) -> int | None:
+    """Trains until `steps`, from the newest intact checkpoint if there is one.
+
+    Returns:
+        The number of the signal that stopped the run early, or None when it is complete.
+
+    Raises:
+        UserError: A failure the user can mend; the last checkpoint and all rows are on disk.
+    """
+    is_complete = False
+    with stop_request(progress.console) as stop:
+        try:
+            with (
+                TrainingRun(config, files, keep_checkpoints=keep_checkpoints, wandb=wandb) as run,
+                progress.running(run.algorithm, config.run.steps),
+            ):
+                if run.resume_line is not None:
+                    progress.console.print(run.resume_line, highlight=False, soft_wrap=True)
+                run.on_evaluation = progress.report
+                stop.on_stop(run.request_stop)
+                stop.can_save = True
+                while not run.is_complete and stop.signal is None:
+                    run.iterate()
+                if stop.signal is not None:  # at whatever instant it came
+                    run.save()
+                is_complete = run.is_complete
+        except SystemExit:
+            if stop.can_save:  # a second signal; else nothing was trained yet, and nothing is lost
+                raise
+    return None if is_complete else stop.signal
+
+
+def _identity(config: RunConfig, files: RunFiles, sweep: str) -> dict[str, str]:
+    """What tells a run from others, in the words of an operator."""
+    run, trial = config.run, files.directory.absolute().name
+    return {
+        "sweep": sweep,
+        "trial": trial,
+        "algorithm": run.algorithm,
+        "task": run.task,
+        "seed": str(run.seed),
+    }
+
+
+def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a result of `Algorithm.train()` that people watch, as "evaluation/return_mean" and so on."""
+    runners = result["env_runners"]
+    metrics = {
+        "train/return_mean": runners.get("episode_return_mean"),
+        "train/episode_length_mean": runners.get("episode_len_mean"),
+        "train/num_episodes": runners.get("num_episodes_lifetime"),
+        "train/env_restarts": runners.get("num_env_restarts_lifetime"),
+        **{f"train/{name}": value for name, value in runners.get("outcome", {}).items()},
+        **(evaluation_metrics(result["evaluation"]) if "evaluation" in result else {}),
+        **{f"learner/{name}": value for name, value in result["learners"]["default_policy"].items()},
+        **{f"pipeline/{name}": value for name, value in result.get("pipeline", {}).items()},
+    }
+    # RLlib's mean over no episodes is NaN.
+    return {
+        name: float(value) for name, value in metrics.items() if value is not None and not math.isnan(value)
+    }
+
+
+def evaluation_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of an evaluation in RLlib's results, under the names of `flat_metrics`."""
+    runners = evaluation["env_runners"]
+    return {
+        "evaluation/return_mean": runners["episode_return_mean"],
+        "evaluation/return_std": runners["episode_return_std"],
+        "evaluation/episode_length_mean": runners["episode_len_mean"],
+        "evaluation/env_steps": float(evaluation["env_steps"]),
+        **{f"evaluation/{name}": value for name, value in evaluation.get("outcome", {}).items()},
+    }
+
+
+def quiet_ray() -> None:
+    """Silences what Ray and RLlib log about themselves; errors are raised all the same."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
+    # An actor that dies is told of by what is raised, or by a warning of our own.
+    logging.getLogger("ray.rllib.utils.actor_manager").setLevel(logging.CRITICAL)
+    # A trial that dies is told of in one line, or by the file of its error.
+    logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
+    # Tune's own state is nothing that a sweep goes on from; a full disk, where it fails, is told of by what matters.
+    logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def _built(config: ActorCriticConfig) -> Iterator[ActorCriticAlgorithm]:
+    algorithm: ActorCriticAlgorithm = config.build_algo()
+    try:
+        yield algorithm
+    finally:
+        algorithm.stop()
+
+
+@contextmanager
+def _local_ray(config: RunConfig) -> Iterator[None]:
+    """Ray for this run: none without remote workers, else the cluster RAY_ADDRESS names, or one on this machine."""
+    run = config.run
+    workers = run.num_env_runners + run.num_learners + run.evaluation_num_env_runners
+    if workers == 0:
+        yield
+        return
+    with ray_session(num_cpus=max(os.cpu_count() or 1, workers + 1)):
+        yield

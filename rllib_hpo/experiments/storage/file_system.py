@@ -1,0 +1,63 @@
+"""What the file system of a directory can do, tried out with files that are removed again."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from rllib_hpo.durable import sync_path
+from rllib_hpo.experiments.process.lock import can_lock
+
+LACKS = {
+    "symbolic links": "`last` and `best` are small text files there",
+    "file locks": "never let two processes write one run",
+    "fsync of files": "a power cut may cost the newest rows and checkpoints",
+    "fsync of folders": "a power cut may cost the newest rows and checkpoints",
+}
+"""What a file system may lack, and what that means for runs on it."""
+
+
+def nearest_folder(directory: Path) -> Path:
+    """The directory itself, or the nearest folder above it that exists."""
+    place = directory.absolute()
+    while not os.path.isdir(place):  # unlike Path.is_dir, False where it may not be looked at
+        place = place.parent
+    return place
+
+
+def lacking(directory: Path) -> list[str]:
+    """Names from `LACKS` of what the file system at `directory`, which need not exist yet, cannot do.
+
+    Raises:
+        OSError: If it cannot be written at all, or fails.
+    """
+    with tempfile.TemporaryDirectory(prefix=".rllib-hpo-doctor-", dir=nearest_folder(directory)) as name:
+        folder = Path(name)
+        file = folder / "file"
+        file.write_bytes(b"0")
+        file.replace(folder / "renamed")
+        file = folder / "renamed"
+        can = {
+            "symbolic links": _links(folder / "link", file),
+            "file locks": _locks(file),
+            "fsync of files": sync_path(file),
+            "fsync of folders": sync_path(folder),
+        }
+    return [what for what in LACKS if not can[what]]
+
+
+def _links(link: Path, target: Path) -> bool:
+    try:
+        link.symlink_to(target.name)
+    except OSError:
+        return False
+    return True
+
+
+def _locks(file: Path) -> bool:
+    descriptor = os.open(file, os.O_RDWR)
+    try:
+        return can_lock(descriptor)
+    finally:
+        os.close(descriptor)

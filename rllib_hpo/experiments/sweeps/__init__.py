@@ -1,0 +1,1 @@
+"""Sweeps on Ray Tune: trials, their resources and progress, searches, the W&B workspace."""

@@ -1,0 +1,1 @@
+"""RLlib's new API stack: EnvRunner, RLModule and Learner, and how they exchange transitions and weights."""
