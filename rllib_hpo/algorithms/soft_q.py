@@ -281,8 +281,11 @@ class SoftQActor(Actor):
         """The network's noise (..., A): standard normals (..., A), or vectors of the set that they choose."""
         if self.settings.noise_set is None:
             return drawn
-        quantile = torch.special.ndtr(drawn[..., 0].double())
-        index = torch.minimum(quantile * self.noise_set_size, self.noise_set_size - 1).floor()
+        quantile, size = (
+            (1 + torch.erf(drawn[..., 0] / math.sqrt(2))) / 2,
+            self.noise_set_size.to(drawn.dtype),
+        )
+        index = torch.minimum(quantile * size, size - 1).floor()
         return self.noise_set[index.long()]
 
     def actions(self, obs: Tensor, drawn: Tensor) -> Tensor:

@@ -510,6 +510,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
         self.stack.core.take_over(other.stack.core)
         self.env_steps, self._num_updates = other.env_steps, other._num_updates
         self.latest_evaluation, self._began = other.latest_evaluation, other._began
+        self.extremes, self.origin_digest = dict(other.extremes), other.origin_digest
         self.stack.join(self.env_steps)
 
     def is_savable(self) -> bool:

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from rllib_hpo.algorithms.base import EvaluationNoise
 from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.algorithms.soft_q import CANDIDATES, SoftQ, SoftQModel, SoftQSettings, annealed
+from rllib_hpo.deployment import DeployedPolicy, PolicyMetadata, write_policy
 from rllib_hpo.errors import SettingsError
 from rllib_hpo.optim.steps import Steps
 from rllib_hpo.replay.layout import Batch
@@ -312,6 +314,32 @@ def test_the_best_of_particles_has_the_largest_q() -> None:
     q = torch.stack([model.target_critics.minimum(obs, candidates[:, k]) for k in range(CANDIDATES)], 1)
     expected = candidates[torch.arange(7), q.argmax(1)]
     torch.testing.assert_close(model.act(obs, memory={"latent": drawn}), expected)
+
+
+@pytest.mark.parametrize("file_format", ["torch-export", "onnx"])
+@pytest.mark.parametrize("evaluation_action", ["sample", "best_of_particles"])
+def test_exported_policies_take_their_noise(file_format: str, evaluation_action: Any, tmp_path: Path) -> None:
+    """The set's noise as well: what is drawn chooses among its vectors."""
+    settings = SoftQSettings(
+        **SMALL, evaluation_action=evaluation_action, noise_set={**SCHEDULE, "from": 8, "to": 2}
+    )
+    actor = make_method(settings).make_actor(OBS, DIM, seed=0)
+    config = {**settings.model_dump(), "env_config": {}}
+    about = {"algorithm": "soft-q", "task": "t", "env": "t", "env_steps": 0, "versions": {}, "config": config}
+    box = gym.spaces.Box(-2.0, 2.0, (OBS,)), gym.spaces.Box(-1.0, 1.0, (DIM,))
+    policy = DeployedPolicy(actor, PolicyMetadata.of_manifest(about, *box))
+    assert policy.memory == ["latent"]
+    write_policy(policy, file_format, tmp_path / "policy")
+    obs, latent = torch.randn(3, OBS), torch.randn(3, *actor.memory["latent"].shape)
+    expected = actor.act(obs, memory={"latent": latent})
+    if file_format == "torch-export":
+        action, same = torch.export.load(tmp_path / "policy").module()(obs, latent)
+    else:
+        session = pytest.importorskip("onnxruntime").InferenceSession(tmp_path / "policy")
+        found = session.run(None, {"obs": obs.numpy(), "latent": latent.numpy()})
+        action, same = map(torch.from_numpy, found)
+    torch.testing.assert_close(action, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(same, latent)
 
 
 def test_rows_say_which_action_was_evaluated() -> None:
