@@ -72,9 +72,12 @@ def rollout_state(policy: DeployedPolicy, seed: int, num_steps: int) -> Array:
             )
         checked = Boundary(env)
         state: Array = checked.reset(env, seed)
+        memory = policy.begin(torch.as_tensor(state[None]))
         for _ in range(num_steps):
             with torch.no_grad():
-                action = policy(torch.as_tensor(state[None])).numpy()[0]
+                found = policy(torch.as_tensor(state[None]), *memory)
+            actions, *memory = found if isinstance(found, tuple) else (found,)
+            action = actions.numpy()[0]
             state, _, terminated, truncated = checked.step(env, action.astype(env.action_space.dtype))
             if terminated or truncated:
                 break
