@@ -141,8 +141,7 @@ def _mean(values: statistics.Floats) -> statistics.Floats:
 
 def blank(width: float, height: float) -> Figure:
     """A figure of a size in inches."""
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    return figure
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
 def panels(num_panels: int, height: float, columns: int = 4) -> tuple[Figure, list[Any]]:
