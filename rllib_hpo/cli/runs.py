@@ -47,6 +47,10 @@ def train(
             help="A setting (`rllib-hpo settings` lists them); may be given many times.",
         ),
     ] = None,
+    initialize_from: Annotated[
+        Path | None,
+        path_option(help="A run directory or checkpoint whose networks the new run begins with."),
+    ] = None,
     resume: Annotated[
         Path | None, path_option(help="Directory of a run to go on with, from its newest intact checkpoint.")
     ] = None,
@@ -77,6 +81,8 @@ def train(
 
     quiet_ray()
     flags: dict[str, Any] = {**_settings(set_), "algorithm": algorithm, "task": task, "seed": seed}
+    if initialize_from is not None:
+        flags["initialize_from"] = str(initialize_from)
     if keep_policies_every is not None:
         flags["keep_policies_every"] = keep_policies_every
     if resume is not None:

@@ -65,10 +65,12 @@ NEW_STACK_OPTIONS = frozenset(
 OLD_STACK_OPTIONS = frozenset(["num_gpus"])
 """Options that have an effect on RLlib's old API stack only."""
 
-RUN_OPTIONS = frozenset("results_dir replay_dir sweep variant task trial_id tune_trial imports".split())
+RUN_OPTIONS = frozenset(
+    "results_dir replay_dir sweep variant task trial_id tune_trial imports initialize_from".split()
+)
 """Options of this package that describe the run rather than the algorithm."""
 
-_PATHS = frozenset(["results_dir", "replay_dir"])
+_PATHS = frozenset(["results_dir", "replay_dir", "initialize_from"])
 
 DEFAULT_LEAD_FRAGMENTS = 4
 """Default of `max_lead_steps`, in fragments of every runner."""
@@ -130,6 +132,7 @@ class ActorCriticConfig(AlgorithmConfig):
         self.limit_gpu_memory = True
         self.results_dir: str | None = None
         self.replay_dir: str | None = None
+        self.initialize_from: str | None = None
         self.sweep, self.variant = "", ""
         self.task: str | None = None
         self.trial_id: str | None = None
@@ -370,12 +373,18 @@ class ActorCriticConfig(AlgorithmConfig):
         return self
 
     @override(AlgorithmConfig)
-    def checkpointing(self, *, replay_dir: str | None = NotProvided) -> Self:
-        """Set the directory that keeps segments of the replay, so that each checkpoint writes only new rows.
+    def checkpointing(
+        self, *, replay_dir: str | None = NotProvided, initialize_from: str | None = NotProvided
+    ) -> Self:
+        """What a run keeps, and what it begins with. RLlib's own options of this method are refused.
 
-        With None every checkpoint holds the whole replay. RLlib's own options of this method have no effect and are
-        refused.
+        Args:
+            replay_dir: Where segments of the replay are kept between checkpoints, so that each writes new rows only.
+                With None every checkpoint holds the whole replay.
+            initialize_from: A run directory or checkpoint whose networks a new run begins with; all else is new.
         """
+        if initialize_from is not NotProvided:
+            self.initialize_from = initialize_from
         if replay_dir is not NotProvided:
             self.replay_dir = replay_dir
         return self
