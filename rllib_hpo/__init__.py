@@ -29,6 +29,11 @@ _LAZY = {
             ("TorchPolicy", "old_stack.policy"),
         )
     },
+    **{  # which the old API stack has no columns for
+        f"{name}{kind}": "rllib_hpo.rllib.algorithms"
+        for name in ("SACLagrangian", "SACHPOLagrangian")
+        for kind in ("", "Config")
+    },
 }
 
 __all__ = [
@@ -50,7 +55,11 @@ __all__ = [
     "SACGaussianConfig",
     "SACGaussianTorchPolicy",
     "SACHPOConfig",
+    "SACHPOLagrangian",
+    "SACHPOLagrangianConfig",
     "SACHPOTorchPolicy",
+    "SACLagrangian",
+    "SACLagrangianConfig",
     "SACNFConfig",
     "SACNFTorchPolicy",
     "SoftQ",

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rllib_hpo.costs import CostDiscounting, CostSetting
 from rllib_hpo.errors import SettingsError, nearest, shown
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -33,7 +34,7 @@ class Settings(BaseModel):
         """
         gamma lr tau train_batch_size_per_learner
         evaluation_every evaluation_episodes evaluation_max_episode_steps checkpoint_every steps_per_iteration
-        diagnostics_interval num_torch_threads cuda_graph tf32
+        diagnostics_interval num_torch_threads cuda_graph tf32 cost_limit cost_discounting
         """.split()
     )
     """Settings that may differ where a checkpoint is loaded into another configuration, and hold from there on.
@@ -119,6 +120,36 @@ class Settings(BaseModel):
             "large networks. Of a process, so trials that share one must agree."
         ),
     ] = False
+    cost: Annotated[
+        CostSetting | None,
+        Field(
+            description="What a step costs; null: nothing. {kind: speed, limit, axis: x or xy, absolute}: 1 above the "
+            "limit; {kind: torque}: mean size of the action's components; {kind: info, key}: what the environment "
+            "reports. Evaluations report costs, and a safe algorithm keeps them within cost_limit."
+        ),
+    ] = None
+    cost_limit: Annotated[
+        Annotated[float, Field(ge=0, allow_inf_nan=False)] | None,
+        Field(description="The most that an episode may cost on average; needed with cost, and only then."),
+    ] = None
+    cost_discounting: Annotated[
+        CostDiscounting,
+        Field(
+            description="Whether cost_limit bounds the sum of an episode's costs discounted by gamma, or the plain sum."
+        ),
+    ] = "discounted"
+
+    @model_validator(mode="after")
+    def _check_cost(self) -> Self:
+        if self.cost is not None and self.cost_limit is None:
+            raise ValueError(
+                f"cost={self.cost.model_dump()} needs a cost_limit; set it to a number from 0 on"
+            )
+        if self.cost is None and self.cost_limit is not None:
+            raise ValueError(
+                f"cost_limit={self.cost_limit:g} needs a cost, as cost={{kind: speed, limit: 1.0}}; set both or neither"
+            )
+        return self
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         """Unpickles settings of any version: those that came later have their defaults."""
@@ -128,6 +159,10 @@ class Settings(BaseModel):
     def may_change(self, name: str, saved: Any) -> bool:
         """Whether the setting `name` may be `saved` in a checkpoint that is loaded into this configuration."""
         return name in self.changeable
+
+    def largest_cost(self) -> float | None:
+        """The most that a step may cost, where learning depends on it; None for no such limit."""
+        return None
 
     def refuse_idle(self) -> None:
         """Refuses settings that have no effect beside others.
@@ -386,14 +421,26 @@ def _describe(
     for details in error.errors():
         if not details["loc"]:
             phrases.append(details["msg"].removeprefix("Value error, "))
-        elif details["type"] == "extra_forbidden":
+        elif details["type"] == "extra_forbidden" and len(details["loc"]) == 1:
             phrases.append(_unknown_key(model, str(details["loc"][0])))
         else:
-            reason = details["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-            allowed.setdefault(str(details["loc"][0]), []).append(reason)
+            key = str(details["loc"][0])
+            allowed.setdefault(key, []).append(_reason(details, values[key]))
     for key, reasons in allowed.items():
         phrases.append(f"{key}={shown(values[key])} must be {' or '.join(dict.fromkeys(reasons))}")
     return phrases
+
+
+def _reason(details: Any, value: Any) -> str:
+    """What a value must be; of a mapping, which of its keys is wrong."""
+    reason: str = details["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    if details["type"].startswith("union_tag"):
+        return "a mapping whose 'kind' is 'speed', 'torque' or 'info'"
+    path = details["loc"][2:]  # after the setting and the kind
+    if not isinstance(value, Mapping) or not path:
+        return reason
+    instead = {"missing": "given", "extra_forbidden": "left out, since there is no such key"}
+    return f"a mapping whose '{path[0]}' is {instead.get(details['type'], reason)}"
 
 
 def _unknown_key(model: type[BaseModel], key: str) -> str:

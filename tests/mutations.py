@@ -43,6 +43,7 @@ CRITICS = ("networks/test_critics.py",)
 LOSSES = ("algorithms/test_losses.py",)
 UPDATE = ("algorithms/test_sac.py",)
 BULK = ("learning/test_bulk.py",)
+LAGRANGIAN = ("algorithms/test_sac_lagrangian.py",)
 ROWS = ("rllib/new_stack/test_transition_rows.py",)
 
 MUTATIONS: tuple[Mutation, ...] = (
@@ -311,6 +312,34 @@ MUTATIONS: tuple[Mutation, ...] = (
         "self.layout.pack(obs, actions, rewards",
         "self.layout.pack(obs, self._scaling.to_env(actions), rewards",
         ROWS,
+    ),
+    Mutation(
+        "costs attract",
+        "networks/critics.py",
+        "gradient - self._weight * cost_gradient",
+        "gradient + self._weight * cost_gradient",
+        LAGRANGIAN,
+    ),
+    Mutation(
+        "multiplier falls with costs",
+        "algorithms/sac_lagrangian.py",
+        "settings.lagrange_lr * (cost - settings.cost_limit)",
+        "settings.lagrange_lr * (settings.cost_limit - cost)",
+        LAGRANGIAN,
+    ),
+    Mutation(
+        "episodes of the warm-up count",
+        "algorithms/sac_lagrangian.py",
+        "if episode.ended_at > self.settings.warmup_steps",
+        "if episode.ended_at > 0",
+        LAGRANGIAN,
+    ),
+    Mutation(
+        "the shield takes the last action that passes",
+        "samplers/shield.py",
+        "passes = (value <= bound) & ~accepted",
+        "passes = value <= bound",
+        ("samplers/test_shield.py",),
     ),
     Mutation(
         "particles attract",

@@ -37,6 +37,9 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 ModelT = TypeVar("ModelT", bound="Actor")
 
 
+_NOTHING: Mapping[str, tuple[float, ...]] = {}
+
+
 class Episode(NamedTuple):
     """A finished training episode."""
 
@@ -45,9 +48,15 @@ class Episode(NamedTuple):
     seconds: float = 0.0
     """From its reset to its end, by the clock."""
     cost: float = 0.0
-    """Sum of the column "cost", where the method declares one."""
+    """Sum of its costs, where the task or a column "cost" says what steps cost."""
     failed: bool = False
     """Whether an error of the environment cut it; the environment was built anew."""
+    cost_discounted: float = 0.0
+    """The same sum, the cost of step t times gamma^t."""
+    ended_at: int = 0
+    """Environment steps of the run when it ended; as a runner hands it on, steps of the rollout."""
+    recorded: Mapping[str, tuple[float, ...]] = _NOTHING
+    """What acting remembered at its end, by name: where `Remembered.recorded` says so."""
     outcome: Mapping[str, float] | None = None
     """How far it went and what it reached, where the environment says; see `rllib_hpo.tasks.outcomes`."""
 
@@ -58,6 +67,8 @@ class Remembered(NamedTuple):
     shape: tuple[int, ...]
     only_exploring: bool = False
     """Whether noise-free actions do without it: evaluations and exported policies then have none."""
+    recorded: bool = False
+    """Whether finished training episodes carry its last value, of one dimension at most (`Episode.recorded`)."""
     drawn: bool = False
     """Whether it is noise of evaluations: whoever acts draws it anew before each action, standard normal."""
 
@@ -236,6 +247,10 @@ class Method(ABC, Generic[SettingsT, ModelT]):
 
     def diagnose(self, model: ModelT, batch: Batch, noise: Noise) -> Metrics:
         """Scalars that are too costly for every update."""
+        return {}
+
+    def concerns(self, diagnostics: Mapping[str, float]) -> Mapping[str, str]:
+        """Sentences by name on diagnostics that deserve a warning; each name is warned of once."""
         return {}
 
     def restored(self, model: ModelT) -> None:

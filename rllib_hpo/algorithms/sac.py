@@ -245,12 +245,20 @@ class SoftActorCritic(Method[SoftSettingsT, SoftModelT]):
         target_critics: ConditionedCritic,
         alpha: Tensor,
     ) -> Tensor:
-        """The policy's loss, a scalar, by the online critics after their step or by the targets."""
-        if self.settings.objective_critic == "online":
-            q = model.critics.minimum(batch.obs, sample.action)
-        else:
-            q = target_critics.rows(slice(len(batch.reward), None)).minimum(sample.action)
+        """The policy's loss, a scalar."""
+        q = self.objective(model, batch, sample.action, target_critics)
         return policy_loss(q, sample.log_prob, sample.penalty, alpha)
+
+    def objective(
+        self, model: SoftModelT, batch: Batch, action: Tensor, target_critics: ConditionedCritic
+    ) -> Tensor:
+        """What the policy maximises beside its entropy, (B,) of actions (B, A).
+
+        The smallest of the online critics after their step, or of the targets.
+        """
+        if self.settings.objective_critic == "online":
+            return model.critics.minimum(batch.obs, action)
+        return target_critics.rows(slice(len(batch.reward), None)).minimum(action)
 
     @override
     def diagnose(self, model: SoftModelT, batch: Batch, noise: Noise) -> Metrics:

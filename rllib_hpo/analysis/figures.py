@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
@@ -91,7 +90,7 @@ DRIFT, NOISE = "displacement_drift", "displacement_noise"
 
 
 def displacement_figure(runs: Sequence[Run]) -> Figure | None:
-    """How far the leapfrog moves actions in training: by the gradient (drift) against by the momentum (noise).
+    """How far the leapfrog moves actions in training: by the gradient (drift) and by the momentum (noise).
 
     A panel per task, mean over seeds where all have a number; None without such diagnostics.
     """
@@ -142,14 +141,12 @@ def _mean(values: statistics.Floats) -> statistics.Floats:
 
 def blank(width: float, height: float) -> Figure:
     """A figure of a size in inches."""
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)  # draws without a display, whatever backend the user has set
-    return figure
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
-def panels(num_panels: int, height: float) -> tuple[Figure, list[Any]]:
-    """Panels of a height in inches, at most four in a row."""
-    columns = min(num_panels, 4)
+def panels(num_panels: int, height: float, columns: int = 4) -> tuple[Figure, list[Any]]:
+    """A figure with panels of a height in inches, at most `columns` in a row."""
+    columns = min(num_panels, columns)
     rows = -(-num_panels // columns)
     figure = blank(4.2 * columns + 1.4, height * rows)
     axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
@@ -174,7 +171,7 @@ def style_axis(axis: Any) -> None:
 
 
 def _explain(figure: Figure, scores: Scores, what: str) -> None:
-    """What the marks mean, the numbers of seeds, and the versions of the environments."""
+    """Add the meaning of the marks, the numbers of seeds, and the versions of the environments."""
     seeds = sorted({len(own) for own in scores.values.values()})
     count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     environments = ", ".join(task.env_id for task in scores.tasks)

@@ -1,4 +1,4 @@
-"""How Hamiltonian policies are shaped: actions before and after the leapfrog over Q's contours, and their numbers.
+"""Show the shape of Hamiltonian policies: actions before and after the leapfrog over Q's contours, and statistics.
 
 As in arXiv 2103.12020, Figure 7, with several policies side by side. It reads exported policies, so it needs neither
 Ray nor a checkpoint.
@@ -35,7 +35,7 @@ Array = NDArray[np.float32]
 
 
 class PolicyShape(NamedTuple):
-    """Actions in one state, and what the critics say around them."""
+    """Actions in one state, and the values of the critics around them."""
 
     before: Array
     """(N, A) actions of the Gaussian."""
@@ -48,12 +48,12 @@ class PolicyShape(NamedTuple):
     q: Array
     """(M, M) minimum of the target critics, the first dimension along columns."""
     q_before: Array
-    """(N,) the same of the actions before."""
+    """(N,) minimum of the target critics at the actions before."""
     q_after: Array
-    """(N,) and after."""
+    """(N,) minimum of the target critics at the actions after."""
 
     def numbers(self, seed: int = 0) -> ShapeNumbers:
-        """What the leapfrog does, with intervals; `seed` is that of the bootstrap."""
+        """Statistics of the leapfrog with intervals; `seed` seeds the bootstrap."""
         before, after, q_before, q_after = (
             draws.astype(np.float64) for draws in (self.before, self.after, self.q_before, self.q_after)
         )
@@ -74,9 +74,9 @@ def rollout_state(policy: DeployedPolicy, seed: int, num_steps: int) -> Array:
         memory = policy.begin(torch.as_tensor(state[None]))
         for _ in range(num_steps):
             with torch.no_grad():
-                result = policy(torch.as_tensor(state[None]), *memory)
-            acted, *memory = result if isinstance(result, tuple) else (result,)
-            action = acted.numpy()[0]
+                found = policy(torch.as_tensor(state[None]), *memory)
+            actions, *memory = found if isinstance(found, tuple) else (found,)
+            action = actions.numpy()[0]
             state, _, terminated, truncated = checked.step(env, action.astype(env.action_space.dtype))
             if terminated or truncated:
                 break
@@ -202,7 +202,7 @@ def _lines(numbers: ShapeNumbers) -> list[str]:
 
 
 COLUMNS = ("Q rises", "variance ratio", "non-Gaussianity before", "non-Gaussianity after")
-"""What people read for the fields of `ShapeNumbers`."""
+"""Titles of the fields of `ShapeNumbers`."""
 
 
 def _cell(interval: Interval) -> str:
@@ -269,7 +269,7 @@ def write_policy_shape(
 
 
 def _names(policies: Sequence[DeployedPolicy]) -> list[str]:
-    """What each is called; those that would be called alike are numbered."""
+    """Names of the policies; equal names are numbered."""
     plain = [f"{one.metadata.algorithm} after {one.metadata.env_steps:,} steps" for one in policies]
     return [
         name if plain.count(name) == 1 else f"{name} ({plain[: i + 1].count(name)})"

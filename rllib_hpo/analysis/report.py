@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.csv
 from matplotlib.figure import Figure
 
+from rllib_hpo.analysis.costs import cost_figure, cost_table
 from rllib_hpo.analysis.curves import learning_curve_figure
 from rllib_hpo.analysis.figures import (
     displacement_figure,
@@ -31,7 +32,7 @@ from rllib_hpo.results.atomic import write_atomically
 from rllib_hpo.results.configurations import cells_in
 
 SEED = 0
-"""Of the bootstrap: the same rows give the same report."""
+"""Seed of the bootstrap, so that the same rows give the same report."""
 
 
 def write_report(table: pa.Table, out: Path, title: str = "") -> dict[str, Path]:
@@ -80,18 +81,23 @@ def write_report(table: pa.Table, out: Path, title: str = "") -> dict[str, Path]
 
 
 def tables_of(table: pa.Table, runs: Sequence[Run]) -> list[Table]:
-    """Every table of a report: what is wrong with the rows, comparisons of `runs`, and searches trial by trial."""
+    """Every table of a report: problems of the rows, comparisons of `runs`, and searches trial by trial."""
     problems, parameters = problems_table(table), parameters_table(runs)
     compared = all_tables(runs, np.random.default_rng(SEED)) if runs else []
-    outcomes = outcomes_table(runs)
-    about = [*compared, *filter(None, [outcomes, parameters]), *search_tables(table)]
+    costs, outcomes = cost_table(runs), outcomes_table(runs)
+    about = [
+        *filter(None, [costs]),
+        *compared,
+        *filter(None, [outcomes, parameters]),
+        *search_tables(table),
+    ]
     return [*([problems] if problems else []), *about]
 
 
 def page_data(
     table: pa.Table, runs: Sequence[Run], tables: Sequence[Table], differences: Table, title: str = ""
 ) -> dict[str, Any]:
-    """What `write_page` shows, but for the figures."""
+    """The data of `write_page`, without figures."""
     series, tasks = series_of(runs), tasks_of(runs)
     labels = [one.label for one in series]
     first = {run.label: run for run in reversed(runs)}
@@ -118,7 +124,9 @@ def page_data(
                 "steps": run.steps.tolist(),
                 "scheduled": run.scheduled.tolist(),
                 **{name: values.tolist() for name, values in run.numbers.items()},
-                "diagnostics": {name: values.tolist() for name, values in run.diagnostics.items()},
+                "diagnostics": {
+                    name: values.tolist() for name, values in {**run.costs, **run.diagnostics}.items()
+                },
             }
             for run in runs
         ],
@@ -147,16 +155,19 @@ def _subtitle(table: pa.Table, runs: Sequence[Run]) -> str:
 
 
 def _counted(table: pa.Table, runs: Sequence[Run]) -> str:
-    """How many runs are compared, and how many trials of searches are not."""
+    """Number of compared runs, and of trials of searches, which are not compared."""
     searched = sum(cell.num_trials for cell in cells_in(table).values() if cell.is_search)
     return f"{len(runs)} runs" + (f" and {searched} trials of searches" if searched else "")
 
 
 def _figures(table: pa.Table, runs: Sequence[Run]) -> dict[str, tuple[Figure, str]]:
-    """Each figure with its caption; those over all tasks where scores can be normalised."""
+    """Figures with captions; those over all tasks only if scores can be normalised."""
     if not runs:  # of a search alone there is nothing to average
         return {}
     figures = {"curves": (learning_curve_figure(table), "Learning curves")}
+    costs = cost_figure(runs)
+    if costs is not None:
+        figures["costs"] = costs, "Returns and costs; dashed: the limit"
     displacement = displacement_figure(runs)
     if displacement is not None:
         figures["displacement"] = displacement, "How far the leapfrog moves actions: drift and noise"
@@ -179,11 +190,11 @@ def _figures(table: pa.Table, runs: Sequence[Run]) -> dict[str, tuple[Figure, st
 
 
 def _evaluations(table: pa.Table) -> bytes:
-    """Every evaluation as a line of CSV, without what is not a number or a word."""
+    """Every evaluation as a line of CSV, with its numbers and words only."""
     names = [
         name
         for name in table.column_names
-        if name not in ("returns", "diagnostics", "config_json", "versions")
+        if name not in ("returns", "costs", "diagnostics", "config_json", "versions")
     ]
     sink = pa.BufferOutputStream()
     pyarrow.csv.write_csv(table.select(names), sink)

@@ -1,11 +1,11 @@
-"""Runs out of rows: what tables and figures are made from, and how a run's algorithm is named and coloured."""
+"""Group rows into runs, and give each algorithm a label, a colour and dashes."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,9 +22,11 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 """Okabe and Ito's, which the colour-blind can tell apart; lines differ in their dashes besides."""
 DASHES = ("solid", "dashed", "dashdot", "dotted")
 BASELINE = "SAC"
-"""What others are compared with, where it is there."""
+"""The baseline of comparisons, if there are runs of it."""
 
 _NUMBERS = ("return_mean", "return_std", "updates", "wall_time_s")
+COSTS = ("cost_mean", "cost_discounted_mean", "violation_share", "cost_limit", "episode_length_mean")
+"""Columns that tell what episodes cost, and how long they were."""
 
 
 class TaskId(NamedTuple):
@@ -53,6 +55,14 @@ class Run:
     """(N,) each: return_mean, return_std, updates and wall_time_s."""
     diagnostics: Mapping[str, Floats]
     """(N,) each, NaN where there was none yet."""
+    costs: Mapping[str, Floats] = field(default_factory=dict)
+    """(N,) each of `COSTS`, NaN where null; none for a task without a cost."""
+
+    @property
+    def limited(self) -> str:
+        """Which of `COSTS` the limit bounds."""
+        is_plain = self.config.get("cost_discounting") == "undiscounted"
+        return "cost_mean" if is_plain else "cost_discounted_mean"
 
     @property
     def returns(self) -> Floats:
@@ -71,7 +81,7 @@ class Run:
 
 
 class Series(NamedTuple):
-    """How one algorithm and variant is shown, everywhere alike."""
+    """Label, colour and dashes of an algorithm and variant, the same in all figures."""
 
     label: str
     color: str
@@ -79,7 +89,7 @@ class Series(NamedTuple):
 
 
 def runs_of(table: pa.Table) -> list[Run]:
-    """The runs in rows that `read_rows` gave, in the order of their labels and seeds.
+    """Runs of a table of `read_rows`, in the order of labels and seeds.
 
     Trials of one algorithm and variant whose configurations differ have different labels, by what differs. The trials
     of a search (`Cell.is_search`) are left out: they are no seeds of one configuration, see `searches_of`.
@@ -93,7 +103,7 @@ def runs_of(table: pa.Table) -> list[Run]:
         cell = cells[_cell_key(key)]
         if not cell.is_search:
             places[(*key, cell.lines[columns["config_hash"][place]])].append(place)
-    numbers = {name: table[name].to_numpy().astype(np.float64) for name in _NUMBERS}
+    numbers = {name: table[name].to_numpy().astype(np.float64) for name in (*_NUMBERS, *COSTS)}
     diagnostics = [dict(pairs) for pairs in table["diagnostics"].to_pylist()]
     configs = {hash_: complete_config(json.loads(text)) for hash_, text in _distinct(table)}
     runs = []
@@ -102,6 +112,10 @@ def runs_of(table: pa.Table) -> list[Run]:
         steps, groups = _by_step([columns["env_steps"][place] for place in own], own)
         names = sorted({name for place in own for name in diagnostics[place]})
         hash_ = columns["config_hash"][last]
+        means = {
+            name: np.array([values[group].mean() for group in groups]) for name, values in numbers.items()
+        }
+        has_costs = np.isfinite(means["cost_mean"]).any()
         runs.append(
             Run(
                 label=label_of(algorithm, variant, sweep if several_sweeps else "", line),
@@ -114,17 +128,15 @@ def runs_of(table: pa.Table) -> list[Run]:
                 config=configs[hash_],
                 config_hash=hash_,
                 steps=steps,
-                numbers={
-                    name: np.array([values[group].mean() for group in groups])
-                    for name, values in numbers.items()
-                },
+                numbers={name: means[name] for name in _NUMBERS},
+                costs={name: means[name] for name in COSTS} if has_costs else {},
                 diagnostics={
                     name: np.array([diagnostics[group[-1]].get(name, np.nan) for group in groups])
                     for name in names
                 },
             )
         )
-    return sorted(runs, key=lambda run: (_task_sort_key(run.task), _place(run.label), run.seed))
+    return sorted(runs, key=lambda run: (_task_sort_key(run.task), _sort_key(run.label), run.seed))
 
 
 _KEYS = ("sweep", "algorithm", "variant", "task", "env_id", "seed")
@@ -145,7 +157,7 @@ def _distinct(table: pa.Table) -> Iterable[tuple[str, str]]:
 
 
 def _by_step(steps: Sequence[int], places: Sequence[int]) -> tuple[NDArray[np.int64], list[list[int]]]:
-    """The distinct steps in order, and the places of each in the table."""
+    """Distinct steps in order, and the table indices of each."""
     groups: dict[int, list[int]] = defaultdict(list)
     for step, place in zip(steps, places, strict=True):
         groups[step].append(place)
@@ -154,15 +166,15 @@ def _by_step(steps: Sequence[int], places: Sequence[int]) -> tuple[NDArray[np.in
 
 
 def label_of(algorithm: str, variant: str, sweep: str = "", line: str = "") -> str:
-    """What an algorithm and variant is called in figures: "SAC-HPO (k-1)", "SAC-HPO (step_size=0.05)"."""
+    """Label of an algorithm and variant: "SAC-HPO (k-1)", "SAC-HPO (step_size=0.05)"."""
     extra = [part for part in (variant if variant != "default" else "", sweep, line) if part]
     name = title(algorithm)
     return f"{name} ({', '.join(extra)})" if extra else name
 
 
 def series_of(runs: Iterable[Run]) -> list[Series]:
-    """Each label with its colour and dashes, from the baseline to what is proposed, then by name."""
-    labels = sorted({run.label for run in runs}, key=_place)
+    """Series of each label: the baseline, the other known algorithms, then by name."""
+    labels = sorted({run.label for run in runs}, key=_sort_key)
     return [
         Series(label, COLORS[i % len(COLORS)], DASHES[i // len(COLORS) % len(DASHES)])
         for i, label in enumerate(labels)
@@ -187,8 +199,8 @@ def _task_sort_key(task: TaskId) -> tuple[int, TaskId]:
     return (known.index(task.name) if task.name in known else len(known), task)
 
 
-def _place(label: str) -> tuple[int, bool, str]:
-    """Known algorithms in their order; of an algorithm's variants first the one that is proposed."""
+def _sort_key(label: str) -> tuple[int, bool, str]:
+    """Sort key of a label: known algorithms in their order, and the default variant first."""
     known = [title(algorithm) for algorithm in algorithm_names()]
     name = label.split(" (")[0]
     return (known.index(name) if name in known else len(known), not label.endswith("(proposed)"), label)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Column, Table
@@ -12,7 +12,7 @@ from rllib_hpo.cli.options import ALGORITHMS, Imports, import_all
 
 
 def tasks(imports: Imports = None) -> None:
-    """List the tasks, their environments and their hyperparameters for SAC-HPO (Table I)."""
+    """List the tasks, their environments and hyperparameters for SAC-HPO (Table I), and the constrained ones."""
     import_all(imports)
     from rllib_hpo.tasks import all_tasks
 
@@ -26,7 +26,8 @@ def tasks(imports: Imports = None) -> None:
     }
     names = ("task", "environment", "steps", *columns.values(), "SAC-NF flows")
     table = Table(*(Column(name, overflow="fold") for name in names))
-    for task in all_tasks():
+    known = all_tasks()
+    for task in (task for task in known if not task.constraint):
         hpo, flows = task.settings_for("sac-hpo"), task.settings_for("sac-nf").get("num_flows", "")
         table.add_row(
             task.name,
@@ -36,7 +37,23 @@ def tasks(imports: Imports = None) -> None:
             str(flows),
         )
     console.print(table)
-    console.print("Any other gymnasium id works too, with Ant's hyperparameters.")
+    limits = Table(
+        *(Column(name, overflow="fold") for name in ("task", "environment", "cost", "limit", "of"))
+    )
+    for task in (task for task in known if task.constraint):
+        cost, limit, discounting = (
+            task.constraint[name] for name in ("cost", "cost_limit", "cost_discounting")
+        )
+        limits.add_row(task.name, task.env_id, _cost(cost), f"{limit:g}", f"{discounting} sum")
+    console.print(limits)
+    console.print(
+        "Any other gymnasium id works too, with Ant's hyperparameters, and with any cost and cost_limit."
+    )
+
+
+def _cost(cost: Any) -> str:
+    """A task's cost as a setting is written."""
+    return ", ".join(f"{name}: {value}" for name, value in cost.items())
 
 
 def settings(

@@ -28,7 +28,7 @@ def evaluate(
     import_all(imports)
     from rllib_hpo.experiments.runs.evaluate import evaluate_checkpoint, film
     from rllib_hpo.experiments.runs.train import quiet_ray
-    from rllib_hpo.results import episode_statistics
+    from rllib_hpo.results import cost_statistics, episode_statistics
 
     quiet_ray()
     played, manifest = evaluate_checkpoint(checkpoint, episodes, seed)
@@ -40,6 +40,14 @@ def evaluate(
         f"episode length {statistics['episode_length_mean']:.0f}",
         soft_wrap=True,
     )
+    if played.costs is not None:
+        costs = cost_statistics(*played.costs, played.lengths)
+        console.print(
+            f"cost {costs['cost_mean']:.1f} ± {costs['cost_sd']:.1f}, discounted "
+            f"{costs['cost_discounted_mean']:.1f}; limit {manifest['config']['cost_limit']:g} "
+            f"({manifest['config']['cost_discounting']}), {100 * costs['violation_share']:.1f} % of the steps cost",
+            soft_wrap=True,
+        )
     if video is not None:
         console.print(f"{video} (return {film(checkpoint, video, seed):.1f})")
 

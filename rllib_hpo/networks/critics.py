@@ -71,6 +71,10 @@ class Critics(nn.Module):
         """min(Q_1, ..., Q_N), (B,). Gradients flow to `action` only: neither parameters nor obs receive any."""
         return ConditionedCritic(self, obs, reuse=False).minimum(action)
 
+    def maximum(self, obs: Tensor, action: Tensor) -> Tensor:
+        """max(Q_1, ..., Q_N), (B,). Gradients flow to `action` only."""
+        return ConditionedCritic(self, obs, reuse=False).maximum(action)
+
     def first(self, obs: Tensor, action: Tensor) -> Tensor:
         """Q_1, (B,), without evaluating the others. Gradients flow to `action` only."""
         return ConditionedCritic(self, obs, reuse=False, num=1).minimum(action)
@@ -121,6 +125,20 @@ class ConditionedCritic:
         gradient = q_networks.minimum_gradient(self._networks, hidden, q, self._critic.obs_dim)
         return q.amin(0), gradient
 
+    def maximum(self, action: Tensor) -> Tensor:
+        """max(Q_1, ..., Q_N), (B,), at action (B, A); differentiable in the action alone."""
+        if torch.is_grad_enabled() and action.requires_grad:
+            return q_networks.minimum(_Maximum(self), action)
+        with torch.no_grad():
+            return self._evaluate(action)[0].amax(0)
+
+    @torch.no_grad()
+    def maximum_and_gradient(self, action: Tensor) -> tuple[Tensor, Tensor]:
+        """max(Q_1, ..., Q_N), (B,), and its gradient in the action, (B, A); autograd sees neither."""
+        q, hidden = self._evaluate(action)
+        gradient = q_networks.minimum_gradient(self._networks, hidden, -q, self._critic.obs_dim)
+        return q.amax(0), gradient
+
     def _evaluate(self, action: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
         """Q_1 to Q_N, (N, B), and the hidden layers' values of each network."""
         if self._state_parts is None and self._reuse:
@@ -134,26 +152,33 @@ class ConditionedCritic:
         return q, [hidden for *hidden, _ in values]
 
 
+class _Maximum:
+    """The largest of a critic's networks, where a function with a gradient is asked for."""
+
+    def __init__(self, critic: ConditionedCritic) -> None:
+        self.minimum_and_gradient = critic.maximum_and_gradient
+
+
 class SubtractedCritic:
-    """Q - weight Q_C at fixed states, with its gradient in the action: a force that costs hold back.
+    """min Q - weight max Q_C at fixed states, with its gradient in the action: a force that costs hold back.
 
     Args:
         critic: Q.
-        cost: Q_C, at the same states.
+        cost: Q_C, at the same states; of several networks the largest, since costs are not to be underestimated.
         weight: A scalar without gradient, such as a Lagrange multiplier.
     """
 
-    def __init__(self, critic: ActionValue, cost: ActionValue, weight: Tensor) -> None:
+    def __init__(self, critic: ActionValue, cost: ConditionedCritic, weight: Tensor) -> None:
         self._critic, self._cost, self._weight = critic, cost, weight
 
     def minimum(self, action: Tensor) -> Tensor:
         """The difference, (B,), at action (B, A); differentiable in the action alone."""
-        return self._critic.minimum(action) - self._weight * self._cost.minimum(action)
+        return self._critic.minimum(action) - self._weight * self._cost.maximum(action)
 
     def minimum_and_gradient(self, action: Tensor) -> tuple[Tensor, Tensor]:
         """The difference, (B,), and its gradient in the action, (B, A); autograd sees neither."""
         q, gradient = self._critic.minimum_and_gradient(action)
-        cost, cost_gradient = self._cost.minimum_and_gradient(action)
+        cost, cost_gradient = self._cost.maximum_and_gradient(action)
         return q - self._weight * cost, gradient - self._weight * cost_gradient
 
     def rows(self, rows: slice) -> SubtractedCritic:

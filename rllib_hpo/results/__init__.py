@@ -5,12 +5,14 @@ from rllib_hpo.results.maintenance import Problem, add, check, compact, merge_tr
 from rllib_hpo.results.provenance import provenance
 from rllib_hpo.results.reader import read_rows, row_config
 from rllib_hpo.results.schema import (
+    COST_COLUMNS,
     SCHEMA,
     SCHEMA_VERSION,
     VOLATILE_COLUMNS,
     EvaluationRow,
     canonical_json,
     config_hash,
+    cost_statistics,
     episode_statistics,
     rows_from_arrow,
     without_volatile,
@@ -18,6 +20,7 @@ from rllib_hpo.results.schema import (
 from rllib_hpo.results.writer import row_path, trial_id, write_row
 
 __all__ = [
+    "COST_COLUMNS",
     "SCHEMA",
     "SCHEMA_VERSION",
     "VOLATILE_COLUMNS",
@@ -28,6 +31,7 @@ __all__ = [
     "check",
     "compact",
     "config_hash",
+    "cost_statistics",
     "episode_statistics",
     "merge_trial",
     "provenance",

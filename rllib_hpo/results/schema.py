@@ -1,4 +1,4 @@
-"""The one row schema: what a single evaluation of a policy leaves behind.
+"""The schema of a row: the record of one evaluation of a policy.
 
 Curves, tables and dashboards are made from these rows and from nothing else. A column's name is the same word
 everywhere: here, in Weights & Biases, and in the results that Tune sees.
@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Version 1 had no column `diagnostics`; its rows are read with an empty one. Before 3, `episodes_cut` is null.
 
 Before 4, `env_restarts` is null, and files hold the columns that name their folders, too (`writer.PARTITIONS`).
+Before 5, columns of costs are null, as they are later where a task has no cost.
 """
 
 
@@ -53,12 +54,31 @@ SCHEMA = pa.schema(
             "Training environments rebuilt so far after an error of theirs; null in rows of earlier versions.",
             nullable=True,
         ),
+        _column("cost_mean", pa.float64(), "Mean over episodes of the undiscounted cost.", nullable=True),
+        _column("cost_sd", pa.float64(), "Population standard deviation of it.", nullable=True),
+        _column(
+            "cost_discounted_mean",
+            pa.float64(),
+            "Mean over episodes of the cost discounted by gamma.",
+            nullable=True,
+        ),
+        _column("violation_share", pa.float64(), "Share of all steps that cost more than 0.", nullable=True),
+        _column(
+            "costs", pa.list_(pa.float64()), "Undiscounted cost of every episode, in order.", nullable=True
+        ),
+        _column(
+            "cost_limit",
+            pa.float64(),
+            "The most that an episode may cost on average; of cost_mean or cost_discounted_mean, as cost_discounting "
+            "in config_json says.",
+            nullable=True,
+        ),
         _column("weights_env_steps", pa.int64(), "env_steps at which the evaluated weights were frozen."),
         _column("updates", pa.int64(), "Gradient updates behind the evaluated weights."),
         _column(
             "diagnostics",
             pa.map_(pa.string(), pa.field("value", pa.float64(), nullable=False)),
-            "What the sampler's latest diagnostics said in training (gate, drift, noise, ...), by name, and "
+            "What the latest diagnostics said in training (gate, drift, costs, multiplier, ...), by name, and "
             "what came of episodes, in training (forward_max, ...) and in the evaluation (goal_reached, ...).",
         ),
         _column("eval_sampler", pa.string(), "Sampler that acted, noise-free, in the evaluation."),
@@ -77,8 +97,11 @@ SCHEMA = pa.schema(
     ]
 )
 
+COST_COLUMNS = ("cost_mean", "cost_sd", "cost_discounted_mean", "violation_share", "cost_limit")
+"""Numbers of an evaluation that are null where the task says nothing of costs."""
+
 VOLATILE_COLUMNS = frozenset({"wall_time_s", "trial_id", "device", "git_commit", "versions"})
-"""Columns that say when, where and by which build a row was made. Equal runs agree in all the others."""
+"""Columns about time, machine and build; equal runs agree in all others."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,6 +132,12 @@ class EvaluationRow:
     diagnostics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     episodes_cut: int | None = None
     env_restarts: int | None = None
+    cost_mean: float | None = None
+    cost_sd: float | None = None
+    cost_discounted_mean: float | None = None
+    violation_share: float | None = None
+    costs: tuple[float, ...] | None = None
+    cost_limit: float | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -118,6 +147,8 @@ class EvaluationRow:
         if self.env_steps < 0:
             raise ValueError(f"env_steps is {self.env_steps}, less than 0")
         object.__setattr__(self, "returns", tuple(float(value) for value in self.returns))
+        if self.costs is not None:
+            object.__setattr__(self, "costs", tuple(float(value) for value in self.costs))
         object.__setattr__(self, "diagnostics", dict(self.diagnostics))
 
     def to_arrow(self) -> pa.Table:
@@ -150,6 +181,27 @@ def episode_statistics(returns: Sequence[float], lengths: Sequence[int]) -> dict
         "return_std": float(values.std()),
         "returns": tuple(values.tolist()),
         "episode_length_mean": float(np.mean(lengths)),
+    }
+
+
+def cost_statistics(
+    costs: Sequence[float], discounted: Sequence[float], costly_steps: Sequence[int], lengths: Sequence[int]
+) -> dict[str, Any]:
+    """Columns cost_mean, cost_sd, cost_discounted_mean, violation_share and costs of one evaluation.
+
+    Args:
+        costs: Undiscounted cost of every episode, at least one.
+        discounted: The same, discounted.
+        costly_steps: Steps of each that cost more than 0.
+        lengths: All steps of each.
+    """
+    values = np.asarray(costs, dtype=np.float64)
+    return {
+        "cost_mean": float(values.mean()),
+        "cost_sd": float(values.std()),
+        "cost_discounted_mean": float(np.mean(discounted)),
+        "violation_share": float(np.sum(costly_steps) / np.sum(lengths)),
+        "costs": tuple(values.tolist()),
     }
 
 

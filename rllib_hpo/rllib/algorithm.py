@@ -32,7 +32,13 @@ from rllib_hpo.errors import NonFiniteError, SettingsError, UserError
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.moved import moved_names
 from rllib_hpo.results.provenance import provenance
-from rllib_hpo.results.schema import EvaluationRow, canonical_json, config_hash, episode_statistics
+from rllib_hpo.results.schema import (
+    COST_COLUMNS,
+    EvaluationRow,
+    canonical_json,
+    config_hash,
+    episode_statistics,
+)
 from rllib_hpo.results.writer import write_row
 from rllib_hpo.rllib.auth_token import keep_token_private
 from rllib_hpo.rllib.capacity import ray_for_actors
@@ -42,6 +48,8 @@ from rllib_hpo.rllib.evaluation import (
     Evaluation,
     EvaluationStopped,
     Watch,
+    cost_columns,
+    cost_gamma,
     episode_seeds,
     evaluate,
     off_schedule_seeds,
@@ -57,6 +65,7 @@ from rllib_hpo.rllib.saving import SavedAlgorithm
 from rllib_hpo.rllib.schedule import Schedule
 from rllib_hpo.rllib.stack import Stack
 from rllib_hpo.rllib.torch_options import set_torch_options
+from rllib_hpo.rllib.training_costs import TrainingCosts
 from rllib_hpo.tasks import outcomes
 from rllib_hpo.tasks.env_config import not_recorded, recorded
 
@@ -111,12 +120,17 @@ class ActorCriticAlgorithm(SavedAlgorithm):
         """The seed of this run's random streams: the config's, or a new one in a clone with its donor's seed."""
         self._began = time.perf_counter()
         self.episodes_done: list[Episode] = []
+        self.training_costs = TrainingCosts()
+        """What training episodes have cost so far, where the task says what steps cost."""
         self.max_env_steps: int | None = None
         """Environment step at which an iteration ends early; None for no limit."""
         self.latest_evaluation: dict[str, Any] | None = None
         self.on_row: Callable[[Path], None] | None = None
         """Function to call with the file of every row that is written."""
+        self.on_warning: Callable[[str, int], None] | None = None
+        """Function to call with each warning on diagnostics and the step of the evaluation that it came with."""
         self._has_warned_of_cut = False
+        self._warned_of: set[str] = set()
         self.lacks_evaluation = False
         """Whether the evaluation of this step was due and was stopped; the next iteration plays it."""
         self.evaluation_steps = 0
@@ -258,6 +272,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             raise NonFiniteError(f"{error}, after {self.env_steps} environment steps.") from error
         self.stack.complete(results)
         results[ENV_RUNNER_RESULTS][ENV_RESTARTS] = self.env_restarts
+        results[ENV_RUNNER_RESULTS] |= self.training_costs.numbers()
         if self.extremes:
             results[ENV_RUNNER_RESULTS][EXTREMES] = dict(self.extremes)
         if self.latest_evaluation is not None:
@@ -308,10 +323,16 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             at_least=self.evaluation_runners.num_pending if waits_for_all else int(is_first)
         )
 
+    def dated(self, episodes: Iterable[Episode], start: int = 0) -> list[Episode]:
+        """Episodes with the step of the run at which each ended; `start` is the block's row to be counted next."""
+        return [e._replace(ended_at=e.ended_at + self.env_steps - start) for e in episodes]
+
     def count(self, num_steps: int, episodes: Iterable[Episode]) -> int:
         """Count environment steps and ended episodes; returns the number of updates that become due."""
         self.env_steps += num_steps
         for episode in episodes:
+            if self.settings.cost is not None:
+                self.training_costs.add(episode)
             if episode.failed:
                 self.env_restarts += 1
             else:
@@ -372,10 +393,21 @@ class ActorCriticAlgorithm(SavedAlgorithm):
 
     def _record_evaluation(self, due: EvaluationRequest, played: Evaluation) -> None:
         """Report an evaluation to schedulers, and write its row before training continues."""
+        self._warn_of_concerns(due)
         statistics = episode_statistics(played.returns, played.lengths)
         self.latest_evaluation = self._result(due, played, statistics)
         if self.config.results_dir is not None:
             self._write_row(due, played, statistics, Path(self.config.results_dir))
+
+    def _warn_of_concerns(self, due: EvaluationRequest) -> None:
+        """Log what the method finds worrying in the diagnostics, each concern once."""
+        for name, sentence in make_method(self.settings).concerns(due.diagnostics).items():
+            if name in self._warned_of:
+                continue
+            self._warned_of.add(name)
+            _logger.warning("%s", sentence)
+            if self.on_warning is not None:
+                self.on_warning(sentence, due.env_steps)
 
     @override(Algorithm)
     def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
@@ -398,7 +430,11 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             if rest
             else episode_seeds(seed, number, episodes),
             wrapper_state=self.stack.wrapper_state(),
-            diagnostics={**self.stack.call_core("latest_diagnostics"), **self.extremes},
+            diagnostics={
+                **self.stack.call_core("latest_diagnostics"),
+                **self.training_costs.numbers(),
+                **self.extremes,
+            },
         )
 
     def _play(self, due: EvaluationRequest, watch: Watch | None = None) -> Evaluation:
@@ -412,6 +448,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
                 due.wrapper_state,
                 max_episode_steps=self.settings.evaluation_max_episode_steps,
                 watch=watch,
+                cost_gamma=cost_gamma(self.settings),
             )
         finally:
             self.evaluation_steps = 0
@@ -423,6 +460,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
         if not self._has_warned_of_cut:
             limit = self.settings.evaluation_max_episode_steps
             self._has_warned_of_cut = warn_truncated(played, label(self.config.env), limit)
+        costs = cost_columns(played, self.settings)
         evaluation = {
             ENV_RUNNER_RESULTS: {
                 NUM_EPISODES: len(played.returns),
@@ -432,6 +470,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
                 EPISODE_LEN_MEAN: statistics["episode_length_mean"],
                 "episode_return_std": statistics["return_std"],
                 "episodes_cut": played.episodes_cut,
+                **{name: costs[name] for name in COST_COLUMNS if name in costs},
             },
             "env_steps": due.env_steps,
         }
@@ -452,7 +491,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
         self, due: EvaluationRequest, played: Evaluation, statistics: dict[str, Any], results_dir: Path
     ) -> None:
         config = self.run_config()
-        columns: dict[str, Any] = {**statistics, **provenance(self._device_name())}
+        columns = {**statistics, **cost_columns(played, self.settings), **provenance(self._device_name())}
         row = EvaluationRow(
             sweep=self.config.sweep or "none",
             algorithm=self.config.algorithm,
@@ -523,6 +562,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             "env_steps": self.env_steps,
             "num_updates": self._num_updates,
             "env_restarts": self.env_restarts,
+            "training_costs": self.training_costs.get_state(),
             "origin_digest": self.origin_digest,
             "extremes": dict(self.extremes),
             "latest_evaluation": self.latest_evaluation,
@@ -539,6 +579,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             self._collect_evaluations(at_least=self.evaluation_runners.num_pending)
         self.env_steps, self._num_updates = progress["env_steps"], progress["num_updates"]
         self.env_restarts = progress.get("env_restarts", 0)
+        self.training_costs.set_state(progress.get("training_costs", {}))
         self.extremes = dict(progress.get("extremes", {}))
         self.origin_digest, self._lacks_origin = progress.get("origin_digest", ""), None
         self.latest_evaluation = progress["latest_evaluation"]

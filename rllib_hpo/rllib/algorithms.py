@@ -122,6 +122,38 @@ class LangevinPOConfig(ActorCriticConfig):
         super().__init__("langevin-po", algo_class or LangevinPO)
 
 
+class SACLagrangian(ActorCriticAlgorithm):
+    """SAC under a limit on costs (arXiv 2103.12020, V-B)."""
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> ActorCriticConfig:
+        return SACLagrangianConfig()
+
+
+class SACLagrangianConfig(ActorCriticConfig):
+    """Config of `SACLagrangian`."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__("sac-lagrangian", algo_class or SACLagrangian)
+
+
+class SACHPOLagrangian(ActorCriticAlgorithm):
+    """SAC-HPO under a limit on costs, with a shield (arXiv 2103.12020, Algorithm 3)."""
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> ActorCriticConfig:
+        return SACHPOLagrangianConfig()
+
+
+class SACHPOLagrangianConfig(ActorCriticConfig):
+    """Config of `SACHPOLagrangian`."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__("sac-hpo-lagrangian", algo_class or SACHPOLagrangian)
+
+
 class SoftQ(ActorCriticAlgorithm):
     """Soft Q-learning: a policy of several modes, drawn by a network that SVGD trains."""
 
@@ -146,6 +178,8 @@ CONFIGS: dict[str, type[ActorCriticConfig]] = {
     "ddpg": DDPGConfig,
     "mcmc-po": MCMCPOConfig,
     "langevin-po": LangevinPOConfig,
+    "sac-lagrangian": SACLagrangianConfig,
+    "sac-hpo-lagrangian": SACHPOLagrangianConfig,
     "soft-q": SoftQConfig,
 }
 """Config class of each built-in algorithm; others are an `ActorCriticConfig` with their name."""

@@ -156,7 +156,7 @@ class ActorCriticConfig(AlgorithmConfig):
         """
         found = find_task(task)
         config = cls()
-        defaults = found.defaults.get(config.algorithm, {})
+        defaults = found.settings_for(config.algorithm)
         return config.environment(found.env_id).training(**defaults).results(task=found.name)
 
     def _set_algorithm(self, algorithm: str) -> None:

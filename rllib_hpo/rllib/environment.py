@@ -16,7 +16,7 @@ from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.errors import NonFiniteError, SettingsError, UserError
 from rllib_hpo.rllib._private import registered_env
 from rllib_hpo.tasks import ActionScaling, Boundary, boundary, check_spaces, import_modules, make_env
-from rllib_hpo.tasks.wrappers import parse_wrappers
+from rllib_hpo.tasks.wrappers import parse_wrappers, with_cost
 
 
 def environment_maker(
@@ -37,14 +37,13 @@ def environment_maker(
             f"env={type(config.env.unwrapped).__name__} is an environment that was made already: give its class, a "
             "function that makes one, or a gymnasium id, since every runner makes its own."
         )
-    name = label(config.env)
+    name, cost = label(config.env), config.settings().cost
     context = EnvContext(config.env_config, worker_index=worker_index, num_workers=config.num_env_runners)
-    if callable(config.env):
-        return lambda: _with_checked_spaces(boundary.made(lambda: config.env(context), name))
-    if (creator := registered_env(config.env)) is not None:
-        return lambda: _with_checked_spaces(boundary.made(lambda: creator(context), name))
+    creator = config.env if callable(config.env) else registered_env(config.env)
+    if creator is not None:
+        return lambda: with_cost(_with_checked_spaces(boundary.made(lambda: creator(context), name)), cost)
     # Spaces and every number are checked here; gymnasium's checker would cost a tenth of a step.
-    arguments = {"disable_env_checker": True, "training": training, **config.env_config}
+    arguments = {"disable_env_checker": True, "training": training, "step_cost": cost, **config.env_config}
     return lambda: _with_checked_spaces(make_env(config.env, **arguments))
 
 

@@ -14,12 +14,26 @@ import torch
 
 from rllib_hpo.algorithms.base import Actor, EvaluationNoise, Memory
 from rllib_hpo.errors import NonFiniteError
+from rllib_hpo.results.schema import cost_statistics
+from rllib_hpo.settings import Settings
 from rllib_hpo.streams import seed_sequence
 from rllib_hpo.tasks import ActionScaling, Boundary, boundary, outcomes, wrappers
+from rllib_hpo.tasks.costs import COST
 
 _logger = logging.getLogger(__name__)
 Watch = Callable[[int], None]
 """Function called often with the number of steps an evaluation has played; an error that it raises ends it."""
+
+
+class EpisodeCosts(NamedTuple):
+    """Costs of the episodes of one evaluation."""
+
+    sums: list[float]
+    """Undiscounted, of each episode."""
+    discounted: list[float]
+    """Of each episode the sum of gamma^t c_t."""
+    costly_steps: list[int]
+    """Steps of each episode that cost more than 0."""
 
 
 class Evaluation(NamedTuple):
@@ -29,6 +43,8 @@ class Evaluation(NamedTuple):
     lengths: list[int]
     episodes_cut: int = 0
     """Episodes that did not end by themselves within `evaluation_max_episode_steps`."""
+    costs: EpisodeCosts | None = None
+    """What the episodes cost; None where the task says nothing of costs."""
     outcome: Mapping[str, float] = MappingProxyType({})
     """What came of them, where the environment says: see `rllib_hpo.tasks.outcomes.summary`, and discounted returns."""
 
@@ -57,6 +73,7 @@ def evaluate(
     *,
     max_episode_steps: int = 10_000,
     watch: Watch | None = None,
+    cost_gamma: float | None = None,
 ) -> Evaluation:
     """Play one noise-free episode per seed, in lockstep, with one forward pass for all of them.
 
@@ -69,6 +86,7 @@ def evaluate(
         wrapper_state: What the wrappers have gathered in training (`rllib_hpo.tasks.wrappers`); they gather no more.
         max_episode_steps: Steps at which an episode that has not ended is cut.
         watch: Called before each step of the episodes with the number of steps played; may raise to stop.
+        cost_gamma: Discount of the costs that every step reports; None where costs are not asked for.
 
     Raises:
         NonFiniteError: If an observation or reward is not finite.
@@ -82,6 +100,7 @@ def evaluate(
         scaling, checked = ActionScaling.of(envs[0].action_space), Boundary(envs[0])
         obs = np.stack([_first(checked, env, seed) for env, seed in zip(envs, seeds, strict=True)])
         returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
+        costs, discounted, costly = np.zeros(len(seeds)), np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
         memory = actor.begin(torch.from_numpy(obs).to(actor.device), explores=False)
         noise, seen = EvaluationNoise(actor, seeds), _Outcomes(envs, actor.settings.gamma)
         running, cut = list(range(len(seeds))), 0
@@ -95,6 +114,11 @@ def evaluate(
                 lengths[i] += 1
                 try:
                     obs[i], reward, terminated, truncated, info = checked.step_with_info(envs[i], action)
+                    if cost_gamma is not None:
+                        cost = float(checked.column(info, COST, 1)[0])
+                        costs[i] += cost
+                        discounted[i] += cost_gamma ** (lengths[i] - 1) * cost
+                        costly[i] += cost > 0
                 except NonFiniteError as error:
                     raise _located(error, int(lengths[i])) from error
                 returns[i] += reward
@@ -108,7 +132,21 @@ def evaluate(
     finally:
         for env in envs:
             boundary.close(env)
-    return Evaluation(returns.tolist(), lengths.tolist(), cut, seen.summary())
+    found = EpisodeCosts(costs.tolist(), discounted.tolist(), costly.tolist())
+    costs_found = None if cost_gamma is None else found
+    return Evaluation(returns.tolist(), lengths.tolist(), cut, costs_found, seen.summary())
+
+
+def cost_gamma(settings: Settings) -> float | None:
+    """The discount of costs in evaluations; None where the task has none."""
+    return None if settings.cost is None else settings.gamma
+
+
+def cost_columns(played: Evaluation, settings: Settings) -> dict[str, Any]:
+    """Columns of a result row that say what the episodes cost; none where the task says nothing of costs."""
+    if played.costs is None:
+        return {}
+    return cost_statistics(*played.costs, played.lengths) | {"cost_limit": settings.cost_limit}
 
 
 class _Outcomes:

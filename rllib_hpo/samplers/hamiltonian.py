@@ -20,7 +20,7 @@ from rllib_hpo.networks.critics import ActionValue
 from rllib_hpo.samplers.base import Mode, Noise, Sample, Sampler
 from rllib_hpo.samplers.forces import GatedForce, unit_gradient
 from rllib_hpo.samplers.gaussian import GaussianPolicy, squash
-from rllib_hpo.samplers.leapfrog import leapfrog
+from rllib_hpo.samplers.leapfrog import LeapfrogState, leapfrog, leapfrog_step
 from rllib_hpo.samplers.tempering import tempering_scales
 from rllib_hpo.settings import SACHPOSettings
 
@@ -182,6 +182,11 @@ class HamiltonianSampler(Sampler):
     ) -> tuple[Tensor, Tensor]:
         """(a_K, rho_K) from (a_0, rho_0), each (B, A), before clipping."""
         return leapfrog(action, momentum, force, **self._options(mode, final_kick)._asdict())
+
+    def step(self, state: LeapfrogState, force: Callable[[Tensor], Tensor], mode: Mode) -> LeapfrogState:
+        """One whole leapfrog step, with both half kicks and without tempering."""
+        mass = self.chains[mode].inverse_mass
+        return leapfrog_step(state, force, step_size=self.step_size, inverse_mass=mass)
 
     def _options(self, mode: Mode, final_kick: bool) -> LeapfrogOptions:
         chain = self.chains[mode]

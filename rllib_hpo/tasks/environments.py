@@ -13,12 +13,13 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from rllib_hpo.costs import Cost
 from rllib_hpo.errors import SettingsError, UnknownNameError, UserError, nearest, shown
 from rllib_hpo.tasks import soft_q
 from rllib_hpo.tasks.boundary import env_name, made
 from rllib_hpo.tasks.env_config import refuse_not_recorded
 from rllib_hpo.tasks.modules import load_module
-from rllib_hpo.tasks.wrappers import parse_wrappers, wrap
+from rllib_hpo.tasks.wrappers import parse_wrappers, with_cost, wrap
 
 PYBULLET_IDS = (
     "HumanoidPyBulletEnv-v0",
@@ -26,7 +27,7 @@ PYBULLET_IDS = (
     "HumanoidFlagrunHarderPyBulletEnv-v0",
 )
 
-_RESERVED = frozenset({"env_id", "id", "training"})
+_RESERVED = frozenset({"env_id", "id", "training", "step_cost"})
 """Arguments of `make_env` and `gymnasium.make` that are no keyword of an environment's class."""
 
 _logger = logging.getLogger(__name__)
@@ -87,7 +88,13 @@ def check_env_config(env_config: Mapping[str, Any]) -> None:
 
 
 def make_env(
-    env_id: str, /, *, wrappers: Any = (), training: bool = True, **kwargs: Any
+    env_id: str,
+    /,
+    *,
+    wrappers: Any = (),
+    training: bool = True,
+    step_cost: Cost | None = None,
+    **kwargs: Any,
 ) -> gym.Env[Any, Any]:
     """`gymnasium.make` without a deprecation warning for -v4, a log file of MuJoCo's, or output on stdout.
 
@@ -95,6 +102,7 @@ def make_env(
         env_id: A gymnasium id, or "module:Id-v0" for one that `module` registers.
         wrappers: What to put around it, by name: see `rllib_hpo.tasks.wrappers`.
         training: Whether to train in it; evaluations leave out wrappers that change rewards only.
+        step_cost: What a step costs, if its info is to say so.
         **kwargs: As of `gymnasium.make`, e.g. `render_mode` and `max_episode_steps`.
 
     Raises:
@@ -113,7 +121,9 @@ def make_env(
             "Python, import it), or write PACKAGE:ID."
         )
     found: EnvSpec = spec
-    return made(lambda: wrap(_make(found, env_id, kwargs), layers, training=training), env_id)
+    return made(
+        lambda: wrap(with_cost(_make(found, env_id, kwargs), step_cost), layers, training=training), env_id
+    )
 
 
 def _make(spec: EnvSpec, env_id: str, kwargs: dict[str, Any]) -> gym.Env[Any, Any]:

@@ -7,9 +7,11 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
+from typing import Literal
 
 import gymnasium as gym
 
+from rllib_hpo.costs import Cost, SpeedCost, TorqueCost
 from rllib_hpo.errors import UnknownNameError, UserError, nearest
 from rllib_hpo.tasks.environments import find_spec
 from rllib_hpo.tasks.modules import load_module
@@ -27,17 +29,21 @@ class Task:
         name: What the user calls it ("hopper"); for an environment without a row of its own, its id.
         env_id: A gymnasium id, or "module:Id-v0" for one that `module` registers.
         steps: Environment steps of a full run.
-        defaults: By algorithm ("sac", "sac-nf", "sac-hpo"), the settings that differ from its own defaults.
+        defaults: By algorithm ("sac", "sac-nf", "sac-hpo"), the settings that differ from its own defaults. What is
+            SAC or SAC-HPO with a constraint takes theirs.
+        constraint: The settings `cost`, `cost_limit` and `cost_discounting`, of every algorithm.
     """
 
     name: str
     env_id: str
     steps: int = 1_000_000
     defaults: Mapping[str, Settings] = field(default_factory=dict)
+    constraint: Settings = field(default_factory=dict)
 
     def settings_for(self, algorithm: str) -> dict[str, object]:
-        """This task's settings for `algorithm`; none for an algorithm the task does not know."""
-        return dict(self.defaults.get(algorithm, {}))
+        """This task's settings for `algorithm`: its constraint alone for one the task does not know."""
+        row = self.defaults.get(algorithm, self.defaults.get(algorithm.removesuffix("-lagrangian"), {}))
+        return {**row, **self.constraint}
 
 
 def _row(
@@ -74,6 +80,44 @@ _TABLE_ONE = (
 )
 # fmt: on
 
+
+def _constrained(name: str, base: str, cost: Cost, limit: float, discounting: str, env_id: str = "") -> Task:
+    """A task of Table I, or another environment with a row of it, whose episodes may cost `limit`."""
+    row = next(task for task in _TABLE_ONE if task.name == base)
+    constraint = {"cost": cost.model_dump(), "cost_limit": limit, "cost_discounting": discounting}
+    return replace(row, name=name, env_id=env_id or row.env_id, steps=1_000_000, constraint=constraint)
+
+
+def _without_short_cut(task: Task) -> Task:
+    """The task where episodes may end early, which is not to lower what the multiplier takes for their cost."""
+    rows = {
+        f"{base}-lagrangian": {**task.defaults[base], "lagrange_estimate": "mean"}
+        for base in ("sac", "sac-hpo")
+    }
+    return replace(task, defaults={**task.defaults, **rows})
+
+
+def _velocity(
+    base: str, limit: float, axis: Literal["x", "xy"] = "x", name: str = "", env_id: str = ""
+) -> Task:
+    """A velocity task of Safety-Gymnasium (version 1), in which 25 of 1,000 steps may be too fast."""
+    cost = SpeedCost(limit=limit, axis=axis, absolute=False)
+    return _constrained(f"{name or base}-velocity", base, cost, 25.0, "undiscounted", env_id)
+
+
+_CONSTRAINED = (
+    # Xu & Fekri 2021, arXiv 2103.12020, V-B.
+    _constrained("halfcheetah-speed1", "halfcheetah", SpeedCost(limit=1.0), 10.0, "discounted"),
+    _without_short_cut(_constrained("ant-torque25", "ant", TorqueCost(), 25.0, "discounted")),
+    # Ji et al. 2023, Safety-Gymnasium: half of the highest speed that PPO reached in 10 M steps.
+    _velocity("halfcheetah", 3.2096),
+    _velocity("ant", 2.6222, "xy"),
+    _velocity("hopper", 0.7402),
+    _velocity("walker2d", 2.3415),
+    _velocity("humanoid", 1.4149, "xy"),
+    _velocity("ant", 0.2282, name="swimmer", env_id="Swimmer-v4"),
+)
+
 _SOFT = ("sac", "sac-nf", "sac-hpo", "soft-q")
 _ALL = (*_SOFT, "td3", "ddpg")
 _SHORT: Settings = {"warmup_steps": 100, "evaluation_every": 1_000, "evaluation_episodes": 100}
@@ -97,7 +141,7 @@ _SOFT_Q = (
 )
 """Those of soft Q-learning's paper; see `rllib_hpo.tasks.soft_q`."""
 
-_tasks: dict[str, Task] = {task.name: task for task in (*_TABLE_ONE, *_SOFT_Q)}
+_tasks: dict[str, Task] = {task.name: task for task in (*_TABLE_ONE, *_CONSTRAINED, *_SOFT_Q)}
 _seen_entry_points: set[EntryPoint] = set()
 
 
@@ -121,8 +165,9 @@ def all_tasks() -> tuple[Task, ...]:
 def find_task(name_or_env_id: str) -> Task:
     """The task of that name, or one made for any gymnasium id.
 
-    An id in another version of a task's environment ("Hopper-v5" for hopper's "Hopper-v4") gets that task's
-    settings, under its own id as a name, so that results of two versions never mix. Any other id gets Ant's.
+    An environment's own id means its task without a constraint. An id in another version of it ("Hopper-v5" for
+    hopper's "Hopper-v4") gets that task's settings, under its own id as a name, so that results of two versions never
+    mix. Any other id gets Ant's.
 
     Args:
         name_or_env_id: "hopper", "Hopper-v4", or "module:Id-v0" where importing `module` registers the id.
@@ -135,7 +180,7 @@ def find_task(name_or_env_id: str) -> Task:
     if name_or_env_id in _tasks:
         return _tasks[name_or_env_id]
     for task in _tasks.values():
-        if task.env_id == name_or_env_id:
+        if task.env_id == name_or_env_id and not task.constraint:
             return task
     if find_spec(name_or_env_id) is None:
         close = nearest(name_or_env_id, [*_tasks, *gym.registry])
@@ -144,7 +189,8 @@ def find_task(name_or_env_id: str) -> Task:
             f"Unknown task '{name_or_env_id}'.{hint} Valid: {', '.join(sorted(_tasks))}, or any gymnasium id; for an "
             "id that a package registers give --import PACKAGE too, or write PACKAGE:ID."
         )
-    row = next((task for task in _tasks.values() if _base(task.env_id) == _base(name_or_env_id)), None)
+    unconstrained = [task for task in _tasks.values() if not task.constraint]
+    row = next((task for task in unconstrained if _base(task.env_id) == _base(name_or_env_id)), None)
     if row is None:
         row = replace(_tasks["ant"], steps=1_000_000)
     return replace(row, name=name_or_env_id, env_id=name_or_env_id)

@@ -26,12 +26,14 @@ from gymnasium import wrappers
 from gymnasium.wrappers.utils import RunningMeanStd
 
 from rllib_hpo.errors import CheckpointError
+from rllib_hpo.tasks.costs import CostWrapper
 from rllib_hpo.tasks.wrappers import ActionRepeat
 
 # Exact classes: a subclass may add state of its own. TransformAction and its like hold a user's function.
 _KNOWN_WRAPPERS = frozenset(
     {
         ActionRepeat,
+        CostWrapper,
         wrappers.Autoreset,
         wrappers.ClipAction,
         wrappers.ClipReward,

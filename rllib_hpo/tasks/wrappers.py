@@ -24,14 +24,16 @@ import numpy as np
 from gymnasium.wrappers import NormalizeObservation, NormalizeReward
 from gymnasium.wrappers.utils import RunningMeanStd
 
+from rllib_hpo.costs import Cost
 from rllib_hpo.errors import SettingsError, nearest, shown
+from rllib_hpo.tasks.costs import COST, CostWrapper
 from rllib_hpo.tasks.modules import load_module
 
 Env = gym.Env[Any, Any]
 
 
 class ActionRepeat(gym.Wrapper[Any, Any, Any, Any]):
-    """Repeats every action and adds up the rewards; what the algorithm counts are its own decisions.
+    """Repeats every action and adds up rewards and costs; what the algorithm counts are its own decisions.
 
     Args:
         env: The environment.
@@ -45,14 +47,16 @@ class ActionRepeat(gym.Wrapper[Any, Any, Any, Any]):
         self.num_repeats = num_repeats
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """The last observation and the sum of the rewards."""
-        total = 0.0
+        """The last observation and info, and the sums of rewards and of costs, where there are any."""
+        total, costs = 0.0, []
         for _ in range(self.num_repeats):
             obs, reward, terminated, truncated, info = self.env.step(action)
             total += float(reward)
+            if isinstance(info.get(COST), (int, float, np.number)):
+                costs.append(float(info[COST]))
             if terminated or truncated:
                 break
-        return obs, total, terminated, truncated, info
+        return obs, total, terminated, truncated, {**info, COST: sum(costs)} if costs else info
 
 
 WRAPPERS: dict[str, type[gym.Wrapper[Any, Any, Any, Any]]] = {
@@ -143,6 +147,17 @@ def wrap(env: Env, specs: Sequence[WrapperSpec], *, training: bool = True) -> En
         except Exception as error:  # a wrapper of anybody's, which may raise anything
             reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             raise SettingsError(f"wrappers: '{spec.name}' does not fit the environment: {reason}.") from error
+    return env
+
+
+def with_cost(env: Env, cost: Cost | None) -> Env:
+    """The environment, reporting costs; what reports them stands below every `ActionRepeat`, which sums them."""
+    repeats = [layer for layer in _layers(env) if isinstance(layer, ActionRepeat)]
+    if cost is None:
+        return env
+    if not repeats:
+        return CostWrapper(env, cost)
+    repeats[-1].env = CostWrapper(repeats[-1].env, cost)
     return env
 
 

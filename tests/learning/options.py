@@ -6,11 +6,14 @@ from typing import Any
 
 from rllib_hpo.algorithms.langevin_po import LangevinPOSettings
 from rllib_hpo.algorithms.mcmc_po import MCMCPOSettings
+from rllib_hpo.algorithms.sac_lagrangian import SACHPOLagrangianSettings, SACLagrangianSettings
 from rllib_hpo.algorithms.soft_q import SoftQSettings
 from rllib_hpo.algorithms.td3 import DDPGSettings, TD3Settings
+from rllib_hpo.costs import TorqueCost
 from rllib_hpo.settings import ActorCriticSettings, SACHPOSettings, SACNFSettings, SACSettings, Settings
 
 HPO: dict[str, Any] = {"leapfrog_units": 8, "leapfrog_steps": 2, "step_size": 0.25, "momentum_std_train": 0.5}
+COST: dict[str, Any] = {"cost": TorqueCost(), "cost_limit": 0.5}
 SETTINGS: dict[str, ActorCriticSettings] = {
     "sac": SACSettings(hidden_units=16),
     "sac, automatic temperature": SACSettings(hidden_units=16, alpha="auto", initial_alpha=0.3),
@@ -68,6 +71,12 @@ OTHERS: dict[str, Settings] = {
         hidden_units=16, force_gate="gated", alternate=True, prior="snapshot", prior_every=2, leapfrog_steps=1
     ),
     "langevin-po": LangevinPOSettings(hidden_units=16, initial_kappa=1.0),
+    "sac-lagrangian, pid": SACLagrangianSettings(
+        hidden_units=16, lagrange="pid", lagrange_rescale=True, lagrange_every=3, cost_critics=2, **COST
+    ),
+    "sac-hpo-lagrangian": SACHPOLagrangianSettings(
+        hidden_units=16, lagrange_every=3, terminated_cost=1.0, **HPO | {"leapfrog_steps": 3}, **COST
+    ),
     "soft-q": SoftQSettings(hidden_units=16, copy_every=3, **FEW),
     "soft-q, by the sampler": SoftQSettings(
         hidden_units=16, copy_every=2, value_proposal="sampler", value_uniform_updates=0, **FEW

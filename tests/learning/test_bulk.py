@@ -89,13 +89,13 @@ def _learner(settings: Settings, capture: Capture | None = None, device: str = "
     else:
         trainer.update_in_bulk(capture)
     learner = ReplayLearner(trainer)
-    learner.add_transitions(_rows(300))
+    learner.add_transitions(_rows(300, layout=trainer.layout))
     return learner
 
 
-def _rows(num: int, seed: int = 0) -> npt.NDArray[np.float32]:
+def _rows(num: int, seed: int = 0, layout: RowLayout = LAYOUT) -> npt.NDArray[np.float32]:
     rng = np.random.default_rng(seed)
-    rows = rng.normal(size=(num, LAYOUT.width)).astype(np.float32)
+    rows = rng.normal(size=(num, layout.width)).astype(np.float32)
     rows[:, OBS : OBS + DIM] = np.tanh(rows[:, OBS : OBS + DIM])
     rows[:, OBS + DIM + 1] = rows[:, OBS + DIM + 1] > 1
     return rows
@@ -129,16 +129,17 @@ def test_updates_in_bulk_equal_eager_ones(settings: Settings, device: str) -> No
     generator = torch.Generator().manual_seed(0)
     draws, num_kinds = eager.trainer.draws, len(set(eager.trainer.kinds(6)))
     for k in range(200):
-        rows = torch.from_numpy(_rows(ROWS, seed=k)).to(device)
+        layout = bulk.trainer.layout
+        batch = layout.unpack(torch.from_numpy(_rows(ROWS, seed=k, layout=layout)).to(device))
         noise = {
             name: torch.randn((draw.rows * ROWS, *draw.shape), generator=generator).to(device)
             for name, draw in draws.items()
         }
         for learner in (eager, guarded):
             kinds = learner.trainer.kinds(1)
-            learner.trainer.update(LAYOUT.unpack(rows), noise, *kinds)
-            learner.trainer.count(kinds, lambda rows=rows, noise=noise: (LAYOUT.unpack(rows), noise))
-        _update_in_bulk(bulk, rows, noise)
+            learner.trainer.update(batch, noise, *kinds)
+            learner.trainer.count(kinds, lambda batch=batch, noise=noise: (batch, noise))
+        _update_in_bulk(bulk, batch, noise)
     assert bulk.trainer.bulk is not None
     assert bulk.trainer.bulk.num_captures == num_kinds
     if device == "cpu":
@@ -181,7 +182,7 @@ def _assert_close(one: ReplayLearner, other: ReplayLearner) -> None:
     assert first == pytest.approx(second, rel=1e-5 if on_cpu else 1e-3, abs=1e-6 if on_cpu else 1e-4)
 
 
-def _update_in_bulk(learner: ReplayLearner, rows: Tensor, noise: dict[str, Tensor]) -> None:
+def _update_in_bulk(learner: ReplayLearner, batch: Batch, noise: dict[str, Tensor]) -> None:
     """One update by the captured function, with this batch and this noise in place of what is drawn."""
     bulk, trainer = learner.trainer.bulk, learner.trainer
     assert bulk is not None
@@ -194,7 +195,7 @@ def _update_in_bulk(learner: ReplayLearner, rows: Tensor, noise: dict[str, Tenso
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RowFeed, "draw_noise", inject)
-        trainer.learn(LAYOUT.unpack(rows))
+        trainer.learn(batch)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -417,7 +418,7 @@ def test_a_policy_loss_that_is_not_finite_freezes_what_follows(device: str, alph
     before = _tensors(learner)
     noise = torch.zeros(2 * ROWS, DIM, device=device)
     noise[ROWS:] = float("nan")
-    _update_in_bulk(learner, torch.from_numpy(_rows(ROWS)).to(device), {"base": noise})
+    _update_in_bulk(learner, LAYOUT.unpack(torch.from_numpy(_rows(ROWS)).to(device)), {"base": noise})
     frozen = _tensors(learner)
     changed = {name for name, value in frozen.items() if not torch.equal(value, before[name])}
     assert changed

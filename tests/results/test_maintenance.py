@@ -13,7 +13,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from rllib_hpo.errors import StorageError
-from rllib_hpo.results import SCHEMA, add, check, compact, merge_trial, read_rows, rows_from_arrow, write_row
+from rllib_hpo.results import (
+    COST_COLUMNS,
+    SCHEMA,
+    add,
+    check,
+    compact,
+    cost_statistics,
+    merge_trial,
+    read_rows,
+    rows_from_arrow,
+    write_row,
+)
 from rllib_hpo.results.reader import COMPACTED
 from tests.results.rows import make_row
 
@@ -187,6 +198,17 @@ def test_rows_of_the_first_schema_are_read_with_no_diagnostics(tmp_path: Path) -
     pq.write_table(make_row().to_arrow().drop_columns(["diagnostics"]), path)
     with pytest.raises(StorageError, match="it lacks diagnostics"):
         read_rows(tmp_path)
+
+
+def test_rows_from_before_costs_have_null_and_not_zero(tmp_path: Path) -> None:
+    names = [*COST_COLUMNS, "costs"]
+    old = make_row(schema_version=4).to_arrow().drop_columns(names)
+    costs = cost_statistics([3.0, 5.0], [1.0, 2.0], [3, 5], [10, 10]) | {"cost_limit": 25.0}
+    path = write_row(tmp_path, make_row(seed=1, **costs)).parent / "old-0000000000.parquet"
+    pq.write_table(old, path)
+    first, second = read_rows(tmp_path).to_pylist()
+    assert {name: first[name] for name in names} == dict.fromkeys(names)
+    assert {name: second[name] for name in names} == costs | {"costs": [3.0, 5.0]}
 
 
 @pytest.mark.parametrize(("version", "column"), [(2, "episodes_cut"), (3, "env_restarts")])

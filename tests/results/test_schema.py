@@ -9,16 +9,20 @@ import pyarrow as pa
 import pytest
 
 from rllib_hpo.results import (
+    COST_COLUMNS,
     SCHEMA,
     VOLATILE_COLUMNS,
     EvaluationRow,
     canonical_json,
     config_hash,
+    cost_statistics,
     episode_statistics,
     rows_from_arrow,
     without_volatile,
 )
 from tests.results.rows import make_row
+
+LATER_COLUMNS = {"episodes_cut", "env_restarts", "costs", *COST_COLUMNS}
 
 
 def test_row_fields_are_the_schema() -> None:
@@ -28,7 +32,7 @@ def test_row_fields_are_the_schema() -> None:
 def test_every_column_is_documented_and_required() -> None:
     for field in SCHEMA:
         assert field.metadata[b"description"].endswith(b"."), field.name
-        assert field.nullable == (field.name in {"episodes_cut", "env_restarts"}), field.name
+        assert field.nullable == (field.name in LATER_COLUMNS), field.name
 
 
 def test_round_trip_through_arrow_is_exact() -> None:
@@ -54,6 +58,17 @@ def test_config_hash_depends_on_content_only() -> None:
     assert config_hash({"b": 1, "a": 0.5}) == hashlib.sha256(b'{"a":0.5,"b":1}').hexdigest()[:16]
     with pytest.raises(ValueError, match="JSON"):
         config_hash({"alpha": float("nan")})
+
+
+def test_cost_statistics_by_hand() -> None:
+    """Two episodes of 10 and 30 steps; 4 of the 40 steps cost something."""
+    assert cost_statistics([1.0, 3.0], [0.5, 2.0], [1, 3], [10, 30]) == {
+        "cost_mean": 2.0,
+        "cost_sd": 1.0,
+        "cost_discounted_mean": 1.25,
+        "violation_share": 0.1,
+        "costs": (1.0, 3.0),
+    }
 
 
 def test_episode_statistics_by_hand() -> None:

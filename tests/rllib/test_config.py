@@ -30,6 +30,10 @@ from rllib_hpo import (
     SACGaussian,
     SACGaussianConfig,
     SACHPOConfig,
+    SACHPOLagrangian,
+    SACHPOLagrangianConfig,
+    SACLagrangian,
+    SACLagrangianConfig,
     SACNFConfig,
     SoftQ,
     SoftQConfig,
@@ -38,6 +42,7 @@ from rllib_hpo import (
 from rllib_hpo.algorithms.langevin_po import LangevinPOSettings
 from rllib_hpo.algorithms.mcmc_po import MCMCPOSettings
 from rllib_hpo.algorithms.registry import find_settings
+from rllib_hpo.algorithms.sac_lagrangian import SACHPOLagrangianSettings, SACLagrangianSettings
 from rllib_hpo.algorithms.soft_q import SoftQSettings
 from rllib_hpo.algorithms.td3 import DDPGSettings, TD3Settings
 from rllib_hpo.errors import SettingsError, UnknownNameError
@@ -79,7 +84,28 @@ OTHER_VALUES: dict[str, Any] = {
     "gamma": 0.9,
     "policy_layers": 3,
     "critic_layers": 3,
+    "cost": {"kind": "torque"},
+    "cost_limit": 3.0,
+    "cost_discounting": "undiscounted",
+    "cost_initial": 1.0,
+    "cost_critics": 2,
+    "cost_max": 2.0,
+    "terminated_cost": 1.0,
+    "lagrange": "pid",
+    "lagrange_estimate": "mean",
+    "shield": "none",
+    "momentum_refresh": "replace",
+    "fallback": "safest",
 }
+
+
+ALONG: dict[str, dict[str, Any]] = {
+    "tempering": {"tempering_allow_heating": True},
+    "cost": {"cost_limit": 3.0},
+    "cost_limit": {"cost": {"kind": "torque"}},
+}
+"""What a changed setting needs beside it."""
+WITHOUT_SHIELD = ("tempering", "explore_sampler", "train_sampler")
 
 
 def other_value(name: str, default: Any) -> Any:
@@ -113,6 +139,8 @@ def others(model: type[Settings]) -> dict[str, Any]:
         (DDPGConfig, DDPG, DDPGSettings),
         (LangevinPOConfig, LangevinPO, LangevinPOSettings),
         (MCMCPOConfig, MCMCPO, MCMCPOSettings),
+        (SACLagrangianConfig, SACLagrangian, SACLagrangianSettings),
+        (SACHPOLagrangianConfig, SACHPOLagrangian, SACHPOLagrangianSettings),
         (SoftQConfig, SoftQ, SoftQSettings),
     ],
 )
@@ -374,13 +402,14 @@ def test_a_change_to_the_dict_of_a_config_takes_effect(algorithm: str, way: str)
         options = tiny_config(algorithm, **tuned(algorithm)).to_dict()
         if way == "private name":  # as RLlib's own configs write it
             options["_train_batch_size_per_learner"] = 123
-        options = options | {"tempering_allow_heating": True} if name == "tempering" else options
-        options = options | {name: value}
+        options = options | ALONG.get(name, {}) | {name: value}
+        if name in WITHOUT_SHIELD and "shield" in options:
+            options["shield"] = "none"
         if way == "flattened":
             options = unflatten_dict(flatten_dict(options))
         again = make_config(algorithm).update_from_dict(options)
         again.validate()
-        assert getattr(again.settings(), name) == value
+        assert again.settings().model_dump()[name] == value
 
 
 @EVERY_ALGORITHM

@@ -12,12 +12,19 @@ import pytest
 import torch
 
 from rllib_hpo.algorithms.registry import BUILT_IN, find_settings
+from rllib_hpo.algorithms.sac_lagrangian import ConstraintSettings
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.algorithms import make_config
 from rllib_hpo.rllib.config import ActorCriticConfig
 from rllib_hpo.settings import ActorCriticSettings
 
-EVERY_ALGORITHM = pytest.mark.parametrize("algorithm", BUILT_IN)
+REPEATS = ("sac-lagrangian",)
+"""What SAC-HPO-Lagrangian has all the parts of."""
+
+EVERY_ALGORITHM = pytest.mark.parametrize(
+    "algorithm",
+    [pytest.param(name, marks=[pytest.mark.exhaustive] if name in REPEATS else []) for name in BUILT_IN],
+)
 """For tests that a new algorithm inherits by being registered."""
 
 SOFT_ALGORITHMS = pytest.mark.parametrize(
@@ -27,6 +34,14 @@ SOFT_ALGORITHMS = pytest.mark.parametrize(
 
 IN_TIME = ("sac-hpo", "td3")
 """One of each update: SAC-HPO has all the parts of the other samplers, and DDPG is TD3 with other settings."""
+
+SAFE_ALGORITHMS = tuple(name for name in BUILT_IN if issubclass(find_settings(name), ConstraintSettings))
+"""Those that need to know what steps cost, which RLlib's old API stack has no way to say."""
+
+EVERY_ALGORITHM_OF_BOTH_STACKS = pytest.mark.parametrize(
+    "algorithm", [name for name in BUILT_IN if name not in SAFE_ALGORITHMS]
+)
+"""As `EVERY_ALGORITHM`, on the old API stack."""
 
 EVERY_ALGORITHM_IN_TIME = pytest.mark.parametrize(
     "algorithm",
@@ -54,11 +69,17 @@ def tiny_config(
     algorithm: str = "sac", env: Any = "Pendulum-v1", seed: int | None = 3, **settings: Any
 ) -> ActorCriticConfig:
     """A config with networks, batches and intervals of a few tens; Pendulum's episodes have 25 steps."""
+    settings = constraint(algorithm) | settings
     env_config = SHORT_EPISODES if isinstance(env, str) else {}
     config = make_config(algorithm).environment(env, env_config=env_config)
     return config.training(**TINY | OWN.get(algorithm, {}) | settings).debugging(
         seed=seed, log_level="ERROR", log_sys_usage=False
     )
+
+
+def constraint(algorithm: str) -> dict[str, Any]:
+    """What steps cost, where the algorithm must know."""
+    return {"cost": {"kind": "torque"}, "cost_limit": 5.0} if algorithm in SAFE_ALGORITHMS else {}
 
 
 def tuned(algorithm: str) -> dict[str, Any]:

@@ -60,15 +60,24 @@ def test_values_have_the_types_of_their_settings(task):
     assert type(task.steps) is int
     for settings in task.defaults.values():
         for name, value in settings.items():
-            assert type(value) is (
-                float if name in {"alpha", "momentum_std_train", "momentum_std_explore", "step_size"} else int
-            )
+            whole = {
+                "leapfrog_steps",
+                "leapfrog_units",
+                "num_flows",
+                "warmup_steps",
+                "evaluation_every",
+                "evaluation_episodes",
+            }
+            assert type(value) is (int if name in whole else str if name == "lagrange_estimate" else float)
 
 
 @pytest.mark.parametrize("task", all_tasks(), ids=lambda task: task.name)
 def test_the_environment_of_every_task_is_registered(task):
     assert task.env_id in gym.registry
-    assert find_task(task.env_id) is task
+    found = find_task(task.env_id)
+    assert found.env_id == task.env_id
+    assert not found.constraint
+    assert (found is task) == (not task.constraint)
 
 
 def test_settings_for_is_a_copy_and_empty_for_other_algorithms():

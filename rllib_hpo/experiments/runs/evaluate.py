@@ -1,4 +1,4 @@
-"""Evaluating a checkpoint, and filming it. Needs no Ray cluster: the policy is loaded into this process."""
+"""Evaluate or film a checkpoint in this process, without a Ray cluster."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from rllib_hpo.algorithms.base import Actor, EvaluationNoise
 from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.storage.checkpoints import find_checkpoint
-from rllib_hpo.rllib.evaluation import Evaluation, Watch, evaluate, warn_truncated
+from rllib_hpo.rllib.evaluation import Evaluation, Watch, cost_gamma, evaluate, warn_truncated
 from rllib_hpo.rllib.trained_policy import load_policy
 from rllib_hpo.settings import Settings
 from rllib_hpo.streams import seed_sequence
@@ -24,7 +24,7 @@ from rllib_hpo.tasks import ActionScaling, Boundary, boundary, make_env, wrapper
 def evaluate_checkpoint(
     path: Path, num_episodes: int, seed: int = 0, watch: Watch | None = None
 ) -> tuple[Evaluation, dict[str, Any]]:
-    """Plays noise-free episodes, seeded by `seed` independently of the run's own evaluations.
+    """Play noise-free episodes, with seeds independent of those of the run's evaluations.
 
     Args:
         path: A checkpoint or a run directory.
@@ -38,15 +38,16 @@ def evaluate_checkpoint(
     policy = load_policy(find_checkpoint(path))
     manifest = policy.manifest
     torch.set_num_threads(1)
-    config = manifest["config"]
+    config, settings = manifest["config"], policy.actor.settings
     states = seed_sequence(seed, "evaluate command").generate_state(num_episodes)
     played = evaluate(
         policy.actor,
-        lambda: make_env(config["env"], training=False, **config["env_config"]),
+        lambda: make_env(config["env"], training=False, step_cost=settings.cost, **config["env_config"]),
         [int(state >> 1) for state in states],
         manifest.get("wrappers", ()),
         max_episode_steps=_max_episode_steps(config),
         watch=watch,
+        cost_gamma=cost_gamma(settings),
     )
     warn_truncated(played, config["env"], _max_episode_steps(config))
     return played, manifest
@@ -58,7 +59,7 @@ def _max_episode_steps(config: dict[str, Any]) -> int:
 
 
 def film(path: Path, video: Path, seed: int = 0, watch: Watch | None = None) -> float:
-    """Plays one noise-free episode and writes it as a film (.mp4 or .gif); returns its return.
+    """Play one noise-free episode, and write it as a film (.mp4 or .gif); returns the episode's return.
 
     Raises:
         UserError: If frames cannot be rendered or written here, saying what is missing.

@@ -1,7 +1,7 @@
-"""The W&B workspace that compares the algorithms of a sweep: made here as a file, saved online on request.
+"""Make the W&B workspace that compares the algorithms of a sweep, as a file or online.
 
 A panel cannot choose among the runs of its workspace, but shows those that have its metric; so each task's
-evaluation return is logged under a name of its own too (`return_metric`), and gets a section of its own.
+evaluation return is logged under a name of its own too (`task_metric`), and gets a section of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from rllib_hpo.errors import CheckpointError, UserError
 from rllib_hpo.experiments.config.run_config import read_config_file
 from rllib_hpo.experiments.sweeps.sweep import SweepFiles, read_plan
-from rllib_hpo.experiments.tracking.wandb_logger import PROJECT, STEP_METRIC, group_of, return_metric
+from rllib_hpo.experiments.tracking.wandb_logger import PROJECT, STEP_METRIC, group_of, task_metric
 from rllib_hpo.results import write_atomically
 
 DIAGNOSTICS = {
@@ -28,7 +28,7 @@ DIAGNOSTICS = {
     "displacement_drift": "Displacement by drift",
     "displacement_noise": "Displacement by noise",
 }
-"""What SAC-HPO's sampler says of itself (`Sampler.diagnose`), with titles."""
+"""Diagnostics of SAC-HPO's sampler (`Sampler.diagnose`), with titles."""
 
 LOSSES = {
     "critic_loss": "Critic loss",
@@ -37,19 +37,33 @@ LOSSES = {
     "alpha": "Temperature",
     "log_prob_mean": "Mean log-density",
 }
-"""What an update says of itself, with titles."""
+"""Metrics of updates, with titles."""
+
+SAFETY = {
+    "lambda": "Multiplier",
+    "cost_estimate": "Cost of the last training episodes",
+    "q_cost_start": "Cost that is predicted for an episode",
+    "cost_discounted_latest": "Discounted cost of the last training episodes",
+    "q_cost_mean": "Mean Q_C",
+    "cost_loss": "Loss of the cost critic",
+    "shield_accept": "Share of steps in which an action passed",
+    "shield_steps_mean": "Leapfrog steps of the shield",
+}
+"""Metrics of algorithms under a cost limit, with titles; the last two with a shield only."""
 
 MOST_LINES = 100
-"""Groups that one panel shows; W&B's own limit is 10."""
+"""Greatest number of groups in one panel; W&B's default is 10."""
 
 
 @dataclass(frozen=True)
 class _Cell:
-    """What one or more trials, which differ by seed, are of."""
+    """Algorithm, variant and task of trials that differ only by seed."""
 
     task: str
     algorithm: str
     variant: str
+    has_cost: bool = False
+    is_constrained: bool = False
 
 
 def workspace(files: SweepFiles, entity: str | None = None, project: str = PROJECT) -> Any:
@@ -67,8 +81,11 @@ def workspace(files: SweepFiles, entity: str | None = None, project: str = PROJE
     plan = read_plan(files)
     cells = _cells(files, plan["trials"])
     tasks = _unique(cell.task for cell in cells)
-    sections = [_task_section(task) for task in tasks]
+    costly = {cell.task for cell in cells if cell.has_cost}
+    sections = [_task_section(task, has_cost=task in costly) for task in tasks]
     sections += [_ablation_section(task, cells) for task in tasks if _ablated(task, cells)]
+    if any(cell.is_constrained for cell in cells):
+        sections.append(_section("Safety", [_learner_panel(*item) for item in SAFETY.items()]))
     sections.append(_section("Sampler diagnostics", [_learner_panel(*item) for item in DIAGNOSTICS.items()]))
     sections.append(_section("Losses", [_learner_panel(*item) for item in LOSSES.items()]))
     return ws.Workspace(
@@ -118,7 +135,7 @@ def save_workspace(built: Any) -> str:
 
 
 def _libraries() -> tuple[Any, Any]:
-    """Workspaces and panels; an extra, for training needs neither."""
+    """Import workspaces and panels, an optional dependency."""
     try:
         import wandb_workspaces.reports.v2 as panels
         import wandb_workspaces.workspaces as workspaces
@@ -136,7 +153,8 @@ def _cells(files: SweepFiles, trials: dict[str, str]) -> list[_Cell]:
         if not config_file.is_file():
             raise CheckpointError(f"{config_file} of the sweep's plan is missing.")
         config = read_config_file(config_file)
-        cells.append(_Cell(str(config["task"]), str(config["algorithm"]), variant))
+        about = {"has_cost": config.get("cost") is not None, "is_constrained": "lagrange" in config}
+        cells.append(_Cell(str(config["task"]), str(config["algorithm"]), variant, **about))
     return _unique(cells)
 
 
@@ -144,17 +162,25 @@ def _ablated(task: str, cells: Sequence[_Cell]) -> bool:
     return len({cell.variant for cell in cells if cell.task == task}) > 1
 
 
-def _task_section(task: str) -> Any:
-    """Algorithms and variants against each other, as the runs are grouped."""
-    return _section(task, [_panel(return_metric(task), "Evaluation return, by algorithm and variant")])
+def _task_section(task: str, *, has_cost: bool) -> Any:
+    """A section that compares algorithms and variants: returns, and costs with their limit."""
+    titles = {"return_mean": "Evaluation return, by algorithm and variant"}
+    if has_cost:
+        titles |= {"cost_mean": "Cost of an episode", "cost_discounted_mean": "Discounted cost of an episode"}
+    limit = task_metric(task, "cost_limit")
+    panels = [
+        _panel(task_metric(task, name), title, *([] if name == "return_mean" else [limit]))
+        for name, title in titles.items()
+    ]
+    return _section(task, panels)
 
 
 def _ablation_section(task: str, cells: Sequence[_Cell]) -> Any:
-    """Variants against each other. Where they are of several algorithms, each line is still of one."""
+    """A section that compares variants; with several algorithms, each line belongs to one."""
     _, wr = _libraries()
     algorithms = {cell.algorithm for cell in cells if cell.task == task}
     by_variant = {"groupby": wr.Config("variant")} if len(algorithms) == 1 else {}
-    panel = _panel(return_metric(task), "Evaluation return, by variant", **by_variant)
+    panel = _panel(task_metric(task), "Evaluation return, by variant", **by_variant)
     return _section(f"Ablation: {task}", [panel])
 
 
@@ -162,13 +188,13 @@ def _learner_panel(name: str, title: str) -> Any:
     return _panel(f"learner/{name}", title)
 
 
-def _panel(metric: str, title: str, **options: Any) -> Any:
-    """A metric over environment steps: mean over the runs of a group, with a band of a standard deviation."""
+def _panel(metric: str, title: str, *more: str, **options: Any) -> Any:
+    """Metrics over environment steps: mean over the runs of a group, with a band of a standard deviation."""
     _, wr = _libraries()
     return wr.LinePlot(
         title=title,
         x=STEP_METRIC,
-        y=[metric],
+        y=[metric, *more],
         title_x="environment steps",
         groupby_aggfunc="mean",
         groupby_rangefunc="stddev",

@@ -22,7 +22,7 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from rllib_hpo.algorithms.base import Actor, Episode, Memory
 from rllib_hpo.algorithms.registry import make_method
-from rllib_hpo.errors import NonFiniteError, UserCodeError, UserError
+from rllib_hpo.errors import NonFiniteError, SettingsError, UserCodeError, UserError
 from rllib_hpo.replay.layout import RowLayout
 from rllib_hpo.rllib._private import wants_component
 from rllib_hpo.rllib.environment import Environments, announce_created, environment_maker, label, task_of
@@ -31,6 +31,7 @@ from rllib_hpo.rllib.new_stack.rl_module import ActorCriticModule
 from rllib_hpo.rllib.torch_options import set_torch_options
 from rllib_hpo.streams import TorchStreams, derived_seed, numpy_generator
 from rllib_hpo.tasks import ActionScaling, Boundary, boundary, outcomes, wrappers
+from rllib_hpo.tasks.costs import COST
 from rllib_hpo.tasks.simulator_state import capture, restore
 
 _logger = logging.getLogger(__name__)
@@ -109,10 +110,14 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self._boundary = Boundary(first, label(self.config.env))
         self._scaling = ActionScaling.of(first.action_space)
         obs_dim, action_dim = map(gym.spaces.flatdim, (first.observation_space, first.action_space))
-        self.layout = RowLayout(obs_dim, action_dim, make_method(self.config.settings()).columns)
+        settings = self.config.settings()
+        self.layout = RowLayout(obs_dim, action_dim, make_method(settings).columns)
+        self._largest_cost = settings.largest_cost()
+        has_column = any(column.name == COST for column in self.layout.columns)
+        self._gamma, self._counts_costs = settings.gamma, settings.cost is not None and not has_column
         self._obs = np.zeros((num_envs, self.layout.obs_dim), np.float32)
         self._returns, self._lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
-        self._costs = np.zeros(num_envs)
+        self._costs, self._discounted_costs = np.zeros(num_envs), np.zeros(num_envs)
         self._reports = outcomes.reports_outcome(first)
         self._outcomes: list[outcomes.Outcome] = [{} for _ in range(num_envs)]
         self._memory: Memory = {}
@@ -135,7 +140,8 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
 
     def _begin_episode(self, i: int, seed: int | None = None) -> None:
         self._began[i] = time.perf_counter()
-        self._returns[i], self._lengths[i], self._costs[i] = 0.0, 0, 0.0
+        self._returns[i], self._lengths[i] = 0.0, 0
+        self._costs[i] = self._discounted_costs[i] = 0.0
         self._remembers[i], self._outcomes[i] = False, {}
         try:
             self._obs[i] = self._boundary.reset(self.envs[i], seed)
@@ -191,15 +197,20 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         while done < num_steps:
             turn = min(len(self.envs), num_steps - done)
             which = [(self._turn + k) % len(self.envs) for k in range(turn)]
-            self._step(which, rows[done : done + turn], episodes, random_actions)
+            self._step(which, rows[done : done + turn], episodes, random_actions, done)
             self._turn = (self._turn + turn) % len(self.envs)
             done += turn
         return Block(rows, 0, num_steps, episodes, self._weights_seq_no, random_actions)
 
     def _step(
-        self, which: list[int], rows: npt.NDArray[np.float32], episodes: list[Episode], random_actions: bool
+        self,
+        which: list[int],
+        rows: npt.NDArray[np.float32],
+        episodes: list[Episode],
+        random_actions: bool,
+        done: int,
     ) -> None:
-        """Step the environments `which` once and fill one row for each."""
+        """Step the environments `which` once and fill one row for each; `done` rows precede these."""
         obs = self._obs[which]
         self._remember(which)
         actions = self._actions(obs, which, random_actions)
@@ -219,7 +230,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             self._returns[i] += reward
             self._lengths[i] += 1
             if terminated or truncated:
-                episodes.append(self._episode(i))
+                episodes.append(self._episode(i)._replace(ended_at=done + k + 1))
                 try:
                     self._begin_episode(i)
                 except UserCodeError as error:
@@ -230,7 +241,16 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
     def _episode(self, i: int, *, failed: bool = False) -> Episode:
         seconds = time.perf_counter() - self._began[i]
         total, length, cost = float(self._returns[i]), int(self._lengths[i]), float(self._costs[i])
-        return Episode(total, length, seconds, cost, failed, self._outcomes[i] or None)
+        discounted, recorded = float(self._discounted_costs[i]), self._recorded(i)
+        outcome = self._outcomes[i] or None
+        return Episode(total, length, seconds, cost, failed, discounted, recorded=recorded, outcome=outcome)
+
+    def _recorded(self, i: int) -> dict[str, tuple[float, ...]]:
+        """What acting remembers of the episode of environment `i` that is to be recorded."""
+        names = [name for name, remembered in self._actor.memory.items() if remembered.recorded]
+        if not self._remembers[i]:
+            return {}
+        return {name: tuple(self._memory[name][i].reshape(-1).tolist()) for name in names}
 
     def _step_one(self, i: int, action: npt.NDArray[np.float32]) -> tuple[Any, float, bool, bool, Any]:
         """Step environment i; returns observation, reward, flags and the values of additional columns.
@@ -241,6 +261,8 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         """
         try:
             obs, reward, terminated, truncated, info = self._boundary.step_with_info(self.envs[i], action)
+            if self._counts_costs:
+                self._count_cost(self._boundary.column(info, COST, 1), i)
             if self._reports:
                 outcomes.observe(self._outcomes[i], info)
             extras = self._extras(info, i) if self.layout.columns else None
@@ -291,9 +313,23 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
     def _extras(self, info: Any, i: int) -> npt.NDArray[np.float32]:
         """Values that environment i reports for the columns beyond the usual five, concatenated."""
         parts = {name: self._boundary.column(info, name, size) for name, size in self.layout.columns}
-        if "cost" in parts:
-            self._costs[i] += parts["cost"].sum()
+        if COST in parts:
+            self._count_cost(parts[COST], i)
         return np.concatenate(list(parts.values()))
+
+    def _count_cost(self, cost: npt.NDArray[np.float32], i: int) -> None:
+        """Adds the cost of a step to those of the episode of environment `i`.
+
+        Raises:
+            SettingsError: If it is more than learning takes for possible.
+        """
+        if self._largest_cost is not None and cost.sum() > self._largest_cost * (1 + 1e-6):
+            raise SettingsError(
+                f"cost_max={self._largest_cost:g} is less than the cost {cost.sum():g} of a step of "
+                f"{self._boundary.name}: set cost_max to the most that a step can cost (an action repeat adds them up)."
+            )
+        self._costs[i] += cost.sum()
+        self._discounted_costs[i] += self._gamma ** self._lengths[i] * cost.sum()
 
     def _actions(
         self, obs: npt.NDArray[np.float32], which: list[int], random: bool
@@ -426,6 +462,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             "return": float(self._returns[i]),
             "length": int(self._lengths[i]),
             "cost": float(self._costs[i]),
+            "cost_discounted": float(self._discounted_costs[i]),
             "outcome": dict(self._outcomes[i]),
             "memory": {name: value[i].cpu().numpy() for name, value in self._memory.items()}
             if self._remembers[i]
@@ -459,6 +496,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         restore(self.envs[i], saved["simulator"])
         self._obs[i], self._returns[i], self._lengths[i] = saved["obs"], saved["return"], saved["length"]
         self._costs[i], self._remembers[i] = saved.get("cost", 0.0), False
+        self._discounted_costs[i] = saved.get("cost_discounted", 0.0)
         self._outcomes[i] = dict(saved.get("outcome", {}))
         if saved.get("memory") is not None:
             self._remember([i])

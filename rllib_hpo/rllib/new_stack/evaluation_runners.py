@@ -25,7 +25,7 @@ from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
 from rllib_hpo.errors import NonFiniteError, UserError
 from rllib_hpo.rllib import stack
 from rllib_hpo.rllib.environment import EvaluationEnvironments, environment_maker
-from rllib_hpo.rllib.evaluation import Evaluation, EvaluationStopped, Watch, evaluate
+from rllib_hpo.rllib.evaluation import Evaluation, EvaluationStopped, Watch, cost_gamma, evaluate
 from rllib_hpo.rllib.remote import fetch
 from rllib_hpo.rllib.torch_options import set_torch_options
 from rllib_hpo.tasks import boundary
@@ -56,7 +56,9 @@ class EvaluationRunner:
 
     def __init__(self, config: Any, worker_index: int = 0) -> None:
         set_torch_options(config.num_torch_threads)
-        self._max_episode_steps = config.settings().evaluation_max_episode_steps
+        settings = config.settings()
+        self._max_episode_steps = settings.evaluation_max_episode_steps
+        self._cost_gamma = cost_gamma(settings)
         self._failure: UserError | None = None
         try:
             self._build(config, worker_index)
@@ -92,6 +94,7 @@ class EvaluationRunner:
             due.wrapper_state,
             max_episode_steps=self._max_episode_steps,
             watch=watch,
+            cost_gamma=self._cost_gamma,
         )
 
 

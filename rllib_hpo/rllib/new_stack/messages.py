@@ -54,7 +54,9 @@ class Block(NamedTuple):
     def fetched_block(self) -> Block:
         """This block with exactly its own rows, copied into this process."""
         rows = ray.get(self.rows) if isinstance(self.rows, ray.ObjectRef) else self.rows
-        return self._replace(rows=rows[self.start : self.end].copy(), start=0, end=self.num_steps)
+        episodes = [episode._replace(ended_at=episode.ended_at - self.start) for episode in self.episodes]
+        own = rows[self.start : self.end].copy()
+        return self._replace(rows=own, start=0, end=self.num_steps, episodes=episodes)
 
 
 class CoreCall(Call):

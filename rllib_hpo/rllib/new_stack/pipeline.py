@@ -171,6 +171,7 @@ class Pipeline:
 
     def _learn_from(self, block: Block) -> None:
         algorithm = self._algorithm
+        block = block._replace(episodes=algorithm.dated(block.episodes, block.start))
         due = algorithm.count(block.num_steps, block.episodes)
         if not block.is_random:
             self._lags.append(algorithm.num_updates - block.weights_seq_no)

@@ -110,8 +110,9 @@ class ModuleStack(stack.Stack):
         while algorithm.env_steps < stop and not algorithm.stop_requested:
             num_steps = min(self._fragment, stop - algorithm.env_steps)
             block = runner.sample(num_steps=num_steps, random_actions=random_actions)
-            core.add_transitions(block.rows, block.episodes)
-            core.update_from_replay(algorithm.count(len(block.rows), block.episodes))
+            episodes = algorithm.dated(block.episodes)
+            core.add_transitions(block.rows, episodes)
+            core.update_from_replay(algorithm.count(len(block.rows), episodes))
 
     @property
     def _fragment(self) -> int:

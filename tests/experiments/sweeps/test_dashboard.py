@@ -15,7 +15,7 @@ from rllib_hpo.cli import main
 from rllib_hpo.experiments.config.run_config import resolve
 from rllib_hpo.experiments.config.sweep_config import read_sweep
 from rllib_hpo.experiments.runs.train import RunFiles, TrainingRun, flat_metrics
-from rllib_hpo.experiments.sweeps.dashboard import DIAGNOSTICS, LOSSES
+from rllib_hpo.experiments.sweeps.dashboard import DIAGNOSTICS, LOSSES, SAFETY
 from rllib_hpo.experiments.sweeps.sweep import SweepFiles, start_sweep
 from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
 from tests.experiments.fake_wandb import fake_server
@@ -87,6 +87,23 @@ def test_sections_metrics_and_axis(tmp_path: Path, capsys: pytest.CaptureFixture
         for panel in one["panels"]:
             assert panel["viewType"] == "Run History Line Plot"
             assert panel["config"]["xAxis"] == "env_steps"
+
+
+def test_costs_stand_beside_returns_with_the_limit(tmp_path: Path) -> None:
+    """For tasks that have any; a section of the multiplier and the shield where an algorithm has them."""
+    text = SWEEP.replace("[sac, sac-nf, sac-hpo]", "[sac, sac-hpo-lagrangian]").replace(
+        "Pendulum-v1", "halfcheetah-speed1"
+    )
+    directory = planned(tmp_path, text.replace("hopper", "ant-torque25"))
+    assert run(str(directory)) == 0
+    found = panels(json.loads((directory / "dashboard.json").read_text()))
+    task = "tasks/halfcheetah-speed1"
+    assert [panel["metrics"] for panel in found["halfcheetah-speed1"]] == [
+        [f"{task}/return_mean"],
+        [f"{task}/cost_mean", f"{task}/cost_limit"],
+        [f"{task}/cost_discounted_mean", f"{task}/cost_limit"],
+    ]
+    assert [panel["metrics"] for panel in found["Safety"]] == [[f"learner/{name}"] for name in SAFETY]
 
 
 def test_seeds_are_bands_of_groups_of_the_sweep_only(tmp_path: Path) -> None:

@@ -12,14 +12,21 @@ from rllib_hpo.algorithms.registry import BUILT_IN
 from tests.rllib.conformance import page
 from tests.rllib.conformance.calls import BOTH, CALLS, Call
 from tests.rllib.conformance.subjects import REFERENCE, Raised, Subject
+from tests.rllib.tiny import SAFE_ALGORITHMS
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 CASES = [
-    pytest.param(name, stack, call, id=f"{stack}-{name}-{call.code}")
+    pytest.param(
+        name,
+        stack,
+        call,
+        id=f"{stack}-{name}-{call.code}",
+        marks=[pytest.mark.exhaustive] if name in SAFE_ALGORITHMS else [],
+    )
     for stack in BOTH
     for name in BUILT_IN
     for call in CALLS
-    if stack in call.stacks
+    if stack in call.stacks and (stack == "new" or name not in SAFE_ALGORITHMS)
 ]
 
 

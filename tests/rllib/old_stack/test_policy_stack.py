@@ -21,7 +21,15 @@ from rllib_hpo.rllib.checkpointing import MANIFEST
 from rllib_hpo.rllib.config import ActorCriticConfig
 from rllib_hpo.rllib.old_stack.policy import SACHPOTorchPolicy
 from tests.rllib.environments import CountingEnv, NoisyEnv
-from tests.rllib.tiny import EVERY_ALGORITHM, assert_equal, loaded, running, tiny_config, train_to, tuned
+from tests.rllib.tiny import (
+    EVERY_ALGORITHM_OF_BOTH_STACKS,
+    assert_equal,
+    loaded,
+    running,
+    tiny_config,
+    train_to,
+    tuned,
+)
 
 OLD = {"enable_rl_module_and_learner": False, "enable_env_runner_and_connector_v2": False}
 
@@ -55,7 +63,7 @@ def facts(algorithm: ActorCriticAlgorithm) -> dict[str, Any]:
 # --- training ---
 
 
-@EVERY_ALGORITHM
+@EVERY_ALGORITHM_OF_BOTH_STACKS
 @pytest.mark.parametrize("env", ["Hopper-v4", NoisyEnv])
 def test_every_algorithm_trains_without_a_cluster(algorithm: str, env: Any, tmp_path: Path) -> None:
     import ray
@@ -113,7 +121,7 @@ def test_rows_are_transitions() -> None:
     assert len(np.unique(action)) == 40
 
 
-@EVERY_ALGORITHM
+@EVERY_ALGORITHM_OF_BOTH_STACKS
 def test_one_seed_is_one_run(algorithm: str, tmp_path: Path) -> None:
     rows = []
     for name in ("one", "other"):
@@ -219,7 +227,7 @@ def test_the_gpu_is_asked_for_where_the_policy_learns() -> None:
 # --- checkpoints ---
 
 
-@EVERY_ALGORITHM
+@EVERY_ALGORITHM_OF_BOTH_STACKS
 @pytest.mark.parametrize("way", ["from_checkpoint", "restore_from_path", "restore"])
 def test_a_checkpoint_brings_everything_back(algorithm: str, way: str, tmp_path: Path) -> None:
     config = old_config(algorithm, **tuned(algorithm))

@@ -32,7 +32,7 @@ from rllib_hpo.rllib.old_stack.policy import (
 )
 from rllib_hpo.settings import ActorCriticSettings
 from tests.learning.options import SETTINGS
-from tests.rllib.tiny import EVERY_ALGORITHM, TINY, assert_equal, running, tiny_config, tuned
+from tests.rllib.tiny import EVERY_ALGORITHM_OF_BOTH_STACKS, TINY, assert_equal, running, tiny_config, tuned
 
 OBS, ACT, ROWS = 11, 3, 16
 OBS_SPACE = gym.spaces.Box(-np.inf, np.inf, (OBS,), np.float64)
@@ -126,7 +126,7 @@ def test_an_update_is_that_of_the_new_stack(name: str) -> None:
             np.testing.assert_allclose(weights[f"model.{name}"], value, rtol=0, atol=1e-6, err_msg=name)
 
 
-@EVERY_ALGORITHM
+@EVERY_ALGORITHM_OF_BOTH_STACKS
 def test_a_loaded_batch_teaches_the_same(algorithm: str) -> None:
     direct, loaded = make_policy(algorithm), make_policy(algorithm)
     batch = columns(rows=2 * ROWS)
@@ -180,7 +180,7 @@ def test_callbacks_see_each_batch() -> None:
 # --- how it acts ---
 
 
-@EVERY_ALGORITHM
+@EVERY_ALGORITHM_OF_BOTH_STACKS
 def test_actions_are_the_engines(algorithm: str) -> None:
     """Noise-free they are the actor's; exploring they are not, and differ from call to call. All in [-1, 1]."""
     policy = make_policy(algorithm, **({"momentum_std_explore": 3.0} if algorithm == "sac-hpo" else {}))
@@ -196,7 +196,7 @@ def test_actions_are_the_engines(algorithm: str) -> None:
     assert np.array_equal(again, actions)
 
 
-@EVERY_ALGORITHM
+@EVERY_ALGORITHM_OF_BOTH_STACKS
 def test_a_single_action_is_a_row_of_many(algorithm: str) -> None:
     policy = make_policy(algorithm)
     single, _, _ = policy.compute_single_action(OBSERVATIONS[0], explore=False)
@@ -235,7 +235,7 @@ def test_random_actions_are_uniform() -> None:
 # --- its state ---
 
 
-@EVERY_ALGORITHM
+@EVERY_ALGORITHM_OF_BOTH_STACKS
 def test_a_restored_policy_goes_on_as_if_nothing_had_happened(algorithm: str) -> None:
     """Weights, targets, temperature, optimizers, counters, and the noise of learning and of exploring."""
     settings = tuned(algorithm)
@@ -291,7 +291,7 @@ def test_two_workers_explore_differently_whatever_state_they_are_given() -> None
     assert not np.array_equal(later[0], drawn[0])
 
 
-@EVERY_ALGORITHM
+@EVERY_ALGORITHM_OF_BOTH_STACKS
 def test_a_policy_can_be_saved_and_loaded_alone(algorithm: str, tmp_path: Path) -> None:
     policy = make_policy(algorithm)
     policy.learn_on_batch(SampleBatch(columns()))

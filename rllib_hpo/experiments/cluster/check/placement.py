@@ -1,4 +1,4 @@
-"""What the machines of a cluster file have, and how many of them there can be."""
+"""Read the machines of a cluster file: their resources and their greatest number."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rllib_hpo.rllib.machines import ROLLOUTS, Machines, NodeType, autoscaler_ma
 
 
 def read_machines(path: Path) -> Machines:
-    """The machines of a cluster file that `check_file` finds right.
+    """Read the machines of a cluster file without mistakes.
 
     Raises:
         UserError: If the file does not say what its machines have.
@@ -61,7 +61,7 @@ def _of_kuberay(document: YamlLines) -> Machines:
 
 
 def _quantity(value: Any) -> float:
-    """Kubernetes' CPUs: 8, "8" or "500m"."""
+    """Parse Kubernetes' CPUs: 8, "8" or "500m"."""
     text = str(value)
     return float(text[:-1]) / 1000 if text.endswith("m") else float(text)
 
@@ -87,7 +87,7 @@ def _of_slurm(text: str) -> Machines:
 
 
 def misplaced(machines: Machines) -> Iterator[tuple[str, str, str]]:
-    """Kinds of machines on which rollouts would be where they should not: name, what is wrong, remedy."""
+    """Kinds of machines that would run runners in the wrong place: name, mistake, remedy."""
     if not any(kind.has_gpu for kind in machines.types):
         return
     for kind in machines.types:
