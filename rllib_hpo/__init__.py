@@ -22,7 +22,7 @@ _LAZY = {
     "ActorCriticConfig": "rllib_hpo.rllib.algorithms",  # which also imports what it builds
     **{
         f"{name}{kind}": f"rllib_hpo.rllib.{module}"
-        for name in ("SACGaussian", "SACNF", "SACHPO", "TD3", "DDPG", "MCMCPO", "LangevinPO")
+        for name in ("SACGaussian", "SACNF", "SACHPO", "TD3", "DDPG", "MCMCPO", "LangevinPO", "SoftQ")
         for kind, module in (
             ("", "algorithms"),
             ("Config", "algorithms"),
@@ -62,6 +62,9 @@ __all__ = [
     "SACLagrangianConfig",
     "SACNFConfig",
     "SACNFTorchPolicy",
+    "SoftQ",
+    "SoftQConfig",
+    "SoftQTorchPolicy",
     "TD3Config",
     "TD3TorchPolicy",
 ]  # fmt: skip

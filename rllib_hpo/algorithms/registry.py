@@ -36,6 +36,7 @@ _ENTRIES: dict[str, _Entry] = {
     "sac-hpo-lagrangian": _Entry(
         "rllib_hpo.algorithms.sac_lagrangian:SACHPOLagrangianSettings", "SAC-HPO-Lagrangian"
     ),
+    "soft-q": _Entry("rllib_hpo.algorithms.soft_q:SoftQSettings", "Soft Q-learning"),
 }
 
 BUILT_IN = tuple(_ENTRIES)
@@ -49,6 +50,7 @@ _METHODS: dict[str, str | type[Method[Any, Any]]] = {
     "rllib_hpo.algorithms.sac_lagrangian:ConstraintSettings": (
         "rllib_hpo.algorithms.sac_lagrangian:ConstrainedSoftActorCritic"
     ),
+    "rllib_hpo.algorithms.soft_q:SoftQSettings": "rllib_hpo.algorithms.soft_q:SoftQ",
 }
 """What learns with settings of a class, named by "module:Class", and with those of its subclasses."""
 

@@ -28,6 +28,7 @@ from rllib_hpo.networks.critics import Critics
 from rllib_hpo.networks.mlp import ReluMLP
 from rllib_hpo.optim.steps import Steps
 from rllib_hpo.replay.layout import Batch
+from rllib_hpo.samplers.exploration import explored
 from rllib_hpo.settings import NetworkSettings, PositiveFloat, PositiveInt
 from rllib_hpo.streams import Draw, TorchStreams, torch_generator
 
@@ -135,13 +136,8 @@ class DeterministicActor(Actor):
     @override
     def explore(self, obs: Tensor, streams: TorchStreams, memory: Memory) -> Tensor:
         """See `Actor.explore`."""
-        settings, generator = self.settings, streams["action"]
-        shape = (len(obs), self.action_dim)
-        drawn = torch.randn(shape, generator=generator, device=generator.device).to(obs.device)
-        noise = settings.exploration_noise * drawn
-        if "noise" in memory:  # x <- (1 - theta) x + sigma xi, from 0 at the start of an episode
-            noise = memory["noise"] = (1 - settings.ou_theta) * memory["noise"] + noise
-        return (self(obs) + noise).clamp(-1, 1)
+        settings = self.settings
+        return explored(self(obs), streams["action"], settings.exploration_noise, settings.ou_theta, memory)
 
 
 class TD3Model(DeterministicActor):

@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from rllib_hpo.algorithms.sac import SamplerActor
-from rllib_hpo.analysis.figures import to_bytes
+from rllib_hpo.analysis.figures import blank, to_bytes
 from rllib_hpo.analysis.shape_statistics import ShapeNumbers, shape_numbers
 from rllib_hpo.analysis.statistics import Interval
 from rllib_hpo.analysis.tables import NOTHING, Table
@@ -72,9 +71,12 @@ def rollout_state(policy: DeployedPolicy, seed: int, num_steps: int) -> Array:
             )
         checked = Boundary(env)
         state: Array = checked.reset(env, seed)
+        memory = policy.begin(torch.as_tensor(state[None]))
         for _ in range(num_steps):
             with torch.no_grad():
-                action = policy(torch.as_tensor(state[None])).numpy()[0]
+                result = policy(torch.as_tensor(state[None]), *memory)
+            acted, *memory = result if isinstance(result, tuple) else (result,)
+            action = acted.numpy()[0]
             state, _, terminated, truncated = checked.step(env, action.astype(env.action_space.dtype))
             if terminated or truncated:
                 break
@@ -140,7 +142,7 @@ def policy_shape(
 
 def policy_shape_figure(shape: PolicyShape, dims: tuple[int, int], title: str) -> Figure:
     """Two panels, before and after the leapfrog, over the same contours."""
-    figure = _blank(9.6, 4.6)
+    figure = blank(9.6, 4.6)
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
     filled = _draw(axes, shape, dims, ("before the leapfrog", "after the leapfrog"))
     for axis in axes:
@@ -156,7 +158,7 @@ def side_by_side_figure(
     shapes: Mapping[str, PolicyShape], numbers: Mapping[str, ShapeNumbers], dims: tuple[int, int], title: str
 ) -> Figure:
     """A column for each policy, by its name: before the leapfrog, after it, and the numbers below."""
-    figure = _blank(1.2 + 3.6 * len(shapes), 8.2)
+    figure = blank(1.2 + 3.6 * len(shapes), 8.2)
     axes = figure.subplots(2, len(shapes), sharex=True, sharey=True, squeeze=False)
     for column, (name, shape) in zip(axes.T, shapes.items(), strict=True):
         filled = _draw(column, shape, dims, (f"{name}\nbefore", "after"))
@@ -169,12 +171,6 @@ def side_by_side_figure(
         axis.set_ylabel(f"action dimension {dims[1]}", fontsize=9, color=_INK)
     figure.suptitle(title, fontsize=11, color=_INK)
     _footnote(figure, next(iter(shapes.values())))
-    return figure
-
-
-def _blank(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)  # draws without a display, whatever backend the user has set
     return figure
 
 

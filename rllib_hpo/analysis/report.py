@@ -21,6 +21,7 @@ from rllib_hpo.analysis.figures import (
     profile_figure,
     to_bytes,
 )
+from rllib_hpo.analysis.outcomes import outcomes_table, threshold_figure
 from rllib_hpo.analysis.page import write_page
 from rllib_hpo.analysis.parameters import parameters_table
 from rllib_hpo.analysis.runs import Run, runs_of, series_of, tasks_of
@@ -83,11 +84,11 @@ def tables_of(table: pa.Table, runs: Sequence[Run]) -> list[Table]:
     """Every table of a report: problems of the rows, comparisons of `runs`, and searches trial by trial."""
     problems, parameters = problems_table(table), parameters_table(runs)
     compared = all_tables(runs, np.random.default_rng(SEED)) if runs else []
-    costs = cost_table(runs)
+    costs, outcomes = cost_table(runs), outcomes_table(runs)
     about = [
-        *([costs] if costs else []),
+        *filter(None, [costs]),
         *compared,
-        *([parameters] if parameters else []),
+        *filter(None, [outcomes, parameters]),
         *search_tables(table),
     ]
     return [*([problems] if problems else []), *about]
@@ -170,6 +171,9 @@ def _figures(table: pa.Table, runs: Sequence[Run]) -> dict[str, tuple[Figure, st
     displacement = displacement_figure(runs)
     if displacement is not None:
         figures["displacement"] = displacement, "How far the leapfrog moves actions: drift and noise"
+    threshold = threshold_figure(runs)
+    if threshold is not None:
+        figures["thresholds"] = threshold, "How far each run has come in training"
     finals, series = scores_of(runs, final), series_of(runs)
     scaled = normalised(finals, finals)
     if scaled is None:

@@ -43,6 +43,10 @@ Assignments = Annotated[
         help="A setting (`rllib-hpo settings` lists them); may be given many times.",
     ),
 ]
+InitializeFrom = Annotated[
+    Path | None,
+    path_option(help="A run directory or checkpoint whose networks the new run begins with."),
+]
 Resume = Annotated[
     Path | None, path_option(help="Directory of a run to go on with, from its newest intact checkpoint.")
 ]
@@ -65,6 +69,7 @@ def train(
     out: Out = None,
     config: ConfigFile = None,
     set_: Assignments = None,
+    initialize_from: InitializeFrom = None,
     resume: Resume = None,
     keep_checkpoints: KeepCheckpoints = 2,
     keep_policies_every: KeepPoliciesEvery = None,
@@ -83,6 +88,8 @@ def train(
 
     quiet_ray()
     flags: dict[str, Any] = {**_settings(set_), "algorithm": algorithm, "task": task, "seed": seed}
+    if initialize_from is not None:
+        flags["initialize_from"] = str(initialize_from)
     if keep_policies_every is not None:
         flags["keep_policies_every"] = keep_policies_every
     if resume is None:

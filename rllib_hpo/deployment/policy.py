@@ -32,8 +32,8 @@ class DeployedPolicy(nn.Module):
 
     @property
     def memory(self) -> list[str]:
-        """Names of what `forward` takes after the observations and returns after the actions; mostly none."""
-        return [name for name, remembered in self.actor.memory.items() if not remembered.only_exploring]
+        """Names of the memory tensors that `forward` takes after the observations and returns after the actions."""
+        return [name for name, kept in self.actor.memory.items() if kept.is_held(explores=False)]
 
     def forward(self, obs: Tensor, *memory: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Actions (B, A) for obs (B, S), as `Actor.act` and `ActionScaling.to_env` compute them.

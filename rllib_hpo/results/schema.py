@@ -78,7 +78,8 @@ SCHEMA = pa.schema(
         _column(
             "diagnostics",
             pa.map_(pa.string(), pa.field("value", pa.float64(), nullable=False)),
-            "What the latest diagnostics said in training (gate, drift, costs, multiplier, ...), by name.",
+            "What the latest diagnostics said in training (gate, drift, costs, multiplier, ...), by name, and "
+            "what came of episodes, in training (forward_max, ...) and in the evaluation (goal_reached, ...).",
         ),
         _column("eval_sampler", pa.string(), "Sampler that acted, noise-free, in the evaluation."),
         _column("config_json", pa.string(), "Resolved configuration of the run as canonical JSON."),

@@ -33,6 +33,7 @@ from rllib_hpo.rllib.evaluating import EvaluatedAlgorithm
 from rllib_hpo.rllib.evaluation import (
     EvaluationStopped,
 )
+from rllib_hpo.rllib.initializing import initial_weights
 from rllib_hpo.rllib.new_stack.evaluation_runners import EvaluationRunners
 from rllib_hpo.rllib.new_stack.stack import PIPELINE_RESULTS, ModuleStack
 from rllib_hpo.rllib.old_stack.policy import POLICIES, ActorCriticTorchPolicy
@@ -43,10 +44,13 @@ from rllib_hpo.rllib.schedule import Schedule
 from rllib_hpo.rllib.stack import Stack
 from rllib_hpo.rllib.torch_options import set_torch_options
 from rllib_hpo.rllib.training_costs import TrainingCosts
+from rllib_hpo.tasks import outcomes
 from rllib_hpo.tasks.env_config import not_recorded, recorded
 
 ENV_RESTARTS = "num_env_restarts_lifetime"
 """The key of results that counts environments rebuilt after an error."""
+EXTREMES = "outcome"
+"""The key of results that holds `extremes`."""
 _logger = logging.getLogger(__name__)
 
 
@@ -88,6 +92,8 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
         self.env_steps, self._num_updates = 0, 0
         self.env_restarts = 0
         """Number of environments that were rebuilt after an error."""
+        self.extremes: outcomes.Outcome = {}
+        """How far training episodes have come, where the environment says; see `rllib_hpo.tasks.outcomes`."""
         self.run_seed: int = config.seed
         """The seed of this run's random streams: the config's, or a new one in a clone with its donor's seed."""
         self._began = time.perf_counter()
@@ -121,8 +127,38 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
                 super().setup(config)
             self.stack: Stack = PolicyStack(self) if config.is_old_stack else ModuleStack(self)
             make_method(self.settings).check(self.actor)
+            self._initialize()
             self._evaluation_environments = EvaluationEnvironments(config)
             self.evaluation_runners = EvaluationRunners(config, self._watch)
+
+    def _initialize(self) -> None:
+        """Begins with the networks of another run, where the config names one."""
+        self.origin_digest = ""
+        """Of the networks that the run began with; empty for those of its seed."""
+        self._lacks_origin: UserError | None = None
+        if self.config.initialize_from is None:
+            return
+        networks = make_method(self.settings).networks(self._model())
+        try:
+            weights, digest = initial_weights(self.get_weights(), networks, Path(self.config.initialize_from))
+        except UserError as error:  # which is none for a run that is restored from a checkpoint of its own
+            self._lacks_origin = error
+            return
+        self.set_weights(weights)
+        self.origin_digest = digest
+
+    def _model(self) -> Any:
+        """A model like the learner's."""
+        return make_method(self.settings).make_model(self.actor.obs_dim, self.actor.action_dim, seed=0)
+
+    def refuse_without_origin(self) -> None:
+        """Does nothing unless this is a new run whose `initialize_from` cannot be used.
+
+        Raises:
+            UserError: Saying why.
+        """
+        if self._lacks_origin is not None:
+            raise self._lacks_origin
 
     @staticmethod
     def _validate_local_hardware(config: ActorCriticConfig) -> None:
@@ -210,6 +246,8 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
         self.stack.complete(results)
         results[ENV_RUNNER_RESULTS][ENV_RESTARTS] = self.env_restarts
         results[ENV_RUNNER_RESULTS] |= self.training_costs.numbers()
+        if self.extremes:
+            results[ENV_RUNNER_RESULTS][EXTREMES] = dict(self.extremes)
         if self.latest_evaluation is not None:
             results[EVALUATION_RESULTS] = self.latest_evaluation
         return results
@@ -218,6 +256,7 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
     def training_step(self) -> dict[str, Any] | None:
         """Act, store and update (Algorithm 1 of arXiv 2103.12020), in place of RLlib's sample-and-train."""
         self._check_replay_loaded()
+        self.refuse_without_origin()
         end = self.schedule.iteration_end(self.env_steps)
         if self.max_env_steps is not None:
             end = min(end, self.max_env_steps)
@@ -271,6 +310,7 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
                 self.env_restarts += 1
             else:
                 self.episodes_done.append(episode)
+                outcomes.widen(self.extremes, episode.outcome or {})
         due = self.schedule.updates_due(self.env_steps) - self._num_updates
         self._num_updates += due
         return due
@@ -309,14 +349,21 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
             "rollout_fragment_length": self.config.rollout_fragment_length,
             "num_learners": self.config.num_learners,
             **({"max_lead_steps": self.config.max_lead_steps} if self._overlaps(self.config) else {}),
+            **self._origin(),
             **self.settings.model_dump(),
         }
+
+    def _origin(self) -> dict[str, str]:
+        if self.config.initialize_from is None:
+            return {}
+        return {"initialize_from": self.config.initialize_from, "initialize_digest": self.origin_digest}
 
     def take_over(self, other: ActorCriticAlgorithm) -> None:
         """Continue from the state of `other`, an algorithm in this process, with new exploration and episodes."""
         self.stack.core.take_over(other.stack.core)
         self.env_steps, self._num_updates = other.env_steps, other._num_updates
         self.latest_evaluation, self._began = other.latest_evaluation, other._began
+        self.extremes, self.origin_digest = dict(other.extremes), other.origin_digest
         self.stack.join(self.env_steps)
 
     def is_savable(self) -> bool:
@@ -330,6 +377,8 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
             "num_updates": self._num_updates,
             "env_restarts": self.env_restarts,
             "training_costs": self.training_costs.get_state(),
+            "origin_digest": self.origin_digest,
+            "extremes": dict(self.extremes),
             "latest_evaluation": self.latest_evaluation,
             "owes_evaluation": self.lacks_evaluation,
             "evaluations": self.evaluation_runners.get_state(),
@@ -345,6 +394,8 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
         self.env_steps, self._num_updates = progress["env_steps"], progress["num_updates"]
         self.env_restarts = progress.get("env_restarts", 0)
         self.training_costs.set_state(progress.get("training_costs", {}))
+        self.extremes = dict(progress.get("extremes", {}))
+        self.origin_digest, self._lacks_origin = progress.get("origin_digest", ""), None
         self.latest_evaluation = progress["latest_evaluation"]
         self.lacks_evaluation = progress.get("owes_evaluation", False)
         self.evaluation_runners.set_state(progress.get("evaluations", []))

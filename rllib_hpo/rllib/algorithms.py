@@ -154,6 +154,22 @@ class SACHPOLagrangianConfig(ActorCriticConfig):
         super().__init__("sac-hpo-lagrangian", algo_class or SACHPOLagrangian)
 
 
+class SoftQ(ActorCriticAlgorithm):
+    """Soft Q-learning: a policy of several modes, drawn by a network that SVGD trains."""
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> ActorCriticConfig:
+        return SoftQConfig()
+
+
+class SoftQConfig(ActorCriticConfig):
+    """Config of `SoftQ`."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__("soft-q", algo_class or SoftQ)
+
+
 CONFIGS: dict[str, type[ActorCriticConfig]] = {
     "sac": SACGaussianConfig,
     "sac-nf": SACNFConfig,
@@ -164,6 +180,7 @@ CONFIGS: dict[str, type[ActorCriticConfig]] = {
     "langevin-po": LangevinPOConfig,
     "sac-lagrangian": SACLagrangianConfig,
     "sac-hpo-lagrangian": SACHPOLagrangianConfig,
+    "soft-q": SoftQConfig,
 }
 """Config class of each built-in algorithm; others are an `ActorCriticConfig` with their name."""
 

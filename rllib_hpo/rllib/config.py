@@ -40,7 +40,7 @@ from rllib_hpo.tasks import find_task
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
 
-_PATHS = frozenset(["results_dir", "replay_dir"])
+_PATHS = frozenset(["results_dir", "replay_dir", "initialize_from"])
 
 DEFAULT_LEAD_FRAGMENTS = 4
 """Default of `max_lead_steps`, in fragments of every runner."""
@@ -77,6 +77,7 @@ class ActorCriticConfig(AlgorithmConfig):
         self.limit_gpu_memory = True
         self.results_dir: str | None = None
         self.replay_dir: str | None = None
+        self.initialize_from: str | None = None
         self.sweep, self.variant = "", ""
         self.task: str | None = None
         self.trial_id: str | None = None
@@ -319,12 +320,18 @@ class ActorCriticConfig(AlgorithmConfig):
         return self
 
     @override(AlgorithmConfig)
-    def checkpointing(self, *, replay_dir: str | None = NotProvided) -> Self:
-        """Set the directory that keeps segments of the replay, so that each checkpoint writes only new rows.
+    def checkpointing(
+        self, *, replay_dir: str | None = NotProvided, initialize_from: str | None = NotProvided
+    ) -> Self:
+        """What a run keeps, and what it begins with. RLlib's own options of this method are refused.
 
-        With None every checkpoint holds the whole replay. RLlib's own options of this method have no effect and are
-        refused.
+        Args:
+            replay_dir: Where segments of the replay are kept between checkpoints, so that each writes new rows only.
+                With None every checkpoint holds the whole replay.
+            initialize_from: A run directory or checkpoint whose networks a new run begins with; all else is new.
         """
+        if initialize_from is not NotProvided:
+            self.initialize_from = initialize_from
         if replay_dir is not NotProvided:
             self.replay_dir = replay_dir
         return self

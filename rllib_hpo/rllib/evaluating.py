@@ -58,6 +58,7 @@ class EvaluatedAlgorithm(SavedAlgorithm):
     training_costs: TrainingCosts
     env_restarts: int
     evaluation_steps: int
+    extremes: dict[str, float]
     lacks_evaluation: bool
     latest_evaluation: dict[str, Any] | None
     on_row: Callable[[Path], None] | None
@@ -154,7 +155,11 @@ class EvaluatedAlgorithm(SavedAlgorithm):
             if rest
             else episode_seeds(seed, number, episodes),
             wrapper_state=self.stack.wrapper_state(),
-            diagnostics=self.stack.call_core("latest_diagnostics") | self.training_costs.numbers(),
+            diagnostics={
+                **self.stack.call_core("latest_diagnostics"),
+                **self.training_costs.numbers(),
+                **self.extremes,
+            },
         )
 
     def _play(self, due: EvaluationRequest, watch: Watch | None = None) -> Evaluation:
@@ -193,6 +198,8 @@ class EvaluatedAlgorithm(SavedAlgorithm):
             },
             "env_steps": due.env_steps,
         }
+        if played.outcome:
+            evaluation["outcome"] = dict(played.outcome)
         self._run_callbacks("on_evaluate_end", evaluation_metrics=evaluation)
         return evaluation
 
@@ -219,7 +226,7 @@ class EvaluatedAlgorithm(SavedAlgorithm):
             env_steps=due.env_steps,
             weights_env_steps=due.env_steps,
             updates=due.updates,
-            diagnostics=due.diagnostics,
+            diagnostics={**due.diagnostics, **played.outcome},
             episodes_cut=played.episodes_cut,
             env_restarts=self.env_restarts,
             eval_sampler=self.settings.evaluation_sampler(),

@@ -17,8 +17,12 @@ class Schedule:
         self._update_to_data = Fraction(str(settings.update_to_data))
 
     def is_warmup(self, env_steps: int) -> bool:
-        """Whether the next step acts at random."""
+        """Whether the next step is of the warm-up, after which nothing is learned yet."""
         return env_steps < self.settings.warmup_steps
+
+    def acts_at_random(self, env_steps: int) -> bool:
+        """Whether the next step's action is uniformly random."""
+        return self.settings.warmup_policy == "uniform" and self.is_warmup(env_steps)
 
     def updates_due(self, env_steps: int) -> int:
         """Updates that should have been made after `env_steps`: update_to_data for each after the warm-up."""

@@ -41,7 +41,9 @@ NEW_STACK_OPTIONS = frozenset(
 OLD_STACK_OPTIONS = frozenset(["num_gpus"])
 """Options that have an effect on RLlib's old API stack only."""
 
-RUN_OPTIONS = frozenset("results_dir replay_dir sweep variant task trial_id tune_trial imports".split())
+RUN_OPTIONS = frozenset(
+    "results_dir replay_dir sweep variant task trial_id tune_trial imports initialize_from".split()
+)
 """Options of this package that describe the run rather than the algorithm."""
 
 _INTERNAL = frozenset(

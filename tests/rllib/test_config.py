@@ -35,12 +35,15 @@ from rllib_hpo import (
     SACLagrangian,
     SACLagrangianConfig,
     SACNFConfig,
+    SoftQ,
+    SoftQConfig,
     TD3Config,
 )
 from rllib_hpo.algorithms.langevin_po import LangevinPOSettings
 from rllib_hpo.algorithms.mcmc_po import MCMCPOSettings
 from rllib_hpo.algorithms.registry import find_settings
 from rllib_hpo.algorithms.sac_lagrangian import SACHPOLagrangianSettings, SACLagrangianSettings
+from rllib_hpo.algorithms.soft_q import SoftQSettings
 from rllib_hpo.algorithms.td3 import DDPGSettings, TD3Settings
 from rllib_hpo.errors import SettingsError, UnknownNameError
 from rllib_hpo.experiments.config.run_config import resolve, resolve_saved
@@ -72,6 +75,13 @@ OTHER_VALUES: dict[str, Any] = {
     "form": "paper",
     "mass_matrix": "consistent",
     "clip_gradient": "straight_through",
+    "value_proposal": "uniform",  # the other needs noise_set=None
+    "svgd_space": "action",
+    "kernel": "none",
+    "warmup_policy": "policy",
+    "kernel_width": "paper",
+    "noise_set": 4,
+    "evaluation_action": "best_of_particles",
     "gamma": 0.9,
     "policy_layers": 3,
     "critic_layers": 3,
@@ -110,9 +120,14 @@ def other_value(name: str, default: Any) -> Any:
 
 def others(model: type[Settings]) -> dict[str, Any]:
     """Another value for every setting of an algorithm."""
-    return {name: other_value(name, field.default) for name, field in model.model_fields.items()} | (
-        {"tempering_allow_heating": True} if "tempering" in model.model_fields else {}
-    )
+    special = {
+        "tempering": {"tempering_allow_heating": True},
+        "noise_set": {"alpha": {"from": 1.0, "to": 0.1, "steps": 100}},
+    }
+    values = {name: other_value(name, field.default) for name, field in model.model_fields.items()}
+    for name, changes in special.items():
+        values |= changes if name in values else {}
+    return values
 
 
 @pytest.mark.parametrize(
@@ -127,6 +142,7 @@ def others(model: type[Settings]) -> dict[str, Any]:
         (MCMCPOConfig, MCMCPO, MCMCPOSettings),
         (SACLagrangianConfig, SACLagrangian, SACLagrangianSettings),
         (SACHPOLagrangianConfig, SACHPOLagrangian, SACHPOLagrangianSettings),
+        (SoftQConfig, SoftQ, SoftQSettings),
     ],
 )
 def test_classes_belong_together(config_class: Any, algorithm_class: Any, settings_class: Any) -> None:

@@ -56,6 +56,8 @@ def assert_learned(returns: list[float], algorithm: str = "") -> None:
             name, marks=pytest.mark.exhaustive if name in ("sac-nf", "ddpg", "mcmc-po", "langevin-po") else []
         )
         for name in BUILT_IN
+        if name
+        != "soft-q"  # whose targets are copied seven times in so short a run; see test_soft_q_learning.py
     ],
 )
 def test_it_learns(algorithm: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rllib_hpo.algorithms.sac_lagrangian import ConstrainedModel
+from rllib_hpo.analysis.policy_shape import policy_shape, rollout_state
 from rllib_hpo.deployment import DeployedPolicy, PolicyMetadata, load_policy_file, write_policy
 from rllib_hpo.errors import SettingsError
 from rllib_hpo.experiments.config.run_config import resolve
@@ -137,6 +138,18 @@ def test_exported_policies_keep_the_shield(trained: Any, file_format: str, tmp_p
     other = policy.actor.act(obs, memory={"first_obs": first.flip(0)})
     assert not torch.equal(expected, other)
     policy.actor.target_cost_critics.weights[-1].data.div_(100)
+
+
+def test_a_shielded_policy_has_a_shape() -> None:
+    """The way to the state that is shown is taken under the shield."""
+    config = tiny_config("sac-hpo-lagrangian", cost={"kind": "torque"}, cost_limit=0.0)
+    with running(config) as built:
+        policy = newest_policy(built)
+        metadata = PolicyMetadata.of_manifest(policy.manifest, policy.observation_space, policy.action_space)
+        deployed = DeployedPolicy(policy.actor, metadata)
+    state = rollout_state(deployed, seed=0, num_steps=3)
+    shape = policy_shape(deployed, state, (0, 0), num_actions=8, resolution=5)
+    assert shape.after.shape == (8, 1)
 
 
 @pytest.mark.parametrize("algorithm", ["sac-lagrangian", "sac-hpo-lagrangian"])

@@ -80,7 +80,7 @@ def constraint(algorithm: str) -> dict[str, Any]:
 
 def tuned(algorithm: str) -> dict[str, Any]:
     """A temperature that is learned, where the algorithm has one."""
-    return {"alpha": "auto"} if "alpha" in find_settings(algorithm).model_fields else {}
+    return {"alpha": "auto"} if "initial_alpha" in find_settings(algorithm).model_fields else {}
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from rllib_hpo.algorithms.registry import find_settings, make_method
 from rllib_hpo.documents import parse_json, read_mapping, read_text, reading
 from rllib_hpo.errors import SettingsError, UserError, nearest, shown
 from rllib_hpo.results import read_rows, write_atomically
+from rllib_hpo.results.paths import absolute
 from rllib_hpo.settings import PositiveInt, Settings, check_learners, parse_settings
 from rllib_hpo.tasks import Task, find_task, import_modules
 from rllib_hpo.tasks.environments import check_env_config
@@ -52,6 +53,9 @@ class RunSettings(BaseModel):
     num_gpus_per_learner: Annotated[float, Field(ge=0, le=1)] = 0.0
     limit_gpu_memory: bool = True
     evaluation_num_env_runners: NumWorkers = 0
+    initialize_from: str | None = None
+    """A run directory or checkpoint whose networks the run begins with; `{algorithm}`, `{task}` and `{seed}` in it are
+    those of this run."""
     keep_policies_every: Annotated[int, Field(ge=0, lt=2**53)] = 0
     """Environment steps between the policy files that a run keeps (`policies/`); 0 keeps none."""
 
@@ -159,6 +163,7 @@ def _resolve(given: dict[str, Any], file: Path | None) -> RunConfig:
     merged = {**from_task, **named}
     run = _parse_run({name: value for name, value in merged.items() if name in RunSettings.model_fields})
     check_env_config(run.env_config)
+    run = _with_origin(run)
     settings = parse_settings(model, {name: v for name, v in merged.items() if name in model.model_fields})
     check_learners(run.num_learners, run.num_gpus_per_learner, settings)
     _check_kept_policies(run, settings)
@@ -211,6 +216,7 @@ def _config_of_row(path: Path) -> dict[str, Any]:
     stored = parse_json(rows[0]["config_json"], f"The configuration in {path}")
     values = {"steps": max(1, *(row["env_steps"] for row in rows)), **stored}
     values.pop("env", None)  # it follows from the task
+    values.pop("initialize_digest", None)  # it follows from the origin
     return values
 
 
@@ -234,6 +240,16 @@ def _parse_imports(value: Any, source: str) -> tuple[str, ...]:
 
 def _union(modules: Iterable[str], more: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*modules, *more]))
+
+
+def _with_origin(run: RunSettings) -> RunSettings:
+    """The run with the path of its origin as it is, absolute."""
+    if run.initialize_from is None:
+        return run
+    path = run.initialize_from
+    for name in ("algorithm", "task", "seed"):
+        path = path.replace(f"{{{name}}}", str(getattr(run, name)))
+    return run.model_copy(update={"initialize_from": str(absolute(path))})
 
 
 def _check_kept_policies(run: RunSettings, settings: Settings) -> None:

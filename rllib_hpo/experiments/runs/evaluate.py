@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from rllib_hpo.algorithms.base import Actor
+from rllib_hpo.algorithms.base import Actor, EvaluationNoise
 from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.storage.checkpoints import find_checkpoint
 from rllib_hpo.rllib.evaluation import Evaluation, Watch, cost_gamma, evaluate, warn_truncated
@@ -93,8 +93,9 @@ def _play_frames(
     scaling, checked = ActionScaling.of(env.action_space), Boundary(env)
     obs = checked.reset(env, seed)
     frames, total, over = [_frame(env)], 0.0, False
-    memory = actor.begin(torch.as_tensor(obs[None]), explores=False)
+    memory, noise = actor.begin(torch.as_tensor(obs[None]), explores=False), EvaluationNoise(actor, [seed])
     while not over and len(frames) <= max_episode_steps:
+        noise.draw(memory, [0])
         action = actor.act(torch.as_tensor(obs[None]), memory=memory).numpy()
         obs, reward, terminated, truncated = checked.step(env, scaling.to_env(action)[0])
         frames.append(_frame(env))

@@ -155,7 +155,9 @@ def to_rllib(
         .resources(num_gpus=0 if is_new else run.num_gpus_per_learner)
         .debugging(seed=run.seed, log_level="ERROR")
         .results(results_dir=str(files.results), sweep=sweep, variant=variant, task=task.name)
-        .checkpointing(replay_dir=str(CheckpointStore(files.directory).replay_dir))
+        .checkpointing(
+            replay_dir=str(CheckpointStore(files.directory).replay_dir), initialize_from=run.initialize_from
+        )
     )
 
 
@@ -223,6 +225,7 @@ class TrainingRun:
                 )
             )
             checkpoint = self.store.restore_newest(self.algorithm)
+            self.algorithm.refuse_without_origin()
             # A new run has nothing to save; a checkpoint that lacks the evaluation of its step is rewritten.
             self._saved = -1 if self.algorithm.lacks_evaluation else self.algorithm.env_steps
             self._board = opened.enter_context(TensorBoard(files.directory, self.algorithm.env_steps))
@@ -431,6 +434,7 @@ def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:
         "train/cost_mean": runners.get("train_cost_mean"),
         "train/cost_discounted_mean": runners.get("train_cost_discounted_mean"),
         "train/cost_total": runners.get("train_cost_total"),
+        **{f"train/{name}": value for name, value in runners.get("outcome", {}).items()},
         **(evaluation_metrics(result["evaluation"]) if "evaluation" in result else {}),
         **{f"learner/{name}": value for name, value in result["learners"]["default_policy"].items()},
         **{f"pipeline/{name}": value for name, value in result.get("pipeline", {}).items()},
@@ -450,6 +454,7 @@ def evaluation_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
         "evaluation/episode_length_mean": runners["episode_len_mean"],
         "evaluation/env_steps": float(evaluation["env_steps"]),
         **{f"evaluation/{name}": runners[name] for name in COST_COLUMNS if name in runners},
+        **{f"evaluation/{name}": value for name, value in evaluation.get("outcome", {}).items()},
     }
 
 

@@ -84,9 +84,15 @@ class Progress:
     def report(self, evaluation: Mapping[str, Any]) -> None:
         """Print a line for an evaluation, given as RLlib's results hold it."""
         numbers = evaluation["env_runners"]
+        costs = ""
+        if "cost_mean" in numbers:
+            costs = (
+                f"   cost {numbers['cost_mean']:.1f}, discounted {numbers['cost_discounted_mean']:.1f}, "
+                f"limit {numbers['cost_limit']:g}"
+            )
         self.console.print(
             f"step {evaluation['env_steps']:>9,}   evaluation return {numbers['episode_return_mean']:9.1f} "
-            f"± {numbers['episode_return_std']:.1f}   episode length {numbers['episode_len_mean']:.0f}",
+            f"± {numbers['episode_return_std']:.1f}   episode length {numbers['episode_len_mean']:.0f}{costs}",
             highlight=False,
         )
 

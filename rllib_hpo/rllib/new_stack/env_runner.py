@@ -30,7 +30,7 @@ from rllib_hpo.rllib.new_stack.messages import Block
 from rllib_hpo.rllib.new_stack.rl_module import ActorCriticModule
 from rllib_hpo.rllib.torch_options import set_torch_options
 from rllib_hpo.streams import TorchStreams, derived_seed, numpy_generator
-from rllib_hpo.tasks import ActionScaling, Boundary, boundary, wrappers
+from rllib_hpo.tasks import ActionScaling, Boundary, boundary, outcomes, wrappers
 from rllib_hpo.tasks.costs import COST
 from rllib_hpo.tasks.simulator_state import capture, restore
 
@@ -118,6 +118,8 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self._obs = np.zeros((num_envs, self.layout.obs_dim), np.float32)
         self._returns, self._lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
         self._costs, self._discounted_costs = np.zeros(num_envs), np.zeros(num_envs)
+        self._reports = outcomes.reports_outcome(first)
+        self._outcomes: list[outcomes.Outcome] = [{} for _ in range(num_envs)]
         self._memory: Memory = {}
         self._remembers = [False] * num_envs
         self._began = [time.perf_counter()] * num_envs
@@ -140,7 +142,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self._began[i] = time.perf_counter()
         self._returns[i], self._lengths[i] = 0.0, 0
         self._costs[i] = self._discounted_costs[i] = 0.0
-        self._remembers[i] = False
+        self._remembers[i], self._outcomes[i] = False, {}
         try:
             self._obs[i] = self._boundary.reset(self.envs[i], seed)
         except NonFiniteError as error:
@@ -240,7 +242,8 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         seconds = time.perf_counter() - self._began[i]
         total, length, cost = float(self._returns[i]), int(self._lengths[i]), float(self._costs[i])
         discounted, recorded = float(self._discounted_costs[i]), self._recorded(i)
-        return Episode(total, length, seconds, cost, failed, discounted, recorded=recorded)
+        outcome = self._outcomes[i] or None
+        return Episode(total, length, seconds, cost, failed, discounted, recorded=recorded, outcome=outcome)
 
     def _recorded(self, i: int) -> dict[str, tuple[float, ...]]:
         """What acting remembers of the episode of environment `i` that is to be recorded."""
@@ -260,6 +263,8 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             obs, reward, terminated, truncated, info = self._boundary.step_with_info(self.envs[i], action)
             if self._counts_costs:
                 self._count_cost(self._boundary.column(info, COST, 1), i)
+            if self._reports:
+                outcomes.observe(self._outcomes[i], info)
             extras = self._extras(info, i) if self.layout.columns else None
             return obs, reward, terminated, truncated, extras
         except NonFiniteError as error:
@@ -458,6 +463,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             "length": int(self._lengths[i]),
             "cost": float(self._costs[i]),
             "cost_discounted": float(self._discounted_costs[i]),
+            "outcome": dict(self._outcomes[i]),
             "memory": {name: value[i].cpu().numpy() for name, value in self._memory.items()}
             if self._remembers[i]
             else None,
@@ -491,6 +497,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self._obs[i], self._returns[i], self._lengths[i] = saved["obs"], saved["return"], saved["length"]
         self._costs[i], self._remembers[i] = saved.get("cost", 0.0), False
         self._discounted_costs[i] = saved.get("cost_discounted", 0.0)
+        self._outcomes[i] = dict(saved.get("outcome", {}))
         if saved.get("memory") is not None:
             self._remember([i])
             for name, value in saved["memory"].items():

@@ -126,7 +126,9 @@ class Pipeline:
             self._max_lead = max(self._max_lead, self.lead())
 
     def _random_steps_left(self) -> int:
-        """Number of warm-up steps that were not requested, or only from overdue runners."""
+        """Number of random warm-up steps that were not requested, or only from overdue runners."""
+        if self._algorithm.settings.warmup_policy == "policy":
+            return 0
         asked_for = self._num_queued + self._sampling.steps_in_flight(random_only=True, late=False)
         return int(self._algorithm.settings.warmup_steps - self._algorithm.env_steps - asked_for)
 
@@ -135,7 +137,7 @@ class Pipeline:
         steps, runners = self._algorithm.env_steps, sorted(self._sampling.idle())
         if steps >= stop or self.lead() or not runners:
             return
-        random_actions = self._algorithm.schedule.is_warmup(steps)
+        random_actions = self._algorithm.schedule.acts_at_random(steps)
         quotas = split_evenly(min(stop - steps, self._fragment * len(runners)), len(runners))
         for runner, quota in zip(runners, quotas, strict=True):
             if quota:

@@ -106,7 +106,7 @@ class ModuleStack(stack.Stack):
     def _learn_locally(self, stop: int) -> None:
         """Alternate between a fragment and its updates, in this process."""
         algorithm, runner, core = self.algorithm, self.algorithm.env_runner, self.core
-        random_actions = algorithm.schedule.is_warmup(algorithm.env_steps)
+        random_actions = algorithm.schedule.acts_at_random(algorithm.env_steps)
         while algorithm.env_steps < stop and not algorithm.stop_requested:
             num_steps = min(self._fragment, stop - algorithm.env_steps)
             block = runner.sample(num_steps=num_steps, random_actions=random_actions)

@@ -164,7 +164,7 @@ class ActorCriticTorchPolicy(PolicyHooks, TorchPolicyV2):
             SettingsError: Naming the algorithm.
         """
         lacking = {f"the column '{column.name}'": True for column in self._method.columns} | {
-            "memory of its episodes": bool(actor.memory),
+            "memory of its episodes": any(kept.is_held(explores=True) for kept in actor.memory.values()),
             "news of ended episodes": self._method.watches_episodes,
         }
         if wanted := [name for name, is_needed in lacking.items() if is_needed]:
@@ -337,6 +337,12 @@ class LangevinPOTorchPolicy(ActorCriticTorchPolicy):
     algorithm = "langevin-po"
 
 
+class SoftQTorchPolicy(ActorCriticTorchPolicy):
+    """Soft Q-learning, on the Policy API."""
+
+    algorithm = "soft-q"
+
+
 POLICIES: dict[str, type[ActorCriticTorchPolicy]] = {
     policy.algorithm: policy
     for policy in (
@@ -347,6 +353,7 @@ POLICIES: dict[str, type[ActorCriticTorchPolicy]] = {
         DDPGTorchPolicy,
         MCMCPOTorchPolicy,
         LangevinPOTorchPolicy,
+        SoftQTorchPolicy,
     )
 }
 """Policy class of each built-in algorithm; others are an `ActorCriticTorchPolicy` with their config."""

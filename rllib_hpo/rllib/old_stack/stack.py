@@ -105,7 +105,7 @@ class PolicyStack(stack.Stack):
             UserError: If none has delivered samples for `stack.RUNNER_TIMEOUT_S`.
         """
         self.policy_lag = 0
-        request = FragmentRequest(self.algorithm.schedule.is_warmup(self.algorithm.env_steps))
+        request = FragmentRequest(self.algorithm.schedule.acts_at_random(self.algorithm.env_steps))
         group = self.algorithm.env_runner_group
         if self.config.num_env_runners == 0:
             return _raise_errors([request(group.local_env_runner)])
