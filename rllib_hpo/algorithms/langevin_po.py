@@ -105,8 +105,8 @@ class LangevinPOSettings(TD3Settings, MultiplierSettings):
 
 
 PAPER_FORM_NOTICE = (
-    "form='paper' has the paper's equations as printed, which measure an action after the flow against one before it; "
-    "it is there to be looked at, not to train with: docs/mcmc-po.md says what was measured of it."
+    "form='paper' has the paper's equations as printed, which measure an action after the flow against one before it. "
+    "On Reacher the return fell from -11 to -84 in 8,000 steps (docs/mcmc-po.md)."
 )
 _Part = Callable[[ForceParts], Tensor]
 
