@@ -132,8 +132,8 @@ class MCMCPOSettings(NetworkSettings, MultiplierSettings):
 
 
 PAPER_FORM_NOTICE = (
-    "form='paper' has the paper's equations as printed, whose force is singular at the actions' bounds. On Pendulum the "
-    "distance to the previous policy grew to 8e10 and nothing was learned (docs/mcmc-po.md)."
+    "form='paper' has the paper's equations as printed, whose force is singular at the actions' bounds. On "
+    "Pendulum the distance to the previous policy grew to 8e10 and nothing was learned (docs/mcmc-po.md)."
 )
 
 
