@@ -60,7 +60,7 @@ def assert_learned(env_id: str, returns: list[float]) -> None:
 
 
 def test_hamiltonian_steps_learn_pendulum_at_a_distance_that_is_held() -> None:
-    returns, metrics = trained("mcmc-po", "Pendulum-v1", 8_000)
+    returns, metrics = trained("mcmc-po", "Pendulum-v1", 8_000, hidden_units=64)
     assert_learned("Pendulum-v1", returns)
     assert 0.05 <= metrics["prior_distance_mean"] <= 0.2
 
