@@ -471,7 +471,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             "length": int(self._lengths[i]),
             "cost": float(self._costs[i]),
             "cost_discounted": float(self._discounted_costs[i]),
-            "memory": {name: value[i].cpu().numpy() for name, value in self._memory.items()}
+            "memory": {name: value[i].cpu().numpy().copy() for name, value in self._memory.items()}
             if self._remembers[i]
             else None,
         }
