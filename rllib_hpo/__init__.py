@@ -1,8 +1,7 @@
 """Maximum-entropy actor-critics whose policies are expressive samplers, and what they are compared with, on Ray RLlib.
 
-`SACHPOConfig`, `SACNFConfig`, `SACGaussianConfig`, `TD3Config`, `DDPGConfig`, `SACLagrangianConfig` and
-`SACHPOLagrangianConfig` are RLlib AlgorithmConfigs; `SACHPO` and so on the Algorithms to hand to Tune;
-`SACHPOTorchPolicy` and so on their policies on RLlib's old API stack.
+`SACHPOConfig`, `SACNFConfig`, `SACGaussianConfig`, `TD3Config` and so on are RLlib AlgorithmConfigs; `SACHPO`
+and so on the Algorithms to hand to Tune; `SACHPOTorchPolicy` and so on their policies on RLlib's old API stack.
 Importing this package registers its tasks with gymnasium; ray is imported when one of these names is first used.
 """
 
@@ -23,7 +22,7 @@ _LAZY = {
     "ActorCriticConfig": "rllib_hpo.rllib.algorithms",  # which also imports what it builds
     **{
         f"{name}{kind}": f"rllib_hpo.rllib.{module}"
-        for name in ("SACGaussian", "SACNF", "SACHPO", "TD3", "DDPG")
+        for name in ("SACGaussian", "SACNF", "SACHPO", "TD3", "DDPG", "MCMCPO", "LangevinPO", "SoftQ")
         for kind, module in (
             ("", "algorithms"),
             ("Config", "algorithms"),
@@ -39,6 +38,7 @@ _LAZY = {
 
 __all__ = [
     "DDPG",
+    "MCMCPO",
     "SACHPO",
     "SACNF",
     "TD3",
@@ -46,6 +46,11 @@ __all__ = [
     "ActorCriticConfig",
     "DDPGConfig",
     "DDPGTorchPolicy",
+    "LangevinPO",
+    "LangevinPOConfig",
+    "LangevinPOTorchPolicy",
+    "MCMCPOConfig",
+    "MCMCPOTorchPolicy",
     "SACGaussian",
     "SACGaussianConfig",
     "SACGaussianTorchPolicy",
@@ -57,6 +62,9 @@ __all__ = [
     "SACLagrangianConfig",
     "SACNFConfig",
     "SACNFTorchPolicy",
+    "SoftQ",
+    "SoftQConfig",
+    "SoftQTorchPolicy",
     "TD3Config",
     "TD3TorchPolicy",
 ]  # fmt: skip

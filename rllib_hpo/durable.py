@@ -1,4 +1,4 @@
-"""Flushing files and folders to the disk, where the file system can."""
+"""Flush files and folders to the disk, if the file system supports it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 
 UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
-"""What a file system answers that has no such call; EIO and ENOSPC mean that data are lost, and stay errors."""
+"""Error numbers of file systems without fsync; EIO and ENOSPC mean lost data, and stay errors."""
 
 
 def sync(descriptor: int) -> bool:
-    """Flushes an open file or folder to the disk.
+    """Flush an open file or folder to the disk.
 
     Returns:
         Whether it was flushed; False where the file system does not support fsync.
@@ -29,7 +29,7 @@ def sync(descriptor: int) -> bool:
 
 
 def sync_path(path: Path) -> bool:
-    """Flushes a file, or a folder so that a rename in it survives a power cut; returns and raises as `sync`."""
+    """Flush a file, or a folder so that a rename in it survives a power cut; returns and raises as `sync`."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         return sync(descriptor)

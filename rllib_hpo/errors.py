@@ -1,4 +1,4 @@
-"""Failures a user can cause. The command line prints them as one sentence and exits with code 2."""
+"""Errors that a user can cause. The command line prints them as one sentence and exits with code 2."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A failure that the user can cause and mend; ``str(error)`` is one clear sentence."""
+    """An error that the user can cause and fix; ``str(error)`` is one clear sentence."""
 
 
 class SettingsError(UserError, ValueError):
@@ -19,7 +19,7 @@ class UnknownNameError(UserError, ValueError):
 
 
 class UserCodeError(UserError):
-    """Code of the user's, such as an environment, raised an error or broke the interface that it implements.
+    """A user's code, such as an environment, raised an error or broke the interface that it implements.
 
     Args:
         message: The sentence.
@@ -32,7 +32,7 @@ class UserCodeError(UserError):
 
 
 def with_traceback(error: UserError) -> str:
-    """The sentence and, below it, the traceback of the user's own code where there is one."""
+    """The message, followed by the traceback of the user's code if there is one."""
     return f"{error}\n{getattr(error, 'traceback', '')}".rstrip("\n")
 
 
@@ -49,23 +49,23 @@ class StorageError(UserError, OSError):
 
 
 class WorkerDiedError(UserError):
-    """What a run cannot do without, a learner or all its runners, is gone; it can go on from its last checkpoint."""
+    """A learner or all runners have died; the run can resume from its last checkpoint."""
 
 
 def shown(value: object, most: int = 100) -> str:
-    """`repr(value)` as a message can hold it: on one line, not endless."""
+    """`repr(value)` for a message: on one line, shortened."""
     text = repr(value)
     return text if len(text) <= most else f"{text[:most]} ..."
 
 
 def nearest(name: str, options: Iterable[str]) -> str | None:
-    """The valid name closest to `name`, or None where nothing is close."""
+    """The valid name closest to `name`, or None if none is close."""
     matches = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
     return matches[0] if matches else None
 
 
 def unknown_name(kind: str, name: str, options: Iterable[str]) -> UnknownNameError:
-    """An error naming what was asked for, the nearest valid name, and all that is allowed."""
+    """An error that names the unknown name, the nearest valid one, and all allowed ones."""
     allowed = sorted(options)
     close = nearest(name, allowed)
     hint = f" Did you mean '{close}'?" if close else ""

@@ -66,6 +66,13 @@ class Settings(BaseModel):
     warmup_steps: Annotated[
         PositiveInt, Field(description="First environment steps: uniform random actions, no updates.")
     ] = 10_000
+    warmup_policy: Annotated[
+        Literal["uniform", "policy"],
+        Field(
+            description="What acts in the warm-up: uniform random actions, or the policy, as one that was learned "
+            "before should."
+        ),
+    ] = "uniform"
     evaluation_every: Annotated[
         PositiveInt, Field(description="Environment steps between evaluations (and one at step 0).")
     ] = 10_000

@@ -1,4 +1,4 @@
-"""Randomness: one run seed, many named independent streams, each with a state that a checkpoint holds.
+"""Derive named, independent random streams from one run seed; checkpoints hold their states.
 
 Streams never share a generator, so switching one off (the momentum, say) leaves every other draw as it was.
 """
@@ -19,30 +19,30 @@ _logger = logging.getLogger(__name__)
 
 
 def seed_sequence(seed: int, *names: str | int) -> np.random.SeedSequence:
-    """The seed sequence of the stream called `names` of the run `seed`, independent of all others."""
+    """Seed sequence of the stream `names` of the run `seed`, independent of all others."""
     key = [zlib.crc32(name.encode()) if isinstance(name, str) else name for name in names]
     return np.random.SeedSequence(entropy=seed, spawn_key=key)
 
 
 def derived_seed(seed: int, *names: str | int) -> int:
-    """A seed, from 0 to 2**31 - 1, for what takes no seed sequence."""
+    """A seed from 0 to 2**31 - 1, for libraries that take no seed sequence."""
     return int(seed_sequence(seed, *names).generate_state(1)[0] >> 1)
 
 
 def torch_generator(seed: int, *names: str | int, device: str | torch.device = "cpu") -> torch.Generator:
-    """A torch generator for the stream called `names` of the run `seed`."""
+    """Torch generator of the stream `names` of the run `seed`."""
     generator = torch.Generator(device=device)
     generator.manual_seed(int(seed_sequence(seed, *names).generate_state(1, np.uint64)[0]))
     return generator
 
 
 def numpy_generator(seed: int, *names: str | int) -> np.random.Generator:
-    """A NumPy generator for the stream called `names` of the run `seed`."""
+    """NumPy generator of the stream `names` of the run `seed`."""
     return np.random.Generator(np.random.PCG64(seed_sequence(seed, *names)))
 
 
 class Draw(NamedTuple):
-    """Random numbers that one update consumes: (rows * B, *shape) for a batch of B transitions."""
+    """Random numbers of one update: (rows * B, *shape) for a batch of B transitions."""
 
     rows: int
     shape: tuple[int, ...]
@@ -50,7 +50,7 @@ class Draw(NamedTuple):
     """Standard normal, or uniform in [0, 1)."""
 
     def fill(self, out: Tensor, generator: torch.Generator) -> None:
-        """Draws into `out`, on the generator's device."""
+        """Draw into `out`, on the generator's device."""
         draw = torch.randn if self.law == "normal" else torch.rand
         draw(out.shape, generator=generator, out=out)
 
@@ -87,7 +87,7 @@ class TorchStreams:
         return {name: generator.get_state().numpy().copy() for name, generator in self._generators.items()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continues every stream where `get_state` found it; streams it does not name start afresh.
+        """Restore the position of every stream in `state`; other streams start at their beginning.
 
         So does a stream that drew on another kind of device, whose state means nothing here; it repeats nothing
         that it drew before, here or there.
@@ -102,7 +102,7 @@ class TorchStreams:
             )
 
     def _set_state(self, name: str, state: npt.NDArray[np.uint8]) -> bool:
-        """Whether the stream goes on; a CPU's generators have a longer state than a GPU's, and take no other."""
+        """Restore one stream; False if the state is of another kind of device, whose generators differ."""
         generator = self[name]
         if len(state) == generator.get_state().numel():
             generator.set_state(torch.tensor(state))
@@ -114,7 +114,7 @@ class TorchStreams:
 
 
 def draw_all(draws: Mapping[str, Draw], batch_size: int, streams: TorchStreams) -> dict[str, Tensor]:
-    """The random numbers of one update, each kind from the stream of its name, on that stream's device."""
+    """Draw the random numbers of one update, each from the stream of its name, on that stream's device."""
     noise = {}
     for name, draw in draws.items():
         generator = streams[name]  # torch refuses to draw anywhere but on the generator's device

@@ -57,6 +57,8 @@ class Episode(NamedTuple):
     """Environment steps of the run when it ended; as a runner hands it on, steps of the rollout."""
     recorded: Mapping[str, tuple[float, ...]] = _NOTHING
     """What acting remembered at its end, by name: where `Remembered.recorded` says so."""
+    outcome: Mapping[str, float] | None = None
+    """How far it went and what it reached, where the environment says; see `rllib_hpo.tasks.outcomes`."""
 
 
 class Remembered(NamedTuple):
@@ -67,6 +69,12 @@ class Remembered(NamedTuple):
     """Whether noise-free actions do without it: evaluations and exported policies then have none."""
     recorded: bool = False
     """Whether finished training episodes carry its last value, of one dimension at most (`Episode.recorded`)."""
+    drawn: bool = False
+    """Whether it is noise of evaluations: whoever acts draws it anew before each action, standard normal."""
+
+    def is_held(self, *, explores: bool) -> bool:
+        """Whether episodes of training (`explores`), or of evaluations, have it."""
+        return not (self.drawn if explores else self.only_exploring)
 
 
 class Actor(nn.Module, ABC):
@@ -102,9 +110,9 @@ class Actor(nn.Module, ABC):
             explores: Whether the episodes are of training.
         """
         return {
-            name: torch.zeros((len(obs), *shape), device=obs.device)
-            for name, (shape, only_exploring, _) in self.memory.items()
-            if explores or not only_exploring
+            name: torch.zeros((len(obs), *remembered.shape), device=obs.device)
+            for name, remembered in self.memory.items()
+            if remembered.is_held(explores=explores)
         }
 
     @abstractmethod
@@ -132,6 +140,28 @@ class Actor(nn.Module, ABC):
         if streams is None:
             return self(obs, memory)
         return self.explore(obs, streams, self.begin(obs) if memory is None else memory)
+
+
+class EvaluationNoise:
+    """Noise that an actor's evaluations draw, each episode from a stream of its own.
+
+    Most actors draw none.
+
+    Args:
+        actor: Whose memory names it.
+        seeds: Of the episodes.
+    """
+
+    def __init__(self, actor: Actor, seeds: Sequence[int]) -> None:
+        self._shapes = {name: kept.shape for name, kept in actor.memory.items() if kept.drawn}
+        self._streams = [TorchStreams(seed, "evaluation") for seed in seeds] if self._shapes else []
+
+    def draw(self, memory: Memory, which: Sequence[int]) -> None:
+        """Writes the noise of the next action of the episodes `which` into the memory of all."""
+        for name, shape in self._shapes.items():
+            for i in which:
+                drawn = torch.randn(shape, generator=self._streams[i][name])
+                memory[name][i] = drawn.to(memory[name].device)
 
 
 class Method(ABC, Generic[SettingsT, ModelT]):
@@ -225,6 +255,13 @@ class Method(ABC, Generic[SettingsT, ModelT]):
 
     def restored(self, model: ModelT) -> None:
         """Makes settings hold again that loaded weights may have overwritten."""
+
+    def networks(self, model: ModelT) -> list[str]:
+        """Names in the model's state dict of what a run may take over from another: all that submodules hold.
+
+        What a method counts or tunes is best a parameter or buffer of the model itself, and then begins anew.
+        """
+        return [name for name in model.state_dict() if "." in name]
 
     def check(self, actor: Actor) -> None:
         """Refuses settings that cannot work with these networks.

@@ -30,10 +30,13 @@ _ENTRIES: dict[str, _Entry] = {
     "sac-hpo": _Entry("rllib_hpo.settings:SACHPOSettings", "SAC-HPO"),
     "td3": _Entry("rllib_hpo.algorithms.td3:TD3Settings", "TD3"),
     "ddpg": _Entry("rllib_hpo.algorithms.td3:DDPGSettings", "DDPG"),
+    "mcmc-po": _Entry("rllib_hpo.algorithms.mcmc_po:MCMCPOSettings", "MCMC-PO"),
+    "langevin-po": _Entry("rllib_hpo.algorithms.langevin_po:LangevinPOSettings", "Langevin-PO"),
     "sac-lagrangian": _Entry("rllib_hpo.algorithms.sac_lagrangian:SACLagrangianSettings", "SAC-Lagrangian"),
     "sac-hpo-lagrangian": _Entry(
         "rllib_hpo.algorithms.sac_lagrangian:SACHPOLagrangianSettings", "SAC-HPO-Lagrangian"
     ),
+    "soft-q": _Entry("rllib_hpo.algorithms.soft_q:SoftQSettings", "Soft Q-learning"),
 }
 
 BUILT_IN = tuple(_ENTRIES)
@@ -42,9 +45,12 @@ BUILT_IN = tuple(_ENTRIES)
 _METHODS: dict[str, str | type[Method[Any, Any]]] = {
     "rllib_hpo.settings:ActorCriticSettings": "rllib_hpo.algorithms.sac:SoftActorCritic",
     "rllib_hpo.algorithms.td3:TD3Settings": "rllib_hpo.algorithms.td3:TD3",
+    "rllib_hpo.algorithms.mcmc_po:MCMCPOSettings": "rllib_hpo.algorithms.mcmc_po:MCMCPO",
+    "rllib_hpo.algorithms.langevin_po:LangevinPOSettings": "rllib_hpo.algorithms.langevin_po:LangevinPO",
     "rllib_hpo.algorithms.sac_lagrangian:ConstraintSettings": (
         "rllib_hpo.algorithms.sac_lagrangian:ConstrainedSoftActorCritic"
     ),
+    "rllib_hpo.algorithms.soft_q:SoftQSettings": "rllib_hpo.algorithms.soft_q:SoftQ",
 }
 """What learns with settings of a class, named by "module:Class", and with those of its subclasses."""
 

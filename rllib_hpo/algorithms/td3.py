@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -28,6 +28,7 @@ from rllib_hpo.networks.critics import Critics
 from rllib_hpo.networks.mlp import ReluMLP
 from rllib_hpo.optim.steps import Steps
 from rllib_hpo.replay.layout import Batch
+from rllib_hpo.samplers.exploration import explored
 from rllib_hpo.settings import NetworkSettings, PositiveFloat, PositiveInt
 from rllib_hpo.streams import Draw, TorchStreams, torch_generator
 
@@ -135,13 +136,8 @@ class DeterministicActor(Actor):
     @override
     def explore(self, obs: Tensor, streams: TorchStreams, memory: Memory) -> Tensor:
         """See `Actor.explore`."""
-        settings, generator = self.settings, streams["action"]
-        shape = (len(obs), self.action_dim)
-        drawn = torch.randn(shape, generator=generator, device=generator.device).to(obs.device)
-        noise = settings.exploration_noise * drawn
-        if "noise" in memory:  # x <- (1 - theta) x + sigma xi, from 0 at the start of an episode
-            noise = memory["noise"] = (1 - settings.ou_theta) * memory["noise"] + noise
-        return (self(obs) + noise).clamp(-1, 1)
+        settings = self.settings
+        return explored(self(obs), streams["action"], settings.exploration_noise, settings.ou_theta, memory)
 
 
 class TD3Model(DeterministicActor):
@@ -157,15 +153,26 @@ class TD3Model(DeterministicActor):
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         self.target_policy = copy.deepcopy(self.policy).requires_grad_(False)
 
+    def target_action(self, obs: Tensor) -> Tensor:
+        """Actions (B, A) of the target policy, without noise, for obs (B, S)."""
+        return torch.tanh(self.target_policy(obs))
 
-class TD3(Method[TD3Settings, TD3Model]):
-    """Updates the critics each time; the policy and all targets at every `policy_delay`-th update."""
 
-    actor_class = DeterministicActor
-    model_class = TD3Model
+DelayedSettingsT = TypeVar("DelayedSettingsT", bound=TD3Settings)
+DelayedModelT = TypeVar("DelayedModelT", bound=TD3Model)
+
+
+class TD3(Method[DelayedSettingsT, DelayedModelT]):
+    """Updates the critics each time; the policy and all targets at every `policy_delay`-th update.
+
+    A method with another objective of the policy overrides `improve`.
+    """
+
+    actor_class: ClassVar[type[Any]] = DeterministicActor
+    model_class: ClassVar[type[Any]] = TD3Model
 
     @override
-    def trained(self, model: TD3Model) -> Mapping[str, Sequence[Tensor]]:
+    def trained(self, model: DelayedModelT) -> Mapping[str, Sequence[Tensor]]:
         return {"critic": list(model.critics.parameters()), "policy": list(model.policy.parameters())}
 
     @override
@@ -174,7 +181,7 @@ class TD3(Method[TD3Settings, TD3Model]):
         return self.settings.lr if rate is None else rate
 
     @override
-    def draws(self, model: TD3Model) -> Mapping[str, Draw]:
+    def draws(self, model: DelayedModelT) -> Mapping[str, Draw]:
         return {"target": Draw(1, (model.action_dim,))} if self.settings.target_noise else {}
 
     @override
@@ -182,7 +189,7 @@ class TD3(Method[TD3Settings, TD3Model]):
         return "critics and policy" if update % self.settings.policy_delay == 0 else "critics"
 
     @override
-    def update(self, model: TD3Model, batch: Batch, noise: Noise, steps: Steps, kind: str) -> Metrics:
+    def update(self, model: DelayedModelT, batch: Batch, noise: Noise, steps: Steps, kind: str) -> Metrics:
         q = model.critics(batch.obs, batch.action)
         loss_critic = critic_loss(q, self.target(model, batch, noise))
         steps.descend("critic", loss_critic)
@@ -190,16 +197,21 @@ class TD3(Method[TD3Settings, TD3Model]):
         if kind == "critics":
             return metrics
 
-        loss_policy = -model.critics.first(batch.obs, model(batch.obs)).mean()
-        steps.descend("policy", loss_policy)
+        metrics |= self.improve(model, batch.obs, steps)
         steps.track(model.target_critics, model.critics, self.settings.tau)
         steps.track(model.target_policy, model.policy, self.settings.tau)
-        return metrics | {"policy_loss": loss_policy.detach()}
+        return metrics
+
+    def improve(self, model: DelayedModelT, obs: Tensor, steps: Steps) -> Metrics:
+        """Ascends Q_1 at the policy's actions for obs (B, S)."""
+        loss = -model.critics.first(obs, model(obs)).mean()
+        steps.descend("policy", loss)
+        return {"policy_loss": loss.detach()}
 
     @torch.no_grad()
-    def target(self, model: TD3Model, batch: Batch, noise: Noise) -> Tensor:
+    def target(self, model: DelayedModelT, batch: Batch, noise: Noise) -> Tensor:
         """r + gamma min target Q(s', a') with a' the target policy's action under clipped noise, (B,)."""
-        action = torch.tanh(model.target_policy(batch.next_obs))
+        action = model.target_action(batch.next_obs)
         if "target" in noise:
             bound = self.settings.target_noise_clip
             action = (action + (self.settings.target_noise * noise["target"]).clamp(-bound, bound)).clamp(

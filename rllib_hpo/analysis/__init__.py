@@ -1,1 +1,1 @@
-"""Figures and statistics, made from evaluation rows and from nothing else; works where there is no Ray."""
+"""Statistics, tables, figures and reports from evaluation rows alone; needs no Ray."""

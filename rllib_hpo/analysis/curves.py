@@ -30,14 +30,14 @@ _INK, _MUTED, _GRID = "#222222", "#666666", "#E6E6E6"
 
 
 class Curve(NamedTuple):
-    """One run: what it scored and when."""
+    """Evaluation returns of one run against environment steps."""
 
     steps: NDArray[np.int64]
     """(N,) environment steps, strictly increasing."""
     values: NDArray[np.float64]
     """(N,) mean return of each evaluation."""
     scheduled: NDArray[np.bool_] | None = None
-    """(N,) which of them enter moving averages; None for all."""
+    """(N,) evaluations that enter moving averages; None for all."""
 
     def smoothed(self) -> Curve:
         """The moving average over the scheduled evaluations."""
@@ -166,7 +166,7 @@ def _grid(num_panels: int, return_label: str) -> tuple[Figure, list[Axes]]:
 
 
 def _draw_panel(axis: Axes, curves: Mapping[str, Sequence[Curve]], series: Mapping[str, Series]) -> None:
-    """One task; colours and dashes are the label's in all panels."""
+    """Draw one task; a label has the same colour and dashes in all panels."""
     crowded = sum(len(curve.steps) for seeds in curves.values() for curve in seeds) > 150
     for label, seeds in curves.items():
         color = series[label].color
@@ -192,7 +192,7 @@ def _draw_panel(axis: Axes, curves: Mapping[str, Sequence[Curve]], series: Mappi
 
 
 def _note(seeds: Sequence[Curve]) -> str:
-    """How many seeds a line stands for, and how far, where not all of them got to the end."""
+    """Number of seeds of a line, and the step that not all of them have passed, if any."""
     count = "1 seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
     common = mean_over_seeds(seeds).steps
     if not len(common):
@@ -203,7 +203,7 @@ def _note(seeds: Sequence[Curve]) -> str:
 
 
 def _shared_notes(notes: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Each label's note where it is the same in all panels that have the label, else nothing."""
+    """The note of each label that is the same in all panels with that label."""
     shared: dict[str, str] = {}
     for panel in notes:
         for label, note in panel.items():
@@ -213,7 +213,7 @@ def _shared_notes(notes: Sequence[Mapping[str, str]]) -> dict[str, str]:
 
 
 def _merged(notes: Mapping[str, str]) -> list[str]:
-    """The notes of one panel, a line each; just one line where they agree."""
+    """Notes of one panel, one line each, or a single line if they agree."""
     if len(set(notes.values())) == 1:
         return [next(iter(notes.values()))]
     return [f"{label}: {notes[label]}" for label in notes]
@@ -244,7 +244,7 @@ def _style(axis: Axes, title: str, subtitle: Sequence[str]) -> None:
 
 
 def _legend(figure: Figure, axes: Sequence[Axes], names: Mapping[str, str]) -> None:
-    """One legend for all panels, below them, and what points, lines and shades are."""
+    """Add one legend below all panels, with the meaning of points, lines and shades."""
     lines = {line.get_label(): line for axis in axes for line in axis.get_lines()}
     explanation = ["points: evaluations", f"line: moving average over {SPAN} evaluations"]
     if any(axis.collections for axis in axes):

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
@@ -91,7 +90,7 @@ DRIFT, NOISE = "displacement_drift", "displacement_noise"
 
 
 def displacement_figure(runs: Sequence[Run]) -> Figure | None:
-    """How far the leapfrog moves actions in training: by the gradient (drift) against by the momentum (noise).
+    """How far the leapfrog moves actions in training: by the gradient (drift) and by the momentum (noise).
 
     A panel per task, mean over seeds where all have a number; None without such diagnostics.
     """
@@ -140,12 +139,16 @@ def _mean(values: statistics.Floats) -> statistics.Floats:
     return np.asarray(values.mean((-2, -1)))
 
 
+def blank(width: float, height: float) -> Figure:
+    """A figure of a size in inches."""
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
 def panels(num_panels: int, height: float, columns: int = 4) -> tuple[Figure, list[Any]]:
     """A figure with panels of a height in inches, at most `columns` in a row."""
     columns = min(num_panels, columns)
     rows = -(-num_panels // columns)
-    figure = Figure(figsize=(4.2 * columns + 1.4, height * rows), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)  # draws without a display, whatever backend the user has set
+    figure = blank(4.2 * columns + 1.4, height * rows)
     axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for unused in axes[num_panels:]:
         unused.remove()
@@ -159,7 +162,7 @@ def _draw_interval(axis: Any, place: int, interval: Interval, color: str) -> Non
 
 
 def style_axis(axis: Any) -> None:
-    """Looks that all figures share."""
+    """Quiet spines, ticks and grid."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.spines[["left", "bottom"]].set_color(MUTED)
     axis.tick_params(colors=MUTED, labelcolor=INK, labelsize=9)
@@ -168,7 +171,7 @@ def style_axis(axis: Any) -> None:
 
 
 def _explain(figure: Figure, scores: Scores, what: str) -> None:
-    """What the marks mean, the numbers of seeds, and the versions of the environments."""
+    """Add the meaning of the marks, the numbers of seeds, and the versions of the environments."""
     seeds = sorted({len(own) for own in scores.values.values()})
     count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     environments = ", ".join(task.env_id for task in scores.tasks)

@@ -66,7 +66,7 @@ def _read(name: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """`value` as JSON has it: no NumPy, and null where a number is not finite."""
+    """`value` for JSON: without NumPy types, and None for numbers that are not finite."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, Mapping):
@@ -79,12 +79,12 @@ def _plain(value: Any) -> Any:
 
 
 def _json(plain: Any) -> str:
-    """JSON that can stand in a script element: `<` could end it or open a comment."""
+    """JSON for a script element, with `<` escaped, which could end it or open a comment."""
     return json.dumps(plain, allow_nan=False, separators=(",", ":")).replace("<", r"\u003c")
 
 
 def _inline(script: str) -> str:
-    """JavaScript that can stand in a script element; a `</script` can only be within its strings."""
+    """JavaScript for a script element, with `</script` escaped in its strings."""
     return re.sub(r"</(script)", r"<\\/\1", script, flags=re.IGNORECASE)
 
 
@@ -123,7 +123,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _scrolling_table(name: str, columns: Sequence[str], numbers: Sequence[bool], rows: Sequence[str]) -> str:
-    """A table that scrolls by itself where the page is too narrow for it; `rows` are HTML."""
+    """A table that scrolls horizontally if the page is too narrow; `rows` are HTML."""
     head = "".join(
         f'<th scope="col"{_NUMBER_CLASS if number else ""}>{_text(column)}</th>'
         for column, number in zip(columns, numbers, strict=True)
@@ -144,7 +144,7 @@ def _text(value: Any) -> str:
 
 
 def _figure(figure: Mapping[str, Any]) -> str:
-    """An image, not part of the document: what the SVG contains cannot meet the page's own ids and styles."""
+    """An SVG as an image, so that its ids and styles do not clash with the page's."""
     title, image = escape(figure["title"]), base64.b64encode(figure["svg"].encode()).decode()
     return (
         f'<figure class="card"><h3>{title}</h3>{_note(figure)}'
@@ -160,7 +160,7 @@ def _differences(differences: Mapping[str, Any]) -> str:
 
 
 def _trials(data: Mapping[str, Any]) -> str:
-    """A row per run, in their order; page.js makes a row open the run's configuration."""
+    """A table row per run, in order; page.js opens the run's configuration on a click."""
     columns = ["trial", "task", "series", "seed", "steps reached", "last return", "wall time (h)"]
     numbers = [name not in ("trial", "task", "series") for name in columns]
     return _scrolling_table("Trials", columns, numbers, [_trial(data, run) for run in data["runs"]])

@@ -1,4 +1,4 @@
-"""How many parameters a policy has: of its base network, and of what a sampler adds to it."""
+"""Count a policy's parameters: of its base network, and of its sampler."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from rllib_hpo.tasks import make_env
 
 
 class ParameterCounts(NamedTuple):
-    """Of what draws actions in an exported policy, target critics apart."""
+    """Numbers of parameters of an exported policy, without target critics."""
 
     base_policy: int
-    """Of the network that gives mean and standard deviation."""
+    """Parameters of the network for mean and standard deviation."""
     added: int
-    """Of the leapfrog's networks (and a step size that is learned), or of radial flows."""
+    """Parameters of the leapfrog's networks (and a learned step size), or of radial flows."""
 
 
 def parameter_counts(config: Mapping[str, Any], env_id: str) -> ParameterCounts | None:
-    """The numbers for the configuration that a row records; None where its environment or algorithm is not here.
+    """Count the parameters of a row's configuration; None if its environment or algorithm is not installed.
 
     The actor is built as for an exported policy, on the environment's sizes, and its parameters are counted.
     """
@@ -48,7 +48,7 @@ def parameter_counts(config: Mapping[str, Any], env_id: str) -> ParameterCounts 
 
 @cache
 def _sizes(env_id: str, env_config: str) -> tuple[int, int] | None:
-    """Dimensions of observations and actions; None where the environment cannot be made."""
+    """Dimensions of observations and actions; None if the environment cannot be made."""
     try:
         env = make_env(env_id, **json.loads(env_config))
     except Exception:  # noqa: BLE001  (a package that is not installed here, or an environment of the user's)
@@ -60,7 +60,7 @@ def _sizes(env_id: str, env_config: str) -> tuple[int, int] | None:
 
 
 def parameters_table(runs: Sequence[Run]) -> Table | None:
-    """Parameters of each task's policies; None where none can be counted."""
+    """Table of parameters of each task's policies; None if none can be counted."""
     rows = []
     for (task, label), own in cells_of(runs).items():
         counts = parameter_counts(own[0].config, task.env_id)

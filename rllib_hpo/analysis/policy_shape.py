@@ -1,4 +1,4 @@
-"""How Hamiltonian policies are shaped: actions before and after the leapfrog over Q's contours, and their numbers.
+"""Show the shape of Hamiltonian policies: actions before and after the leapfrog over Q's contours, and statistics.
 
 As in arXiv 2103.12020, Figure 7, with several policies side by side. It reads exported policies, so it needs neither
 Ray nor a checkpoint.
@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from rllib_hpo.algorithms.sac import SamplerActor
-from rllib_hpo.analysis.figures import to_bytes
+from rllib_hpo.analysis.figures import blank, to_bytes
 from rllib_hpo.analysis.shape_statistics import ShapeNumbers, shape_numbers
 from rllib_hpo.analysis.statistics import Interval
 from rllib_hpo.analysis.tables import NOTHING, Table
@@ -36,7 +35,7 @@ Array = NDArray[np.float32]
 
 
 class PolicyShape(NamedTuple):
-    """Actions in one state, and what the critics say around them."""
+    """Actions in one state, and the values of the critics around them."""
 
     before: Array
     """(N, A) actions of the Gaussian."""
@@ -49,12 +48,12 @@ class PolicyShape(NamedTuple):
     q: Array
     """(M, M) minimum of the target critics, the first dimension along columns."""
     q_before: Array
-    """(N,) the same of the actions before."""
+    """(N,) minimum of the target critics at the actions before."""
     q_after: Array
-    """(N,) and after."""
+    """(N,) minimum of the target critics at the actions after."""
 
     def numbers(self, seed: int = 0) -> ShapeNumbers:
-        """What the leapfrog does, with intervals; `seed` is that of the bootstrap."""
+        """Statistics of the leapfrog with intervals; `seed` seeds the bootstrap."""
         before, after, q_before, q_after = (
             draws.astype(np.float64) for draws in (self.before, self.after, self.q_before, self.q_after)
         )
@@ -75,9 +74,9 @@ def rollout_state(policy: DeployedPolicy, seed: int, num_steps: int) -> Array:
         memory = policy.begin(torch.as_tensor(state[None]))
         for _ in range(num_steps):
             with torch.no_grad():
-                found = policy(torch.as_tensor(state[None]), *memory)
-            actions, *memory = found if isinstance(found, tuple) else (found,)
-            action = actions.numpy()[0]
+                result = policy(torch.as_tensor(state[None]), *memory)
+            acted, *memory = result if isinstance(result, tuple) else (result,)
+            action = acted.numpy()[0]
             state, _, terminated, truncated = checked.step(env, action.astype(env.action_space.dtype))
             if terminated or truncated:
                 break
@@ -143,7 +142,7 @@ def policy_shape(
 
 def policy_shape_figure(shape: PolicyShape, dims: tuple[int, int], title: str) -> Figure:
     """Two panels, before and after the leapfrog, over the same contours."""
-    figure = _blank(9.6, 4.6)
+    figure = blank(9.6, 4.6)
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
     filled = _draw(axes, shape, dims, ("before the leapfrog", "after the leapfrog"))
     for axis in axes:
@@ -159,7 +158,7 @@ def side_by_side_figure(
     shapes: Mapping[str, PolicyShape], numbers: Mapping[str, ShapeNumbers], dims: tuple[int, int], title: str
 ) -> Figure:
     """A column for each policy, by its name: before the leapfrog, after it, and the numbers below."""
-    figure = _blank(1.2 + 3.6 * len(shapes), 8.2)
+    figure = blank(1.2 + 3.6 * len(shapes), 8.2)
     axes = figure.subplots(2, len(shapes), sharex=True, sharey=True, squeeze=False)
     for column, (name, shape) in zip(axes.T, shapes.items(), strict=True):
         filled = _draw(column, shape, dims, (f"{name}\nbefore", "after"))
@@ -172,12 +171,6 @@ def side_by_side_figure(
         axis.set_ylabel(f"action dimension {dims[1]}", fontsize=9, color=_INK)
     figure.suptitle(title, fontsize=11, color=_INK)
     _footnote(figure, next(iter(shapes.values())))
-    return figure
-
-
-def _blank(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)  # draws without a display, whatever backend the user has set
     return figure
 
 
@@ -209,7 +202,7 @@ def _lines(numbers: ShapeNumbers) -> list[str]:
 
 
 COLUMNS = ("Q rises", "variance ratio", "non-Gaussianity before", "non-Gaussianity after")
-"""What people read for the fields of `ShapeNumbers`."""
+"""Titles of the fields of `ShapeNumbers`."""
 
 
 def _cell(interval: Interval) -> str:
@@ -276,7 +269,7 @@ def write_policy_shape(
 
 
 def _names(policies: Sequence[DeployedPolicy]) -> list[str]:
-    """What each is called; those that would be called alike are numbered."""
+    """Names of the policies; equal names are numbered."""
     plain = [f"{one.metadata.algorithm} after {one.metadata.env_steps:,} steps" for one in policies]
     return [
         name if plain.count(name) == 1 else f"{name} ({plain[: i + 1].count(name)})"

@@ -1,4 +1,4 @@
-"""What a policy returns that acts uniformly at random: the zero of normalised scores.
+"""Returns of a uniformly random policy, the zero of normalised scores.
 
 `python -m benchmarks.random_policy` measures it and writes `random_returns.json`.
 """
@@ -13,7 +13,7 @@ FILE = Path(__file__).with_name("random_returns.json")
 
 
 def random_return(env_id: str) -> float | None:
-    """Mean return of a random policy in an environment, or None where it was not measured."""
+    """Mean return of a random policy in an environment, or None if it was not measured."""
     measured = _measured().get(env_id)
     return None if measured is None else float(measured["return_mean"])
 

@@ -21,6 +21,7 @@ from rllib_hpo.analysis.figures import (
     profile_figure,
     to_bytes,
 )
+from rllib_hpo.analysis.outcomes import outcomes_table, threshold_figure
 from rllib_hpo.analysis.page import write_page
 from rllib_hpo.analysis.parameters import parameters_table
 from rllib_hpo.analysis.runs import Run, runs_of, series_of, tasks_of
@@ -31,7 +32,7 @@ from rllib_hpo.results.atomic import write_atomically
 from rllib_hpo.results.configurations import cells_in
 
 SEED = 0
-"""Of the bootstrap: the same rows give the same report."""
+"""Seed of the bootstrap, so that the same rows give the same report."""
 
 
 def write_report(table: pa.Table, out: Path, title: str = "") -> dict[str, Path]:
@@ -80,14 +81,14 @@ def write_report(table: pa.Table, out: Path, title: str = "") -> dict[str, Path]
 
 
 def tables_of(table: pa.Table, runs: Sequence[Run]) -> list[Table]:
-    """Every table of a report: what is wrong with the rows, comparisons of `runs`, and searches trial by trial."""
+    """Every table of a report: problems of the rows, comparisons of `runs`, and searches trial by trial."""
     problems, parameters = problems_table(table), parameters_table(runs)
     compared = all_tables(runs, np.random.default_rng(SEED)) if runs else []
-    costs = cost_table(runs)
+    costs, outcomes = cost_table(runs), outcomes_table(runs)
     about = [
-        *([costs] if costs else []),
+        *filter(None, [costs]),
         *compared,
-        *([parameters] if parameters else []),
+        *filter(None, [outcomes, parameters]),
         *search_tables(table),
     ]
     return [*([problems] if problems else []), *about]
@@ -96,7 +97,7 @@ def tables_of(table: pa.Table, runs: Sequence[Run]) -> list[Table]:
 def page_data(
     table: pa.Table, runs: Sequence[Run], tables: Sequence[Table], differences: Table, title: str = ""
 ) -> dict[str, Any]:
-    """What `write_page` shows, but for the figures."""
+    """The data of `write_page`, without figures."""
     series, tasks = series_of(runs), tasks_of(runs)
     labels = [one.label for one in series]
     first = {run.label: run for run in reversed(runs)}
@@ -154,13 +155,13 @@ def _subtitle(table: pa.Table, runs: Sequence[Run]) -> str:
 
 
 def _counted(table: pa.Table, runs: Sequence[Run]) -> str:
-    """How many runs are compared, and how many trials of searches are not."""
+    """Number of compared runs, and of trials of searches, which are not compared."""
     searched = sum(cell.num_trials for cell in cells_in(table).values() if cell.is_search)
     return f"{len(runs)} runs" + (f" and {searched} trials of searches" if searched else "")
 
 
 def _figures(table: pa.Table, runs: Sequence[Run]) -> dict[str, tuple[Figure, str]]:
-    """Each figure with its caption; those over all tasks where scores can be normalised."""
+    """Figures with captions; those over all tasks only if scores can be normalised."""
     if not runs:  # of a search alone there is nothing to average
         return {}
     figures = {"curves": (learning_curve_figure(table), "Learning curves")}
@@ -170,6 +171,9 @@ def _figures(table: pa.Table, runs: Sequence[Run]) -> dict[str, tuple[Figure, st
     displacement = displacement_figure(runs)
     if displacement is not None:
         figures["displacement"] = displacement, "How far the leapfrog moves actions: drift and noise"
+    threshold = threshold_figure(runs)
+    if threshold is not None:
+        figures["thresholds"] = threshold, "How far each run has come in training"
     finals, series = scores_of(runs, final), series_of(runs)
     scaled = normalised(finals, finals)
     if scaled is None:
@@ -186,7 +190,7 @@ def _figures(table: pa.Table, runs: Sequence[Run]) -> dict[str, tuple[Figure, st
 
 
 def _evaluations(table: pa.Table) -> bytes:
-    """Every evaluation as a line of CSV, without what is not a number or a word."""
+    """Every evaluation as a line of CSV, with its numbers and words only."""
     names = [
         name
         for name in table.column_names

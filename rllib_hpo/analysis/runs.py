@@ -1,4 +1,4 @@
-"""Runs out of rows: what tables and figures are made from, and how a run's algorithm is named and coloured."""
+"""Group rows into runs, and give each algorithm a label, a colour and dashes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 """Okabe and Ito's, which the colour-blind can tell apart; lines differ in their dashes besides."""
 DASHES = ("solid", "dashed", "dashdot", "dotted")
 BASELINE = "SAC"
-"""What others are compared with, where it is there."""
+"""The baseline of comparisons, if there are runs of it."""
 
 _NUMBERS = ("return_mean", "return_std", "updates", "wall_time_s")
 COSTS = ("cost_mean", "cost_discounted_mean", "violation_share", "cost_limit", "episode_length_mean")
@@ -81,7 +81,7 @@ class Run:
 
 
 class Series(NamedTuple):
-    """How one algorithm and variant is shown, everywhere alike."""
+    """Label, colour and dashes of an algorithm and variant, the same in all figures."""
 
     label: str
     color: str
@@ -89,7 +89,7 @@ class Series(NamedTuple):
 
 
 def runs_of(table: pa.Table) -> list[Run]:
-    """The runs in rows that `read_rows` gave, in the order of their labels and seeds.
+    """Runs of a table of `read_rows`, in the order of labels and seeds.
 
     Trials of one algorithm and variant whose configurations differ have different labels, by what differs. The trials
     of a search (`Cell.is_search`) are left out: they are no seeds of one configuration, see `searches_of`.
@@ -136,7 +136,7 @@ def runs_of(table: pa.Table) -> list[Run]:
                 },
             )
         )
-    return sorted(runs, key=lambda run: (_task_place(run.task), _place(run.label), run.seed))
+    return sorted(runs, key=lambda run: (_task_sort_key(run.task), _sort_key(run.label), run.seed))
 
 
 _KEYS = ("sweep", "algorithm", "variant", "task", "env_id", "seed")
@@ -157,7 +157,7 @@ def _distinct(table: pa.Table) -> Iterable[tuple[str, str]]:
 
 
 def _by_step(steps: Sequence[int], places: Sequence[int]) -> tuple[NDArray[np.int64], list[list[int]]]:
-    """The distinct steps in order, and the places of each in the table."""
+    """Distinct steps in order, and the table indices of each."""
     groups: dict[int, list[int]] = defaultdict(list)
     for step, place in zip(steps, places, strict=True):
         groups[step].append(place)
@@ -166,15 +166,15 @@ def _by_step(steps: Sequence[int], places: Sequence[int]) -> tuple[NDArray[np.in
 
 
 def label_of(algorithm: str, variant: str, sweep: str = "", line: str = "") -> str:
-    """What an algorithm and variant is called in figures: "SAC-HPO (k-1)", "SAC-HPO (step_size=0.05)"."""
+    """Label of an algorithm and variant: "SAC-HPO (k-1)", "SAC-HPO (step_size=0.05)"."""
     extra = [part for part in (variant if variant != "default" else "", sweep, line) if part]
     name = title(algorithm)
     return f"{name} ({', '.join(extra)})" if extra else name
 
 
 def series_of(runs: Iterable[Run]) -> list[Series]:
-    """Each label with its colour and dashes, from the baseline to what is proposed, then by name."""
-    labels = sorted({run.label for run in runs}, key=_place)
+    """Series of each label: the baseline, the other known algorithms, then by name."""
+    labels = sorted({run.label for run in runs}, key=_sort_key)
     return [
         Series(label, COLORS[i % len(COLORS)], DASHES[i // len(COLORS) % len(DASHES)])
         for i, label in enumerate(labels)
@@ -183,7 +183,7 @@ def series_of(runs: Iterable[Run]) -> list[Series]:
 
 def tasks_of(runs: Iterable[Run]) -> list[TaskId]:
     """The tasks, in the order of Table I, then by name."""
-    return sorted({run.task for run in runs}, key=_task_place)
+    return sorted({run.task for run in runs}, key=_task_sort_key)
 
 
 def cells_of(runs: Iterable[Run]) -> dict[tuple[TaskId, str], list[Run]]:
@@ -194,13 +194,13 @@ def cells_of(runs: Iterable[Run]) -> dict[tuple[TaskId, str], list[Run]]:
     return cells
 
 
-def _task_place(task: TaskId) -> tuple[int, TaskId]:
+def _task_sort_key(task: TaskId) -> tuple[int, TaskId]:
     known = [one.name for one in all_tasks()]
     return (known.index(task.name) if task.name in known else len(known), task)
 
 
-def _place(label: str) -> tuple[int, bool, str]:
-    """Known algorithms in their order; of an algorithm's variants first the one that is proposed."""
+def _sort_key(label: str) -> tuple[int, bool, str]:
+    """Sort key of a label: known algorithms in their order, and the default variant first."""
     known = [title(algorithm) for algorithm in algorithm_names()]
     name = label.split(" (")[0]
     return (known.index(name) if name in known else len(known), not label.endswith("(proposed)"), label)

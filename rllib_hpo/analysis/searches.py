@@ -1,4 +1,4 @@
-"""What rows say besides comparisons: searches for settings, trial by trial, and what is wrong with the rows."""
+"""Tables of searches for settings, trial by trial, and of problems in the rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rllib_hpo.results.schema import EvaluationRow, rows_from_arrow
 
 
 def search_tables(table: pa.Table) -> list[Table]:
-    """A table of trials for each search in rows that `read_rows` gave, the best return first.
+    """A table of trials for each search in a table of `read_rows`, best return first.
 
     Nothing is averaged: the trials of a search differ in more than their seeds, so they are no seeds of one another.
     """
@@ -66,7 +66,7 @@ def _course(values: Sequence[str]) -> str:
 
 
 def problems_table(table: pa.Table) -> Table | None:
-    """What `rllib-hpo results check` says of rows; None where nothing is wrong with them."""
+    """Table of the findings of `rllib-hpo results check`; None if there are none."""
     problems: list[Problem] = check(table)
     if not problems:
         return None

@@ -1,4 +1,4 @@
-"""What a leapfrog makes of a policy's draws, in numbers: is Q higher, do they spread more, are they still Gaussian?
+"""Statistics of the leapfrog's effect on a policy's draws: Q, spread, and non-Gaussianity.
 
 The claims are those of arXiv 2103.12020, V-C4. Draws are resampled for the intervals, one before the leapfrog together
 with the one after it.
@@ -18,7 +18,7 @@ REPLICATIONS = 200
 
 
 class ShapeNumbers(NamedTuple):
-    """Each with its bootstrap 95% interval about the estimate; NaN where there is nothing to divide by."""
+    """Estimates with bootstrap 95% intervals; NaN where the denominator is 0."""
 
     share_rising: Interval
     """Share of draws whose Q is higher at the end of their chain than at its start."""
@@ -32,7 +32,7 @@ class ShapeNumbers(NamedTuple):
 def shape_numbers(
     before: Floats, after: Floats, q_before: Floats, q_after: Floats, rng: np.random.Generator
 ) -> ShapeNumbers:
-    """The numbers of N draws.
+    """Compute the statistics of N draws.
 
     Args:
         before: (N, A) actions where the chains begin.

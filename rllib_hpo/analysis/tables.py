@@ -20,10 +20,10 @@ NOTHING = "-"
 
 
 class Table(NamedTuple):
-    """What a person reads; every cell is text."""
+    """A table of text cells with title and note."""
 
     name: str
-    """Of its files."""
+    """Name of its files."""
     title: str
     note: str
     columns: list[str]
@@ -81,27 +81,27 @@ def _latex(text: str) -> str:
 
 
 class Scores(NamedTuple):
-    """One number per run, where all algorithms of a task are read at the same step."""
+    """One score per run, all runs of a task read at the same step."""
 
     values: Mapping[tuple[TaskId, str], dict[int, float]]
-    """Of each task and label, by seed."""
+    """Scores of each task and label, by seed."""
     tasks: list[TaskId]
     labels: list[str]
 
     def of(self, task: TaskId, label: str) -> Floats:
-        """(R,) in the order of seeds; empty where there is no run."""
+        """Scores (R,) in the order of seeds; empty if there is no run."""
         by_seed = self.values.get((task, label), {})
         return np.array([by_seed[seed] for seed in sorted(by_seed)])
 
     def matrix(self, label: str) -> Floats | None:
-        """(R, T) of the seeds that all tasks have; None where a task has none of them."""
+        """Scores (R, T) of the seeds that all tasks have; None if a task has none."""
         cells = [self.values.get((task, label), {}) for task in self.tasks]
         seeds = sorted(set.intersection(*map(set, cells))) if cells else []
         return np.array([[cell[seed] for cell in cells] for seed in seeds]) if seeds else None
 
 
 def common_steps(runs: Sequence[Run]) -> dict[TaskId, int]:
-    """The last step that every run of a task has reached: what is compared, is compared there."""
+    """The last step that every run of a task has reached, at which runs are compared."""
     return {task: min(int(run.steps[-1]) for run in runs if run.task == task) for task in tasks_of(runs)}
 
 
@@ -136,7 +136,7 @@ def final(returns: Floats) -> float:
 
 
 def normalised(scores: Scores, reference: Scores) -> Scores | None:
-    """On a scale where a random policy is 0 and the same rows' final SAC mean is 1; None without either."""
+    """Normalise scores: a random policy is 0, the final mean of SAC in the same rows is 1; None without either."""
     scaled: dict[tuple[TaskId, str], dict[int, float]] = {}
     for (task, label), by_seed in scores.values.items():
         base, zero = reference.of(task, BASELINE), random_return(task.env_id)
@@ -166,13 +166,13 @@ def all_tables(runs: Sequence[Run], rng: np.random.Generator) -> list[Table]:
 
 
 def baseline_of(labels: Sequence[str]) -> str:
-    """What the others are compared with: SAC, or else what is proposed, or else the first."""
+    """The baseline of comparisons: SAC, or else the proposed algorithm, or else the first label."""
     proposed = (label for label in labels if label.endswith("(proposed)"))
     return BASELINE if BASELINE in labels else next(proposed, labels[0])
 
 
 def coverage(runs: Sequence[Run]) -> str:
-    """How far the runs have come, where not all of a task stand at the same step; else nothing."""
+    """A note on the steps that runs have reached, if they differ within a task; otherwise ""."""
     common = common_steps(runs)
     behind = [
         f"{task.name} up to {common[task]:,} steps"

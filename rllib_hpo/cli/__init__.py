@@ -19,7 +19,7 @@ from rllib_hpo.cli.cluster import check_cluster, doctor
 from rllib_hpo.cli.console import errors
 from rllib_hpo.cli.jobs import fetch, status, stop, submit
 from rllib_hpo.cli.listings import settings, tasks
-from rllib_hpo.cli.policies import convert, evaluate, export, policy_shape
+from rllib_hpo.cli.policies import convert, evaluate, export, policy_shape, trajectories
 from rllib_hpo.cli.results import add, check, compact, report, show
 from rllib_hpo.cli.runs import train
 from rllib_hpo.cli.sweeps import dashboard, sweep
@@ -41,6 +41,7 @@ app.command()(evaluate)
 app.command()(export)
 app.command()(convert)
 app.command()(policy_shape)
+app.command()(trajectories)
 app.command()(report)
 app.command(
     # The options of `sweep` reach `submit` as they are.

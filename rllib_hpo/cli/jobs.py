@@ -100,8 +100,8 @@ def sweep_request(words: list[str], pip: bool) -> Any:
         raise SettingsError("Name either a sweep file or, with --resume, where on the cluster a sweep is.")
     if "dry_run" in given:
         raise SettingsError("--dry-run starts nothing; `rllib-hpo sweep --dry-run` says what would run.")
-    job_request.refuse_paths(storage, out and str(out))
-    job_request.refuse_paths(resume, None)
+    job_request.check_paths(storage, out and str(out))
+    job_request.check_paths(resume, None)
     source, name = None, (resume or "").partition("?")[0].rstrip("/").rpartition("/")[2]
     if file is not None:
         source = Path(file)

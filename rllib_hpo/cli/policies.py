@@ -1,4 +1,4 @@
-"""What becomes of a trained policy: `rllib-hpo evaluate`, `export`, `convert` and `policy-shape`."""
+"""What becomes of a trained policy: `rllib-hpo evaluate`, `export`, `convert`, `policy-shape`, `trajectories`."""
 
 from __future__ import annotations
 
@@ -133,12 +133,47 @@ def policy_shape(
     path, numbers = write_policy_shape(
         loaded, out, chosen, mode=mode, num_actions=actions, after_steps=after_steps, seed=seed
     )
+    _print_table(numbers)
+    console.print(str(path), soft_wrap=True)
+
+
+def trajectories(
+    policies: Annotated[
+        list[Path],
+        path_argument(help="Checkpoints, run directories, or exported and kept policies (.safetensors)."),
+    ],
+    out: Annotated[
+        Path, path_option(help="The figure: .png, .pdf or .svg; the numbers go beside it, as .csv.")
+    ] = Path("trajectories.png"),
+    episodes: Annotated[int, typer.Option(min=1, help="Of each policy.")] = 100,
+    actions: Annotated[
+        Literal["explore", "evaluate"], typer.Option(help="Actions as in training, or as in evaluations.")
+    ] = "explore",
+    seed: Annotated[int, typer.Option(min=0, help="Of the episodes and of all noise.")] = 0,
+    imports: Imports = None,
+) -> None:
+    """Draw where policies go on multi-goal, the snake or the quadruped, and say which goals they reach.
+
+    Checkpoints are pickles: load those you trust only. Exported policies are not.
+    """
+    import_all(imports)
+    from rllib_hpo.analysis.trajectories import write_trajectories
+    from rllib_hpo.deployment import load_policy_file
+
+    loaded = [
+        load_policy_file(path) if path.suffix == ".safetensors" else _of_checkpoint(path) for path in policies
+    ]
+    path, numbers = write_trajectories(loaded, out, num=episodes, seed=seed, explores=actions == "explore")
+    _print_table(numbers)
+    console.print(str(path), soft_wrap=True)
+
+
+def _print_table(numbers: Any) -> None:
     shown = Table(*(Column(name, overflow="fold") for name in numbers.columns))
     for row in numbers.rows:
         shown.add_row(*row)
     console.print(shown)
     console.print(numbers.note, soft_wrap=True)
-    console.print(str(path), soft_wrap=True)
 
 
 def _of_checkpoint(path: Path) -> Any:

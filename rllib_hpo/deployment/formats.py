@@ -1,4 +1,4 @@
-"""The files that a policy is exported to, and the one of them that is read back."""
+"""Export a policy to a file, and read one back from safetensors."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from rllib_hpo.results.atomic import write_atomically
 from rllib_hpo.tasks import import_modules
 
 METADATA = "rllib_hpo"
-"""The key that metadata stand under in a file."""
+"""The key of the metadata in a file."""
 OPSET = 18
 
 
 def write_policy(policy: DeployedPolicy, file_format: str, out: Path) -> list[Path]:
-    """Writes `policy` to `out`, whole or not at all.
+    """Write `policy` to `out`, atomically.
 
     Args:
         policy: What to write.
@@ -89,7 +89,7 @@ def _onnx(policy: DeployedPolicy, out: Path) -> dict[Path, bytes]:
 
 
 def _safetensors(policy: DeployedPolicy, out: Path) -> dict[Path, bytes]:
-    """The actor's weights as safetensors, and what they are as JSON: in the file's header, and beside it."""
+    """The actor's weights as safetensors, with the metadata as JSON in the file's header and beside it."""
     return {
         out: to_safetensors(policy),
         out.with_name(out.name + ".json"): policy.metadata.to_json().encode(),
@@ -105,7 +105,7 @@ FORMATS: dict[str, Callable[[DeployedPolicy, Path], dict[Path, bytes]]] = {
 
 
 def to_safetensors(policy: DeployedPolicy) -> bytes:
-    """What `load_policy_file` reads: the actor's weights, and the metadata in the header.
+    """The safetensors file that `load_policy_file` reads: the actor's weights, and the metadata in the header.
 
     Raises:
         UserError: If the package safetensors is missing.
@@ -116,7 +116,7 @@ def to_safetensors(policy: DeployedPolicy) -> bytes:
 
 
 def check_safetensors() -> None:
-    """Checks that safetensors files can be written here.
+    """Check that the package safetensors is installed.
 
     Raises:
         UserError: If the package safetensors is missing.
@@ -125,7 +125,7 @@ def check_safetensors() -> None:
 
 
 def load_policy_file(path: Path) -> DeployedPolicy:
-    """The policy in a safetensors file; it holds no code, and ray is not needed.
+    """Load the policy of a safetensors file, which holds no code, without ray.
 
     Raises:
         CheckpointError: If there is no such file, or it is something else.
@@ -162,7 +162,7 @@ def load_policy_file(path: Path) -> DeployedPolicy:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what exporters tell their developers; an export that fails raises all the same."""
+    """Suppress the exporters' log messages; a failed export still raises."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -174,7 +174,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _example(policy: DeployedPolicy) -> tuple[torch.Tensor, ...]:
-    """Inputs to trace with; two rows, since one would be taken for the only number there can be."""
+    """Example inputs for tracing, of two rows, since exporters take a batch of one for a constant."""
     obs = torch.zeros((2, policy.actor.obs_dim))
     return obs, *policy.begin(obs)
 

@@ -1,4 +1,4 @@
-"""What an exported policy says of itself: enough to serve it, to rebuild it, and to know where it comes from."""
+"""Metadata of an exported policy: all that is needed to serve it, to rebuild it, and to trace its origin."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rllib_hpo.errors import CheckpointError, UserError
 from rllib_hpo.settings import Settings, complete_settings, parse_settings
 
 FORMAT = 1
-"""Raised when older files can no longer be read."""
+"""Format number, incremented when older files can no longer be read."""
 
 
 class BoxMetadata(BaseModel):
-    """A gymnasium Box of one dimension; None stands for no bound."""
+    """A one-dimensional gymnasium Box; None stands for no bound."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -37,7 +37,7 @@ class BoxMetadata(BaseModel):
 
     @classmethod
     def of(cls, space: gym.spaces.Box) -> Self:
-        """The description of `space`."""
+        """Describe `space`."""
         return cls(
             shape=(int(space.shape[0]),),
             dtype=str(space.dtype),
@@ -46,7 +46,7 @@ class BoxMetadata(BaseModel):
         )
 
     def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Lower and upper bounds (N,), infinite where there are none."""
+        """Lower and upper bounds (N,), infinite if there are none."""
         low = [-math.inf if value is None else value for value in self.low]
         high = [math.inf if value is None else value for value in self.high]
         return np.array(low), np.array(high)
@@ -73,13 +73,13 @@ class PolicyMetadata(BaseModel):
     env_steps: int
     """Environment steps that the policy was trained for."""
     observation_space: BoxMetadata
-    """What goes in: float32, (B, S)."""
+    """Observations, float32 (B, S)."""
     action_space: BoxMetadata
-    """What comes out: float32, (B, A), within these bounds."""
+    """Actions, float32 (B, A), within these bounds."""
     settings: dict[str, Any]
     """All hyperparameters."""
     versions: dict[str, str]
-    """Of the packages that wrote the checkpoint."""
+    """Versions of the packages that wrote the checkpoint."""
 
     @classmethod
     def of_manifest(
@@ -106,7 +106,7 @@ class PolicyMetadata(BaseModel):
 
     @classmethod
     def from_json(cls, text: str, source: str) -> Self:
-        """Reads what `to_json` wrote.
+        """Parse a result of `to_json`.
 
         Raises:
             CheckpointError: Naming `source`, if it is something else.
@@ -122,7 +122,7 @@ class PolicyMetadata(BaseModel):
         return metadata
 
     def to_json(self) -> str:
-        """JSON, for people and programs."""
+        """The metadata as indented JSON."""
         return self.model_dump_json(indent=1)
 
     def parsed_settings(self) -> Settings:

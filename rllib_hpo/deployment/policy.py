@@ -12,7 +12,7 @@ from rllib_hpo.tasks import ActionScaling
 
 
 class DeployedPolicy(nn.Module):
-    """Observation in, action within the environment's bounds out; float32, on any device, without gradients.
+    """Map observations to actions within the environment's bounds; float32, on any device, without gradients.
 
     Args:
         actor: Where the weights come from; they are copied.
@@ -32,11 +32,11 @@ class DeployedPolicy(nn.Module):
 
     @property
     def memory(self) -> list[str]:
-        """Names of what `forward` takes after the observations and returns after the actions; mostly none."""
-        return [name for name, remembered in self.actor.memory.items() if not remembered.only_exploring]
+        """Names of the memory tensors that `forward` takes after the observations and returns after the actions."""
+        return [name for name, kept in self.actor.memory.items() if kept.is_held(explores=False)]
 
     def forward(self, obs: Tensor, *memory: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Actions (B, A) for obs (B, S), as `Actor.act` and `ActionScaling.to_env` give them.
+        """Actions (B, A) for obs (B, S), as `Actor.act` and `ActionScaling.to_env` compute them.
 
         Args:
             obs: (B, S).

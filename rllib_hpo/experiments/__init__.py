@@ -1,1 +1,1 @@
-"""Experiments: what is launched, and what is logged while it runs."""
+"""Experiments: runs, sweeps and jobs, with their configuration, storage and logs."""

@@ -1,1 +1,1 @@
-"""Learning: losses, the update and the replay. Pure torch; nothing here imports ray."""
+"""Learning from a replay, for any method: updates counted, in bulk, as CUDA graphs. Pure torch."""

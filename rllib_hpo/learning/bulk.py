@@ -1,20 +1,20 @@
-"""Many updates for one call of the host, which never waits for the device: what a GPU is kept busy with."""
+"""Make many updates in one call without waiting for the device, which keeps a GPU busy."""
 
 from __future__ import annotations
 
 from rllib_hpo.algorithms.base import Metrics
-from rllib_hpo.learning.graph import Capture, Repeated
+from rllib_hpo.learning.graph import Capture, GraphedFunction
 from rllib_hpo.learning.updates import Updates
 from rllib_hpo.replay.feed import Feed, IndexFeed, RowFeed
 from rllib_hpo.replay.layout import Batch
 from rllib_hpo.replay.ring import Replay
 
 UPDATES_AT_A_TIME = 32
-"""Updates whose indices and noise are drawn together."""
+"""Number of updates whose indices and noise are drawn together."""
 
 
 class BulkUpdates:
-    """Updates as functions of tensors that stay where they are, one function for each kind.
+    """Make updates as functions of tensors at fixed addresses, one function for each kind.
 
     Args:
         updates: What makes them.
@@ -24,16 +24,16 @@ class BulkUpdates:
     def __init__(self, updates: Updates, capture: Capture | None) -> None:
         self._updates, self._capture = updates, capture
         self._feed: Feed | None = None
-        self._repeated: Repeated | None = None
+        self._repeated: GraphedFunction | None = None
         self._metrics: dict[str, Metrics] = {}
 
     @property
     def num_captures(self) -> int:
-        """Captures made by the functions in use."""
+        """Number of captures of the functions in use."""
         return 0 if self._repeated is None else self._repeated.num_captures
 
     def from_replay(self, replay: Replay, num_updates: int) -> None:
-        """Makes updates with batches that are drawn from a replay, on this device or on the host."""
+        """Make updates with batches drawn from a replay, on this device or on the host."""
         updates, batch_size = self._updates, self._updates.settings.train_batch_size_per_learner
         kind = IndexFeed if replay.device == updates.device else RowFeed
         while num_updates > 0:
@@ -46,7 +46,7 @@ class BulkUpdates:
             num_updates -= num
 
     def on_batch(self, batch: Batch) -> Metrics:
-        """Makes one update with a given batch; what it reports, in tensors that later updates overwrite."""
+        """Make one update with a given batch; returns its metrics in tensors that later updates overwrite."""
         updates, batch_size = self._updates, len(batch.reward)
         feed = self._feed
         if not isinstance(feed, RowFeed) or feed.capacity != 1 or feed.batch_size != batch_size:
@@ -55,7 +55,7 @@ class BulkUpdates:
         return self._metrics[self._run(feed, 1)]
 
     def _run(self, feed: Feed, num_updates: int) -> str:
-        """Makes updates with what `feed` holds; the kind of the last."""
+        """Make updates with the batches of `feed`; returns the kind of the last."""
         if self._repeated is None or feed is not self._feed:
             self._feed, self._repeated = feed, self._repeat(feed)
         kinds = self._updates.kinds(num_updates)
@@ -63,7 +63,7 @@ class BulkUpdates:
         self._updates.count(kinds, feed.last)
         return kinds[-1]
 
-    def _repeat(self, feed: Feed) -> Repeated:
+    def _repeat(self, feed: Feed) -> GraphedFunction:
         updates = self._updates
 
         def one(kind: str) -> None:
@@ -72,4 +72,4 @@ class BulkUpdates:
         def signature() -> object:
             return updates.signature(), [(tensor.data_ptr(), tensor.shape) for tensor in feed.tensors()]
 
-        return Repeated(one, signature, self._capture)
+        return GraphedFunction(one, signature, self._capture)

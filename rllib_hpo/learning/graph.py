@@ -1,4 +1,4 @@
-"""A function of tensors made fast to call again: captured as a CUDA graph, and captured anew when that is due."""
+"""Capture functions of tensors as CUDA graphs, replay them, and recapture when their tensors move."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from rllib_hpo.settings import Settings
 
 _logger = logging.getLogger(__name__)
 
-_WITHOUT = "Updates run without a CUDA graph: %s."
+_NO_GRAPH_MESSAGE = "Updates run without a CUDA graph: %s."
 
 WARM_UPS = 3
-"""Calls before the capture, in which libraries allocate what they keep; they are calls like any other."""
+"""Eager calls before the capture, in which libraries allocate their workspaces; they do the function's work."""
 
 
 class Capture(Protocol):
-    """How a function of no arguments, which reads and writes tensors that stay where they are, is captured."""
+    """A way to capture a function without arguments that reads and writes tensors at fixed addresses."""
 
     def warm_up(self, function: Callable[[], None]) -> None:
-        """Calls the function as it will be captured."""
+        """Call the function in the way in which it will be captured."""
 
     def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
-        """What repeats the function's work when called; the function's own work is not done now."""
+        """Capture the function without doing its work; returns a function that replays it."""
 
 
 def make_capture(settings: Settings, device: torch.device, num_learners: int = 1) -> Capture | None:
-    """How updates are captured on a GPU; None, and the log says why, where they are not.
+    """The capture of updates on a GPU; None, with the reason in the log, if they are not captured.
 
-    Those of several learners are not: in each update learners wait for each other, for gradients to average.
+    Several learners do not capture: in each update they wait for each other to average gradients.
     """
     if not settings.cuda_graph:
         reason = "cuda_graph=False"
@@ -42,22 +42,22 @@ def make_capture(settings: Settings, device: torch.device, num_learners: int = 1
         reason = f"{num_learners} learners average their gradients"
     else:
         return CudaGraphCapture(device)
-    _logger.warning(_WITHOUT, reason)
+    _logger.warning(_NO_GRAPH_MESSAGE, reason)
     return None
 
 
 class CudaGraphCapture:
-    """Captures what a function enqueues on one GPU, by a stream of its own.
+    """Capture the work that a function enqueues on one GPU, on a stream of its own.
 
-    Warm-ups run on that same stream, so that cuBLAS and the allocator have what they need there. Allocations made
-    during the capture come from the graph's pool and stay where they are.
+    Warm-ups run on the same stream, so that cuBLAS and the allocator have their workspaces there. Allocations during
+    the capture come from the graph's pool and keep their addresses.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._stream = device, torch.cuda.Stream(device)
 
     def warm_up(self, function: Callable[[], None]) -> None:
-        """Calls the function on the stream, between what came before and what comes after."""
+        """Call the function on the capture stream, in order with the current stream."""
         with torch.cuda.device(self._device):
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
@@ -65,7 +65,7 @@ class CudaGraphCapture:
             torch.cuda.current_stream().wait_stream(self._stream)
 
     def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
-        """Captures; the replays run on the stream that is current when they are called.
+        """Capture the function; replays run on the stream that is current when they are called.
 
         A capture that fails leaves the current stream, the allocator and the default generator as they were.
 
@@ -79,7 +79,7 @@ class CudaGraphCapture:
                 with _spare_generator(self._device), torch.cuda.graph(graph, pool=pool, stream=self._stream):
                     function()
             except BaseException:
-                torch.cuda.set_stream(stream)  # which a capture that fails does not do
+                torch.cuda.set_stream(stream)  # a failed capture does not restore it
                 _end_pool(graph, pool)
                 raise
         return graph.replay
@@ -87,9 +87,9 @@ class CudaGraphCapture:
 
 @contextmanager
 def _spare_generator(device: torch.device) -> Iterator[None]:
-    """The default generator with a state of its own, which is thrown away.
+    """Give the default generator a temporary state.
 
-    A capture takes that state along, and one that fails leaves it unfit for use.
+    A capture registers that state, and a failed one leaves it unusable.
     """
     generator = torch.cuda.default_generators[torch.cuda.current_device()]
     state = generator.graphsafe_get_state()
@@ -101,26 +101,26 @@ def _spare_generator(device: torch.device) -> Iterator[None]:
 
 
 _FAILED: list[torch.cuda.CUDAGraph] = []
-"""Graphs whose capture failed; torch's allocator of pinned memory goes on asking them what is theirs."""
+"""Graphs whose capture failed, kept alive because torch's allocator of pinned memory still queries them."""
 
 
 def _end_pool(graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> None:
-    """Ends what a failed capture began: else memory that is free would no longer be given back to the device."""
+    """Release the pool of a failed capture; otherwise free memory would not return to the device."""
     graph.reset()
     _FAILED.append(graph)
-    # Refused where the capture came as far as to end it; torch promises neither function.
+    # Refused if the capture has ended; neither function is public in torch (checked on torch 2.13).
     with suppress(RuntimeError, AttributeError):
         torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
         torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
 
 
-class Repeated:
-    """Calls a function again and again, captured if that is possible and plainly if it is not.
+class GraphedFunction:
+    """Call a function through CUDA graphs, or eagerly where capture fails.
 
     Args:
-        function: Does the work of one kind on tensors that keep their place; each kind is captured for itself.
-        signature: What captures hold good for: addresses and settings. When it changes all are captured anew.
-        capture: How; None for never.
+        function: Does the work of one kind on tensors at fixed addresses; each kind has a graph of its own.
+        signature: Returns the addresses and settings that graphs depend on; when it changes, all are recaptured.
+        capture: The way to capture; None calls the function eagerly.
     """
 
     def __init__(
@@ -131,10 +131,10 @@ class Repeated:
         self._captured_for: object = None
         self._warmed_up: Counter[str] = Counter()
         self.num_captures = 0
-        """Captures made so far."""
+        """Number of captures so far."""
 
     def run(self, kinds: Iterable[str]) -> None:
-        """Does the function's work for each of `kinds`; never waits for the device."""
+        """Do the work of each of `kinds` in order, without waiting for the device."""
         if self._captured and self._signature() != self._captured_for:
             self._captured.clear()
             self._warmed_up.clear()
@@ -154,21 +154,21 @@ class Repeated:
             self._run_once(kind)
 
     def _try_to_capture(self, capture: Capture, kind: str) -> None:
-        """Captures, or says why that is not possible and gives up for good."""
+        """Capture one kind; if that fails, log the reason and never capture again."""
         try:
             signature = self._signature()
-            if signature != self._captured_for:  # this kind has moved what other captures refer to
+            if signature != self._captured_for:  # this kind has moved tensors of other captures
                 self._captured.clear()
             self._captured_for = signature
             self._captured[kind] = capture(partial(self._function, kind))
             self.num_captures += 1
         except Exception as error:  # noqa: BLE001  (an error of the function itself comes again in the plain call)
-            _logger.warning(_WITHOUT, _reason(error))
+            _logger.warning(_NO_GRAPH_MESSAGE, _reason(error))
             self._capture = None
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what went wrong first: that a capture cannot be ended then is a consequence."""
+    """First line of the first error in the chain; later errors, of ending the capture, are its consequence."""
     while isinstance(error.__context__, RuntimeError):
         error = error.__context__
     return str(error).split("\n", 1)[0].rstrip(".")

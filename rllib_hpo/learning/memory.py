@@ -1,4 +1,4 @@
-"""What a learner may hold of a GPU's memory, and what is said when that is not enough."""
+"""Limit a learner's GPU memory, and explain an out-of-memory error."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ def limit_gpu_memory(
     device: torch.device,
     limit: Callable[[float, torch.device], None] = torch.cuda.set_per_process_memory_fraction,
 ) -> None:
-    """Bounds what torch allocates in this process on a GPU that others share, so that none can starve them.
+    """Limit the memory that torch allocates in this process on a shared GPU.
 
-    CUDA's own context, some hundred megabytes for each process, comes on top of it.
+    CUDA's own context, some hundred megabytes for each process, is not included.
 
     Args:
-        share: Of the GPU, in [0, 1]; a whole one is not bounded.
-        device: Nothing happens where it is a CPU.
-        limit: What bounds.
+        share: Share of the GPU, in [0, 1]; 0 and 1 set no limit.
+        device: The device; a CPU has no limit.
+        limit: Function that sets the limit.
     """
     if device.type == "cuda" and 0 < share < 1:
         limit(share, device)
 
 
 @contextmanager
-def told_of_in_a_sentence() -> Iterator[None]:
-    """Says what can be done where a GPU's memory does not suffice.
+def explain_out_of_memory() -> Iterator[None]:
+    """Turn a CUDA out-of-memory error into one that names the remedies.
 
     Raises:
         UserError: In place of torch.OutOfMemoryError.

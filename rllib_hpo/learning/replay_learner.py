@@ -1,4 +1,4 @@
-"""Learning from a replay: rows arrive once, batches are drawn here, and the rows are saved in segments."""
+"""Learn from a replay: add rows, draw batches, make updates, and save the rows in segments."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import torch
 
 from rllib_hpo.algorithms.base import Episode
 from rllib_hpo.learning.bulk import UPDATES_AT_A_TIME
-from rllib_hpo.learning.memory import told_of_in_a_sentence
+from rllib_hpo.learning.memory import explain_out_of_memory
 from rllib_hpo.learning.trainer import Trainer
 from rllib_hpo.optim.replicas import GPU_MEMORY, Replica
 from rllib_hpo.replay.layout import Batch
 from rllib_hpo.replay.ring import Replay
 from rllib_hpo.replay.segments import SegmentList, save_new_segment
-from rllib_hpo.replay.shards import in_shard, load_dealt_anew, load_shard, shard_folder
+from rllib_hpo.replay.shards import in_shard, load_resharded, load_shard, shard_folder
 
 
 class ReplayLearner:
-    """A trainer with the replay that its batches come from, on the trainer's device.
+    """A trainer and the replay of its batches, on the trainer's device.
 
     Args:
         trainer: What makes the updates. Where it is one of several replicas, the replay is its shard: what falls
@@ -41,7 +41,7 @@ class ReplayLearner:
     def add_transitions(
         self, rows: npt.NDArray[np.float32] | None, episodes: Sequence[Episode] = (), *, keep: bool = True
     ) -> None:
-        """Takes in transitions, and tells the method of them and of episodes.
+        """Add transitions to the replay, and show them and ended episodes to the method.
 
         Args:
             rows: (N, width) of `RowLayout`; None where another learner has them and the method need not see them.
@@ -53,22 +53,22 @@ class ReplayLearner:
         self.trainer.observe(rows, episodes)
 
     def total_rows(self) -> int:
-        """Rows ever added to the replay, those that were overwritten among them."""
+        """Number of rows ever added to the replay, overwritten ones included."""
         return self.replay.total_rows
 
     @property
     def updates_at_a_time(self) -> int:
-        """Updates that cost this process least when they are asked for together."""
+        """Number of updates to request at a time for the least overhead."""
         return 1 if self.trainer.bulk is None else UPDATES_AT_A_TIME
 
     def update_from_replay(self, num_updates: int) -> None:
-        """Makes updates, each with a batch of its own.
+        """Make updates, each with a batch of its own.
 
         Raises:
             NonFiniteError: If a loss is not finite; see `Trainer.learn`.
             UserError: If a GPU's memory does not suffice.
         """
-        with told_of_in_a_sentence():
+        with explain_out_of_memory():
             self._update_from_replay(num_updates)
 
     def _update_from_replay(self, num_updates: int) -> None:
@@ -84,35 +84,35 @@ class ReplayLearner:
             learn(self.replay.gather(indices))
 
     def flush_metrics(self) -> dict[str, float]:
-        """As `Trainer.flush_metrics`, the size of the replay, and on a GPU the most bytes that torch held there."""
+        """Metrics of `Trainer.flush_metrics`, the number of rows and, on a GPU, the peak of torch's memory in bytes."""
         metrics = {**self.trainer.flush_metrics(), "replay_rows": float(self.replay.num_rows)}
         if self.trainer.device.type == "cuda":
             metrics[GPU_MEMORY] = float(torch.cuda.max_memory_allocated(self.trainer.device))
         return metrics
 
     def latest_diagnostics(self) -> dict[str, float]:
-        """As `Trainer.latest_diagnostics`."""
+        """See `Trainer.latest_diagnostics`."""
         return self.trainer.latest_diagnostics()
 
     def check_finite(self) -> None:
-        """As `Trainer.check_finite`."""
+        """See `Trainer.check_finite`."""
         self.trainer.check_finite()
 
     def device_name(self) -> str:
-        """The device that trains, in words."""
+        """Name of the device."""
         device = self.trainer.device
         return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else str(device)
 
     def apply_settings(self) -> None:
-        """As `Trainer.apply_settings`."""
+        """See `Trainer.apply_settings`."""
         self.trainer.apply_settings()
 
     def reseed(self, seed: int, joined_at: int) -> None:
-        """As `Trainer.reseed`."""
+        """See `Trainer.reseed`."""
         self.trainer.reseed(seed, joined_at)
 
     def take_over(self, other: ReplayLearner) -> None:
-        """Becomes equal to `other`: networks, optimizers, replay, counters and random streams."""
+        """Copy networks, optimizers, replay, counters and random streams of `other`."""
         mine, theirs = self.trainer, other.trainer
         mine.model.load_state_dict(theirs.model.state_dict())
         for name, optimizer in mine.optimizers.items():
@@ -123,18 +123,18 @@ class ReplayLearner:
             self.replay.add(rows)
 
     def get_progress(self) -> dict[str, Any]:
-        """As `Trainer.get_state`."""
+        """See `Trainer.get_state`."""
         return self.trainer.get_state()
 
     def set_progress(self, state: dict[str, Any] | None, env_steps: int) -> None:
-        """As `Trainer.set_state`; without a state, as one that joins a run at step `env_steps`."""
+        """See `Trainer.set_state`; without a state, join a run at step `env_steps`."""
         if state is None:
             self.trainer.join(env_steps)
         else:
             self.trainer.set_state(state)
 
     def save_replay(self, directory: str) -> SegmentList:
-        """Writes rows that no segment holds yet to `directory`, and lists the segments of all rows.
+        """Write new rows as a segment to `directory`; returns the segments of all rows.
 
         A shard's are in a folder of its own there, which their names include.
 
@@ -150,7 +150,7 @@ class ReplayLearner:
     def load_replay(
         self, directory: str, segments: SegmentList, total_rows: int, num_shards: int = 1
     ) -> None:
-        """Fills the replay from segments in `directory`; rows of another number of shards are dealt anew.
+        """Fill the replay from segments in `directory`; rows of another number of shards are resharded.
 
         Args:
             directory: What the names of the segments are relative to.
@@ -168,4 +168,4 @@ class ReplayLearner:
         else:  # the next checkpoint writes all rows again
             shares = [Replica(rank, num_shards) for rank in range(num_shards)]
             capacities = [share.share(self.trainer.settings.replay_capacity) for share in shares]
-            load_dealt_anew(self.replay, replica, segments, total_rows, capacities, place)
+            load_resharded(self.replay, replica, segments, total_rows, capacities, place)

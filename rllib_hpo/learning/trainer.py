@@ -1,4 +1,4 @@
-"""Training of one model: updates one by one or in bulk, and what a checkpoint holds of them."""
+"""Train one model: updates one by one or in bulk, and their state for checkpoints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rllib_hpo.streams import draw_all
 
 
 class Trainer(Updates):
-    """Makes updates of a model with batches that others draw, on a GPU in bulk.
+    """Make updates of a model with given batches, on a GPU in bulk.
 
     Args:
         method: See `Updates`.
@@ -48,7 +48,7 @@ class Trainer(Updates):
             self.update_in_bulk(make_capture(self.settings, self.device, replica.world_size))
 
     def update_in_bulk(self, capture: Capture | None) -> None:
-        """From here on never waits for the device: updates are functions of tensors that keep their place.
+        """Make updates in bulk from now on: functions of tensors at fixed addresses, without waiting for the device.
 
         Args:
             capture: How such a function is captured; None for not at all.
@@ -57,18 +57,18 @@ class Trainer(Updates):
         self.bulk = BulkUpdates(self, capture)
 
     def join(self, joined_at: int) -> None:
-        """Draws from streams of its own from here on, as one that joins the run at step `joined_at`."""
+        """Use the streams of a learner that joins the run at step `joined_at`."""
         self.reseed(self._seed, joined_at)
 
     def apply_settings(self) -> None:
-        """Makes the settings hold again where a checkpoint brought those it was saved with."""
+        """Apply this run's settings after a checkpoint has restored its own."""
         self.method.restored(self.model)
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = self.method.learning_rate(name)
 
     def learn(self, batch: Batch) -> Metrics:
-        """Makes one update; what it reports, as scalar tensors.
+        """Make one update; returns its metrics as scalar tensors.
 
         Raises:
             NonFiniteError: If a loss is not finite, naming the update and the loss; on a GPU not before
@@ -84,21 +84,21 @@ class Trainer(Updates):
         return metrics
 
     def observe(self, rows: npt.NDArray[np.float32] | None, episodes: Sequence[Episode]) -> None:
-        """Hands the method what arrived: transitions (N, width), and the episodes that ended in them."""
+        """Show the method new transitions (N, width), and the episodes that ended in them."""
         if rows is not None and self.method.watches_rows:
             self.method.rows_added(self.model, rows)
         if whole := [episode for episode in episodes if not episode.failed]:
             self.method.episodes_ended(self.model, whole)
 
     def check_finite(self) -> None:
-        """Raises NonFiniteError if a loss or a parameter is not; a checkpoint must never hold such a state."""
+        """Raise NonFiniteError if a loss or a parameter is not finite, since no checkpoint may hold such a state."""
         self._raise_if_frozen()
         for name, parameter in self.model.named_parameters():
             if not torch.isfinite(parameter).all():
                 raise NonFiniteError(f"The parameter {name} is not finite after update {self.num_updates}")
 
     def get_state(self) -> dict[str, Any]:
-        """Streams and counters; parameters and optimizers are saved by those who hold them."""
+        """Streams and counters; their owners save parameters and optimizers."""
         return {
             "streams": self.streams.get_state(),
             "seed": self._seed,
@@ -108,7 +108,7 @@ class Trainer(Updates):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on where `get_state` was called."""
+        """Restore a result of `get_state`."""
         self.reseed(state.get("seed", self._seed), state.get("joined_at", 0))
         self.streams.set_state(state["streams"])
         self.num_updates = state["num_updates"]

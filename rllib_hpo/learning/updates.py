@@ -1,4 +1,4 @@
-"""Updates of one model: their random streams, their number, and what they report, summed where they are made."""
+"""Make updates of one model: draw their noise, count them, and sum their metrics on the device."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from rllib_hpo.settings import Settings
 from rllib_hpo.streams import TorchStreams
 
 Latest = Callable[[], tuple[Batch, Noise]]
-"""Returns batch and noise of the update made last."""
+"""Returns batch and noise of the last update."""
 
 
 class Updates:
-    """Makes updates of a model, one at a time, and sums what they report.
+    """Make updates of a model one at a time, and sum their metrics.
 
     Args:
-        method: What an update is.
-        model: Changed in place.
-        optimizers: Of the model's parameters, by the loss that drives them.
+        method: The method whose updates are made.
+        model: The model, updated in place.
+        optimizers: Optimizers by the name of their loss.
         seed: The run's seed; the noise of updates has streams of its own.
-        replica: Which of the processes that train equal models together; the first draws what one alone would.
+        replica: This process in data-parallel training; the first draws the same as a single process.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Updates:
         self.settings: Settings = method.settings
         self.device: torch.device = model.device
         self.layout = RowLayout(model.obs_dim, model.action_dim, method.columns)
-        """Of a transition."""
+        """Columns of a transition."""
         self.draws = dict(method.draws(model))
         self.num_updates = 0
         self.reseed(seed)
@@ -60,13 +60,13 @@ class Updates:
         self._latest_diagnostics: Metrics = {}
 
     def guard_with(self, guard: DeviceGuard | None) -> None:
-        """Freezes the model after a loss that is not finite; without a guard such a loss raises at once."""
+        """Freeze the model after a non-finite loss; without a guard such a loss raises at once."""
         self.guard = guard
-        """Freezes updates on the device after a loss that is not finite; None raises at once, which waits for it."""
+        """Freezes updates on the device after a non-finite loss; None raises at once, which waits for the device."""
         self._steps = Steps(self.optimizers, self.replica, guard)
 
     def reseed(self, seed: int, joined_at: int = 0) -> None:
-        """Draws from streams of `seed` from here on; those of one that joins later repeat none of its beginning."""
+        """Replace the noise streams by those of `seed`; one that joins at step `joined_at` repeats no earlier draws."""
         self._seed, self._joined_at = seed, joined_at
         joined = (joined_at,) if joined_at else ()
         owner = ("learner", *joined, *self.replica.owner)
@@ -74,12 +74,12 @@ class Updates:
         self.streams = TorchStreams(seed, *owner, device=self.device, on_host=("replay",))
 
     def kinds(self, num_updates: int) -> list[str]:
-        """Kinds of the next updates."""
+        """Kinds of the next `num_updates` updates."""
         first = self.num_updates + 1
         return [self.method.kind(update) for update in range(first, first + num_updates)]
 
     def update(self, batch: Batch, noise: Noise, kind: str) -> Metrics:
-        """Makes one update on the device, and adds up what it reports; `count` must follow.
+        """Make one update on the device and add its metrics to the sums; `count` must follow.
 
         Raises:
             NonFiniteError: If a loss is not finite, naming it and the update; a `DeviceGuard` raises none here.
@@ -99,12 +99,12 @@ class Updates:
 
     @property
     def updates_until_diagnosis(self) -> int:
-        """Updates until the model is to be described again, at least 1."""
+        """Number of updates until the next diagnosis, at least 1."""
         interval = self.settings.diagnostics_interval
         return interval - self.num_updates % interval
 
     def count(self, kinds: Sequence[str], latest: Latest) -> None:
-        """Counts updates, at most `updates_until_diagnosis`, and describes the model on the last one's batch."""
+        """Count updates, at most `updates_until_diagnosis`, and diagnose the model on the last batch if that is due."""
         self.num_updates += len(kinds)
         for kind, number in Counter(kinds).items():
             for name in self._reported[kind]:
@@ -113,7 +113,7 @@ class Updates:
             self._diagnostics = self._latest_diagnostics = self.method.diagnose(self.model, *latest())
 
     def signature(self) -> object:
-        """What a captured update holds good for: settings, learning rates, and where in memory everything is."""
+        """All that a captured update depends on: settings, learning rates, and addresses of tensors."""
         optimizers = self.optimizers.values()
         rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
         places = [tensor.data_ptr() for tensor in (*self._tensors, *self._sums.values())]
@@ -124,7 +124,7 @@ class Updates:
             self.guard.raise_if_frozen(self.num_updates, self.method.kind)
 
     def latest_diagnostics(self) -> dict[str, float]:
-        """The newest diagnostics there are, flushed before or not; waits for the device.
+        """The latest diagnostics, flushed or not; waits for the device.
 
         Raises:
             NonFiniteError: If a loss was not finite: an evaluation would be of weights that stopped before.
@@ -133,7 +133,7 @@ class Updates:
         return finite(self._latest_diagnostics)
 
     def flush_metrics(self) -> dict[str, float]:
-        """Means over the updates since the last flush that reported each, and the latest diagnostics.
+        """Mean of each metric over the updates since the last flush that reported it, and the latest diagnostics.
 
         Waits for the device.
 
@@ -155,7 +155,7 @@ class Updates:
         }
 
     def _forget_metrics(self) -> None:
-        """In place, since a captured update adds to these very tensors."""
+        """Clear the sums in place, since captured updates add to these tensors."""
         for total in self._sums.values():
             total.zero_()
         self._num_summed.clear()
@@ -163,6 +163,6 @@ class Updates:
 
 
 def finite(scalars: Metrics) -> dict[str, float]:
-    """Scalars as numbers, without those that do not apply (NaN)."""
+    """Scalars as numbers, without NaN, which marks metrics that do not apply."""
     values = {name: value.item() for name, value in scalars.items()}
     return {name: value for name, value in values.items() if math.isfinite(value)}

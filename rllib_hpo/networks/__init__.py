@@ -1,1 +1,1 @@
-"""Networks that policies and critics are made of. Pure torch."""
+"""Networks of policies and critics. Pure torch."""

@@ -63,9 +63,9 @@ class Critics(nn.Module):
         inputs = torch.cat([obs, action], dim=-1)
         return q_networks.q_values(inputs, list(self.weights), list(self.biases))
 
-    def condition(self, obs: Tensor) -> ConditionedCritic:
-        """The critics as functions of the action alone, for obs (B, S)."""
-        return ConditionedCritic(self, obs)
+    def condition(self, obs: Tensor, num: int | None = None) -> ConditionedCritic:
+        """The critics, or the first `num` of them, as functions of the action alone, for obs (B, S)."""
+        return ConditionedCritic(self, obs, num=num)
 
     def minimum(self, obs: Tensor, action: Tensor) -> Tensor:
         """min(Q_1, ..., Q_N), (B,). Gradients flow to `action` only: neither parameters nor obs receive any."""

@@ -35,38 +35,38 @@ class Guard:
 
 
 class DeviceGuard(Guard):
-    """Freezes on the device: from the first loss on that is not finite, no step changes anything.
+    """Freeze all steps on the device from the first non-finite loss on.
 
-    The host looks when it wants to (`raise_if_frozen`), and finds the first such loss by counting back the checks that
-    found the device frozen: updates of different kinds check different losses. All on the device are tensors that
-    keep their place, so the checks may be captured in a CUDA graph.
+    `raise_if_frozen` synchronizes once and finds the first such loss from the number of checks made since: updates of
+    different kinds check different losses. All state is in tensors at fixed addresses, so that checks can be captured
+    in a CUDA graph.
 
     Args:
-        device: Where the losses are.
+        device: Device of the losses.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._frozen = torch.zeros((), dtype=torch.float32, device=device)
-        self._num_found_frozen = torch.zeros((), dtype=torch.float64, device=device)
+        self._checks_since_failure = torch.zeros((), dtype=torch.float64, device=device)
         self._checked: dict[str, list[str]] = {}
         self._checked_now: list[str] = []
 
     def restart(self) -> None:
-        """Thaws, and counts from here."""
+        """Unfreeze, and restart the count."""
         self._frozen.zero_()
-        self._num_found_frozen.zero_()
+        self._checks_since_failure.zero_()
 
     def begin(self, kind: str) -> None:
-        """Notes anew which losses an update of that kind checks; a captured one checks those of its capture."""
+        """Reset the list of losses that an update of this kind checks; a captured one checks those of its capture."""
         self._checked_now = self._checked[kind] = []
 
     def check(self, loss: Tensor, name: str) -> Tensor:
-        """Freezes at a loss that is not finite."""
+        """Freeze if a loss is not finite."""
         self._checked_now.append(name)
         loss = loss.detach()
-        # A number minus itself is 0, unless it is infinite or none.
+        # x - x is 0 for a finite x and NaN otherwise.
         self._frozen.logical_or_(loss - loss)
-        self._num_found_frozen.add_(self._frozen)
+        self._checks_since_failure.add_(self._frozen)
         return self._frozen
 
     @property
@@ -75,16 +75,16 @@ class DeviceGuard(Guard):
         return self._frozen
 
     def raise_if_frozen(self, num_updates: int, kind: Callable[[int], str]) -> None:
-        """Waits for the device, after `num_updates` updates.
+        """Wait for the device, and raise if a loss was not finite.
 
         Args:
-            num_updates: Made so far.
-            kind: Of an update, by its number from 1.
+            num_updates: Number of updates so far.
+            kind: Function from the number of an update (from 1) to its kind.
 
         Raises:
             NonFiniteError: If a loss was not finite, naming it and its update.
         """
-        num_found, update = int(self._num_found_frozen.item()), num_updates
+        num_found, update = int(self._checks_since_failure.item()), num_updates
         if not num_found:
             return
         while num_found > len(checked := self._checked[kind(update)]):

@@ -1,4 +1,4 @@
-"""Batches and noise of many updates, drawn in bulk into buffers that keep their place: what a CUDA graph reads.
+"""Draw batches and noise of many updates into buffers at fixed addresses, for CUDA graphs to read.
 
 The host fills the buffers for up to `capacity` updates and puts the slot back to the first; each update reads its slot
 and moves it on, on the device.
@@ -18,7 +18,7 @@ from rllib_hpo.streams import Draw, TorchStreams
 
 
 class Feed:
-    """Noise of many updates; where their batches come from is a subclass's.
+    """Noise of many updates; a subclass provides their batches.
 
     Args:
         layout: What a row of a batch holds.
@@ -46,29 +46,29 @@ class Feed:
         }
 
     def draw_noise(self, num: int, streams: TorchStreams) -> None:
-        """Draws noise for `num` updates and starts over with the first slot."""
+        """Draw noise for `num` updates and return to the first slot."""
         for name, noise in self._noise.items():
             self._draws[name].fill(noise[:num], streams[name])
         self._slot.zero_()
 
     def draw(self, replay: Replay, num: int, streams: TorchStreams) -> None:
-        """Draws batches of a replay, and noise, for `num` updates, and starts over with the first slot."""
+        """Draw batches of a replay and noise for `num` updates, and return to the first slot."""
         raise NotImplementedError
 
     def next(self) -> tuple[Batch, dict[str, Tensor]]:
-        """The batch and the noise of the next slot; capturable."""
+        """Batch and noise of the next slot; can be captured."""
         batch = self._batch(self._slot)
         noise = {name: noise.index_select(0, self._slot)[0] for name, noise in self._noise.items()}
         self._slot.add_(1)
         return batch, noise
 
     def last(self) -> tuple[Batch, dict[str, Tensor]]:
-        """What the latest `next` gave."""
+        """The result of the latest `next`."""
         self._slot.sub_(1)
         return self.next()
 
     def tensors(self) -> list[Tensor]:
-        """Everything that `next` reads; a graph is good as long as none of it moves."""
+        """All tensors that `next` reads; a graph is valid as long as none of them moves."""
         return [self._slot, *self._noise.values()]
 
     def _batch(self, slot: Tensor) -> Batch:
@@ -76,7 +76,7 @@ class Feed:
 
 
 class IndexFeed(Feed):
-    """Batches gathered, in the update itself, from a replay on the device that makes it."""
+    """Gather batches in the update itself, from a replay on the same device."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class IndexFeed(Feed):
         self._indices = torch.zeros((capacity, batch_size), dtype=torch.int64, device=device)
 
     def draw(self, replay: Replay, num: int, streams: TorchStreams) -> None:
-        """Draws indices and noise for `num` updates."""
+        """Draw indices and noise for `num` updates."""
         self._replay = replay
         drawn = self._drawn.begin()
         for k in range(num):
@@ -101,7 +101,7 @@ class IndexFeed(Feed):
         self.draw_noise(num, streams)
 
     def tensors(self) -> list[Tensor]:
-        """As of any feed, and the rows of the replay, which move when it grows."""
+        """Tensors of every feed, and the rows of the replay, which move when it grows."""
         return [*super().tensors(), self._indices, self._drawn_from.rows]
 
     def _batch(self, slot: Tensor) -> Batch:
@@ -115,7 +115,7 @@ class IndexFeed(Feed):
 
 
 class RowFeed(Feed):
-    """Batches gathered by the host: from a replay in its memory, or one that somebody else made."""
+    """Batches gathered by the host: from a replay in its memory, or given ones."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class RowFeed(Feed):
         self._rows = torch.zeros((capacity, batch_size, layout.width), device=device)
 
     def draw(self, replay: Replay, num: int, streams: TorchStreams) -> None:
-        """Gathers batches of a replay in the host's memory, and draws noise, for `num` updates."""
+        """Gather batches of a replay in the host's memory, and draw noise, for `num` updates."""
         gathered = self._gathered.begin()
         for k in range(num):
             indices = replay.draw_indices(self.batch_size, streams["replay"])
@@ -139,13 +139,13 @@ class RowFeed(Feed):
         self.draw_noise(num, streams)
 
     def put(self, batch: Batch, streams: TorchStreams) -> None:
-        """Takes a batch of somebody else's, and draws the noise of its update."""
+        """Store a given batch, and draw the noise of its update."""
         for column, value in zip(self._layout.unpack(self._rows[0]).tensors(), batch.tensors(), strict=True):
             column.copy_(value)
         self.draw_noise(1, streams)
 
     def tensors(self) -> list[Tensor]:
-        """As of any feed, and the batches."""
+        """Tensors of every feed, and the batches."""
         return [*super().tensors(), self._rows]
 
     def _batch(self, slot: Tensor) -> Batch:

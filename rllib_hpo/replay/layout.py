@@ -1,4 +1,4 @@
-"""What a transition is: columns, and where they stand in a row of the replay."""
+"""The columns of a transition and their positions in a row of the replay."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Column(NamedTuple):
 
     name: str
     size: int = 1
-    """Numbers in it."""
+    """Number of values in a row."""
 
 
 class Batch(NamedTuple):
@@ -31,28 +31,28 @@ class Batch(NamedTuple):
     reward: Tensor
     """(B,)."""
     terminated: Tensor
-    """(B,), 1.0 where the episode ended proper (not by a time limit)."""
+    """(B,), 1.0 if the episode terminated (not at a time limit)."""
     next_obs: Tensor
     """(B, S), never the first observation of another episode."""
     extras: Mapping[str, Tensor] = _NONE
     """Further columns by name, (B,) or (B, size)."""
 
     def tensors(self) -> list[Tensor]:
-        """All columns, in the order of the row."""
+        """All columns in the order of the row."""
         return [self.obs, self.action, self.reward, self.terminated, self.next_obs, *self.extras.values()]
 
 
 class RowLayout(NamedTuple):
-    """Where the columns obs, action, reward, terminated, next_obs and then further ones stand in a float32 row."""
+    """Layout of a float32 row: obs, action, reward, terminated, next_obs, then additional columns."""
 
     obs_dim: int
     action_dim: int
     columns: tuple[Column, ...] = ()
-    """The further ones."""
+    """Additional columns."""
 
     @property
     def width(self) -> int:
-        """Numbers in a row."""
+        """Number of values in a row."""
         return self._common_width + sum(column.size for column in self.columns)
 
     @property
@@ -61,7 +61,7 @@ class RowLayout(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of a row."""
+        """Size of a row in bytes."""
         return self.width * torch.float32.itemsize
 
     def pack(
@@ -74,7 +74,7 @@ class RowLayout(NamedTuple):
         out: npt.NDArray[np.float32],
         extras: npt.NDArray[np.floating] | None = None,
     ) -> None:
-        """Writes N transitions into the rows `out` (N, width); `extras` are all further columns side by side."""
+        """Write N transitions into the rows `out` (N, width); `extras` holds all additional columns, concatenated."""
         end_of_obs, end_of_action = self.obs_dim, self.obs_dim + self.action_dim
         out[:, :end_of_obs] = obs
         out[:, end_of_obs:end_of_action] = action
@@ -85,7 +85,7 @@ class RowLayout(NamedTuple):
             out[:, self._common_width :] = extras
 
     def unpack(self, rows: Tensor) -> Batch:
-        """Rows (B, width) as columns; views where they can be."""
+        """Rows (B, width) as columns, as views where possible."""
         end_of_obs, end_of_action = self.obs_dim, self.obs_dim + self.action_dim
         return Batch(
             obs=rows[:, :end_of_obs],

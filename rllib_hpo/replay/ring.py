@@ -1,4 +1,4 @@
-"""The replay: a ring of transition rows that belongs to the learner and lives on its device."""
+"""The replay: a ring of transition rows on the learner's device."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from rllib_hpo.replay.staging import Staging
 _logger = logging.getLogger(__name__)
 
 FIRST_ROWS = 65_536
-"""Rows that a replay on a GPU begins with, at most; it doubles as it fills. (On a CPU pages count as rows arrive.)"""
+"""Greatest initial number of rows on a GPU; the ring doubles as it fills. (A CPU allocates pages as rows arrive.)"""
 
 STAGED_ROWS = 1024
-"""Rows that are on their way to a GPU at a time."""
+"""Number of rows copied to a GPU at a time."""
 
 SPARE_SHARE = 0.1
-"""Share of a GPU's memory that a replay leaves to everything else."""
+"""Share of a GPU's memory that a replay leaves free for everything else."""
 
 
 class Replay:
-    """A ring of rows with uniform sampling. Memory is taken only as rows arrive.
+    """A ring of rows with uniform sampling. It allocates memory as rows arrive.
 
     Rows go to a GPU by way of pinned memory, so adding some does not wait for updates under way. A replay in the
     host's memory is not pinned itself, even if a GPU learns from it: pinning takes all memory at once and keeps it
@@ -47,21 +47,21 @@ class Replay:
 
     @property
     def rows(self) -> Tensor:
-        """(N, width); place k of the ring is row k. It is another tensor once the ring has grown."""
+        """Rows (N, width); index k of the ring is row k. Growing replaces this tensor."""
         return self._rows
 
     @property
     def device(self) -> torch.device:
-        """Where the rows live."""
+        """Device of the rows."""
         return self._rows.device
 
     @property
     def num_rows(self) -> int:
-        """Rows that can be sampled."""
+        """Number of rows that can be sampled."""
         return min(self.total_rows, self.capacity)
 
     def add(self, rows: npt.NDArray[np.float32]) -> None:
-        """Appends rows (N, width), in order, overwriting the oldest."""
+        """Append rows (N, width) in order, overwriting the oldest."""
         # What Ray hands over is read-only, which torch does not take.
         kept = torch.from_numpy(np.require(rows[-self.capacity :], requirements="W"))
         start = (self.total_rows + len(rows) - len(kept)) % self.capacity
@@ -100,7 +100,7 @@ class Replay:
         return torch.empty((num_rows, self.layout.width), dtype=torch.float32, device=device)
 
     def _make_room(self, places: int) -> None:
-        """Grows, by doubling, until there are so many places; on to the host's memory if there are no more here."""
+        """Double until the ring has room for `places` rows; move to the host's memory if the device has too little."""
         if places <= len(self._rows):
             return
         num_rows = next(size for size in sizes_while_growing(self.capacity) if size >= places)
@@ -119,15 +119,15 @@ class Replay:
         self._rows = grown
 
     def draw_indices(self, num: int, generator: torch.Generator) -> Tensor:
-        """`num` places drawn uniformly with replacement, (num,)."""
+        """Draw `num` indices uniformly with replacement, (num,)."""
         return torch.randint(self.num_rows, (num,), generator=generator, device=generator.device)
 
     def gather(self, indices: Tensor) -> Batch:
-        """The transitions at `indices` (B,): one gather of whole rows."""
+        """Transitions at `indices` (B,), in one gather of whole rows."""
         return self.layout.unpack(self._rows.index_select(0, indices.to(self.device)))
 
     def read(self, start: int, end: int) -> list[npt.NDArray[np.float32]]:
-        """Rows number `start` to `end` (exclusive), which must still be there, in one or two pieces."""
+        """Rows number `start` to `end` (exclusive), which must not be overwritten, in one or two pieces."""
         if not max(0, self.total_rows - self.capacity) <= start <= end <= self.total_rows:
             raise ValueError(f"rows {start} to {end} are not in the replay")
         pieces = []
@@ -139,12 +139,12 @@ class Replay:
         return pieces
 
     def clear(self, total_rows: int = 0) -> None:
-        """Empties the ring, so that the next row added gets number `total_rows`."""
+        """Empty the ring; the next row gets number `total_rows`."""
         self.total_rows = total_rows
 
 
 def _with_room(layout: RowLayout, capacity: int, device: torch.device) -> torch.device:
-    """`device`, or the CPU if the replay would not fit beside everything else there."""
+    """`device`, or the CPU if the replay would not fit on it."""
     if device.type != "cuda":
         return device
     needed = most_rows(capacity) * layout.num_bytes
@@ -163,14 +163,14 @@ def _with_room(layout: RowLayout, capacity: int, device: torch.device) -> torch.
 
 
 def _memory(device: torch.device) -> tuple[int, int]:
-    """Bytes that are free to this process, and that it may have in all: of a GPU that is shared, its share."""
+    """Free and total bytes of this process: its share of a shared GPU."""
     free, total = torch.cuda.mem_get_info(device)
     allowed = int(total * torch.cuda.get_per_process_memory_fraction(device.index))
     return min(free, allowed - torch.cuda.memory_reserved(device)), allowed
 
 
 def sizes_while_growing(capacity: int) -> list[int]:
-    """Rows that a replay on a GPU has places for, from first to last: its capacity, halved again and again."""
+    """Sizes in rows through which a replay on a GPU grows: its capacity, halved repeatedly."""
     sizes = [capacity]
     while sizes[-1] > FIRST_ROWS:
         sizes.append(-(-sizes[-1] // 2))
@@ -178,7 +178,7 @@ def sizes_while_growing(capacity: int) -> list[int]:
 
 
 def most_rows(capacity: int) -> int:
-    """Places that exist at a time at most: the last time that it grows, half of the capacity and all of it."""
+    """Greatest number of rows allocated at a time: half the capacity and all of it, when it last grows."""
     return sum(sizes_while_growing(capacity)[-2:])
 
 

@@ -1,4 +1,4 @@
-"""The replay on disk: immutable files of rows, each written once, listed by the checkpoints that need them."""
+"""The replay on disk: immutable files of rows, written once and listed by checkpoints."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Segment(TypedDict):
     """One file of consecutive rows, a `.npy` array (rows, width) of float32."""
 
     file: str
-    """Name within the replay directory; it contains `crc32`, so equal names mean equal contents."""
+    """Name in the replay directory; it contains `crc32`, so that equal names mean equal contents."""
     start: int
     """Number of the first row."""
     end: int
-    """Number after that of the last row."""
+    """Number of the last row, plus 1."""
     crc32: int
     """Checksum of the rows' bytes."""
 
@@ -30,7 +30,7 @@ SegmentList = list[Segment]
 
 
 def save_new_segment(replay: Replay, segments: SegmentList, directory: Path) -> SegmentList:
-    """Writes the rows added since the last segment, and forgets segments whose rows were all overwritten.
+    """Write rows added since the last segment, and drop segments whose rows are all overwritten.
 
     Args:
         replay: The ring.
@@ -54,7 +54,7 @@ def save_new_segment(replay: Replay, segments: SegmentList, directory: Path) -> 
 
 
 def _write_segment(replay: Replay, start: int, directory: Path) -> Segment:
-    """Rows number `start` to the newest, in a file that appears complete or not at all."""
+    """Write rows from number `start` to the newest into a file, atomically."""
     end, pieces = replay.total_rows, replay.read(start, replay.total_rows)
     crc32 = 0
     for piece in pieces:
@@ -80,7 +80,7 @@ def _write_segment(replay: Replay, start: int, directory: Path) -> Segment:
 
 
 def load_segments(replay: Replay, segments: SegmentList, total_rows: int, directory: Path) -> None:
-    """Fills `replay` so that it equals the one that was saved when it had seen `total_rows` rows.
+    """Fill `replay` so that it equals the one saved after `total_rows` rows.
 
     Raises:
         CheckpointError: If a file is missing or its checksum differs.

@@ -1,7 +1,7 @@
-"""A replay in shards, one for each of several learners: how rows are dealt to them, and where they are on disk.
+"""Shard a replay over several learners, in memory and on disk.
 
-Every row is in exactly one shard. Shard r of N holds what falls to it of the capacity and, on disk, has a folder
-`shard-r` of segments; the replay of a learner that is alone has none.
+Every row is in exactly one shard. Shard r of N has its share of the capacity and, on disk, a folder `shard-r` of
+segments; the replay of a single learner has no such folder.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from rllib_hpo.replay.segments import Segment, SegmentList, load_segments
 
 
 class Deal(NamedTuple):
-    """Where a block of rows goes, and what follows it everywhere."""
+    """The shard that stores a block, and the updates that all learners make after it."""
 
     shard: int
     num_updates: int
 
 
 class Dealer:
-    """Deals blocks of rows to shards in turn, and holds updates back until every shard can be drawn from.
+    """Assign blocks to shards round-robin, and hold updates back until every shard has rows.
 
     Args:
-        num_shards: How many there are.
-        num_blocks: Blocks dealt before.
-        num_waiting: Updates held back before, and from then on.
+        num_shards: Number of shards.
+        num_blocks: Number of blocks assigned before.
+        num_waiting: Number of updates held back.
     """
 
     def __init__(self, num_shards: int, num_blocks: int = 0, num_waiting: int = 0) -> None:
         self.num_shards, self._num_blocks, self.num_waiting = num_shards, num_blocks, num_waiting
 
     def deal(self, num_updates: int) -> Deal:
-        """Deals one block that is not empty.
+        """Assign one block that is not empty.
 
         Args:
             num_updates: Updates that become due with it.
 
         Returns:
-            The block's shard, and the updates that all learners are to make once it is there.
+            The block's shard, and the updates that all learners make once it has arrived.
         """
         shard = self._num_blocks % self.num_shards
         self._num_blocks += 1
@@ -54,28 +54,28 @@ class Dealer:
         return Deal(shard, due)
 
     def get_state(self) -> dict[str, Any]:
-        """What `Dealer` needs to go on, by the names of its arguments."""
+        """Arguments of `Dealer` that restore this state."""
         return {"num_blocks": self._num_blocks, "num_waiting": self.num_waiting}
 
 
 def shard_folder(replica: Replica) -> str:
-    """Where a replica's segments are below the replay's directory; "" for one that is alone."""
+    """Folder of a replica's segments in the replay's directory; "" for a single process."""
     return f"shard-{replica.rank}" if replica.world_size > 1 else ""
 
 
 def in_shard(segments: SegmentList, folder: str) -> SegmentList:
-    """Segments with names relative to the directory that `folder` is in."""
+    """Segments with paths relative to the parent of `folder`."""
     return [Segment({**segment, "file": str(Path(folder, segment["file"]))}) for segment in segments]
 
 
 def of_shard(segments: SegmentList, folder: str) -> SegmentList:
-    """Those of `segments` that are in `folder`, with names relative to it."""
+    """Segments in `folder`, with paths relative to it."""
     paths = [(Path(segment["file"]), segment) for segment in segments]
     return [Segment({**segment, "file": path.name}) for path, segment in paths if path.parent == Path(folder)]
 
 
 def count_rows(segments: SegmentList) -> int:
-    """Rows ever added to all the shards that have these segments."""
+    """Number of rows ever added to the shards of these segments."""
     last = {Path(segment["file"]).parent: segment["end"] for segment in segments}
     return sum(last.values())
 
@@ -83,14 +83,14 @@ def count_rows(segments: SegmentList) -> int:
 def load_shard(
     replay: Replay, replica: Replica, segments: SegmentList, total_rows: int, directory: Path
 ) -> SegmentList:
-    """Fills `replay` as a replica's shard was.
+    """Fill `replay` with a replica's shard.
 
     Args:
-        replay: Of the capacity that the shard had.
-        replica: Whose shard it was.
-        segments: Those of all shards, names relative to `directory`.
-        total_rows: Rows ever added to all shards.
-        directory: Where the segments are.
+        replay: A replay of the shard's capacity.
+        replica: The replica that owned the shard.
+        segments: Segments of all shards, with paths relative to `directory`.
+        total_rows: Number of rows ever added to all shards.
+        directory: Directory of the segments.
 
     Returns:
         The segments of this shard, names relative to its folder.
@@ -105,7 +105,7 @@ def load_shard(
     return mine
 
 
-def load_dealt_anew(
+def load_resharded(
     replay: Replay,
     replica: Replica,
     segments: SegmentList,
@@ -113,15 +113,15 @@ def load_dealt_anew(
     capacities: list[int],
     directory: Path,
 ) -> None:
-    """Fills a shard with what falls to it of the rows that another number of shards held, one by one.
+    """Reshard: fill a shard with its share of rows that another number of shards held, dealt one by one.
 
     Args:
-        replay: The shard; what it held is forgotten, and its rows are numbered from 0.
-        replica: Whose it is.
-        segments: Those of all shards, names relative to `directory`.
-        total_rows: Rows ever added to all shards.
-        capacities: Of the shards that held them.
-        directory: Where the segments are.
+        replay: The shard; it is cleared, and its rows are numbered from 0.
+        replica: The replica that owns it.
+        segments: Segments of all earlier shards, with paths relative to `directory`.
+        total_rows: Number of rows ever added to all shards.
+        capacities: Capacities of the earlier shards.
+        directory: Directory of the segments.
 
     Raises:
         CheckpointError: If a segment is missing or damaged.
@@ -144,11 +144,11 @@ def load_dealt_anew(
 
 
 def _rows_of(segments: SegmentList, replica: Replica) -> int:
-    """Rows ever added to one of several shards."""
+    """Number of rows ever added to one of several shards."""
     return count_rows(of_shard(segments, shard_folder(replica)))
 
 
 def _oldest_first(lengths: list[int]) -> npt.NDArray[np.intp]:
-    """Places, counted on from shard to shard, of all rows of shards that were filled in turn."""
+    """Indices into the concatenated shards of all their rows, oldest first."""
     ages = [(np.arange(length) + 0.5) / max(1, length) for length in lengths]
     return np.argsort(np.concatenate(ages), kind="stable")

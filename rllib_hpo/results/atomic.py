@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, whatever kills the writer."""
+"""Write files atomically, even if the writer is killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which rows are seeds of one configuration: what differs between trials, and what is a search and no set of seeds."""
+"""Find the rows that are seeds of one configuration, and tell searches from sets of seeds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rllib_hpo.results.schema import canonical_json
 SEARCH_VARIANT = "search"
 """The variant of rows whose trials search for settings."""
 MOST_LINES = 6
-"""Configurations beyond which trials that hardly repeat any are a search."""
+"""Number of configurations from which trials with few repetitions count as a search."""
 
 WITHOUT_EFFECT = frozenset(
     """
@@ -24,7 +24,7 @@ WITHOUT_EFFECT = frozenset(
     cuda_graph limit_gpu_memory
     """.split()
 )
-"""Settings that name the run, or that rows of one line may differ in: they say how and when, not what is learned."""
+"""Settings in which the rows of one line may differ, since they do not affect what is learned."""
 
 _RUN_DEFAULTS: Mapping[str, Any] = {
     "api_stack": "new",
@@ -38,7 +38,7 @@ _RUN_DEFAULTS: Mapping[str, Any] = {
 
 
 class CellKey(NamedTuple):
-    """What a mean over seeds is taken of: one algorithm and variant on one task of a sweep."""
+    """The rows that a mean over seeds includes: one algorithm and variant on one task of a sweep."""
 
     sweep: str
     task: str
@@ -54,15 +54,15 @@ class Cell:
     differing: tuple[str, ...]
     """Settings that are not the same in all rows, in alphabetical order; none for a set of seeds."""
     lines: Mapping[str, str]
-    """By hash of a configuration what tells its line from the others, as "step_size=0.05"; "" if there is one line."""
+    """Name of each configuration's line by hash, as "step_size=0.05"; "" if there is one line."""
     changing: Mapping[str, tuple[str, ...]]
-    """By trial the settings that change during its run, as population-based training changes them."""
+    """Settings that change during a run, by trial, as population-based training changes them."""
     num_trials: int
     is_search: bool
 
     @property
     def refusal(self) -> str:
-        """Why no mean over seeds is taken of these rows; "" if one is."""
+        """The reason why these rows have no mean over seeds; "" if they have one."""
         if not self.is_search:
             return ""
         names = ", ".join(self.differing)
@@ -78,7 +78,7 @@ def filled(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cells_in(table: pa.Table) -> dict[CellKey, Cell]:
-    """The cells of rows that `read_rows` gave, and how far their configurations differ."""
+    """Cells of a table of `read_rows`, with the differences of their configurations."""
     kinds = [*CellKey._fields, "trial_id", "config_hash"]
     distinct = table.select([*kinds, "config_json"]).group_by(kinds).aggregate([("config_json", "min")])
     configs: dict[str, dict[str, Any]] = {}
@@ -93,7 +93,7 @@ def cells_in(table: pa.Table) -> dict[CellKey, Cell]:
 
 
 def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be the same for two trials to be seeds of one configuration."""
+    """The settings that must be equal for two trials to be seeds of one configuration."""
     return {name: value for name, value in filled(config).items() if name not in WITHOUT_EFFECT}
 
 
@@ -120,7 +120,7 @@ def _differing(configs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def _lines(configs: Mapping[str, Mapping[str, Any]], differing: Sequence[str]) -> dict[str, str]:
-    """What tells each configuration from the others, in the settings that differ."""
+    """Names of configurations, from the settings in which they differ."""
     shown = {name: shown_values(config.get(name) for config in configs.values()) for name in differing}
     return {
         hash_: ", ".join(f"{name}={shown[name][exactly(config.get(name))]}" for name in differing)
@@ -135,7 +135,7 @@ def exactly(value: Any) -> str:
 
 
 def shown_values(values: Iterable[Any]) -> dict[str, str]:
-    """Each of several values, by `exactly`, as people read it: four digits, or all where four tell too few apart."""
+    """Values for display, by `exactly`: four digits, or all if four do not distinguish them."""
     by_exact = {exactly(value): value for value in values}
     short = {exact: _short(value) for exact, value in by_exact.items()}
     return short if len(set(short.values())) == len(short) else {exact: exact for exact in by_exact}

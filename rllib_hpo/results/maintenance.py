@@ -1,4 +1,4 @@
-"""Keeping a dataset of rows in order: merging its files, joining datasets, finding what is missing or wrong."""
+"""Maintain a dataset of rows: merge its files, join datasets, find problems."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rllib_hpo.results.writer import file_table, row_path, trial_path, write_row
 
 
 def compact(root: Path) -> tuple[int, int]:
-    """Merges the files of every task folder at or below `root` into one; readers and writers may go on meanwhile.
+    """Merge the files of every task folder at or below `root` into one; readers and writers may continue.
 
     The merged file appears whole before the others go, and a row that is written again meanwhile stays. One
     process compacts at a time.
@@ -43,7 +43,7 @@ def compact(root: Path) -> tuple[int, int]:
 
 
 def merge_trial(root: Path, sweep: str, algorithm: str, task: str, trial_id: str) -> None:
-    """Merges the rows of one trial into one file: a grid of complete trials is then read in no time.
+    """Merge the rows of one trial into one file, so that many complete trials are read fast.
 
     Only the trial's own process may do so.
 
@@ -58,7 +58,7 @@ def merge_trial(root: Path, sweep: str, algorithm: str, task: str, trial_id: str
 
 
 def _merge(files: list[Path], target: Path) -> None:
-    """`files` in the order of `row_files` become the one `target`; nothing, if another process merges them too."""
+    """Merge `files`, in the order of `row_files`, into `target`; do nothing if another process merges them too."""
     written = {file: _modified(file) for file in files}
     try:
         rows = read_files([str(file) for file in files])
@@ -79,7 +79,7 @@ def _merge(files: list[Path], target: Path) -> None:
 
 
 def _modified(file: Path) -> int | None:
-    """When a file last changed, in nanoseconds; None where it is gone."""
+    """Time of a file's last change in nanoseconds; None if it does not exist."""
     try:
         return file.stat().st_mtime_ns
     except FileNotFoundError:
@@ -87,7 +87,7 @@ def _modified(file: Path) -> int | None:
 
 
 def add(root: Path, source: Path) -> int:
-    """Copies the rows at or below `source`, of another machine for instance, to `root`, those that are new.
+    """Copy new rows at or below `source`, for instance of another machine, to `root`.
 
     Returns:
         How many those were.
@@ -106,7 +106,7 @@ def add(root: Path, source: Path) -> int:
 
 
 class Problem(NamedTuple):
-    """Something about a dataset that a reader of its tables should know."""
+    """A problem of a dataset that affects its tables."""
 
     kind: str
     """"missing", "duplicate", "not finite" or "mixed"."""
@@ -114,7 +114,7 @@ class Problem(NamedTuple):
 
 
 def check(table: pa.Table) -> list[Problem]:
-    """What is missing, doubled, not finite, or of several kinds in rows that `read_rows` gave.
+    """Find missing, duplicate, non-finite and mixed rows in a table of `read_rows`.
 
     A run's evaluations are due at 0 and every `evaluation_every` steps up to the furthest of its cell (sweep, task,
     algorithm, variant); a cell's seeds are those of its sweep. The trials of a search end where it ends them and have
@@ -148,7 +148,7 @@ def _named(cell: tuple[Any, ...]) -> str:
 
 
 def _of_rows(name: str, rows: list[EvaluationRow]) -> Iterator[Problem]:
-    """What is wrong with single evaluations."""
+    """Problems of single evaluations."""
     by_step: dict[int, list[EvaluationRow]] = defaultdict(list)
     for row in rows:
         by_step[row.env_steps].append(row)
@@ -179,7 +179,7 @@ def _evaluation_every(row: EvaluationRow) -> int:
 
 
 def _missing_seeds(runs: Mapping[tuple[Any, ...], list[EvaluationRow]]) -> Iterator[Problem]:
-    """Seeds that a sweep has somewhere, and a cell has not."""
+    """Seeds of a sweep that a cell lacks."""
     seeds: dict[str, set[int]] = defaultdict(set)
     of_cell: dict[tuple[Any, ...], set[int]] = defaultdict(set)
     for *cell, seed in runs:
@@ -191,7 +191,7 @@ def _missing_seeds(runs: Mapping[tuple[Any, ...], list[EvaluationRow]]) -> Itera
 
 
 def _mixed_origins(runs: Mapping[tuple[Any, ...], list[EvaluationRow]]) -> Iterator[Problem]:
-    """Environments or commits that are not the same where a mean is taken over them."""
+    """Environments or commits that differ within a mean."""
     for (sweep, task), rows in _grouped(runs, 2).items():
         ids = sorted({row.env_id for row in rows})
         if len(ids) > 1:
@@ -203,7 +203,7 @@ def _mixed_origins(runs: Mapping[tuple[Any, ...], list[EvaluationRow]]) -> Itera
 
 
 def _mixed_configurations(cells: Mapping[CellKey, Cell]) -> Iterator[Problem]:
-    """Configurations that are not the same in one cell; reports take no mean over them."""
+    """Cells with several configurations, which reports do not average."""
     for key, cell in cells.items():
         name = _named((key.sweep, key.task, key.algorithm, key.variant))
         for trial, names in cell.changing.items():

@@ -1,4 +1,4 @@
-"""Paths as users give them, made absolute once: an environment may change the working directory later."""
+"""Make users' paths absolute once, since an environment may change the working directory later."""
 
 from __future__ import annotations
 

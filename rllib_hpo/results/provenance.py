@@ -1,4 +1,4 @@
-"""Which code, on which machine, made a row. Asks metadata and git; imports none of the libraries it names."""
+"""Find the code, versions and machine of a row, from metadata and git, without importing the libraries."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def git_commit(package: Path = _PACKAGE) -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    """Output of a git command in `folder`, or "" where git is missing, slow, or fails."""
+    """Output of a git command in `folder`, or "" if git is missing, slow, or fails."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     try:
         result = subprocess.run(

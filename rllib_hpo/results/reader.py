@@ -1,4 +1,4 @@
-"""Reads evaluation rows back, from one run, a sweep, or many roots at once."""
+"""Read evaluation rows of one run, a sweep, or many roots."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rllib_hpo.results.writer import PARTITIONS, partitions_of
 
 SORT_COLUMNS = ("sweep", "algorithm", "variant", "task", "seed", "env_steps", "trial_id")
 KEY = ("sweep", "algorithm", "task", "trial_id", "env_steps")
-"""Columns that tell rows apart, as the path of a row's file does."""
+"""Columns that identify a row, as does the path of its file."""
 COMPACTED = "compacted.parquet"
 """The file of a task folder that `compact` merges the others into."""
 _FILE_NAME = "__filename"
@@ -27,7 +27,7 @@ _FILE_NAME = "__filename"
 _SINGLE_ROW = re.compile(r"-\d{10}\.parquet$")
 _LONGEST_REASON = 300
 _ATTEMPTS = 50
-"""At rows that are compacted while they are read; damage, where every file still stands, is told at once."""
+"""Attempts to read rows that are compacted meanwhile; damage to existing files is reported at once."""
 
 
 def read_rows(roots: str | Path | Iterable[str | Path]) -> pa.Table:
@@ -55,7 +55,7 @@ def read_rows(roots: str | Path | Iterable[str | Path]) -> pa.Table:
 
 
 def read_files(files: list[str]) -> pa.Table:
-    """The rows of `files` as `read_rows` gives them; of rows with one key the one in the last file."""
+    """Read rows of `files` as `read_rows` does; of rows with one key keep the one in the last file."""
     if not files:
         return SCHEMA.empty_table()
     try:
@@ -73,7 +73,7 @@ def read_files(files: list[str]) -> pa.Table:
 
 
 def row_files(roots: Iterable[Path]) -> list[str]:
-    """Files of rows at or below `roots`; merged ones first, since what stands beside them is newer."""
+    """Files of rows at or below `roots`; merged ones first, since files beside them are newer."""
     files = {os.path.realpath(path) for root in roots for path in _row_files(root)}
     return sorted(
         files, key=lambda file: (_SINGLE_ROW.search(file) is not None, not file.endswith(COMPACTED), file)
@@ -81,7 +81,7 @@ def row_files(roots: Iterable[Path]) -> list[str]:
 
 
 def is_single_row(file: Path, trial: str) -> bool:
-    """Whether a file is that of one row of a trial, whose encoded id is given."""
+    """Whether a file holds one row of the trial with this encoded id."""
     return _SINGLE_ROW.sub("", file.name) == trial
 
 
@@ -113,7 +113,7 @@ def _row_files(root: Path) -> list[Path]:
 
 
 def _is_special(path: Path) -> bool:
-    """Whether it is a folder or a pipe, which nobody who reads it would come back from."""
+    """Whether it is a folder or a pipe, which would block a reader."""
     return path.exists() and not path.is_file()
 
 
@@ -124,7 +124,7 @@ def _read(files: list[str]) -> pa.Table:
 
 
 def _with_partitions(table: pa.Table) -> pa.Table:
-    """A table of `SCHEMA`: where a file lacks the columns that its folders name, they are added."""
+    """Add the columns that a file's folders name, if it lacks them."""
     if any(table[name].null_count for name in PARTITIONS):
         encoded = pc.dictionary_encode(table[_FILE_NAME]).combine_chunks()
         if isinstance(encoded, pa.ChunkedArray):
@@ -138,7 +138,7 @@ def _with_partitions(table: pa.Table) -> pa.Table:
 
 
 def _check_values(table: pa.Table) -> None:
-    """Raises a ValueError where a column holds what no evaluation writes."""
+    """Raise a ValueError if a column holds values that no evaluation writes."""
     missing = [field.name for field in SCHEMA if not field.nullable and table[field.name].null_count]
     if missing:
         raise ValueError(f"it lacks {', '.join(missing)}")
@@ -158,7 +158,7 @@ def _check_values(table: pa.Table) -> None:
 
 
 def _upgraded(table: pa.Table) -> pa.Table:
-    """Rows of version 1 with the diagnostics they lack: none."""
+    """Add empty diagnostics to rows of version 1."""
     place = SCHEMA.get_field_index("diagnostics")
     missing = pc.is_null(table.column(place))
     if not pc.any(missing).as_py() or pc.any(pc.greater(table["schema_version"].filter(missing), 1)).as_py():
@@ -171,14 +171,14 @@ def _upgraded(table: pa.Table) -> pa.Table:
 
 
 def _unique(table: pa.Table) -> pa.Table:
-    """One row of each key, the last."""
+    """Keep the last row of each key."""
     places = pa.table({**{name: table[name] for name in KEY}, "place": pa.array(range(table.num_rows))})
     last = places.group_by(list(KEY), use_threads=False).aggregate([("place", "max")])["place_max"]
     return table if len(last) == table.num_rows else table.take(last)
 
 
 def _damage(files: list[str], reason: str) -> StorageError:
-    """Which of `files` it was: Arrow's own message often does not say."""
+    """Find the damaged one of `files`, which Arrow's message often omits."""
     for file in files:
         try:
             _check_values(_read([file]))

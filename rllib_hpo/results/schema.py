@@ -1,4 +1,4 @@
-"""The one row schema: what a single evaluation of a policy leaves behind.
+"""The schema of a row: the record of one evaluation of a policy.
 
 Curves, tables and dashboards are made from these rows and from nothing else. A column's name is the same word
 everywhere: here, in Weights & Biases, and in the results that Tune sees.
@@ -78,7 +78,8 @@ SCHEMA = pa.schema(
         _column(
             "diagnostics",
             pa.map_(pa.string(), pa.field("value", pa.float64(), nullable=False)),
-            "What the latest diagnostics said in training (gate, drift, costs, multiplier, ...), by name.",
+            "What the latest diagnostics said in training (gate, drift, costs, multiplier, ...), by name, and "
+            "what came of episodes, in training (forward_max, ...) and in the evaluation (goal_reached, ...).",
         ),
         _column("eval_sampler", pa.string(), "Sampler that acted, noise-free, in the evaluation."),
         _column("config_json", pa.string(), "Resolved configuration of the run as canonical JSON."),
@@ -100,7 +101,7 @@ COST_COLUMNS = ("cost_mean", "cost_sd", "cost_discounted_mean", "violation_share
 """Numbers of an evaluation that are null where the task says nothing of costs."""
 
 VOLATILE_COLUMNS = frozenset({"wall_time_s", "trial_id", "device", "git_commit", "versions"})
-"""Columns that say when, where and by which build a row was made. Equal runs agree in all the others."""
+"""Columns about time, machine and build; equal runs agree in all others."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Writes evaluation rows: one Parquet file each, complete on disk before training goes on."""
+"""Write evaluation rows: one Parquet file each, on disk before training continues."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FILE_SCHEMA = pa.schema([field.remove_metadata() for field in SCHEMA if field.na
 
 
 def file_table(rows: pa.Table) -> pa.Table | None:
-    """Rows of `SCHEMA` as a file of one task folder holds them; None where they belong to several."""
+    """Rows of `SCHEMA` without partition columns, for a file of one task folder; None if they belong to several."""
     values = {name: pc.unique(rows[name]).to_pylist() for name in PARTITIONS}
     if any(len(found) != 1 for found in values.values()):
         return None
@@ -70,7 +70,7 @@ def write_row(root: Path, row: EvaluationRow) -> Path:
 
 
 def trial_id(directory: Path) -> str:
-    """Identity of the run that lives in `directory`: made at the first call, then kept in its file trial_id.
+    """Id of the run in `directory`: made at the first call, then stored in its file trial_id.
 
     A resumed run finds it again, wherever the directory was moved, and so replaces its own rows; runs
     of different machines whose rows are pooled later never collide.

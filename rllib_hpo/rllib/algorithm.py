@@ -13,49 +13,28 @@ from typing import Any
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
-    EPISODE_LEN_MEAN,
-    EPISODE_RETURN_MAX,
-    EPISODE_RETURN_MEAN,
-    EPISODE_RETURN_MIN,
     EVALUATION_RESULTS,
-    NUM_EPISODES,
 )
 from ray.tune import PlacementGroupFactory
 
-from rllib_hpo.algorithms.base import Actor, Episode
+from rllib_hpo.algorithms.base import Episode
 from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.errors import NonFiniteError, SettingsError, UserError
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.moved import moved_names
-from rllib_hpo.results.provenance import provenance
-from rllib_hpo.results.schema import (
-    COST_COLUMNS,
-    EvaluationRow,
-    canonical_json,
-    config_hash,
-    episode_statistics,
-)
-from rllib_hpo.results.writer import write_row
 from rllib_hpo.rllib.auth_token import keep_token_private
 from rllib_hpo.rllib.capacity import ray_for_actors
 from rllib_hpo.rllib.config import ActorCriticConfig
-from rllib_hpo.rllib.environment import EvaluationEnvironments, WorkerEnvCreator, label, try_out
+from rllib_hpo.rllib.environment import EvaluationEnvironments, WorkerEnvCreator, label, probe_environment
+from rllib_hpo.rllib.evaluating import EvaluatedAlgorithm
 from rllib_hpo.rllib.evaluation import (
-    Evaluation,
     EvaluationStopped,
-    Watch,
-    cost_columns,
-    cost_gamma,
-    episode_seeds,
-    evaluate,
-    off_schedule_seeds,
-    warn_of_cut,
 )
-from rllib_hpo.rllib.new_stack.evaluation_runners import DueEvaluation, EvaluationRunners
+from rllib_hpo.rllib.initializing import initial_weights
+from rllib_hpo.rllib.new_stack.evaluation_runners import EvaluationRunners
 from rllib_hpo.rllib.new_stack.stack import PIPELINE_RESULTS, ModuleStack
 from rllib_hpo.rllib.old_stack.policy import POLICIES, ActorCriticTorchPolicy
 from rllib_hpo.rllib.old_stack.stack import PolicyStack
@@ -65,18 +44,21 @@ from rllib_hpo.rllib.schedule import Schedule
 from rllib_hpo.rllib.stack import Stack
 from rllib_hpo.rllib.torch_options import set_torch_options
 from rllib_hpo.rllib.training_costs import TrainingCosts
+from rllib_hpo.tasks import outcomes
 from rllib_hpo.tasks.env_config import not_recorded, recorded
 
 ENV_RESTARTS = "num_env_restarts_lifetime"
-"""Where results count environments that were built anew after an error."""
+"""The key of results that counts environments rebuilt after an error."""
+EXTREMES = "outcome"
+"""The key of results that holds `extremes`."""
 _logger = logging.getLogger(__name__)
 
 
-class ActorCriticAlgorithm(SavedAlgorithm):
-    """An off-policy algorithm: one learner, one replay, one evaluation; the method is what differs.
+class ActorCriticAlgorithm(EvaluatedAlgorithm):
+    """An off-policy algorithm of RLlib around one of this package's methods.
 
-    One `train()` is a fixed number of environment steps (never a span of time), cut so that warm-up,
-    evaluations and checkpoints fall on their steps exactly.
+    One `train()` is a fixed number of environment steps (never a span of time), cut so that warm-up, evaluations and
+    checkpoints fall exactly on their steps.
     """
 
     @classmethod
@@ -97,45 +79,47 @@ class ActorCriticAlgorithm(SavedAlgorithm):
 
     @override(Algorithm)
     def __repr__(self) -> str:
-        """RLlib's; before there is a configuration, RLlib's would fail and hide why it was refused."""
+        """RLlib's name; without a configuration, RLlib's would fail and hide why that was refused."""
         has_config = isinstance(getattr(self, "config", None), AlgorithmConfig)
         return str(super().__repr__()) if has_config else type(self).__name__
 
     @override(Algorithm)
     def setup(self, config: ActorCriticConfig) -> None:
-        self._refuse_what_this_machine_cannot(config)
+        self._validate_local_hardware(config)
         set_torch_options(config.num_torch_threads)
         self.settings = config.settings()
         self.schedule = Schedule(self.settings)
         self.env_steps, self._num_updates = 0, 0
         self.env_restarts = 0
-        """Environments that were built anew after an error, which the config tolerates."""
+        """Number of environments that were rebuilt after an error."""
+        self.extremes: outcomes.Outcome = {}
+        """How far training episodes have come, where the environment says; see `rllib_hpo.tasks.outcomes`."""
         self.run_seed: int = config.seed
-        """Where this run's random streams come from; that of the config, unless a clone of its donor's (`_go_on`)."""
+        """The seed of this run's random streams: the config's, or a new one in a clone with its donor's seed."""
         self._began = time.perf_counter()
         self.episodes_done: list[Episode] = []
         self.training_costs = TrainingCosts()
         """What training episodes have cost so far, where the task says what steps cost."""
         self.max_env_steps: int | None = None
-        """Steps after which an iteration ends early; None for no limit."""
+        """Environment step at which an iteration ends early; None for no limit."""
         self.latest_evaluation: dict[str, Any] | None = None
         self.on_row: Callable[[Path], None] | None = None
-        """Is told of the file of every row."""
+        """Function to call with the file of every row that is written."""
         self.on_warning: Callable[[str, int], None] | None = None
-        """Is told of warnings on diagnostics, with the step of the evaluation that they came with."""
+        """Function to call with each warning on diagnostics and the step of the evaluation that it came with."""
         self._has_warned_of_cut = False
         self._warned_of: set[str] = set()
-        self.owes_evaluation = False
-        """Whether the evaluation of this step is due and was stopped; the next iteration makes it up."""
+        self.lacks_evaluation = False
+        """Whether the evaluation of this step was due and was stopped; the next iteration plays it."""
         self.evaluation_steps = 0
-        """Environment steps that the evaluation under way in this process has played; 0 between evaluations."""
+        """Steps that the current evaluation in this process has played; 0 between evaluations."""
         self.is_stopped = False
-        """Whether `stop` was called, after which there are no workers."""
+        """Whether `stop` was called; there are no workers then."""
         self.stop_requested = False
-        """Set it, from any thread, to end the iteration at the next step; clear it to train on."""
-        self._warn_of_what_is_not_recorded(config)
+        """Set it from any thread to end the iteration at the next step; clear it to continue training."""
+        self._warn_of_unrecorded_options(config)
         if config.num_env_runners + config.evaluation_num_env_runners > 0:
-            self.env_creator.spaces = try_out(config)
+            self.env_creator.spaces = probe_environment(config)
         if not self._is_local(config):
             keep_token_private()
         with ray_for_actors(config):
@@ -143,12 +127,42 @@ class ActorCriticAlgorithm(SavedAlgorithm):
                 super().setup(config)
             self.stack: Stack = PolicyStack(self) if config.is_old_stack else ModuleStack(self)
             make_method(self.settings).check(self.actor)
+            self._initialize()
             self._evaluation_environments = EvaluationEnvironments(config)
             self.evaluation_runners = EvaluationRunners(config, self._watch)
 
+    def _initialize(self) -> None:
+        """Begins with the networks of another run, where the config names one."""
+        self.origin_digest = ""
+        """Of the networks that the run began with; empty for those of its seed."""
+        self._lacks_origin: UserError | None = None
+        if self.config.initialize_from is None:
+            return
+        networks = make_method(self.settings).networks(self._model())
+        try:
+            weights, digest = initial_weights(self.get_weights(), networks, Path(self.config.initialize_from))
+        except UserError as error:  # which is none for a run that is restored from a checkpoint of its own
+            self._lacks_origin = error
+            return
+        self.set_weights(weights)
+        self.origin_digest = digest
+
+    def _model(self) -> Any:
+        """A model like the learner's."""
+        return make_method(self.settings).make_model(self.actor.obs_dim, self.actor.action_dim, seed=0)
+
+    def refuse_without_origin(self) -> None:
+        """Does nothing unless this is a new run whose `initialize_from` cannot be used.
+
+        Raises:
+            UserError: Saying why.
+        """
+        if self._lacks_origin is not None:
+            raise self._lacks_origin
+
     @staticmethod
-    def _refuse_what_this_machine_cannot(config: ActorCriticConfig) -> None:
-        """What only the process that trains knows; a config may be made elsewhere."""
+    def _validate_local_hardware(config: ActorCriticConfig) -> None:
+        """Check settings that depend on this machine; configs may be built on another one."""
         if config.env is None:
             raise SettingsError("There is no environment: name one, as in .environment('Hopper-v4').")
         option = "num_gpus" if config.is_old_stack else "num_gpus_per_learner"
@@ -157,7 +171,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             raise SettingsError(f"{option}={num_gpus}, but torch finds no CUDA device here.")
 
     @staticmethod
-    def _warn_of_what_is_not_recorded(config: ActorCriticConfig) -> None:
+    def _warn_of_unrecorded_options(config: ActorCriticConfig) -> None:
         for name, kind in not_recorded(recorded(config.env_config)).items():
             _logger.warning(
                 "env_config: '%s' is a %s, which rows and checkpoints cannot record: `evaluate`, `convert` and "
@@ -168,18 +182,13 @@ class ActorCriticAlgorithm(SavedAlgorithm):
 
     @property
     def local_learner(self) -> ReplayLearner:
-        """What learns, where it lives in this process."""
+        """The replay and its updates, if the learner is in this process."""
         return self.stack.core
 
     @property
     def num_updates(self) -> int:
-        """Updates that the steps made so far call for; all are made at the end of an iteration."""
+        """Number of updates due after the steps so far; all are made by the end of an iteration."""
         return self._num_updates
-
-    @property
-    def actor(self) -> Actor:
-        """What acts in evaluations; it holds the newest weights after an `evaluate()`."""
-        return self.stack.actor
 
     @staticmethod
     @override(SavedAlgorithm)
@@ -188,28 +197,28 @@ class ActorCriticAlgorithm(SavedAlgorithm):
 
     @staticmethod
     def _overlaps(config: ActorCriticConfig) -> bool:
-        """Whether `max_lead_steps` has a say in the run's numbers."""
+        """Whether `max_lead_steps` affects the run's numbers."""
         return not config.is_old_stack and config.num_env_runners + config.num_learners > 0
 
     @classmethod
     @override(Algorithm)
     def default_resource_request(cls, config: Any) -> PlacementGroupFactory:
-        """RLlib's, and a CPU for each evaluation runner."""
+        """RLlib's request, and a CPU for each evaluation runner."""
         request = super().default_resource_request(config)
         number = cls.get_default_config().update_from_dict(config).evaluation_num_env_runners
         return PlacementGroupFactory([*request.bundles, *[{"CPU": 1.0}] * number], strategy=request.strategy)
 
     @override(Algorithm)
     def cleanup(self) -> None:
-        """Waits for the evaluations that are pending, unless an error is on its way or a stop was requested."""
+        """Wait for pending evaluations, unless an error is being raised or a stop was requested."""
         self.is_stopped = True
         if not hasattr(self, "evaluation_runners"):  # setup has failed
             super().cleanup()
             return
         try:
-            # Without runners it is a checkpoint's, and whoever trains on makes it up.
+            # Without runners, the pending evaluations are a checkpoint's, for the run that continues.
             if len(self.evaluation_runners) and sys.exc_info()[0] is None and not self.stop_requested:
-                self._conclude_evaluations(at_least=self.evaluation_runners.num_pending)
+                self._collect_evaluations(at_least=self.evaluation_runners.num_pending)
         finally:
             self.evaluation_runners.stop()
             try:
@@ -219,7 +228,7 @@ class ActorCriticAlgorithm(SavedAlgorithm):
 
     @override(Algorithm)
     def step(self) -> dict[str, Any]:
-        """Adds the latest evaluation to every result: schedulers of Tune need it between evaluations, too.
+        """Add the latest evaluation to every result, since Tune's schedulers need it between evaluations, too.
 
         Raises:
             UserError: If `stop` was called before.
@@ -237,14 +246,17 @@ class ActorCriticAlgorithm(SavedAlgorithm):
         self.stack.complete(results)
         results[ENV_RUNNER_RESULTS][ENV_RESTARTS] = self.env_restarts
         results[ENV_RUNNER_RESULTS] |= self.training_costs.numbers()
+        if self.extremes:
+            results[ENV_RUNNER_RESULTS][EXTREMES] = dict(self.extremes)
         if self.latest_evaluation is not None:
             results[EVALUATION_RESULTS] = self.latest_evaluation
         return results
 
     @override(Algorithm)
     def training_step(self) -> dict[str, Any] | None:
-        """Algorithm 1 of arXiv 2103.12020: act, store, update; replaces RLlib's sample-and-train."""
-        self._refuse_to_train_without_replay()
+        """Act, store and update (Algorithm 1 of arXiv 2103.12020), in place of RLlib's sample-and-train."""
+        self._check_replay_loaded()
+        self.refuse_without_origin()
         end = self.schedule.iteration_end(self.env_steps)
         if self.max_env_steps is not None:
             end = min(end, self.max_env_steps)
@@ -268,28 +280,28 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             EvaluationStopped: If a stop was requested before an evaluation had ended.
         """
         is_new = self.env_steps == 0 and self.latest_evaluation is None
-        if self.owes_evaluation or (is_new and not self.evaluation_runners.num_pending):
-            self._evaluate_for_a_row()
+        if self.lacks_evaluation or (is_new and not self.evaluation_runners.num_pending):
+            self._evaluate_and_record()
         while self.env_steps < end and not self.stop_requested:
             stop = self.schedule.next_stop(self.env_steps, end)
             self.stack.collect_and_learn(stop)
             is_last = self.env_steps == self.max_env_steps
             if self.env_steps == stop and (is_last or self.schedule.evaluation_due(self.env_steps)):
-                self._evaluate_for_a_row()
-            self._conclude_evaluations()
+                self._evaluate_and_record()
+            self._collect_evaluations()
         is_first, is_last = self.latest_evaluation is None, self.env_steps == self.max_env_steps
-        # Any result may be Tune's last, or the one that a scheduler judges by.
+        # Any result may be Tune's last, or the one that a scheduler compares.
         waits_for_all = is_last or self.is_trial
-        self._conclude_evaluations(
+        self._collect_evaluations(
             at_least=self.evaluation_runners.num_pending if waits_for_all else int(is_first)
         )
 
     def dated(self, episodes: Iterable[Episode], start: int = 0) -> list[Episode]:
-        """Episodes with the step of the run at which each ended; `start` is the rollout's row to be counted next."""
+        """Episodes with the step of the run at which each ended; `start` is the block's row to be counted next."""
         return [e._replace(ended_at=e.ended_at + self.env_steps - start) for e in episodes]
 
     def count(self, num_steps: int, episodes: Iterable[Episode]) -> int:
-        """Counts environment steps and the episodes that ended; returns the updates that become due."""
+        """Count environment steps and ended episodes; returns the number of updates that become due."""
         self.env_steps += num_steps
         for episode in episodes:
             if self.settings.cost is not None:
@@ -298,22 +310,23 @@ class ActorCriticAlgorithm(SavedAlgorithm):
                 self.env_restarts += 1
             else:
                 self.episodes_done.append(episode)
+                outcomes.widen(self.extremes, episode.outcome or {})
         due = self.schedule.updates_due(self.env_steps) - self._num_updates
         self._num_updates += due
         return due
 
     def restore_runners(self) -> None:
-        """Takes replacements of dead runners into service."""
+        """Restore replaced runners, and call the callbacks of those."""
         if restored := self.restore_env_runners(self.env_runner_group):
-            self.runners_are_back(restored)
+            self.announce_restored_runners(restored)
 
-    def runners_are_back(self, restored: list[int]) -> None:
-        """Tells callbacks of runners that were replaced."""
+    def announce_restored_runners(self, restored: list[int]) -> None:
+        """Call the callbacks of runners that were replaced."""
         self.call_runners_recreated(restored)
 
     @override(Algorithm)
     def restore_env_runners(self, env_runner_group: Any) -> list[int]:
-        """Takes replacements of dead runners into service.
+        """Restore replaced runners.
 
         On the old stack RLlib does, and waits for them; on the new one `RemoteSampling` does, without waiting.
         """
@@ -321,152 +334,8 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             return list(super().restore_env_runners(env_runner_group))
         return []
 
-    def _evaluate_for_a_row(self) -> None:
-        """An evaluation that counts: here and now, or beside training where there are evaluation runners.
-
-        Raises:
-            EvaluationStopped: If a stop was requested before; then `owes_evaluation` is set.
-        """
-        self.owes_evaluation = True
-        if not len(self.evaluation_runners):
-            self._watch(0)
-            due = self._due_evaluation()
-            self._conclude(due, self._play(due, self._watch))
-        else:
-            if not self.evaluation_runners.has_room:
-                self._conclude_evaluations(at_least=1)
-            if not self.evaluation_runners.has_room:
-                raise EvaluationStopped
-            self._call_back("on_evaluate_start")
-            self.evaluation_runners.begin(self._due_evaluation(), self.stack.frozen_weights().state)
-        self.owes_evaluation = False
-
-    def _watch(self, num_steps: int) -> None:
-        """Follow an evaluation that has played `num_steps`; raise EvaluationStopped if a stop was requested."""
-        self.evaluation_steps = num_steps
-        if self.stop_requested:
-            raise EvaluationStopped
-
-    def _conclude_evaluations(self, *, at_least: int = 0) -> None:
-        for due, played in self.evaluation_runners.concluded(at_least=at_least):
-            self._conclude(due, played)
-
-    def _conclude(self, due: DueEvaluation, played: Evaluation) -> None:
-        """Schedulers see the return, and the row is written before training goes on."""
-        self._warn_of_concerns(due)
-        self.latest_evaluation = self._result(due, played)
-        if self.config.results_dir is not None:
-            self._write_row(due, played, Path(self.config.results_dir))
-
-    def _warn_of_concerns(self, due: DueEvaluation) -> None:
-        for name, sentence in make_method(self.settings).concerns(due.diagnostics).items():
-            if name in self._warned_of:
-                continue
-            self._warned_of.add(name)
-            _logger.warning("%s", sentence)
-            if self.on_warning is not None:
-                self.on_warning(sentence, due.env_steps)
-
-    @override(Algorithm)
-    def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
-        """Plays the noise-free episodes of an evaluation now, here, with the newest weights; writes no row.
-
-        Replaces RLlib's, whose deterministic actions skip the tanh and whose seeds repeat.
-        """
-        due = self._due_evaluation()
-        return self._result(due, self._play(due))
-
-    def _due_evaluation(self) -> DueEvaluation:
-        """The evaluation of the weights of now."""
-        number, rest = divmod(self.env_steps, self.settings.evaluation_every)
-        seed, episodes = self.run_seed, self.settings.evaluation_episodes
-        return DueEvaluation(
-            env_steps=self.env_steps,
-            updates=self._num_updates,
-            seeds=off_schedule_seeds(seed, self.env_steps, episodes)
-            if rest
-            else episode_seeds(seed, number, episodes),
-            wrapper_state=self.stack.wrapper_state(),
-            diagnostics=self.stack.call_core("latest_diagnostics") | self.training_costs.numbers(),
-        )
-
-    def _play(self, due: DueEvaluation, watch: Watch | None = None) -> Evaluation:
-        self._call_back("on_evaluate_start")
-        self.stack.refresh_actor()
-        try:
-            return evaluate(
-                self.actor,
-                self._evaluation_environments,
-                due.seeds,
-                due.wrapper_state,
-                max_episode_steps=self.settings.evaluation_max_episode_steps,
-                watch=watch,
-                cost_gamma=cost_gamma(self.settings),
-            )
-        finally:
-            self.evaluation_steps = 0
-
-    def _result(self, due: DueEvaluation, played: Evaluation) -> dict[str, Any]:
-        """What RLlib's results say of an evaluation; the first with episodes that were cut is warned of."""
-        if not self._has_warned_of_cut:
-            limit = self.settings.evaluation_max_episode_steps
-            self._has_warned_of_cut = warn_of_cut(played, label(self.config.env), limit)
-        statistics = episode_statistics(played.returns, played.lengths)
-        costs = cost_columns(played, self.settings)
-        evaluation = {
-            ENV_RUNNER_RESULTS: {
-                NUM_EPISODES: len(played.returns),
-                EPISODE_RETURN_MEAN: statistics["return_mean"],
-                EPISODE_RETURN_MIN: min(played.returns),
-                EPISODE_RETURN_MAX: max(played.returns),
-                EPISODE_LEN_MEAN: statistics["episode_length_mean"],
-                "episode_return_std": statistics["return_std"],
-                "episodes_cut": played.episodes_cut,
-                **{name: costs[name] for name in COST_COLUMNS if name in costs},
-            },
-            "env_steps": due.env_steps,
-        }
-        self._call_back("on_evaluate_end", evaluation_metrics=evaluation)
-        return evaluation
-
-    def _call_back(self, name: str, **kwargs: Any) -> None:
-        make_callback(
-            name,
-            callbacks_objects=self.callbacks,
-            callbacks_functions=getattr(self.config, f"callbacks_{name}"),
-            kwargs={"algorithm": self, "metrics_logger": self.metrics, **kwargs},
-        )
-
-    def _write_row(self, due: DueEvaluation, played: Evaluation, results_dir: Path) -> None:
-        statistics = episode_statistics(played.returns, played.lengths)
-        config = self.run_config()
-        columns = {**statistics, **cost_columns(played, self.settings), **provenance(self._device_name())}
-        row = EvaluationRow(
-            sweep=self.config.sweep or "none",
-            algorithm=self.config.algorithm,
-            variant=self.config.variant or "default",
-            task=config["task"],
-            env_id=str(config["env"]),
-            seed=self.run_seed,
-            env_steps=due.env_steps,
-            weights_env_steps=due.env_steps,
-            updates=due.updates,
-            diagnostics=due.diagnostics,
-            episodes_cut=played.episodes_cut,
-            env_restarts=self.env_restarts,
-            eval_sampler=self.settings.evaluation_sampler(),
-            config_json=canonical_json(config),
-            config_hash=config_hash(config),
-            wall_time_s=time.perf_counter() - self._began,
-            trial_id=self.config.trial_id or config_hash(config),
-            **columns,
-        )
-        path = write_row(results_dir, row)
-        if self.on_row is not None:
-            self.on_row(path)
-
     def run_config(self) -> dict[str, Any]:
-        """What decides this run's numbers, as plain values; `rllib-hpo train --config` accepts it."""
+        """All values that determine this run's numbers; `rllib-hpo train --config` accepts them."""
         env = label(self.config.env)
         return {
             "algorithm": self.config.algorithm,
@@ -480,22 +349,25 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             "rollout_fragment_length": self.config.rollout_fragment_length,
             "num_learners": self.config.num_learners,
             **({"max_lead_steps": self.config.max_lead_steps} if self._overlaps(self.config) else {}),
+            **self._origin(),
             **self.settings.model_dump(),
         }
 
-    def _device_name(self) -> str:
-        name: str = self.stack.call_core("device_name")
-        return name
+    def _origin(self) -> dict[str, str]:
+        if self.config.initialize_from is None:
+            return {}
+        return {"initialize_from": self.config.initialize_from, "initialize_digest": self.origin_digest}
 
     def take_over(self, other: ActorCriticAlgorithm) -> None:
-        """Goes on where `other` stands, with exploration and episodes of its own; both live in this process."""
+        """Continue from the state of `other`, an algorithm in this process, with new exploration and episodes."""
         self.stack.core.take_over(other.stack.core)
         self.env_steps, self._num_updates = other.env_steps, other._num_updates
         self.latest_evaluation, self._began = other.latest_evaluation, other._began
+        self.extremes, self.origin_digest = dict(other.extremes), other.origin_digest
         self.stack.join(self.env_steps)
 
     def is_savable(self) -> bool:
-        """Whether a checkpoint taken now holds every environment as it is; those that it lacks are rebuilt."""
+        """Whether a checkpoint taken now holds the exact state of every environment; a restore rebuilds the others."""
         return self.stack.is_savable()
 
     @override(SavedAlgorithm)
@@ -505,8 +377,10 @@ class ActorCriticAlgorithm(SavedAlgorithm):
             "num_updates": self._num_updates,
             "env_restarts": self.env_restarts,
             "training_costs": self.training_costs.get_state(),
+            "origin_digest": self.origin_digest,
+            "extremes": dict(self.extremes),
             "latest_evaluation": self.latest_evaluation,
-            "owes_evaluation": self.owes_evaluation,
+            "owes_evaluation": self.lacks_evaluation,
             "evaluations": self.evaluation_runners.get_state(),
             "wall_time_s": time.perf_counter() - self._began,
             "total_rows": self.stack.call_core("total_rows"),
@@ -515,13 +389,15 @@ class ActorCriticAlgorithm(SavedAlgorithm):
 
     @override(SavedAlgorithm)
     def _set_progress(self, progress: dict[str, Any]) -> None:
-        if len(self.evaluation_runners):  # rows of what was made before this state came
-            self._conclude_evaluations(at_least=self.evaluation_runners.num_pending)
+        if len(self.evaluation_runners):  # their rows belong to the state that is replaced
+            self._collect_evaluations(at_least=self.evaluation_runners.num_pending)
         self.env_steps, self._num_updates = progress["env_steps"], progress["num_updates"]
         self.env_restarts = progress.get("env_restarts", 0)
         self.training_costs.set_state(progress.get("training_costs", {}))
+        self.extremes = dict(progress.get("extremes", {}))
+        self.origin_digest, self._lacks_origin = progress.get("origin_digest", ""), None
         self.latest_evaluation = progress["latest_evaluation"]
-        self.owes_evaluation = progress.get("owes_evaluation", False)
+        self.lacks_evaluation = progress.get("owes_evaluation", False)
         self.evaluation_runners.set_state(progress.get("evaluations", []))
         self._began = time.perf_counter() - progress["wall_time_s"]
         self.stack.set_state(progress)

@@ -90,6 +90,38 @@ class DDPGConfig(ActorCriticConfig):
         super().__init__("ddpg", algo_class or DDPG)
 
 
+class MCMCPO(ActorCriticAlgorithm):
+    """MCMC policy optimization: Hamiltonian steps near the previous policy."""
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> ActorCriticConfig:
+        return MCMCPOConfig()
+
+
+class MCMCPOConfig(ActorCriticConfig):
+    """Config of `MCMCPO`."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__("mcmc-po", algo_class or MCMCPO)
+
+
+class LangevinPO(ActorCriticAlgorithm):
+    """MCMC policy optimization of a deterministic policy, by a Langevin flow."""
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> ActorCriticConfig:
+        return LangevinPOConfig()
+
+
+class LangevinPOConfig(ActorCriticConfig):
+    """Config of `LangevinPO`."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__("langevin-po", algo_class or LangevinPO)
+
+
 class SACLagrangian(ActorCriticAlgorithm):
     """SAC under a limit on costs (arXiv 2103.12020, V-B)."""
 
@@ -122,14 +154,33 @@ class SACHPOLagrangianConfig(ActorCriticConfig):
         super().__init__("sac-hpo-lagrangian", algo_class or SACHPOLagrangian)
 
 
+class SoftQ(ActorCriticAlgorithm):
+    """Soft Q-learning: a policy of several modes, drawn by a network that SVGD trains."""
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> ActorCriticConfig:
+        return SoftQConfig()
+
+
+class SoftQConfig(ActorCriticConfig):
+    """Config of `SoftQ`."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__("soft-q", algo_class or SoftQ)
+
+
 CONFIGS: dict[str, type[ActorCriticConfig]] = {
     "sac": SACGaussianConfig,
     "sac-nf": SACNFConfig,
     "sac-hpo": SACHPOConfig,
     "td3": TD3Config,
     "ddpg": DDPGConfig,
+    "mcmc-po": MCMCPOConfig,
+    "langevin-po": LangevinPOConfig,
     "sac-lagrangian": SACLagrangianConfig,
     "sac-hpo-lagrangian": SACHPOLagrangianConfig,
+    "soft-q": SoftQConfig,
 }
 """Config class of each built-in algorithm; others are an `ActorCriticConfig` with their name."""
 

@@ -1,4 +1,4 @@
-"""Keeps the token of Ray's clusters private: Ray itself writes `~/.ray/auth_token` for everybody to read."""
+"""Keep the token of Ray's clusters private: Ray writes `~/.ray/auth_token` readable for everybody."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rllib_hpo.durable import sync
 
 
 def keep_token_private() -> None:
-    """Narrows Ray's token file to mode 0600, and makes it so where Ray is about to make it; call it before Ray starts.
+    """Set Ray's token file to mode 0600, or create it so if Ray would; call this before Ray starts.
 
     A home that cannot be written is left to Ray, which says so, and to `rllib-hpo doctor`.
     """
@@ -29,7 +29,7 @@ def keep_token_private() -> None:
 
 
 def _is_ray_to_make_one() -> bool:
-    """Whether Ray, started on this machine, makes a token: by default it uses one, and none is given to it."""
+    """Whether Ray would create a token on this machine: it uses one by default, and none is given."""
     if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
         return False
     mode = os.environ.get("RAY_AUTH_MODE", "token").lower()
@@ -37,7 +37,7 @@ def _is_ray_to_make_one() -> bool:
 
 
 def _create(token: Path) -> None:
-    """Writes a new token, whole and private from its first moment; one that another process just made stays."""
+    """Write a new token atomically and privately; keep one that another process has just made."""
     token.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=token.parent, prefix=".auth_token.")
     try:

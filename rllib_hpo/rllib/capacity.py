@@ -1,4 +1,4 @@
-"""Whether the machine or cluster could ever start the actors that a configuration asks for; else they wait for ever."""
+"""Check that the machine or cluster can start the actors of a config; otherwise Ray would wait forever."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import ray
 
 from rllib_hpo.errors import SettingsError
 from rllib_hpo.rllib._private import captures_children, learner_bundles, runner_bundles
-from rllib_hpo.rllib.cluster_address import refuse_dead_address
-from rllib_hpo.rllib.machines import Bundle, Machines, NodeType, Plan, machines_here
+from rllib_hpo.rllib.cluster_address import check_cluster_address
+from rllib_hpo.rllib.machines import Bundle, Machines, NodeType, Plan, cluster_machines
 
 _NAMED = ("CPU", "GPU")
 
 
 def actors_of(config: Any) -> list[dict[str, float]]:
-    """What each actor of an algorithm asks of Ray: runners, learners and evaluation runners."""
+    """Resources of each actor of an algorithm: learners, runners and evaluation runners."""
     learners = [] if config.is_old_stack else learner_bundles(config)
     evaluating = [{"CPU": 1.0}] * config.evaluation_num_env_runners
     bundles = [*learners, *runner_bundles(config), *evaluating]
@@ -26,9 +26,9 @@ def actors_of(config: Any) -> list[dict[str, float]]:
 
 @contextmanager
 def ray_for_actors(config: Any) -> Iterator[None]:
-    """Starts Ray, or connects to it, where `config` asks for actors, and refuses what it could never start.
+    """Start Ray or connect to it if `config` has actors, and check that they have room.
 
-    Ray that was started here ends again if what is within fails.
+    If the context fails, Ray is shut down again, unless it was running before.
 
     Raises:
         SettingsError: Naming what is asked for, what there is and what to change.
@@ -39,10 +39,10 @@ def ray_for_actors(config: Any) -> Iterator[None]:
         return
     is_new = not ray.is_initialized()
     if is_new:
-        refuse_dead_address()
+        check_cluster_address()
         ray.init()  # as RLlib would by itself, a little later
     try:
-        refuse_too_little(config, actors)
+        check_capacity(config, actors)
         yield
     except BaseException:
         if is_new:
@@ -50,33 +50,33 @@ def ray_for_actors(config: Any) -> Iterator[None]:
         raise
 
 
-def refuse_too_little(config: Any, actors: Sequence[Bundle]) -> None:
-    """Compares `actors` with the placement group of a Tune trial, or else with all nodes there are or can come.
+def check_capacity(config: Any, actors: Sequence[Bundle]) -> None:
+    """Check that `actors` fit the placement group of the Tune trial, or else the nodes that exist or can be added.
 
     Raises:
         SettingsError: Naming what is asked for, what there is and what to change.
     """
     group = _placement_group()
     if group is not None:
-        where, machines = "the placement group of this Tune trial", _left_in(group)
+        where, machines = "the placement group of this Tune trial", _remaining_resources(group)
     else:
-        where, machines = _where(), _alive()
+        where, machines = _describe_cluster(), _live_nodes()
     if Plan(machines).place(actors) is not None:
         return
     if group is None:
-        machines = machines_here()  # with nodes that an autoscaler can still add
+        machines = cluster_machines()  # with nodes that an autoscaler can still add
         if Plan(machines).place(actors) is not None:
             return
-    raise SettingsError(_too_little(config, actors, machines, where))
+    raise SettingsError(_capacity_message(config, actors, machines, where))
 
 
 def _placement_group() -> Any:
-    """The placement group that actors started here go to; None where they may go anywhere."""
+    """Placement group of actors started in this process; None if they may go anywhere."""
     return ray.util.get_current_placement_group() if captures_children() else None
 
 
-def _left_in(group: Any) -> Machines:
-    """The bundles of a placement group, less what this process itself was given of them."""
+def _remaining_resources(group: Any) -> Machines:
+    """Bundles of a placement group, less the resources of this process."""
     own = {kind: ray.get_runtime_context().get_assigned_resources().get(kind, 0.0) for kind in _NAMED}
     types = []
     for number, bundle in enumerate(group.bundle_specs):
@@ -88,17 +88,17 @@ def _left_in(group: Any) -> Machines:
     return Machines(tuple(types), len(types))
 
 
-def _alive() -> Machines:
+def _live_nodes() -> Machines:
     types = [NodeType(node["NodeName"], node["Resources"], 1) for node in ray.nodes() if node["Alive"]]
     return Machines(tuple(types), len(types))
 
 
-def _where() -> str:
+def _describe_cluster() -> str:
     return "this machine" if sum(node["Alive"] for node in ray.nodes()) == 1 else "the Ray cluster"
 
 
-def _too_little(config: Any, actors: Sequence[Bundle], machines: Machines, where: str) -> str:
-    """The refusal: which settings ask for how much, what there is, and which line to change."""
+def _capacity_message(config: Any, actors: Sequence[Bundle], machines: Machines, where: str) -> str:
+    """Error message: the settings and what they need, what there is, and which line to change."""
     asked = {kind: sum(actor.get(kind, 0.0) for actor in actors) for kind in _NAMED}
     short = [kind for kind in _NAMED if asked[kind] > machines.total(kind)]
     there = " and ".join(_amount(machines.total(kind), kind) for kind in _NAMED)
@@ -111,7 +111,7 @@ def _too_little(config: Any, actors: Sequence[Bundle], machines: Machines, where
 
 
 def _settings(config: Any) -> str:
-    """The settings that ask for actors, as "num_env_runners=4 and num_learners=1"."""
+    """Settings that ask for actors, as "num_env_runners=4 and num_learners=1"."""
     names = ("num_env_runners", "evaluation_num_env_runners", "num_learners")
     given = {name: getattr(config, name) for name in names if getattr(config, name)}
     if config.num_learners and config.num_gpus_per_learner:
@@ -133,7 +133,7 @@ def _remedy(config: Any, short: Sequence[str], machines: Machines) -> str:
 
 
 def _fewer_runners(config: Any, machines: Machines) -> int:
-    """How many runners have room when they are all that is remote."""
+    """Number of runners that have room if nothing else is remote."""
     runners = [_without_zeros(bundle) for bundle in runner_bundles(config)]
     return next((count for count in range(len(runners), 0, -1) if Plan(machines).place(runners[:count])), 0)
 

@@ -1,10 +1,10 @@
-"""Checkpoints that are whole or do not exist: a manifest with checksums is written last.
+"""Write and verify atomic checkpoints: a manifest with checksums is written last.
 
 A checkpoint directory is RLlib's own (so `Algorithm.from_checkpoint` and Tune read it) and, beside it,
 `manifest.json`: the files with their checksums, the replay's segments, and what the checkpoint belongs to.
 With several learners each has its segments in a folder of its own, `shard-0` and so on, and "shards" is their number.
-"environments" is "saved" where a run that goes on from the checkpoint finds its environments in the middle of their
-episodes, as they were, and "rebuilt" where it builds them anew, since their simulator's state cannot be saved.
+"environments" is "saved" if a resumed run continues the episodes of its environments, and "rebuilt" if it builds
+new ones, since their simulator's state cannot be saved.
 RLlib stores its components as pickles: load checkpoints of people you trust only.
 
 A checkpoint may be loaded into a configuration other than its own, as when PBT clones a trial:
@@ -15,11 +15,11 @@ A checkpoint may be loaded into a configuration other than its own, as when PBT 
 | `alpha` between a number and 'auto'; `step_size` with `learn_step_size` | refused |
 | every other setting: shapes of networks and replay, `warmup_steps`, `update_to_data`, ... | refused |
 | algorithm, environment, `env_config`, API stack | refused |
-| `seed` | may differ: the run goes on with new episodes and with streams of that seed |
-| numbers of runners, environments and learners, `rollout_fragment_length` | may differ; the replay is dealt anew |
+| `seed` | may differ: the run continues with new episodes and with streams of that seed |
+| numbers of runners, environments and learners, `rollout_fragment_length` | may differ; the replay is resharded |
 | `results_dir`, `replay_dir`, `sweep`, `variant`, `task`, `trial_id` | may differ |
 
-What differs holds from there on, in learning, acting, evaluations and rows.
+Changed values apply from then on to learning, acting, evaluations and rows.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ if TYPE_CHECKING:
     from rllib_hpo.rllib.config import ActorCriticConfig
 
 FORMAT = 1
-"""Raised when older checkpoints can no longer be read."""
+"""Format number, incremented when older checkpoints can no longer be read."""
 
 MANIFEST = "manifest.json"
 REPLAY = "replay"
 
 
 def _is_inside(name: str) -> str:
-    """Refuses the name of a file that would lie outside the checkpoint."""
+    """Check that a file's name does not lead out of the checkpoint."""
     if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError("it names a file outside")
     return name
@@ -67,7 +67,7 @@ _File = Annotated[str, AfterValidator(_is_inside)]
 
 
 class _Part(BaseModel):
-    """Keys that are not listed here may hold anything."""
+    """A part of the manifest; keys that are not declared may hold anything."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -105,7 +105,7 @@ class _Config(_Part):
 
 
 class _Manifest(_Part):
-    """The types of what is read of a manifest; what versions before did not write may be missing."""
+    """The types of the keys that are read; keys that earlier versions did not write may be missing."""
 
     algorithm: str
     env: str
@@ -120,12 +120,12 @@ class _Manifest(_Part):
 
 
 def complete(algorithm: ActorCriticAlgorithm, directory: Path, *, with_replay: bool = False) -> None:
-    """Saves the replay and then the manifest of a checkpoint that RLlib has written to `directory`.
+    """Save the replay and then the manifest of a checkpoint that RLlib has written to `directory`.
 
     Args:
-        algorithm: Whose checkpoint it is.
+        algorithm: The algorithm that was saved.
         directory: The checkpoint.
-        with_replay: Whether it holds the replay even where the config keeps one elsewhere (`replay_dir`).
+        with_replay: Whether to store the replay in it even if the config has a `replay_dir`.
 
     Raises:
         StorageError: If the disk is full, or a remote learner does not see this disk; the checkpoint then has no
@@ -135,7 +135,7 @@ def complete(algorithm: ActorCriticAlgorithm, directory: Path, *, with_replay: b
     elsewhere = None if with_replay else algorithm.config.replay_dir
     replay_dir = Path(elsewhere or directory / REPLAY).resolve()
     segments = algorithm.stack.call_core("save_replay", str(replay_dir))
-    _refuse_unseen(segments, replay_dir)
+    _check_replay_visible(segments, replay_dir)
     files = sorted(
         p for p in directory.rglob("*") if p.is_file() and replay_dir not in p.parents and p.name != MANIFEST
     )
@@ -152,7 +152,7 @@ def complete(algorithm: ActorCriticAlgorithm, directory: Path, *, with_replay: b
         "env_steps": algorithm.env_steps,
         "evaluation": algorithm.latest_evaluation,
         "environments": "saved" if algorithm.is_savable() else "rebuilt",
-        "owes_evaluation": algorithm.owes_evaluation,
+        "owes_evaluation": algorithm.lacks_evaluation,
         "wrappers": algorithm.stack.wrapper_state(),
         "versions": versions(),
         "replay": {
@@ -171,7 +171,7 @@ def complete(algorithm: ActorCriticAlgorithm, directory: Path, *, with_replay: b
     write_atomically(directory / MANIFEST, json.dumps(manifest, indent=1).encode())
 
 
-def _refuse_unseen(segments: list[dict[str, Any]], replay_dir: Path) -> None:
+def _check_replay_visible(segments: list[dict[str, Any]], replay_dir: Path) -> None:
     for segment in segments:
         if not (replay_dir / segment["file"]).is_file():
             raise StorageError(
@@ -181,9 +181,9 @@ def _refuse_unseen(segments: list[dict[str, Any]], replay_dir: Path) -> None:
 
 
 def follow(path: Path) -> Path:
-    """The checkpoint that `path` names: itself, or that of a link `last` or `best` kept as a small text file.
+    """The checkpoint that `path` names: itself, or the target of a link `last` or `best` stored as a text file.
 
-    Such a file stands where the file system refuses symbolic links, and holds the name of a checkpoint beside it.
+    Where the file system has no symbolic links, the text file holds the name of a checkpoint in the same folder.
     """
     if not path.is_file():
         return path
@@ -193,7 +193,7 @@ def follow(path: Path) -> Path:
 
 
 def finished_steps(manifest: dict[str, Any]) -> int:
-    """Environment steps that a checkpoint holds, without the last one where its evaluation is still to be made."""
+    """Environment steps of a checkpoint, less one if the evaluation of its last step is missing."""
     return int(manifest["env_steps"]) - bool(manifest.get("owes_evaluation", False))
 
 
@@ -214,11 +214,13 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def parse_manifest(data: bytes, directory: PurePath) -> dict[str, Any]:
-    """The manifest in `data`: of this format, and with what every reader of it needs.
+    """Parse and check a manifest.
+
+    Its format must be `FORMAT`, and it must have the keys that readers need.
 
     Args:
-        data: The bytes of the file.
-        directory: The checkpoint, here or on storage, for messages.
+        data: Content of the file.
+        directory: The checkpoint, local or on storage, for messages.
 
     Raises:
         CheckpointError: Naming the checkpoint, and what is missing or of another type.
@@ -248,11 +250,11 @@ def parse_manifest(data: bytes, directory: PurePath) -> dict[str, Any]:
 
 
 def verify(directory: Path, *, with_replay: bool = True) -> dict[str, Any]:
-    """The manifest of a checkpoint whose files are all as they were written.
+    """Verify a checkpoint against its checksums, and return its manifest.
 
     Args:
         directory: The checkpoint.
-        with_replay: Whether the replay must be there too, as for going on with the run.
+        with_replay: Whether its replay must exist, too, as for a resume.
 
     Raises:
         CheckpointError: Naming the file that is missing or damaged.
@@ -269,7 +271,7 @@ def verify(directory: Path, *, with_replay: bool = True) -> dict[str, Any]:
 
 
 def verify_component(directory: Path, component: str) -> None:
-    """Verifies the folder of a component by the manifest of its checkpoint; one saved by itself has none.
+    """Verify the folder of a component by the manifest of its checkpoint; one saved alone has no manifest.
 
     Args:
         directory: The component.
@@ -294,8 +296,8 @@ def verify_component(directory: Path, component: str) -> None:
             raise CheckpointError(f"The checkpoint {root} is damaged: {name} is missing or differs.")
 
 
-def import_needed(manifest: dict[str, Any], checkpoint: Path) -> None:
-    """Imports the modules that registered the environment and the algorithm of a checkpoint.
+def import_required_modules(manifest: dict[str, Any], checkpoint: Path) -> None:
+    """Import the modules that registered the environment and the algorithm of a checkpoint.
 
     Raises:
         UserError: Naming the module that cannot be imported.
@@ -313,10 +315,10 @@ def _is_as_written(path: Path, recorded: dict[str, int]) -> bool:
 
 
 def check_fits(manifest: dict[str, Any], algorithm: ActorCriticAlgorithm) -> None:
-    """Refuses a checkpoint of another algorithm or environment, or with settings that cannot change.
+    """Check that a checkpoint fits this run: algorithm, environment, API stack and fixed settings.
 
     Raises:
-        CheckpointError: Naming what differs, there and here.
+        CheckpointError: Naming what differs, with both values.
     """
     for key, mine in (("algorithm", algorithm.config.algorithm), ("env", algorithm.run_config()["env"])):
         if manifest[key] != mine:
@@ -332,7 +334,7 @@ def check_fits(manifest: dict[str, Any], algorithm: ActorCriticAlgorithm) -> Non
 
 
 def _check_settings(saved: dict[str, Any], algorithm: ActorCriticAlgorithm) -> None:
-    """Refuses a setting that differs and is not among those that may."""
+    """Check that only settings differ that may change."""
     mine, settings = algorithm.run_config(), algorithm.settings
     for name in ("env_config", *type(settings).model_fields):
         before, now = saved.get(name, mine[name]), mine[name]
@@ -343,11 +345,11 @@ def _check_settings(saved: dict[str, Any], algorithm: ActorCriticAlgorithm) -> N
             )
 
 
-def seed_to_go_on_with(manifest: dict[str, Any], config: ActorCriticConfig) -> int:
-    """The seed of a run that a checkpoint was loaded into. Streams begin anew if the checkpoint has another.
+def resumed_seed(manifest: dict[str, Any], config: ActorCriticConfig) -> int:
+    """Seed of a run after a restore; its streams restart if the checkpoint has another seed.
 
-    It is the configuration's, with one exception. PBT copies configurations whole, so that a clone may have
-    its donor's seed there: it gets one of its own, and keeps it when it is resumed.
+    It is the configuration's, with one exception: PBT copies whole configurations, so a clone may have its donor's
+    seed. It gets a seed of its own, and keeps it when it is resumed.
     """
     seed, donor = int(config.seed), manifest.get("trial") or {"id": None}
     if config.tune_trial is None or donor["id"] is None:
@@ -361,12 +363,12 @@ def seed_to_go_on_with(manifest: dict[str, Any], config: ActorCriticConfig) -> i
 
 
 def api_stack(manifest: dict[str, Any]) -> str:
-    """RLlib's API stack that a checkpoint is for, "new" or "old"."""
+    """The API stack of a checkpoint, "new" or "old"."""
     return str(manifest["config"].get("api_stack", "new"))
 
 
 def restore_replay(algorithm: ActorCriticAlgorithm, manifest: dict[str, Any], directory: Path) -> None:
-    """Loads the replay that the manifest lists into the learners.
+    """Load the replay of a checkpoint into the learners.
 
     Raises:
         CheckpointError: If a segment is missing or damaged.

@@ -1,4 +1,4 @@
-"""Whether anything answers where RAY_ADDRESS says that a cluster is; Ray itself tries for minutes."""
+"""Check that RAY_ADDRESS can be reached; Ray itself would retry for minutes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ TIMEOUT_S = 10.0
 _HOST_AND_PORT = re.compile(r"(?:ray://)?(?:[^@/]*@)?(\[[^\]]+\]|[^:/\[\]]+):(\d+)(?:/.*)?")
 
 
-def refuse_dead_address() -> None:
-    """Tries to connect to the cluster that RAY_ADDRESS names, `HOST:PORT` or `ray://HOST:PORT`.
+def check_cluster_address() -> None:
+    """Try to connect to the cluster of RAY_ADDRESS, `HOST:PORT` or `ray://HOST:PORT`.
 
     "auto" and "local" name no machine, so Ray itself finds out about them.
 

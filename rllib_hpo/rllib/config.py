@@ -1,4 +1,4 @@
-"""AlgorithmConfig of the actor-critics: RLlib's own methods, our typed hyperparameters, nothing without effect."""
+"""AlgorithmConfig with typed hyperparameters, which refuses options without effect."""
 
 from __future__ import annotations
 
@@ -6,114 +6,60 @@ import copy
 import functools
 import secrets
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from ray.exceptions import RayActorError
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
-from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-from ray.rllib.utils import force_list
 from ray.rllib.utils.annotations import override
 from ray.tune.result import TRIAL_INFO
 
 from rllib_hpo.algorithms.registry import algorithm_names, find_settings, method_of_others, register_algorithm
-from rllib_hpo.errors import SettingsError, WorkerDiedError, nearest
+from rllib_hpo.errors import SettingsError, WorkerDiedError
 from rllib_hpo.moved import moved_names
-from rllib_hpo.optim.replicas import LOST
+from rllib_hpo.optim.replicas import LEARNERS_DIED_MESSAGE
 from rllib_hpo.results.paths import absolute
-from rllib_hpo.rllib._private import INTERNAL_OPTIONS, PRIVATE_OPTIONS, is_atari, leave_runners_alone
-from rllib_hpo.rllib.amounts import refuse_impossible_amounts
-from rllib_hpo.rllib.environment import stateful_wrappers
+from rllib_hpo.rllib._private import PRIVATE_OPTIONS, leave_runners_alone
 from rllib_hpo.rllib.new_stack.env_runner import ColumnarEnvRunner
 from rllib_hpo.rllib.new_stack.learner import ActorCriticLearner
 from rllib_hpo.rllib.new_stack.rl_module import ActorCriticModule
+from rllib_hpo.rllib.validation import (
+    RUN_OPTIONS,
+    reject_unused_options,
+    validate_callbacks,
+    validate_numbers,
+    validate_wrapper_statistics,
+    values_equal,
+)
 from rllib_hpo.samplers import SAMPLERS, SamplerFactory, register_sampler
-from rllib_hpo.settings import Settings, check_learners, complete_settings, parse_settings, without_numpy
+from rllib_hpo.settings import Settings, complete_settings, parse_settings, without_numpy
 from rllib_hpo.streams import derived_seed
 from rllib_hpo.tasks import find_task
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
 
-EFFECTIVE_OPTIONS = frozenset(
-    """
-    enable_rl_module_and_learner enable_env_runner_and_connector_v2
-    algo_class placement_strategy num_cpus_for_main_process custom_resources_for_main_process
-    env env_config
-    num_env_runners num_envs_per_env_runner num_cpus_per_env_runner custom_resources_per_env_runner
-    rollout_fragment_length sample_timeout_s validate_env_runners_after_construction
-    callbacks_class callbacks_on_algorithm_init callbacks_on_env_runners_recreated
-    callbacks_on_checkpoint_loaded callbacks_on_environment_created callbacks_on_evaluate_start
-    callbacks_on_evaluate_end callbacks_on_train_result
-    metrics_num_episodes_for_smoothing log_level log_sys_usage seed
-    restart_failed_env_runners ignore_env_runner_failures max_num_env_runner_restarts
-    env_runner_health_probe_timeout_s
-    """.split()
-)
-"""Options of AlgorithmConfig that do something here. Changing any other one is an error."""
+_PATHS = frozenset(["results_dir", "replay_dir", "initialize_from"])
 
-NEW_STACK_OPTIONS = frozenset(
-    """
-    num_learners num_gpus_per_learner num_cpus_per_learner custom_resources_per_learner local_gpu_idx
-    evaluation_num_env_runners max_lead_steps limit_gpu_memory restart_failed_sub_environments
-    """.split()
-)
-"""Options that do something on RLlib's new API stack only."""
-
-OLD_STACK_OPTIONS = frozenset(["num_gpus"])
-"""Options that do something on RLlib's old API stack only."""
-
-RUN_OPTIONS = frozenset("results_dir replay_dir sweep variant task trial_id tune_trial imports".split())
-"""Our own options that describe the run rather than the algorithm."""
-
-_PATHS = frozenset(["results_dir", "replay_dir"])
-
-FRAGMENTS_OF_LEAD = 4
-"""Fragments of every runner by which sampling may lead learning unless `max_lead_steps` says otherwise."""
-
-_INTERNAL = frozenset(
-    "algorithm _settings_class class policies simple_optimizer worker_index gamma lr"
-    " _accepts_idle_settings _method _sampler".split()
-)
-
-REPLACED_OPTIONS = {
-    "evaluation_interval": "evaluation_every, in environment steps",
-    "evaluation_duration": "evaluation_episodes",
-    "train_batch_size": "train_batch_size_per_learner",
-    "min_sample_timesteps_per_iteration": "steps_per_iteration",
-    "grad_clip": "no gradient clipping, as in the papers",
-}
-"""What to use instead of options that RLlib users may reach for."""
+DEFAULT_LEAD_FRAGMENTS = 4
+"""Default of `max_lead_steps`, in fragments of every runner."""
 
 _DROPPED = -1
-"""RLlib's mark of a deprecated option; it drops whatever is equal to it where a config is copied."""
+"""RLlib's marker of a deprecated option; RLlib drops options of this value when it copies a config."""
 _DEPRECATED = frozenset(
     name
     for name, value in vars(AlgorithmConfig()).items()
     if isinstance(value, int | float) and value == _DROPPED
 )
-"""Options of RLlib that no longer exist."""
-
-_UNCALLED = (
-    "on_evaluate_offline_start on_evaluate_offline_end on_offline_eval_runners_recreated on_workers_recreated"
-).split()
-"""Methods of callbacks that nothing here calls."""
-
-_UNCALLED_ON_NEW_STACK = (
-    "on_episode_created on_episode_start on_episode_step on_episode_end on_sample_end "
-    "on_learn_on_batch on_postprocess_trajectory on_create_policy on_sub_environment_created"
-).split()
-"""Methods of callbacks that are not called on RLlib's new API stack: it has no such events, or no episodes here."""
+"""Deprecated options of RLlib."""
 
 
 class ActorCriticConfig(AlgorithmConfig):
-    """Config of one of the actor-critics.
+    """Config of any algorithm of this package.
 
     Hyperparameters are the fields of the algorithm's settings class (`rllib_hpo.settings`), set with
-    `training()` and readable as attributes. They are validated when the algorithm is built, or at once by
-    `settings()`.
+    `training()` and readable as attributes. Building the algorithm validates them, and so does `settings()`.
 
     Args:
         algorithm: Name of a registered algorithm, such as "sac-hpo", or of one of another package.
@@ -121,27 +67,28 @@ class ActorCriticConfig(AlgorithmConfig):
     """
 
     default_algo_class: ClassVar[type[Algorithm] | None] = None
-    """The Algorithm class unless another is given; the module that defines it sets it."""
+    """The Algorithm class unless another is given; `algorithm`, which defines it, sets this."""
 
     def __init__(self, algorithm: str = "sac", algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or self.default_algo_class)
-        self._choose(algorithm)
+        self._set_algorithm(algorithm)
         self.rollout_fragment_length = "auto"
         self.max_lead_steps: int | Literal["auto"] = "auto"
         self.limit_gpu_memory = True
         self.results_dir: str | None = None
         self.replay_dir: str | None = None
+        self.initialize_from: str | None = None
         self.sweep, self.variant = "", ""
         self.task: str | None = None
         self.trial_id: str | None = None
         self.imports: list[str] = []
         self.tune_trial: str | None = None
-        """Tune's id of the trial that this is the config of; Tune sets it."""
-        # Weights travel with every request for samples, and there are no connectors to synchronise.
+        """Tune's id of the trial with this config; Tune sets it."""
+        # Every request for samples carries weights, and there are no connectors to synchronise.
         self.merge_env_runner_states = False
         self.broadcast_env_runner_states = False
         self._accepts_idle_settings = False
-        """Whether settings that do nothing are no error: an earlier version saved it, or `resolve` has checked them."""
+        """Whether to accept settings without effect: from an earlier version, or checked by `resolve`."""
         leave_runners_alone(self)
         self._choose_env_runner()
 
@@ -157,14 +104,14 @@ class ActorCriticConfig(AlgorithmConfig):
         defaults = found.settings_for(config.algorithm)
         return config.environment(found.env_id).training(**defaults).results(task=found.name)
 
-    def _choose(self, algorithm: str) -> None:
-        """Makes this the config of `algorithm`, with its default hyperparameters."""
+    def _set_algorithm(self, algorithm: str) -> None:
+        """Set the algorithm and its default hyperparameters."""
         self.algorithm = algorithm
-        # Class, method and sampler travel along: unpickling a config imports the package that registers them, or
-        # makes them known by value where they are of a notebook or a script.
+        # Unpickling a config imports the package that registers class, method and sampler, or
+        # registers them by value if they come from a notebook or a script.
         self._settings_class = find_settings(algorithm)
         self._method = method_of_others(self._settings_class)
-        self._sampler = _sampler_of_others(self._settings_class)
+        self._sampler = _external_sampler(self._settings_class)
         for name, field in self._settings_class.model_fields.items():
             setattr(self, name, field.default)
 
@@ -174,9 +121,9 @@ class ActorCriticConfig(AlgorithmConfig):
         enable_rl_module_and_learner: bool = NotProvided,
         enable_env_runner_and_connector_v2: bool = NotProvided,
     ) -> Self:
-        """Chooses RLlib's new API stack (both True, the default) or its old one (both False).
+        """Choose RLlib's new API stack (both True, the default) or its old one (both False).
 
-        Exploring is the sampler's on both, so there is no exploration config to exchange.
+        The sampler explores on both, so there is no exploration config to change.
         """
         if enable_rl_module_and_learner is not NotProvided:
             self.enable_rl_module_and_learner = enable_rl_module_and_learner
@@ -186,12 +133,12 @@ class ActorCriticConfig(AlgorithmConfig):
 
     @property
     def is_old_stack(self) -> bool:
-        """Whether this builds a TorchPolicy and RolloutWorkers rather than an RLModule, Learner and EnvRunners."""
+        """Whether it builds a TorchPolicy and RolloutWorkers rather than an RLModule, Learner and EnvRunners."""
         return not self.enable_rl_module_and_learner
 
     @property
     def settings_class(self) -> type[Settings]:
-        """The model that holds this algorithm's hyperparameters."""
+        """The pydantic model of this algorithm's hyperparameters."""
         return self._settings_class
 
     def settings(self) -> Settings:
@@ -205,7 +152,7 @@ class ActorCriticConfig(AlgorithmConfig):
 
     @override(AlgorithmConfig)
     def training(self, **hyperparameters: Any) -> Self:
-        """Sets hyperparameters: the fields of `settings_class`.
+        """Set hyperparameters: fields of `settings_class`.
 
         Raises:
             SettingsError: For a name the algorithm does not have.
@@ -219,7 +166,7 @@ class ActorCriticConfig(AlgorithmConfig):
 
     @override(AlgorithmConfig)
     def to_dict(self) -> dict[str, Any]:
-        """All options under their public names: under a private one, a change to the other would be lost."""
+        """All options under their public names, since a change of a public name beside a private one would be lost."""
         options: dict[str, Any] = super().to_dict()
         for name in PRIVATE_OPTIONS:
             options[PRIVATE_OPTIONS[name]] = options.pop(name)
@@ -227,9 +174,9 @@ class ActorCriticConfig(AlgorithmConfig):
 
     @override(AlgorithmConfig)
     def update_from_dict(self, config_dict: dict[str, Any]) -> Self:
-        """Takes over what differs: Tune hands over all of RLlib's options, those without effect included."""
-        _make_known(config_dict)
-        # A dictionary that RLlib made has private names only; a public one beside them is what was changed.
+        """Update what differs; Tune passes all of RLlib's options, those without effect included."""
+        _register_external(config_dict)
+        # A dictionary made by RLlib has private names only; a public name beside them is a change.
         public = {PRIVATE_OPTIONS[name]: config_dict[name] for name in PRIVATE_OPTIONS if name in config_dict}
         config_dict = public | {k: v for k, v in config_dict.items() if k not in PRIVATE_OPTIONS}
         if (algorithm := config_dict.get("algorithm", self.algorithm)) != self.algorithm:
@@ -238,22 +185,24 @@ class ActorCriticConfig(AlgorithmConfig):
                     f"The configuration is of '{algorithm}', but {type(self).__name__} and its trainable "
                     f"{self.algo_class.__name__} are of '{self.algorithm}'; use the two of one algorithm."
                 )
-            self._choose(algorithm)
+            self._set_algorithm(algorithm)
         ours = set(self.settings_class.model_fields) | RUN_OPTIONS | {"algorithm"}
         others = {}
         for name, value in config_dict.items():
             if name in ours:
                 setattr(self, name, value)
-            elif name != TRIAL_INFO and not (hasattr(self, name) and _same(value, getattr(self, name))):
+            elif name != TRIAL_INFO and not (
+                hasattr(self, name) and values_equal(value, getattr(self, name))
+            ):
                 others[name] = value
         super().update_from_dict(others)
-        if TRIAL_INFO in config_dict:  # which RLlib would drop, and with it the trial's identity
+        if TRIAL_INFO in config_dict:  # RLlib would drop it, and with it the trial's identity
             self.tune_trial = config_dict[TRIAL_INFO].trial_id
             self.trial_id = self.trial_id or self.tune_trial
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Unpickles a config of any version: options and settings that came later have their defaults."""
+        """Unpickle a config of any version; options and settings that it lacks have their defaults."""
         later = {name: value for name, value in _default_options().items() if name not in state}
         if "_accepts_idle_settings" in later:
             later["_accepts_idle_settings"] = True
@@ -264,11 +213,11 @@ class ActorCriticConfig(AlgorithmConfig):
         for private, name in PRIVATE_OPTIONS.items():
             options[private] = options.pop(name)
         self.__dict__.update(options)
-        _make_known(self.__dict__)
+        _register_external(self.__dict__)
 
     @override(AlgorithmConfig)
     def get_state(self) -> dict[str, Any]:
-        """Keeps options of -1, which RLlib takes for its mark of a deprecated one and drops: they would be defaults."""
+        """Keep options of -1, which RLlib would drop as deprecated, so that they became defaults."""
         kept = {
             name: value
             for name, value in vars(self).items()
@@ -278,7 +227,7 @@ class ActorCriticConfig(AlgorithmConfig):
         return {**super().get_state(), **kept}
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Takes NumPy's numbers as Python's, which JSON and the settings' types know, and makes paths absolute."""
+        """Convert NumPy's numbers to Python's, for JSON and the settings' types, and make paths absolute."""
         value = without_numpy(value)
         if name in _PATHS and value is not None:
             value = str(absolute(value))
@@ -288,11 +237,12 @@ class ActorCriticConfig(AlgorithmConfig):
     def environment(
         self, env: Any = NotProvided, *, imports: Sequence[str] = NotProvided, **options: Any
     ) -> Self:
-        """Sets the environment, `imports` and RLlib's options.
+        """Set the environment, `imports` and RLlib's options.
 
         Args:
             env: A gymnasium id, a class, or a name registered with Tune.
-            imports: Modules that register the id. Runners, trials of Tune and whoever loads a checkpoint import them.
+            imports: Modules that register the id, imported by runners, trials of Tune and programs that load a
+                checkpoint.
             options: RLlib's own.
         """
         if imports is not NotProvided:
@@ -302,11 +252,11 @@ class ActorCriticConfig(AlgorithmConfig):
 
     @override(AlgorithmConfig)
     def evaluation(self, **options: Any) -> Self:
-        """Sets `evaluation_every`, `evaluation_episodes` and `evaluation_max_episode_steps`; RLlib's go to RLlib.
+        """Set `evaluation_every`, `evaluation_episodes`, `evaluation_max_episode_steps` and RLlib's options.
 
         `evaluation_every` counts environment steps; `evaluation_max_episode_steps` cuts episodes that do not end.
 
-        With `evaluation_num_env_runners` of 1 or more, evaluations run beside training on so many CPU actors, one
+        With `evaluation_num_env_runners` of 1 or more, evaluations run beside training on that many CPU actors, one
         on each at a time, with weights frozen at their step; with 0, the default, training waits for each.
         """
         ours = {name: options.pop(name) for name in list(options) if name in self.settings_class.model_fields}
@@ -315,13 +265,13 @@ class ActorCriticConfig(AlgorithmConfig):
 
     @override(AlgorithmConfig)
     def env_runners(self, *, max_lead_steps: int | Literal["auto"] = NotProvided, **options: Any) -> Self:
-        """Sets `max_lead_steps` and RLlib's options.
+        """Set `max_lead_steps` and RLlib's options.
 
         Args:
-            max_lead_steps: The most that sampling may lead learning by, where one of them is remote: steps asked
-                for or arrived whose updates are not all made. "auto" is four fragments of every runner; 0 lets
-                them take turns, so that the run repeats itself exactly. A runner slower than others acts with
-                weights older than that: nobody waits for it.
+            max_lead_steps: Greatest lead of sampling over learning if one of them is remote: steps requested or
+                arrived whose updates are not all made. "auto" is four fragments of every runner; 0 makes them
+                alternate, so that the run is exactly repeatable. A runner slower than others acts with weights older
+                than that, since nobody waits for it.
             options: RLlib's own.
         """
         if max_lead_steps is not NotProvided:
@@ -331,7 +281,7 @@ class ActorCriticConfig(AlgorithmConfig):
 
     @override(AlgorithmConfig)
     def learners(self, *, limit_gpu_memory: bool = NotProvided, **options: Any) -> Self:
-        """Sets `limit_gpu_memory` and RLlib's options.
+        """Set `limit_gpu_memory` and RLlib's options.
 
         Args:
             limit_gpu_memory: Whether a learner with a fraction of a GPU (`num_gpus_per_learner`) may hold no more
@@ -352,10 +302,10 @@ class ActorCriticConfig(AlgorithmConfig):
         task: str | None = NotProvided,
         trial_id: str | None = NotProvided,
     ) -> Self:
-        """Where evaluation rows go (nowhere, if None), and what they say of the run.
+        """Set the directory of evaluation rows (None writes none) and their columns that describe the run.
 
-        `trial_id` tells runs apart: a row replaces one of the same `trial_id` and step. Unless given, it is
-        that of Tune's trial, or else made from the configuration, so that equal runs replace each other.
+        `trial_id` identifies a run: a row replaces one of the same `trial_id` and step. Unless given, it is the id of
+        Tune's trial, or else a hash of the configuration, so that equal runs replace each other's rows.
         """
         given = {
             "results_dir": results_dir,
@@ -370,12 +320,18 @@ class ActorCriticConfig(AlgorithmConfig):
         return self
 
     @override(AlgorithmConfig)
-    def checkpointing(self, *, replay_dir: str | None = NotProvided) -> Self:
-        """Where segments of the replay are kept between checkpoints, so that each writes new rows only.
+    def checkpointing(
+        self, *, replay_dir: str | None = NotProvided, initialize_from: str | None = NotProvided
+    ) -> Self:
+        """What a run keeps, and what it begins with. RLlib's own options of this method are refused.
 
-        With None every checkpoint holds the whole replay. RLlib's own options of this method have no
-        effect here and are refused.
+        Args:
+            replay_dir: Where segments of the replay are kept between checkpoints, so that each writes new rows only.
+                With None every checkpoint holds the whole replay.
+            initialize_from: A run directory or checkpoint whose networks a new run begins with; all else is new.
         """
+        if initialize_from is not NotProvided:
+            self.initialize_from = initialize_from
         if replay_dir is not NotProvided:
             self.replay_dir = replay_dir
         return self
@@ -393,15 +349,18 @@ class ActorCriticConfig(AlgorithmConfig):
 
     @override(AlgorithmConfig)
     def build_learner_group(self, **options: Any) -> LearnerGroup:
-        """RLlib's; of a learner that dies while it starts it is told as of one that dies later.
+        """Build RLlib's learner group; a learner that dies while it starts raises the error of one that dies later.
 
         Raises:
             WorkerDiedError: If a learner's process is gone.
         """
         try:
             return super().build_learner_group(**options)
-        except (RayActorError, WorkerDiedError) as error:  # of the dead one, or of one that waited for it
-            raise WorkerDiedError(LOST) from error
+        except (
+            RayActorError,
+            WorkerDiedError,
+        ) as error:  # from the dead learner, or from one that waited for it
+            raise WorkerDiedError(LEARNERS_DIED_MESSAGE) from error
 
     @override(AlgorithmConfig)
     def get_rollout_fragment_length(self, worker_index: int = 0) -> int:
@@ -410,48 +369,55 @@ class ActorCriticConfig(AlgorithmConfig):
             return 16 if self.num_env_runners > 0 or self.num_learners > 0 else 1
         return int(self.rollout_fragment_length)
 
-    def fragment_of_all(self) -> int:
+    def total_fragment_steps(self) -> int:
         """Steps of one fragment of every runner."""
         steps = self.get_rollout_fragment_length() * self.num_envs_per_env_runner
         return steps * max(1, self.num_env_runners)
 
     def get_max_lead_steps(self) -> int:
-        """The most that sampling may lead learning by; 0 for turns."""
+        """Greatest lead of sampling over learning in steps; 0 makes them alternate."""
         if self.max_lead_steps == "auto":
-            return FRAGMENTS_OF_LEAD * self.fragment_of_all()
+            return DEFAULT_LEAD_FRAGMENTS * self.total_fragment_steps()
         return int(self.max_lead_steps)
 
     @override(AlgorithmConfig)
     def validate(self) -> None:
-        """Validates everything before any actor starts.
+        """Validate all options before any actor starts.
 
         Raises:
             SettingsError: One sentence, naming what is wrong and what is allowed.
         """
         self._choose_env_runner()
         if not self.in_evaluation:
-            self._refuse_options_without_effect()
-            self._refuse_callbacks()
-            self._sampler = _sampler_of_others(self._settings_class)  # it may have been registered since
+            reject_unused_options(self, self._default())
+            validate_callbacks(self)
+            self._sampler = _external_sampler(self._settings_class)  # it may have been registered meanwhile
             if not self._accepts_idle_settings:
                 self.settings().refuse_idle()
             if self.seed is None:
-                self.seed = self._own_seed()
-            self._refuse_impossible_numbers()
-            self._refuse_scattered_statistics()
+                self.seed = self._default_seed()
+            validate_numbers(self)
+            validate_wrapper_statistics(self)
         # RLlib would warn that nothing is evaluated without its own evaluation_interval.
         num_evaluation_runners, self.evaluation_num_env_runners = self.evaluation_num_env_runners, 0
         super().validate()
         self.evaluation_num_env_runners = num_evaluation_runners
 
-    def _own_seed(self) -> int:
-        """A seed for a run that was given none; a trial of Tune finds its own again when it is resumed."""
+    def _default(self) -> Self:
+        """The default config of this class, algorithm and API stack."""
+        default = type(self).__new__(type(self))
+        ActorCriticConfig.__init__(default, self.algorithm, self.algo_class)
+        default.env_runner_cls = None if self.is_old_stack else default.env_runner_cls
+        return default
+
+    def _default_seed(self) -> int:
+        """Seed of a run without one; that of a Tune trial follows from its id, so that a resumed trial has the same."""
         if self.tune_trial is None:
             return secrets.randbelow(2**31)
         return derived_seed(0, "trial", self.tune_trial)
 
     def _choose_env_runner(self) -> None:
-        """The class of the API stack that is asked for; None is RLlib's RolloutWorker there."""
+        """Set the runner class of the chosen API stack; None is RLlib's RolloutWorker."""
         if self.enable_rl_module_and_learner != self.enable_env_runner_and_connector_v2:
             raise SettingsError(
                 "enable_rl_module_and_learner and enable_env_runner_and_connector_v2 must both be True (RLlib's "
@@ -460,117 +426,16 @@ class ActorCriticConfig(AlgorithmConfig):
         if self.env_runner_cls in (None, ColumnarEnvRunner):
             self.env_runner_cls = None if self.is_old_stack else ColumnarEnvRunner
 
-    def _refuse_impossible_numbers(self) -> None:
-        possible = {
-            "num_learners": (range(2**31), "0 (in the driver) or more (remote)"),
-            "num_env_runners": (range(2**31), "0 (in the driver) or more"),
-            "evaluation_num_env_runners": (range(2**31), "0 (in the driver) or more"),
-            "seed": (range(2**31), "from 0 to 2**31 - 1, or None"),
-        }
-        for name, (numbers, allowed) in possible.items():
-            value = getattr(self, name)
-            if not (isinstance(value, Integral) and value in numbers):
-                raise SettingsError(f"{name}={value!r} must be an integer: {allowed}.")
-        refuse_impossible_amounts(self)
-        if not isinstance(self.limit_gpu_memory, bool):
-            raise SettingsError(f"limit_gpu_memory={self.limit_gpu_memory!r} must be True or False.")
-        self._refuse_impossible_lead()
-        check_learners(self.num_learners, self.num_gpus_per_learner, self.settings())
-        if not 0 <= self.num_gpus <= 1:
-            raise SettingsError(
-                f"num_gpus={self.num_gpus!r} must be from 0 to 1: one GPU, or a share of one."
-            )
 
-    def _refuse_impossible_lead(self) -> None:
-        lead, fragment = self.max_lead_steps, self.fragment_of_all() // max(1, self.num_env_runners)
-        if lead == "auto" or (isinstance(lead, Integral) and (lead == 0 or lead >= fragment)):
-            return
-        raise SettingsError(
-            f"max_lead_steps={lead!r} must be 'auto', 0 (sampling and learning take turns) or an integer from "
-            f"{fragment} on, the steps that a runner hands on at a time."
-        )
-
-    def _refuse_scattered_statistics(self) -> None:
-        """A wrapper's statistics must be of all the experience, so of one environment, whose state is saved."""
-        stateful = stateful_wrappers(self)
-        one_env = self.num_env_runners == 0 and self.num_envs_per_env_runner == 1
-        if stateful and (self.is_old_stack or not one_env):
-            raise SettingsError(
-                f"The wrapper '{stateful[0]}' gathers statistics, so it needs num_env_runners=0, "
-                "num_envs_per_env_runner=1 and RLlib's new API stack: several environments would each have their own."
-            )
-
-    def _refuse_options_without_effect(self) -> None:
-        default = type(self).__new__(type(self))
-        ActorCriticConfig.__init__(default, self.algorithm, self.algo_class)
-        default.env_runner_cls = None if self.is_old_stack else default.env_runner_cls
-        stack, other = NEW_STACK_OPTIONS, OLD_STACK_OPTIONS
-        if self.is_old_stack:
-            stack, other = other, stack
-        allowed = (
-            EFFECTIVE_OPTIONS
-            | stack
-            | RUN_OPTIONS
-            | _INTERNAL
-            | INTERNAL_OPTIONS
-            | set(self.settings_class.model_fields)
-        )
-        for name, value in vars(self).items():
-            if name.startswith("__"):  # Tune's own notes
-                continue
-            if name not in vars(default) and name not in allowed:
-                close = nearest(name, allowed)
-                hint = f" Did you mean '{close}'?" if close else ""
-                raise SettingsError(f"'{name}' is not an option of {type(self).__name__}.{hint}")
-            if name not in allowed and not _same(value, vars(default).get(name)):
-                instead = f" Use {REPLACED_OPTIONS[name]}." if name in REPLACED_OPTIONS else ""
-                if name in other:
-                    instead = f" It belongs to RLlib's {'new' if self.is_old_stack else 'old'} API stack."
-                raise SettingsError(f"The option {name}={value!r} would have no effect here.{instead}")
-        if is_atari(self):
-            raise SettingsError(
-                "The option is_atari=True would have no effect here. Wrap the environment: "
-                "env_config={'wrappers': [...]}."
-            )
-        if self.is_multi_agent:
-            raise SettingsError(f"policies={sorted(self.policies)} must be the default: there is one agent.")
-
-    def _refuse_callbacks(self) -> None:
-        if self.is_old_stack and isinstance(self.callbacks_class, list):
-            raise SettingsError("RLlib's old API stack takes one callbacks class, not a list of them.")
-        self._refuse_the_new_stacks_environment_callback()
-        uncalled = _UNCALLED if self.is_old_stack else [*_UNCALLED, *_UNCALLED_ON_NEW_STACK]
-        for callbacks in force_list(self.callbacks_class):
-            for method in uncalled:
-                default = getattr(RLlibCallback, method, None)
-                if getattr(callbacks, method, default) is not default:
-                    raise SettingsError(
-                        f"The callback {callbacks.__name__}.{method} would never be called: transitions are "
-                        "collected in columns, not as RLlib episodes, and batches are drawn by the learner. Use "
-                        "on_train_result or on_evaluate_end."
-                    )
-
-    def _refuse_the_new_stacks_environment_callback(self) -> None:
-        name = "on_environment_created"
-        is_method = any(
-            getattr(callbacks, name) is not getattr(RLlibCallback, name)
-            for callbacks in force_list(self.callbacks_class)
-        )
-        if self.is_old_stack and (is_method or self.callbacks_on_environment_created):
-            raise SettingsError(
-                f"The callback {name} would never be called on RLlib's old API stack. Use on_sub_environment_created."
-            )
-
-
-def _sampler_of_others(settings: type[Settings]) -> SamplerFactory | None:
-    """The sampler that another process may have to be told of; None for one of this package, or none yet."""
+def _external_sampler(settings: type[Settings]) -> SamplerFactory | None:
+    """A sampler that other processes must register; None for one of this package, or one that is not registered."""
     sampler = SAMPLERS.get(getattr(settings, "sampler", ""))
     is_ours = getattr(sampler, "__module__", "").startswith("rllib_hpo.")
     return None if is_ours else sampler
 
 
-def _make_known(options: Mapping[str, Any]) -> None:
-    """Registers the algorithm and the sampler of a config here, if its classes came from elsewhere."""
+def _register_external(options: Mapping[str, Any]) -> None:
+    """Register the algorithm and the sampler of a config in this process, if another package defines them."""
     algorithm, settings = options.get("algorithm"), options.get("_settings_class")
     if algorithm is None or settings is None:
         return
@@ -583,25 +448,9 @@ def _make_known(options: Mapping[str, Any]) -> None:
 
 @functools.cache
 def _default_options() -> dict[str, Any]:
-    """All options, RLlib's among them, but no hyperparameters."""
+    """Default options, RLlib's included, without hyperparameters."""
     config = ActorCriticConfig()
     return {name: v for name, v in vars(config).items() if name not in config.settings_class.model_fields}
-
-
-def _same(value: Any, default: Any) -> bool:
-    """Equality that also holds for RLlib's defaults that are objects without one."""
-    try:
-        return bool(_canonical(value) == _canonical(default)) or repr(value) == repr(default)
-    except AttributeError:  # PolicySpec compares itself with PolicySpecs only
-        return False
-
-
-def _canonical(value: Any) -> Any:
-    """`value` as Tune's searchers and PB2 leave it: they drop empty dicts inside a dict, and make lists tuples."""
-    if isinstance(value, dict):
-        kept = {key: _canonical(item) for key, item in value.items()}
-        return {key: item for key, item in kept.items() if not (isinstance(item, dict) and not item)}
-    return tuple(map(_canonical, value)) if isinstance(value, (list, tuple)) else value
 
 
 __getattr__ = moved_names(__name__)

@@ -1,4 +1,4 @@
-"""A checkpoint of one of RLlib's API stacks as a checkpoint of the other."""
+"""Convert a checkpoint of one API stack to the other."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 from rllib_hpo.errors import UserError
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.algorithms import make_config
-from rllib_hpo.rllib.checkpointing import api_stack, follow, import_needed, verify
+from rllib_hpo.rllib.checkpointing import api_stack, follow, import_required_modules, verify
 from rllib_hpo.settings import complete_settings
 
 
 def convert(checkpoint: Path, out: Path) -> str:
-    """Writes a checkpoint to `out` that goes on where `checkpoint` stands, on the other API stack.
+    """Convert `checkpoint` to the other API stack and write it to `out`.
 
-    Networks, targets, optimizers, temperature, replay, counters and the random streams of learning are taken
-    over, so noise-free actions are bitwise equal. Exploration goes on with streams of its own and new
-    episodes. Workers are not started and not recorded: the result is of a run in one process.
+    Networks, targets, optimizers, temperature, replay, counters and the random streams of learning are copied, so
+    noise-free actions are bitwise equal. Exploration continues with new streams and new episodes. Workers are neither
+    started nor recorded: the result is a run in one process.
 
     Returns:
-        The stack that `out` is for, "new" or "old".
+        The API stack of `out`, "new" or "old".
 
     Raises:
         UserError: If `out` exists.
@@ -32,7 +32,7 @@ def convert(checkpoint: Path, out: Path) -> str:
         raise UserError(f"{out} already exists; choose another --out.")
     checkpoint = follow(checkpoint)
     manifest = verify(checkpoint)
-    import_needed(manifest, checkpoint)
+    import_required_modules(manifest, checkpoint)
     run, stack = manifest["config"], api_stack(manifest)
     other = "new" if stack == "old" else "old"
     imports = manifest.get("imports", ())
@@ -45,9 +45,9 @@ def convert(checkpoint: Path, out: Path) -> str:
 
 @contextmanager
 def _built(run: Mapping[str, Any], stack: str, imports: Sequence[str]) -> Iterator[ActorCriticAlgorithm]:
-    """The algorithm that `ActorCriticAlgorithm.run_config` describes, on `stack`, in this process."""
+    """Build the algorithm of a result of `ActorCriticAlgorithm.run_config` on `stack`, in this process."""
     config = make_config(run["algorithm"]).api_stack(stack == "new", stack == "new")
-    config._accepts_idle_settings = True  # as the version did that saved it
+    config._accepts_idle_settings = True  # as did the version that saved it
     hyperparameters = complete_settings(config.settings_class, run)
     config.environment(run["env"], env_config=run["env_config"], imports=imports).training(**hyperparameters)
     config.debugging(seed=run["seed"], log_level="ERROR").results(task=run["task"])

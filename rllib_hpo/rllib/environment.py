@@ -1,4 +1,4 @@
-"""How an RLlib config names its environment: an id, a class or function, or a name registered with Tune."""
+"""Make the environment of an RLlib config: an id, a class or function, or a name registered with Tune."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from rllib_hpo.tasks.wrappers import parse_wrappers, with_cost
 def environment_maker(
     config: Any, worker_index: int = 0, *, training: bool = True
 ) -> Callable[[], gym.Env[Any, Any]]:
-    """A function that makes the environment of `config` anew each time.
+    """A function that makes a new environment of `config` at each call.
 
     As in RLlib, a class or a registered creator is called with the `EnvContext` of `env_config`, and a
     gymnasium id gets `env_config` as keyword arguments of `rllib_hpo.tasks.make_env`. The function raises a
-    UserError where the environment cannot be made, or has spaces that no algorithm here can handle.
+    UserError if the environment cannot be made, or has spaces that no algorithm of this package supports.
 
     Raises:
         SettingsError: If the config names an environment that was made already.
@@ -57,23 +57,25 @@ def _with_checked_spaces(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
 
 
 def stateful_wrappers(config: Any) -> list[str]:
-    """Names of the wrappers that gather statistics."""
+    """Names of the wrappers that keep statistics."""
     return [spec.name for spec in parse_wrappers(config.env_config.get("wrappers", ())) if spec.has_state]
 
 
 def label(env: Any) -> str:
-    """What an environment is called: its id, or the name of its class or function."""
+    """Name of an environment: its id, or the name of its class or function."""
     return env if isinstance(env, str) else getattr(env, "__name__", "env")
 
 
-def announce(env: gym.Env[Any, Any], runner: Any, callbacks: Sequence[Any], vector_index: int = 0) -> None:
-    """Calls back `on_environment_created` (on the old stack `on_sub_environment_created`) before the first reset.
+def announce_created(
+    env: gym.Env[Any, Any], runner: Any, callbacks: Sequence[Any], vector_index: int = 0
+) -> None:
+    """Call `on_environment_created` (`on_sub_environment_created` on the old stack) before the first reset.
 
     Args:
-        env: The environment; callbacks get it without its wrappers, as RLlib hands it over.
-        runner: Whose it is: its `config`, `metrics` and `worker_index` go along.
+        env: The environment; callbacks get it without its wrappers, as in RLlib.
+        runner: The owner; callbacks get its `config`, `metrics` and `worker_index`.
         callbacks: Instances of the config's callback classes.
-        vector_index: Its number among those of the runner.
+        vector_index: Index of the environment in the runner.
     """
     context = EnvContext(runner.config.env_config, runner.worker_index, vector_index)
     if runner.config.is_old_stack:
@@ -96,11 +98,11 @@ def announce(env: gym.Env[Any, Any], runner: Any, callbacks: Sequence[Any], vect
 
 
 class EvaluationEnvironments:
-    """Makes the environments of evaluations; callbacks get it in place of an EnvRunner, with `config.in_evaluation`.
+    """Make the environments of evaluations. Callbacks get this object as their EnvRunner, with `config.in_evaluation`.
 
     Args:
-        config: Of the algorithm.
-        worker_index: Of the evaluation runner; 0 in the driver.
+        config: The algorithm's config.
+        worker_index: Index of the evaluation runner; 0 in the driver.
     """
 
     def __init__(self, config: Any, worker_index: int = 0) -> None:
@@ -113,16 +115,16 @@ class EvaluationEnvironments:
         self._make = environment_maker(config, training=False)
 
     def __call__(self) -> gym.Env[Any, Any]:
-        """Another environment."""
+        """Make another environment."""
         self.env = self._make()
-        announce(self.env, self, self._callbacks)
+        announce_created(self.env, self, self._callbacks)
         return self.env
 
 
 class Environments:
-    """The environments of a runner, where RLlib's runners have their vector environment.
+    """The environments of a runner, in the place of RLlib's vector environment.
 
-    `envs` lists them. Of a single one all attributes can be read and set here, too, as in `env.unwrapped.set_task(3)`.
+    `envs` lists them. Attributes of a single environment can be read and set, as in `env.unwrapped.set_task(3)`.
     """
 
     def __init__(self, envs: Sequence[gym.Env[Any, Any]]) -> None:
@@ -130,22 +132,22 @@ class Environments:
 
     @property
     def num_envs(self) -> int:
-        """How many there are."""
+        """Number of environments."""
         return len(self.envs)
 
     @property
     def single_observation_space(self) -> gym.Space[Any]:
-        """Of one of them."""
+        """Observation space of one environment."""
         return self.envs[0].observation_space
 
     @property
     def single_action_space(self) -> gym.Space[Any]:
-        """Of one of them."""
+        """Action space of one environment."""
         return self.envs[0].action_space
 
     @property
     def unwrapped(self) -> Environments:
-        """The same without their wrappers."""
+        """The environments without their wrappers."""
         return Environments([env.unwrapped for env in self.envs])
 
     def _single(self, name: str) -> gym.Env[Any, Any]:
@@ -157,21 +159,18 @@ class Environments:
         return self.envs[0]
 
     def __getattr__(self, name: str) -> Any:
-        """That of the single environment."""
+        """Attribute of the single environment."""
         if name.startswith("__") or "envs" not in vars(self):  # asked for by copy and pickle
             raise AttributeError(name)
         return getattr(self._single(name), name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Sets that of the single environment."""
+        """Set an attribute of the single environment."""
         setattr(self._single(name), name, value)
 
 
 def task_of(env: gym.Env[Any, Any]) -> Any:
-    """The task that was set in an environment with `get_task` and `set_task`; None without them.
-
-    They are RLlib's `TaskSettableEnv`, for curricula.
-    """
+    """The task of an environment that has `get_task` and `set_task` (RLlib's `TaskSettableEnv`); None without them."""
     base = env.unwrapped
     if not (callable(getattr(base, "get_task", None)) and callable(getattr(base, "set_task", None))):
         return None
@@ -181,10 +180,10 @@ def task_of(env: gym.Env[Any, Any]) -> Any:
         return None
 
 
-class UnmadeEnv(gym.Env[Any, Any]):
-    """In place of an environment that a remote worker could not make: the first step raises the error.
+class PlaceholderEnv(gym.Env[Any, Any]):
+    """Stand in for an environment that a remote worker could not make, and raise its error at the first step.
 
-    RLlib would lose what the constructor of a RolloutWorker raises, which resets its environment, and start it again.
+    RLlib would lose an error that the constructor of a RolloutWorker raises, and restart the worker.
     """
 
     def __init__(self, error: UserError, spaces: tuple[gym.Space[Any], gym.Space[Any]]) -> None:
@@ -192,22 +191,22 @@ class UnmadeEnv(gym.Env[Any, Any]):
         self._error = error
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        """An observation of zeros."""
+        """Return an observation of zeros."""
         assert isinstance(self.observation_space, gym.spaces.Box)
         return np.zeros(self.observation_space.shape, self.observation_space.dtype), {}
 
     def step(self, action: Any) -> NoReturn:
-        """Raises the error."""
+        """Raise the error."""
         raise self._error
 
 
-class LateErrors(gym.Wrapper[Any, Any, Any, Any]):
-    """Raises at the next step what the environment raises at a reset, for the reason that `UnmadeEnv` gives."""
+class DeferredErrors(gym.Wrapper[Any, Any, Any, Any]):
+    """Raise the error of a reset at the next step instead, for the same reason as `PlaceholderEnv`."""
 
     _error: UserError | None = None
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        """The environment's, or an observation of zeros after an error."""
+        """Reset the environment; return an observation of zeros after an error."""
         try:
             return self.env.reset(seed=seed, options=options)
         except UserError as error:
@@ -217,38 +216,38 @@ class LateErrors(gym.Wrapper[Any, Any, Any, Any]):
             return np.zeros(space.shape, space.dtype), {}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """The environment's, unless a reset has failed."""
+        """Step the environment, or raise the error of the last reset."""
         if self._error is not None:
             raise self._error
         return self.env.step(action)
 
 
 class WorkerEnvCreator:
-    """Makes environments for RLlib's RolloutWorkers.
+    """Make environments for RLlib's RolloutWorkers.
 
     Args:
-        config: Of the algorithm.
+        config: The algorithm's config.
     """
 
     def __init__(self, config: Any) -> None:
         self._config = config
         self.spaces: tuple[gym.Space[Any], gym.Space[Any]] | None = None
-        """Of observations and actions, once they are known."""
+        """Spaces of observations and actions, once they are known."""
 
     def __call__(self, context: EnvContext) -> gym.Env[Any, Any]:
-        """The environment of one worker."""
+        """Make the environment of one worker."""
         name = label(self._config.env)
         try:
             env = boundary.CheckedEnv(environment_maker(self._config, context.worker_index)(), name)
-            return env if context.worker_index == 0 else LateErrors(env)
+            return env if context.worker_index == 0 else DeferredErrors(env)
         except UserError as error:
             if context.worker_index == 0 or self.spaces is None:
                 raise
-            return UnmadeEnv(error, self.spaces)
+            return PlaceholderEnv(error, self.spaces)
 
 
-def try_out(config: Any) -> tuple[gym.Space[Any], gym.Space[Any]]:
-    """Makes the environment and its networks once, here, and steps it: what is wrong would end remote runners.
+def probe_environment(config: Any) -> tuple[gym.Space[Any], gym.Space[Any]]:
+    """Make the environment and its networks once in this process and take a step, before remote runners fail.
 
     Returns:
         The spaces of observations and actions.

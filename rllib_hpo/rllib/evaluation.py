@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -11,17 +12,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rllib_hpo.algorithms.base import Actor, Memory
+from rllib_hpo.algorithms.base import Actor, EvaluationNoise, Memory
 from rllib_hpo.errors import NonFiniteError
 from rllib_hpo.results.schema import cost_statistics
 from rllib_hpo.settings import Settings
 from rllib_hpo.streams import seed_sequence
-from rllib_hpo.tasks import ActionScaling, Boundary, boundary, wrappers
+from rllib_hpo.tasks import ActionScaling, Boundary, boundary, outcomes, wrappers
 from rllib_hpo.tasks.costs import COST
 
 _logger = logging.getLogger(__name__)
 Watch = Callable[[int], None]
-"""Hears how many environment steps an evaluation has made, often; what it raises ends the evaluation."""
+"""Function called often with the number of steps an evaluation has played; an error that it raises ends it."""
 
 
 class EpisodeCosts(NamedTuple):
@@ -44,6 +45,8 @@ class Evaluation(NamedTuple):
     """Episodes that did not end by themselves within `evaluation_max_episode_steps`."""
     costs: EpisodeCosts | None = None
     """What the episodes cost; None where the task says nothing of costs."""
+    outcome: Mapping[str, float] = MappingProxyType({})
+    """What came of them, where the environment says: see `rllib_hpo.tasks.outcomes.summary`, and discounted returns."""
 
 
 class EvaluationStopped(Exception):
@@ -51,7 +54,7 @@ class EvaluationStopped(Exception):
 
 
 def episode_seeds(seed: int, evaluation: int, num_episodes: int) -> list[int]:
-    """Seeds of the episodes of a run's evaluation number `evaluation`, the same for every algorithm."""
+    """Seeds of the episodes of evaluation number `evaluation`, the same for every algorithm."""
     states = seed_sequence(seed, "evaluation", evaluation).generate_state(num_episodes)
     return [int(state >> 1) for state in states]
 
@@ -72,9 +75,9 @@ def evaluate(
     watch: Watch | None = None,
     cost_gamma: float | None = None,
 ) -> Evaluation:
-    """Plays one noise-free episode per seed, in step, so that one forward pass serves all of them.
+    """Play one noise-free episode per seed, in lockstep, with one forward pass for all of them.
 
-    Environments are made afresh and closed: nothing of one evaluation can reach the next.
+    Environments are made for this call and closed, so that no state reaches the next evaluation.
 
     Args:
         actor: What acts.
@@ -99,10 +102,12 @@ def evaluate(
         returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
         costs, discounted, costly = np.zeros(len(seeds)), np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
         memory = actor.begin(torch.from_numpy(obs).to(actor.device), explores=False)
+        noise, seen = EvaluationNoise(actor, seeds), _Outcomes(envs, actor.settings.gamma)
         running, cut = list(range(len(seeds))), 0
         while running:
             if watch is not None:
                 watch(int(lengths.sum()))
+            noise.draw(memory, running)
             actions = scaling.to_env(_noise_free(actor, obs[running], memory, running))
             ended = set()
             for i, action in zip(running, actions, strict=True):
@@ -117,6 +122,7 @@ def evaluate(
                 except NonFiniteError as error:
                     raise _located(error, int(lengths[i])) from error
                 returns[i] += reward
+                seen.step(i, reward, info)
                 if terminated or truncated:
                     ended.add(i)
                 elif lengths[i] >= max_episode_steps:
@@ -127,7 +133,8 @@ def evaluate(
         for env in envs:
             boundary.close(env)
     found = EpisodeCosts(costs.tolist(), discounted.tolist(), costly.tolist())
-    return Evaluation(returns.tolist(), lengths.tolist(), cut, None if cost_gamma is None else found)
+    costs_found = None if cost_gamma is None else found
+    return Evaluation(returns.tolist(), lengths.tolist(), cut, costs_found, seen.summary())
 
 
 def cost_gamma(settings: Settings) -> float | None:
@@ -142,8 +149,30 @@ def cost_columns(played: Evaluation, settings: Settings) -> dict[str, Any]:
     return cost_statistics(*played.costs, played.lengths) | {"cost_limit": settings.cost_limit}
 
 
-def warn_of_cut(played: Evaluation, env: str, max_episode_steps: int) -> bool:
-    """Warns where episodes were cut, since their returns depend on where; whether it did."""
+class _Outcomes:
+    """What comes of episodes in environments that say so."""
+
+    def __init__(self, envs: Sequence[gym.Env[Any, Any]], gamma: float) -> None:
+        self._reports, self._gamma = outcomes.reports_outcome(envs[0]), gamma
+        self._num_goals = getattr(envs[0].unwrapped, "num_goals", 0)
+        self._each: list[outcomes.Outcome] = [{} for _ in envs]
+        self._discounted, self._weights = np.zeros(len(envs)), np.ones(len(envs))
+
+    def step(self, i: int, reward: float, info: Any) -> None:
+        if self._reports:
+            outcomes.observe(self._each[i], info)
+            self._discounted[i] += self._weights[i] * reward
+            self._weights[i] *= self._gamma
+
+    def summary(self) -> dict[str, float]:
+        if not self._reports:
+            return {}
+        numbers = outcomes.summary(self._each, self._num_goals)
+        return {**numbers, "discounted_return_mean": float(self._discounted.mean())}
+
+
+def warn_truncated(played: Evaluation, env: str, max_episode_steps: int) -> bool:
+    """Warn if episodes were cut, since their returns depend on the limit; returns whether it did."""
     if played.episodes_cut:
         _logger.warning(
             "%d of %d evaluation episodes of %s had not ended after evaluation_max_episode_steps=%d steps and were cut "
@@ -170,7 +199,7 @@ def _located(error: NonFiniteError, step: int) -> NonFiniteError:
 def _noise_free(
     actor: Actor, obs: npt.NDArray[np.float32], memory: Memory, running: list[int]
 ) -> npt.NDArray[np.float32]:
-    """Actions (R, A) for obs (R, S) of the R episodes that are running; `memory` is that of all."""
+    """Noise-free actions (R, A) for obs (R, S) of the R running episodes; `memory` holds that of all episodes."""
     own = {name: value[running] for name, value in memory.items()}
     actions: npt.NDArray[np.float32] = (
         actor.act(torch.from_numpy(obs).to(actor.device), memory=own).cpu().numpy()

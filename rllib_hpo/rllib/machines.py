@@ -1,4 +1,4 @@
-"""The machines of a cluster: what they have, how many there can be, and what fits on them at a time."""
+"""Machines of a cluster: their resources, their greatest number, and the trials that fit on them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from rllib_hpo.rllib._private import autoscaler_file, kuberay_autoscaler_config,
 Bundle = Mapping[str, float]
 
 ROLLOUTS = "rollouts"
-"""The resource by which a node says that it is there for rollouts: `ray start --resources='{"rollouts": 1}'`.
+"""Custom resource of nodes that are reserved for runners: `ray start --resources='{"rollouts": 1}'`.
 
-A custom resource and not a label, because all who place a bundle understand it. Ray's labels would do for the
-scheduler and for autoscaler v2; autoscaler v1, which clusters of one's own machines need, ignores them: it takes a
-runner for placed on any free CPU of a GPU node, starts no CPU node, and the trial waits for ever. It belongs to a
-kind of machine, not to one, so a replacement has it too; and a node that does not declare it changes nothing.
+A resource and not a label, because the scheduler and both autoscalers understand it. Autoscaler v1, which on-premises
+clusters need, ignores labels: it counts a runner as placed on any free CPU of a GPU node, starts no CPU node, and the
+trial waits forever. The resource belongs to a kind of machine, so a replacement has it too; a node that does not
+declare it is used as before.
 """
 LOCAL = "local"
-"""The provider of `ray up` for machines of one's own."""
+"""The provider of `ray up` for on-premises machines."""
 _KUBERNETES = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
@@ -36,31 +36,31 @@ class NodeType:
 
     name: str
     resources: Bundle
-    """What Ray may use of one of them."""
+    """Resources of one machine that Ray may use."""
     most: int
-    """How many there can be."""
+    """Greatest number of machines of this kind."""
 
     @property
     def has_gpu(self) -> bool:
-        """Whether learners may go there."""
+        """Whether it has GPUs, so that learners may run there."""
         return self.resources.get("GPU", 0) > 0
 
 
 @dataclass(frozen=True)
 class Machines:
-    """What a cluster can grow to."""
+    """The machines that a cluster has when it has grown as far as it may."""
 
     types: tuple[NodeType, ...]
     ceiling: int
-    """How many there can be of all kinds."""
+    """Greatest number of machines of all kinds."""
 
     @property
     def keep_rollouts_apart(self) -> bool:
-        """Whether there are nodes, or may come some, that are there for rollouts."""
+        """Whether nodes that are reserved for runners exist or can be added."""
         return any(kind.resources.get(ROLLOUTS, 0) > 0 and kind.most > 0 for kind in self.types)
 
     def total(self, resource: str, where: str | None = None) -> float:
-        """How much there can be of a resource, on all nodes or on those that declare `where`."""
+        """Greatest amount of a resource, on all nodes or on those that declare `where`."""
         return sum(
             kind.most * kind.resources.get(resource, 0)
             for kind in self.types
@@ -68,22 +68,22 @@ class Machines:
         )
 
     def largest(self, resource: str) -> float:
-        """How much of it one node can have."""
+        """Greatest amount of a resource on one node."""
         return max((kind.resources.get(resource, 0) for kind in self.types if kind.most > 0), default=0)
 
 
 @dataclass
 class Plan:
-    """Trials placed so far; each bundle on a node with room, or on a new one."""
+    """A placement of trials: each bundle goes to a node with room, or to a new one."""
 
     machines: Machines
     _nodes: list[tuple[NodeType, dict[str, float]]] = field(default_factory=list)
 
     def place(self, bundles: Sequence[Bundle]) -> list[NodeType] | None:
-        """Where each bundle of a trial goes; None, and nothing is placed, where one has no room."""
+        """Place all bundles of a trial, and return the node type of each; None (placing nothing) if one has no room."""
         before = [(kind, dict(free)) for kind, free in self._nodes]
         where: dict[int, NodeType] = {}
-        # Bundles with a GPU first: they have the smaller choice.
+        # Bundles with a GPU first: they fit on fewer nodes.
         for i in sorted(range(len(bundles)), key=lambda i: -bundles[i].get("GPU", 0)):
             found = self._room(bundles[i])
             if found is None:
@@ -94,7 +94,7 @@ class Plan:
 
     def _room(self, bundle: Bundle) -> NodeType | None:
         wants_gpu = bundle.get("GPU", 0) > 0
-        # Ray's autoscaler, too, keeps GPU nodes for what asks for GPUs while there are others.
+        # Like Ray's autoscaler, prefer GPU nodes only for bundles with a GPU.
         kinds = sorted(self.machines.types, key=lambda kind: kind.has_gpu != wants_gpu)
         for kind in kinds:
             for other, free in self._nodes:
@@ -124,37 +124,37 @@ def _take(bundle: Bundle, free: dict[str, float]) -> None:
 
 
 def trials_at_a_time(bundles: Sequence[Bundle], machines: Machines) -> int:
-    """How many trials of one kind run at a time when the cluster has grown as far as it may."""
+    """Number of equal trials that run at a time when the cluster has grown as far as it may."""
     plan, count = Plan(machines), 0
     while plan.place(bundles) is not None:
         count += 1
     return count
 
 
-def machines_here() -> Machines:
-    """What the cluster that this process is connected to can grow to; this machine, where there is none."""
+def cluster_machines() -> Machines:
+    """Machines that the connected cluster can grow to; this machine if there is no cluster."""
     if not ray.is_initialized():
         has = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
         return Machines((NodeType("this machine", has, 1),), 1)
     alive = [node for node in ray.nodes() if node["Alive"]]
     types = [NodeType(node["NodeName"], node["Resources"], 1) for node in alive]
-    config = _asked_of_the_head(alive) or {}
-    grown = of_autoscaler(config)
+    config = _ask_head(alive) or {}
+    grown = autoscaler_machines(config)
     if grown is None:
         return Machines(tuple(types), len(types))
     if config["provider"]["type"] == LOCAL:
-        # What is there, Ray has found out itself; the rest is still to join.
+        # Ray has measured the nodes that run; the rest are still to join.
         workers = grown.types[-1]
         types.append(replace(workers, most=max(0, grown.ceiling - len(alive))))
         return Machines(tuple(types), grown.ceiling)
     return grown
 
 
-def of_autoscaler(config: Mapping[str, Any]) -> Machines | None:
-    """What a cluster can grow to by the configuration of its autoscaler: that of a `ray up` file.
+def autoscaler_machines(config: Mapping[str, Any]) -> Machines | None:
+    """Machines that a cluster can grow to, from the configuration of its autoscaler (a `ray up` file).
 
     Returns:
-        None where it does not say what its machines have.
+        None if the configuration does not declare the resources of its machines.
     """
     if config.get("provider", {}).get("type") == LOCAL:
         given, most = config.get("metadata") or {}, int(config["max_workers"])
@@ -176,8 +176,8 @@ def of_autoscaler(config: Mapping[str, Any]) -> Machines | None:
     return Machines(tuple(types), most + 1)
 
 
-def _asked_of_the_head(alive: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The `autoscaler_config` of the head, where the autoscaler is; it takes no CPU from a trial."""
+def _ask_head(alive: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Run `autoscaler_config` on the head, where the autoscaler is, without taking a CPU from a trial."""
     head = next(node["NodeID"] for node in alive if "node:__internal_head__" in node["Resources"])
     there = NodeAffinitySchedulingStrategy(head, soft=False)
     asked = ray.remote(num_cpus=0)(autoscaler_config).options(scheduling_strategy=there)
@@ -186,12 +186,12 @@ def _asked_of_the_head(alive: Sequence[Mapping[str, Any]]) -> dict[str, Any] | N
 
 
 def autoscaler_config(gcs_address: str) -> dict[str, Any] | None:
-    """What the autoscaler of a cluster works from, read on its head; None where nothing is started on demand.
+    """Read the configuration of a cluster's autoscaler on its head; None if it has no autoscaler.
 
-    Ray tells nobody else what it could start: `ray.nodes()` has only what is there.
+    `ray.nodes()` lists only nodes that already run.
 
     Args:
-        gcs_address: Which cluster's: there may be others on the same machine.
+        gcs_address: Address of the cluster, since a machine may have several.
     """
     if "RAY_CLUSTER_NAME" in os.environ and _KUBERNETES.exists():
         return _of_kuberay(os.environ["RAY_CLUSTER_NAME"], _KUBERNETES.read_text().strip())
@@ -202,7 +202,7 @@ def autoscaler_config(gcs_address: str) -> dict[str, Any] | None:
 
 
 def _of_kuberay(cluster: str, namespace: str) -> dict[str, Any] | None:
-    """What the autoscaler beside this head makes of the RayCluster, asked of Kubernetes as it asks."""
+    """Configuration that KubeRay's autoscaler derives from the RayCluster of this pod."""
     import requests
 
     try:

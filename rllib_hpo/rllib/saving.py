@@ -1,4 +1,4 @@
-"""How an algorithm is saved, restored and given weights, in place of RLlib's methods of the same names."""
+"""Save and restore an algorithm and set its weights, in place of RLlib's methods of the same names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rllib_hpo.errors import CheckpointError, UserError
 from rllib_hpo.rllib import checkpointing, staging
 from rllib_hpo.rllib._private import AlgorithmHooks, state_of_checkpoint
 from rllib_hpo.rllib.remote import without_object_store
-from rllib_hpo.rllib.weights import difference, read_module, refuse_component
+from rllib_hpo.rllib.weights import check_component, difference, read_module
 
 if TYPE_CHECKING:
     from rllib_hpo.rllib.new_stack.evaluation_runners import EvaluationRunners
@@ -33,14 +33,14 @@ _PROGRESS = "progress"
 
 
 class SavedAlgorithm(AlgorithmHooks, Algorithm):
-    """RLlib's Algorithm with checkpoints that are whole or do not exist, on any filesystem that pyarrow knows."""
+    """RLlib's Algorithm with atomic checkpoints, on any filesystem of pyarrow."""
 
     stack: Stack
     evaluation_runners: EvaluationRunners
     run_seed: int
     env_steps: int
     lacks_replay = False
-    """Whether the replay of the run is missing: `set_state` brings none, and a damaged one cannot be loaded."""
+    """Whether the run's replay is missing: `set_state` restores none, and a damaged one cannot be loaded."""
 
     def _progress(self) -> dict[str, Any]:
         raise NotImplementedError
@@ -54,24 +54,24 @@ class SavedAlgorithm(AlgorithmHooks, Algorithm):
 
     @override(Algorithm)
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Adds progress and, with remote runners, their streams and simulators."""
+        """Add progress and the streams and simulators of remote runners to RLlib's state."""
         state: dict[str, Any] = super().get_state(*args, **kwargs)
         state[_PROGRESS] = self._progress()
         return state
 
     @override(Algorithm)
     def set_state(self, state: dict[str, Any]) -> None:
-        """Takes over a state. The replay is not part of it: where that is needed, `train` says how to load both."""
+        """Restore a state. It has no replay: `train` raises an error that says how to load both."""
         with without_object_store(self._is_local(self.config)):
             super().set_state(state)
         if _PROGRESS in state:
             self._set_progress(state[_PROGRESS])
         elif COMPONENT_LEARNER_GROUP in state:
-            self.stack.weights_have_changed()
+            self.stack.on_weights_changed()
 
     @override(Algorithm)
     def __getstate__(self) -> dict[str, Any]:
-        """The old stack's `get_state`, with our progress."""
+        """Add progress to the old stack's state."""
         return {**super().__getstate__(), _PROGRESS: self._progress()}
 
     @override(Algorithm)
@@ -80,8 +80,8 @@ class SavedAlgorithm(AlgorithmHooks, Algorithm):
             super().__setstate__(state)
         self._set_progress(state[_PROGRESS])
 
-    def _refuse_to_train_without_replay(self) -> None:
-        """Does nothing where the replay is that of the run.
+    def _check_replay_loaded(self) -> None:
+        """Check that the replay belongs to the run.
 
         Raises:
             CheckpointError: If a state was set without its replay, or one that was damaged: updates would draw from the
@@ -96,7 +96,7 @@ class SavedAlgorithm(AlgorithmHooks, Algorithm):
 
     @override(Algorithm)
     def save(self, checkpoint_dir: str | None = None) -> Any:
-        """Tune's, which would make a local folder called "s3:" of a URI."""
+        """Save to a local folder, as Tune does; refuse a URI, of which Tune would make a folder called "s3:"."""
         if staging.is_uri(checkpoint_dir):
             raise UserError(
                 f"save() writes to a local folder; save_to_path({checkpoint_dir!r}) writes to storage."
@@ -119,7 +119,7 @@ class SavedAlgorithm(AlgorithmHooks, Algorithm):
 
     @override(Algorithm)
     def save_to_path(self, path: str | Path | None = None, *, filesystem: Any = None, **kwargs: Any) -> str:
-        """RLlib's checkpoint, then the replay's new rows, then, last of all, the manifest that makes it valid.
+        """Write RLlib's checkpoint, the replay's new rows and, last of all, the manifest that makes it valid.
 
         Args:
             path: A local folder, a URI that pyarrow knows, or a path of `filesystem`; None makes a temporary folder.
@@ -146,7 +146,7 @@ class SavedAlgorithm(AlgorithmHooks, Algorithm):
         return str(place if isinstance(place, Path) else path)
 
     def _save_old_stack(self, directory: Path, options: dict[str, Any]) -> None:
-        """RLlib's files of the old stack, and those by which `Algorithm.from_checkpoint` gets to our own loading."""
+        """Write the old stack's files, and those that make `Algorithm.from_checkpoint` call `restore_from_path`."""
         if given := [name for name, value in options.items() if value]:
             raise UserError(f"save_to_path({given[0]}=...) belongs to RLlib's new API stack.")
         directory.mkdir(parents=True, exist_ok=True)
@@ -161,7 +161,7 @@ class SavedAlgorithm(AlgorithmHooks, Algorithm):
     @classmethod
     @override(Algorithm)
     def from_checkpoint(cls, path: str | Path | Checkpoint, filesystem: Any = None, **kwargs: Any) -> Self:
-        """Verifies the checkpoint before anything is unpickled, and then builds and restores the algorithm.
+        """Verify a checkpoint before unpickling anything, then build and restore the algorithm.
 
         Args:
             path: As for `save_to_path`, or a Checkpoint of Tune.
@@ -178,9 +178,9 @@ class SavedAlgorithm(AlgorithmHooks, Algorithm):
             with without_object_store(run["num_env_runners"] == 0 and run["num_learners"] == 0):
                 algorithm: Self = super().from_checkpoint(str(directory), fs.LocalFileSystem(), **kwargs)
             if algorithm.config.is_old_stack and cls.CLASS_AND_CTOR_ARGS_FILE_NAME not in manifest["files"]:
-                # Of a version before; RLlib goes another way than restore_from_path.
+                # From an earlier version, for which RLlib does not call restore_from_path.
                 checkpointing.restore_replay(algorithm, manifest, directory)
-                algorithm._go_on(manifest)
+                algorithm._after_restore(manifest)
         return algorithm
 
     @override(Algorithm)
@@ -192,15 +192,15 @@ class SavedAlgorithm(AlgorithmHooks, Algorithm):
         filesystem: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Verifies the checkpoint, then restores RLlib's components and the replay.
+        """Verify a checkpoint, then restore RLlib's components and the replay.
 
         It may have been saved with other settings and another seed, as when PBT clones a trial: see
         `rllib_hpo.rllib.checkpointing`.
 
         Args:
             path: As for `save_to_path`, or a Checkpoint of Tune.
-            component: What to restore alone, "learner_group/learner/rl_module/default_policy", and `path` is then the
-                folder of that component: its networks begin a run of this configuration (fine-tuning).
+            component: The only component to restore, "learner_group/learner/rl_module/default_policy"; `path` is then
+                its folder. Its networks begin a run of this configuration (fine-tuning).
             filesystem: One of `pyarrow.fs`.
             kwargs: RLlib's own.
 
@@ -216,41 +216,41 @@ class SavedAlgorithm(AlgorithmHooks, Algorithm):
         with staging.read_from(place) as directory:
             manifest = checkpointing.verify(directory)
             checkpointing.check_fits(manifest, self)
-            # First, because its damage is found only by reading it; nothing else has changed then.
+            # First, because only reading it finds damage; nothing else has changed then.
             try:
                 checkpointing.restore_replay(self, manifest, directory)
             except CheckpointError:
-                self.lacks_replay = True  # the rows that were there have made room
+                self.lacks_replay = True  # the earlier rows were cleared
                 raise
             with without_object_store(self._is_local(self.config)):
                 if self.config.is_old_stack:
                     self.__setstate__(state_of_checkpoint(directory))
                 else:
                     super().restore_from_path(directory, filesystem=fs.LocalFileSystem(), **kwargs)
-        self._go_on(manifest)
+        self._after_restore(manifest)
 
     def _restore_component(self, place: Path | staging.RemoteFolder, component: str) -> None:
         if self.config.is_old_stack:
             raise UserError("component= belongs to RLlib's new API stack; on the old one use set_weights().")
-        refuse_component(component)
+        check_component(component)
         with staging.component_from(place, component) as directory:
             weights = read_module(directory)
         if unlike := difference(self.get_weights(), weights):
             raise CheckpointError(f"The networks in {place} do not fit this configuration: {unlike}.")
-        self._take_weights(weights)
+        self._load_weights(weights)
 
-    def _go_on(self, manifest: dict[str, Any]) -> None:
-        """After a restore: this configuration's settings hold, and a clone draws from streams of its own."""
+    def _after_restore(self, manifest: dict[str, Any]) -> None:
+        """Apply this configuration's settings after a restore, and give a clone streams of its own."""
         self.lacks_replay = False
         self.stack.apply_settings()
-        self.run_seed = checkpointing.seed_to_go_on_with(manifest, self.config)
+        self.run_seed = checkpointing.resumed_seed(manifest, self.config)
         if self.run_seed != manifest["config"]["seed"]:
             self.stack.reseed(self.run_seed, self.env_steps)
             self.evaluation_runners.set_state([])  # the donor's own
 
     @override(Algorithm)
     def get_weights(self, policies: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
-        """Copies of all weights by module or policy ID; RLlib's own change as training goes on."""
+        """Copies of all weights by module or policy ID; RLlib returns views that training changes."""
         weights = super().get_weights(policies)
         return {
             owner: {name: np.array(value) for name, value in arrays.items()}
@@ -259,25 +259,25 @@ class SavedAlgorithm(AlgorithmHooks, Algorithm):
 
     @override(Algorithm)
     def set_weights(self, weights: dict[str, dict[str, Any]]) -> None:
-        """Trains on from other weights: those of `get_weights()`, targets and temperature among them.
+        """Replace all weights, those of targets and temperature included, by a result of `get_weights()`.
 
         Raises:
             UserError: If they are not of these networks.
         """
         if unlike := difference(self.get_weights(), weights):
             raise UserError(f"These weights do not fit: {unlike}.")
-        self._take_weights(weights)
+        self._load_weights(weights)
 
-    def _take_weights(self, weights: dict[str, dict[str, Any]]) -> None:
-        """RLlib's `set_weights` calls what our runners do not have."""
+    def _load_weights(self, weights: dict[str, dict[str, Any]]) -> None:
+        """Load weights into the learner; RLlib's `set_weights` calls methods that our runners lack."""
         (self.env_runner if self.config.is_old_stack else self.learner_group).set_weights(weights)
-        self.stack.weights_have_changed()
+        self.stack.on_weights_changed()
 
     @override(Algorithm)
     def get_module(self, module_id: str = DEFAULT_MODULE_ID) -> RLModule:
-        """The policy that is being trained, with the newest weights.
+        """The policy in training, with the newest weights.
 
-        With remote runners or learners the weights come here when they are asked for, once for each update.
+        With remote runners or learners the weights are fetched at this call, at most once for each update.
 
         Raises:
             UserError: On RLlib's old API stack, which has none.

@@ -1,4 +1,4 @@
-"""When things happen, counted in environment steps: warm-up, updates, evaluations, iterations, checkpoints."""
+"""The schedule of a run in environment steps: warm-up, updates, evaluations, iterations, checkpoints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rllib_hpo.settings import Settings
 
 
 class Schedule:
-    """Pure arithmetic on the number of environment steps taken so far."""
+    """Compute what is due from the number of environment steps taken so far."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -17,8 +17,12 @@ class Schedule:
         self._update_to_data = Fraction(str(settings.update_to_data))
 
     def is_warmup(self, env_steps: int) -> bool:
-        """Whether the next step acts at random."""
+        """Whether the next step is of the warm-up, after which nothing is learned yet."""
         return env_steps < self.settings.warmup_steps
+
+    def acts_at_random(self, env_steps: int) -> bool:
+        """Whether the next step's action is uniformly random."""
+        return self.settings.warmup_policy == "uniform" and self.is_warmup(env_steps)
 
     def updates_due(self, env_steps: int) -> int:
         """Updates that should have been made after `env_steps`: update_to_data for each after the warm-up."""
@@ -40,7 +44,7 @@ class Schedule:
         return min(stops)
 
     def iteration_end(self, env_steps: int) -> int:
-        """Where an iteration that begins at `env_steps` ends."""
+        """The last step of an iteration that begins at `env_steps`."""
         return min(
             _next_multiple(env_steps, self.settings.steps_per_iteration),
             _next_multiple(env_steps, self.settings.checkpoint_every),

@@ -1,4 +1,4 @@
-"""What the two API stacks of RLlib have to do for an algorithm: act, learn, and say where they stand."""
+"""Interface of RLlib's two API stacks, as the algorithm uses them: act, learn, report, save."""
 
 from __future__ import annotations
 
@@ -10,97 +10,97 @@ from rllib_hpo.learning.replay_learner import ReplayLearner
 
 if TYPE_CHECKING:
     from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
-    from rllib_hpo.rllib.remote import Weights
+    from rllib_hpo.rllib.new_stack.messages import Weights
 
-RUNNER_PATIENCE_S = 300.0
-"""How long training waits for samples when every runner is dead or too slow, and for any other answer of a runner."""
+RUNNER_TIMEOUT_S = 300.0
+"""Timeout in seconds for samples when every runner is dead or too slow, and for any other reply of a runner."""
 
-STOP_PATIENCE_S = 10.0
-"""The same once a stop is requested: who asks may end the process after 30 seconds."""
+STOP_TIMEOUT_S = 10.0
+"""The same timeout once a stop is requested: Kubernetes, for one, kills the process after 30 seconds."""
 
 
 class Stack(ABC):
-    """The workers of one algorithm, which counts steps and decides when what happens.
+    """The workers of one algorithm; the algorithm counts the steps and holds the schedule.
 
     Args:
-        algorithm: Whose workers these are; RLlib has built them.
+        algorithm: The algorithm that owns the workers; RLlib has built them.
     """
 
     def __init__(self, algorithm: ActorCriticAlgorithm) -> None:
         self.algorithm, self.config = algorithm, algorithm.config
         self.policy_lag = 0
-        """Most updates made since the weights that a rollout of the last iteration acted with, its own included."""
+        """Most updates made since the weights that a block of the last iteration acted with, its own included."""
 
     @property
     @abstractmethod
     def actor(self) -> Actor:
-        """What acts in evaluations."""
+        """The actor of evaluations."""
 
     @property
     @abstractmethod
     def core(self) -> ReplayLearner:
-        """What learns, where it lives in this process."""
+        """The replay and its updates, if the learner is in this process."""
 
     @abstractmethod
     def collect_and_learn(self, stop: int) -> None:
-        """Takes environment steps, at most up to step `stop` of the run, and makes the updates then due."""
+        """Take environment steps, up to step `stop` of the run at most, and make the updates that become due."""
 
     @abstractmethod
     def call_core(self, method: str, *args: Any) -> Any:
-        """Calls a method of what learns, wherever it lives."""
+        """Call a method of the `ReplayLearner`, local or remote."""
 
     @abstractmethod
     def join(self, env_steps: int) -> None:
-        """Explores from here on as one that joins a run at `env_steps`, repeating no draws of its beginning."""
+        """Explore with the streams of a run joined at `env_steps`, which repeat no earlier draws."""
 
     @abstractmethod
     def reseed(self, seed: int, env_steps: int) -> None:
-        """Acts and learns from step `env_steps` on with streams of `seed`, and begins new episodes where it can."""
+        """Continue from step `env_steps` with streams of `seed`, and begin new episodes where possible."""
 
     def apply_settings(self) -> None:
-        """Makes the settings hold again where a checkpoint brought those it was saved with."""
+        """Apply this run's settings after a checkpoint has restored its own."""
         self.call_core("apply_settings")
 
-    def weights_have_changed(self) -> None:
-        """Lets runners act with the learner's weights, which something other than an update has set."""
+    def on_weights_changed(self) -> None:
+        """Send the learner's weights to the runners, after something other than an update has changed them."""
         self.apply_settings()
 
     @abstractmethod
     def refresh_actor(self) -> None:
-        """Brings the newest weights to `actor`, where it is not the learner's own."""
+        """Load the newest weights into `actor`, unless it is the learner's own."""
 
     def frozen_weights(self) -> Weights:
-        """The newest weights, as an object that does not change; only for stacks with evaluation runners."""
+        """An immutable copy of the newest weights; only for stacks with evaluation runners."""
         raise NotImplementedError
 
     def wrapper_state(self) -> list[tuple[str, Any]]:
-        """What the environment's wrappers have gathered; only a runner in this process may have any that do."""
+        """State of the environment's wrappers; only the local runner may have wrappers with state."""
         return []
 
     @abstractmethod
     def rebuild_unsavable_envs(self) -> None:
-        """Makes anew the environments whose simulator a checkpoint cannot hold."""
+        """Rebuild the environments whose simulator cannot be saved."""
 
     @abstractmethod
     def is_savable(self) -> bool:
-        """Whether a checkpoint taken now holds every environment as it is; those that it lacks are rebuilt."""
+        """Whether a checkpoint taken now holds the exact state of every environment; a restore rebuilds the others."""
 
     @abstractmethod
     def stop(self) -> None:
-        """Ends workers that RLlib would wait for without a limit."""
+        """Kill workers that RLlib would wait for without a limit."""
 
     @abstractmethod
     def report(self, learner_metrics: dict[str, float]) -> dict[str, Any] | None:
-        """Reports an iteration as the stack does it; returns what `training_step` has to."""
+        """Report an iteration in the way of the stack; returns the result of `training_step`."""
 
     @abstractmethod
     def complete(self, result: dict[str, Any]) -> None:
-        """Adds to RLlib's result of an iteration what it lacks, so that all stacks' results read alike."""
+        """Complete RLlib's result of an iteration, so that both stacks have the same keys."""
 
     @abstractmethod
     def get_state(self) -> dict[str, Any]:
-        """What a checkpoint needs beside the state of RLlib's own components."""
+        """State to save beside that of RLlib's own components."""
 
     @abstractmethod
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on where `get_state` was called."""
+        """Restore a result of `get_state`."""

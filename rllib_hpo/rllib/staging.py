@@ -1,4 +1,4 @@
-"""Checkpoints on any pyarrow filesystem, by way of a local folder.
+"""Read and write checkpoints on any pyarrow filesystem, through a local folder.
 
 A checkpoint is written to a temporary folder (`TMPDIR` names its disk), replay and all, and uploaded file by file with
 the manifest last: on storage, too, it is whole or does not exist. Reading downloads what the manifest lists and
@@ -46,21 +46,21 @@ class RemoteFolder:
     path: str
 
     def __str__(self) -> str:
-        """As messages name it; a URI's options, which may hold secrets, are left out."""
+        """Name for messages, without a URI's options, which may hold secrets."""
         return f"{self.filesystem.type_name}://{self.path}"
 
     def folder(self, path: str) -> RemoteFolder:
-        """Another one, relative to this; `..` leads out of it."""
+        """A folder relative to this one; `..` leads out of it."""
         return RemoteFolder(self.filesystem, posixpath.normpath(f"{self.path}/{path}"))
 
     def files(self) -> list[str]:
-        """The files in it and below, relative to it; none where it does not exist."""
+        """Paths of all files below it, relative to it; empty if it does not exist."""
         selector = fs.FileSelector(self.path, recursive=True, allow_not_found=True)
         found = [info for info in self.filesystem.get_file_info(selector) if info.type == fs.FileType.File]
         return [posixpath.relpath(info.path, self.path) for info in found]
 
     def upload(self, name: str, source: Path) -> None:
-        """Copies a file to `name`, whole or not at all."""
+        """Copy a local file to `name` atomically."""
         target = final = f"{self.path}/{name}"
         if self.filesystem.type_name not in _OBJECT_STORES:
             self.filesystem.create_dir(posixpath.dirname(final), recursive=True)
@@ -71,7 +71,7 @@ class RemoteFolder:
             self.filesystem.move(target, final)
 
     def download(self, name: str, target: Path) -> bool:
-        """Copies `name` to a local file; False if it does not exist."""
+        """Copy `name` to a local file; False if it does not exist."""
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             with (
@@ -84,13 +84,13 @@ class RemoteFolder:
         return True
 
     def remove(self, name: str) -> None:
-        """Removes a file, if it exists."""
+        """Remove a file if it exists."""
         with suppress(FileNotFoundError):
             self.filesystem.delete_file(f"{self.path}/{name}")
 
     @contextmanager
     def reached(self) -> Iterator[None]:
-        """Makes one sentence of what pyarrow raises.
+        """Turn errors of pyarrow into a StorageError of one sentence.
 
         Raises:
             StorageError: If the filesystem does not answer or refuses.
@@ -111,7 +111,7 @@ def is_uri(path: object) -> bool:
 def locate(
     path: str | Path | train.Checkpoint | tune.Checkpoint, filesystem: Any = None
 ) -> Path | RemoteFolder:
-    """Where a checkpoint is that is named as RLlib and Tune name it.
+    """Locate a checkpoint by the arguments of RLlib and Tune.
 
     Args:
         path: A local path, a URI that pyarrow knows, or a Checkpoint of Tune; a path of `filesystem` if one is given.
@@ -144,7 +144,7 @@ def locate(
 
 @contextmanager
 def written_to(place: Path | RemoteFolder) -> Iterator[Path]:
-    """A local folder for a checkpoint, which is at `place` once the block has ended without an error.
+    """A local folder for a checkpoint, which is uploaded to `place` if the context ends without an error.
 
     A checkpoint that was there before ends when the new one begins to replace it.
 
@@ -180,7 +180,7 @@ def _upload(stage: Path, place: RemoteFolder) -> None:
 
 @contextmanager
 def read_from(place: Path | RemoteFolder) -> Iterator[Path]:
-    """A local folder with what the manifest of the checkpoint at `place` lists; it is not verified yet.
+    """A local folder with the files that the manifest of the checkpoint at `place` lists, not verified yet.
 
     Raises:
         CheckpointError: If there is no finished checkpoint; what the block raises names `place`, not the local folder.
@@ -217,7 +217,7 @@ def _download(place: RemoteFolder, stage: Path) -> Path:
 
 @contextmanager
 def component_from(place: Path | RemoteFolder, component: str) -> Iterator[Path]:
-    """A local folder with a component that was saved at `place`, as it was written.
+    """A local folder with a component that was saved at `place`.
 
     Args:
         place: The component's folder, in a checkpoint or by itself.
@@ -249,7 +249,7 @@ def component_from(place: Path | RemoteFolder, component: str) -> Iterator[Path]
 
 @contextmanager
 def _naming(place: RemoteFolder, stage: Path) -> Iterator[None]:
-    """Puts `place` into messages instead of the local folder, which users never see."""
+    """Replace the local folder in messages by `place`, since users never see the former."""
     try:
         yield
     except UserError as error:

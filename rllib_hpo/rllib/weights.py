@@ -1,4 +1,4 @@
-"""Weights that users read, set and load, as dicts of arrays."""
+"""Read, compare and check weights, as dicts of arrays."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from rllib_hpo.rllib.new_stack.rl_module import ActorCriticModule
 
 _MULTI_MODULE = f"{COMPONENT_LEARNER_GROUP}/{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
 MODULE_PATH = f"{_MULTI_MODULE}/{DEFAULT_MODULE_ID}"
-"""Where a checkpoint of the new API stack has its RLModule."""
+"""Path of the RLModule in a checkpoint of the new API stack."""
 
 COMPONENTS = (_MULTI_MODULE, MODULE_PATH)
-"""What `restore_from_path(component=...)` restores. A learner alone would be at another step than its run."""
+"""Components that `restore_from_path(component=...)` accepts. A learner alone would be at another step than its run."""
 
 
-def refuse_component(component: str) -> None:
-    """Refuses a component that cannot be restored by itself.
+def check_component(component: str) -> None:
+    """Check that a component can be restored alone.
 
     Raises:
         UserError: Naming those that can.
@@ -38,7 +38,7 @@ def refuse_component(component: str) -> None:
 
 
 def read_module(directory: Path) -> dict[str, dict[str, Any]]:
-    """The weights of an RLModule that was saved in `directory`, by module ID.
+    """Weights of an RLModule saved in `directory`, by module ID.
 
     Raises:
         CheckpointError: If it is of something else.
@@ -55,7 +55,7 @@ def read_module(directory: Path) -> dict[str, dict[str, Any]]:
 
 
 def difference(mine: Mapping[str, Mapping[str, Any]], given: Any) -> str | None:
-    """What keeps `given` from taking the place of `mine`, as a clause; None if nothing does.
+    """The first difference in names or shapes between two sets of weights, as a clause; None if there is none.
 
     Args:
         mine: Arrays by module or policy ID and name, as `Algorithm.get_weights` returns them.

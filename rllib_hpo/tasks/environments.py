@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from rllib_hpo.costs import Cost
 from rllib_hpo.errors import SettingsError, UnknownNameError, UserError, nearest, shown
+from rllib_hpo.tasks import soft_q
 from rllib_hpo.tasks.boundary import env_name, made
 from rllib_hpo.tasks.env_config import refuse_not_recorded
 from rllib_hpo.tasks.modules import load_module
@@ -33,7 +34,7 @@ _logger = logging.getLogger(__name__)
 
 
 def register_environments() -> None:
-    """Make the PyBullet ids known to gymnasium; PyBullet itself is imported when one of them is made."""
+    """Make our ids known to gymnasium; their simulators are imported when one of them is made."""
     for env_id in PYBULLET_IDS:
         if env_id not in gym.registry:
             class_name = env_id.removesuffix("-v0")
@@ -42,6 +43,7 @@ def register_environments() -> None:
                 entry_point=f"rllib_hpo.tasks.pybullet_humanoids:{class_name}",
                 max_episode_steps=1000,
             )
+    soft_q.register()
 
 
 def find_spec(env_id: str) -> EnvSpec | None:

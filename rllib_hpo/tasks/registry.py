@@ -118,7 +118,30 @@ _CONSTRAINED = (
     _velocity("ant", 0.2282, name="swimmer", env_id="Swimmer-v4"),
 )
 
-_tasks: dict[str, Task] = {task.name: task for task in (*_TABLE_ONE, *_CONSTRAINED)}
+_SOFT = ("sac", "sac-nf", "sac-hpo", "soft-q")
+_ALL = (*_SOFT, "td3", "ddpg")
+_SHORT: Settings = {"warmup_steps": 100, "evaluation_every": 1_000, "evaluation_episodes": 100}
+
+
+def _soft(alpha: float) -> dict[str, Settings]:
+    """One temperature for all that have one: that of Haarnoja et al. 2017, Appendix D."""
+    return {name: {"alpha": alpha} for name in _SOFT}
+
+
+_SOFT_Q = (
+    Task(
+        "multi-goal", "MultiGoal-v0", 10_000, {name: {**_soft(10.0).get(name, {}), **_SHORT} for name in _ALL}
+    ),
+    Task("snake-finish", "SnakeFinish-v0", 5_000_000, _soft(0.1)),
+    Task("quad-open", "QuadOpen-v0", 5_000_000, _soft(0.1)),
+    Task("quad-maze", "QuadMaze-v0", 5_000_000, _soft(0.1)),
+    Task("quad-hall-wide", "QuadHallWide-v0", 2_000_000, _soft(0.1)),
+    Task("quad-hall-narrow", "QuadHallNarrow-v0", 2_000_000, _soft(0.1)),
+    Task("quad-u", "QuadU-v0", 2_000_000, _soft(0.1)),
+)
+"""Those of soft Q-learning's paper; see `rllib_hpo.tasks.soft_q`."""
+
+_tasks: dict[str, Task] = {task.name: task for task in (*_TABLE_ONE, *_CONSTRAINED, *_SOFT_Q)}
 _seen_entry_points: set[EntryPoint] = set()
 
 

@@ -56,8 +56,9 @@ _KNOWN_WRAPPERS = frozenset(
         wrappers.TimeLimit,
     }
 )
-_MUJOCO_MODULES = "gymnasium.envs.mujoco."
-_PLAIN_MODULES = "gymnasium.envs.classic_control."
+_OWN = "rllib_hpo.tasks.soft_q."
+_MUJOCO_MODULES = ("gymnasium.envs.mujoco.", f"{_OWN}snake.", f"{_OWN}quadruped.")
+_PLAIN_MODULES = ("gymnasium.envs.classic_control.", f"{_OWN}multi_goal.")
 
 # Set when a wrapper or an environment is made, or saved elsewhere, or only for rendering.
 _NOT_STATE = frozenset(

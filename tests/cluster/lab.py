@@ -84,14 +84,14 @@ class Lab:
             [*enter, *words], env=environment, stdin=subprocess.DEVNULL, **{**streams, **options}
         )
 
-    def run(self, *words: str, code: int | None = 0, patience_s: float = 400, **variables: str) -> str:
+    def run(self, *words: str, code: int | None = 0, timeout_s: float = 400, **variables: str) -> str:
         """The same to its end; what it printed. It must end with `code`, unless that is None."""
         process = self.start(*words, variables=variables)
         try:
-            printed, _ = process.communicate(timeout=patience_s)
+            printed, _ = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired as error:
             process.kill()
-            raise AssertionError(f"{words} goes on for {patience_s} s: {error.output}") from error
+            raise AssertionError(f"{words} goes on for {timeout_s} s: {error.output}") from error
         assert code in (None, process.returncode), f"{words}: {process.returncode}\n{printed[-4000:]}"
         return printed
 
@@ -179,9 +179,9 @@ def brought_up(lab: Lab, text: str, offline: str, **variables: str) -> Path:
     return HOME / name
 
 
-def wait_until(condition: Callable[[], bool], patience_s: float = 400, poll_s: float = 0.3) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 400, poll_s: float = 0.3) -> None:
     """Waits until a condition holds, which it must some time."""
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it never happens"
         time.sleep(poll_s)

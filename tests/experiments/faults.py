@@ -29,7 +29,7 @@ from tests.experiments.s3_server import s3_server
 from tests.experiments.steps_log import STEPS_FILE, Iteration, read_iterations, uptime
 from tests.experiments.token_cluster import TokenCluster, joining, started, token_cluster
 
-PATIENCE_S = 300.0
+TIMEOUT_S = 300.0
 STEPS, EVALUATION_EVERY, CHECKPOINT_EVERY = 2_000, 100, 500
 EVALUATIONS = range(0, STEPS + 1, EVALUATION_EVERY)
 BREAK_AT = 1_250
@@ -210,7 +210,7 @@ class WatchedSweep:
 
     def waits(self, condition: Callable[[], bool]) -> None:
         """Waits until it holds; the sweep must live as long."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + TIMEOUT_S
         while not condition():
             assert self.process.poll() is None, self.process.communicate()
             assert time.monotonic() < deadline, "the sweep hangs"
@@ -223,7 +223,7 @@ class WatchedSweep:
 
     def ends(self, code: int = 0) -> str:
         """Waits for its end; what it printed."""
-        out, err = self.process.communicate(timeout=PATIENCE_S)
+        out, err = self.process.communicate(timeout=TIMEOUT_S)
         self._said += out + err
         assert self.process.returncode == code, (self.process.returncode, out, err)
         return err

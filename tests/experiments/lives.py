@@ -33,7 +33,7 @@ for command in sys.argv[1:]:
             raise
 """
 """A script: each `rllib-hpo COMMAND` of its arguments, in one process; all must end well."""
-PATIENCE_S = 400.0
+TIMEOUT_S = 400.0
 
 
 def settings(**values: Any) -> list[str]:
@@ -88,7 +88,7 @@ def life(arguments: list[str], cwd: Path, **environment: str) -> Iterator[subpro
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     """Waits for the end; exit code, stdout and stderr."""
-    out, err = process.communicate(timeout=PATIENCE_S)
+    out, err = process.communicate(timeout=TIMEOUT_S)
     return process.returncode, out, err
 
 
@@ -102,7 +102,7 @@ def run(arguments: list[str], cwd: Path) -> str:
 
 def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str], poll_s: float = 0.01) -> bool:
     """Waits until `condition` holds (True) or the process ends (False)."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while process.poll() is None:
         if condition():
             return True

@@ -15,5 +15,5 @@ class LearnerOnCPU(ActorCriticLearner):
 
 
 torch_learner.get_device = lambda *_: torch.device("cpu")
-ActorCriticAlgorithm._refuse_what_this_machine_cannot = staticmethod(lambda config: None)  # type: ignore[method-assign]
+ActorCriticAlgorithm._validate_local_hardware = staticmethod(lambda config: None)  # type: ignore[method-assign]
 ActorCriticConfig.get_default_learner_class = lambda self: LearnerOnCPU  # type: ignore[method-assign]

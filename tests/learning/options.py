@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from rllib_hpo.algorithms.langevin_po import LangevinPOSettings
+from rllib_hpo.algorithms.mcmc_po import MCMCPOSettings
 from rllib_hpo.algorithms.sac_lagrangian import SACHPOLagrangianSettings, SACLagrangianSettings
+from rllib_hpo.algorithms.soft_q import SoftQSettings
 from rllib_hpo.algorithms.td3 import DDPGSettings, TD3Settings
 from rllib_hpo.costs import TorqueCost
 from rllib_hpo.settings import ActorCriticSettings, SACHPOSettings, SACNFSettings, SACSettings, Settings
@@ -57,15 +60,35 @@ SETTINGS: dict[str, ActorCriticSettings] = {
     "sac-hpo, gaussian in training": SACHPOSettings(hidden_units=16, train_sampler="gaussian", **HPO),
 }
 """Of the soft actor-critics."""
+FEW: dict[str, Any] = {"particles": 4, "particles_updated": 3, "value_particles": 5}
+ANNEALED: Any = {"from": 1.0, "to": 0.01, "steps": 20}
+SHRINKING: Any = {"from": 8, "to": 1, "steps": 20}
 OTHERS: dict[str, Settings] = {
     "td3": TD3Settings(hidden_units=16),
     "td3, every third": TD3Settings(hidden_units=16, policy_delay=3, num_critics=3, critic_lr=1e-3),
     "ddpg": DDPGSettings(hidden_units=16),
+    "mcmc-po, gated, in turn, snapshots": MCMCPOSettings(
+        hidden_units=16, force_gate="gated", alternate=True, prior="snapshot", prior_every=2, leapfrog_steps=1
+    ),
+    "langevin-po": LangevinPOSettings(hidden_units=16, initial_kappa=1.0),
     "sac-lagrangian, pid": SACLagrangianSettings(
         hidden_units=16, lagrange="pid", lagrange_rescale=True, lagrange_every=3, cost_critics=2, **COST
     ),
     "sac-hpo-lagrangian": SACHPOLagrangianSettings(
         hidden_units=16, lagrange_every=3, terminated_cost=1.0, **HPO | {"leapfrog_steps": 3}, **COST
+    ),
+    "soft-q": SoftQSettings(hidden_units=16, copy_every=3, **FEW),
+    "soft-q, by the sampler": SoftQSettings(
+        hidden_units=16, copy_every=2, value_proposal="sampler", value_uniform_updates=0, **FEW
+    ),
+    "soft-q, as in the paper": SoftQSettings(
+        hidden_units=16, copy_every=2, svgd_space="action", kernel_width="paper", critic_lr=1e-3, **FEW
+    ),
+    "soft-q, annealed, before the tanh": SoftQSettings(
+        hidden_units=16, svgd_space="pre_tanh", alpha=ANNEALED, noise_set=SHRINKING, warmup_steps=1, **FEW
+    ),
+    "soft-q, no kernel, two critics": SoftQSettings(
+        hidden_units=16, kernel="none", num_critics=2, tau=0.5, copy_every=1, **FEW
     ),
 }
 """Of all others that change an update."""

@@ -164,13 +164,14 @@ def test_a_graph_that_draws_from_the_replay_equals_eager_updates(settings: Setti
 def _assert_close(one: ReplayLearner, other: ReplayLearner) -> None:
     """Parameters, targets, optimizer states and metrics, to the accuracy of float32 after some hundred updates.
 
-    On a CPU within a few roundings of a tensor's largest number: 4e-7 of it was the most that any settings showed. A
+    On a CPU within some roundings of a tensor's largest number: 3e-6 of it was the most that any settings showed, those
+    of Langevin flows, which measure distances between nearly equal actions; 4e-7 without them. A
     GPU may sum products in another order and in TF32; how much less it needs than it is given here is not measured.
     """
     ours, theirs, on_cpu = _tensors(one), _tensors(other), one.trainer.device.type == "cpu"
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
-        rounding = float(8 * torch.finfo(torch.float32).eps * value.abs().max())
+        rounding = float(40 * torch.finfo(torch.float32).eps * value.abs().max())
         rtol, atol = (0.0, rounding) if on_cpu else (2e-3, 2e-5)
         torch.testing.assert_close(
             ours[name], value, rtol=rtol, atol=atol, msg=lambda text, n=name: f"{n}: {text}"

@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 
 from rllib_hpo.optim.replicas import Replica
 
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
 
 
 def in_processes(world_size: int, job: Callable[[Replica], Any], directory: Path) -> list[Any]:
@@ -28,11 +28,11 @@ def in_processes(world_size: int, job: Callable[[Replica], Any], directory: Path
 
 @contextmanager
 def processes(
-    world_size: int, job: Callable[[Replica], Any], directory: Path, patience_s: float = PATIENCE_S
+    world_size: int, job: Callable[[Replica], Any], directory: Path, timeout_s: float = TIMEOUT_S
 ) -> Iterator[Any]:
     """Processes that run `job` and write what it returns to the files 0.pt, 1.pt, ...; none is left in the end."""
     directory.mkdir(exist_ok=True)
-    arguments = (world_size, job, str(directory), patience_s)
+    arguments = (world_size, job, str(directory), timeout_s)
     started = mp.spawn(_process, arguments, nprocs=world_size, join=False)
     try:
         yield started
@@ -43,11 +43,11 @@ def processes(
 
 
 def _process(
-    rank: int, world_size: int, job: Callable[[Replica], Any], directory: str, patience_s: float
+    rank: int, world_size: int, job: Callable[[Replica], Any], directory: str, timeout_s: float
 ) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=world_size)
-    torch.save(job(Replica.of_this_process(patience_s)), f"{directory}/{rank}.pt")
+    torch.save(job(Replica.of_this_process(timeout_s)), f"{directory}/{rank}.pt")
     sys.stdout.flush()
     # An interpreter that ends takes gloo's threads down in any order, and once in a while aborts over it.
     os._exit(0)

@@ -194,7 +194,7 @@ def test_one_that_dies_or_falls_silent_is_not_waited_for(
     signal_number: signal.Signals, tmp_path: Path
 ) -> None:
     job = partial(_outlive_the_other, tmp_path, signal_number)
-    with processes(2, job, tmp_path / "store", patience_s=10.0) as started:
+    with processes(2, job, tmp_path / "store", timeout_s=10.0) as started:
         started.processes[0].join(200)
         assert not started.processes[0].is_alive()
     said = (tmp_path / "said").read_text()
@@ -203,7 +203,7 @@ def test_one_that_dies_or_falls_silent_is_not_waited_for(
 
 def _begin_apart(replica: Replica) -> dict[str, torch.Tensor]:
     model = SoftActorCriticModel(OBS, DIM, SETTINGS["sac-nf"], seed=replica.rank)
-    replica.equalise(list(model.state_dict().values()))
+    replica.broadcast(list(model.state_dict().values()))
     return model.state_dict()
 
 

@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rllib_hpo.errors import SettingsError, UserError
 from rllib_hpo.rllib import capacity
-from rllib_hpo.rllib.cluster_address import refuse_dead_address
+from rllib_hpo.rllib.cluster_address import check_cluster_address
 from rllib_hpo.rllib.config import ActorCriticConfig
 from rllib_hpo.rllib.machines import Machines, NodeType
 from tests.rllib.tiny import tiny_config
@@ -62,10 +62,10 @@ def test_more_than_there_is_is_refused(config: Any, says: str) -> None:
 def test_what_an_autoscaler_can_add_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     config = asking(runners=9)
     workers = Machines((NodeType("worker", {"CPU": 4}, 3),), 4)
-    monkeypatch.setattr(capacity, "machines_here", lambda: workers)
-    capacity.refuse_too_little(config, capacity.actors_of(config))
+    monkeypatch.setattr(capacity, "cluster_machines", lambda: workers)
+    capacity.check_capacity(config, capacity.actors_of(config))
     with pytest.raises(SettingsError, match="has 12 CPUs"):
-        capacity.refuse_too_little(asking(runners=13), capacity.actors_of(asking(runners=13)))
+        capacity.check_capacity(asking(runners=13), capacity.actors_of(asking(runners=13)))
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -77,7 +77,7 @@ def test_a_trial_has_its_placement_group_and_no_more() -> None:
     def refusal(runners: int) -> str:
         config = asking(runners=runners)
         try:
-            capacity.refuse_too_little(config, capacity.actors_of(config))
+            capacity.check_capacity(config, capacity.actors_of(config))
         except SettingsError as error:
             return str(error)
         return ""
@@ -119,14 +119,14 @@ def test_without_ray_the_machine_is_what_there_is() -> None:
 def test_a_dead_address_is_a_sentence_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(UserError, match=r"that RAY_ADDRESS names: .*unset RAY_ADDRESS"):
-        refuse_dead_address()
+        check_cluster_address()
 
 
 def test_an_address_of_another_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for address in ("http://127.0.0.1:8265", "127.0.0.1", "127.0.0.1:99999", "ray://"):
         monkeypatch.setenv("RAY_ADDRESS", address)
         with pytest.raises(UserError, match="must be HOST:PORT"):
-            refuse_dead_address()
+            check_cluster_address()
     for address in ("auto", "local", ""):
         monkeypatch.setenv("RAY_ADDRESS", address)
-        refuse_dead_address()
+        check_cluster_address()

@@ -19,10 +19,14 @@ from ray.tune.utils.util import unflatten_dict
 import rllib_hpo
 from rllib_hpo import (
     DDPG,
+    MCMCPO,
     SACHPO,
     SACNF,
     TD3,
     DDPGConfig,
+    LangevinPO,
+    LangevinPOConfig,
+    MCMCPOConfig,
     SACGaussian,
     SACGaussianConfig,
     SACHPOConfig,
@@ -31,16 +35,22 @@ from rllib_hpo import (
     SACLagrangian,
     SACLagrangianConfig,
     SACNFConfig,
+    SoftQ,
+    SoftQConfig,
     TD3Config,
 )
+from rllib_hpo.algorithms.langevin_po import LangevinPOSettings
+from rllib_hpo.algorithms.mcmc_po import MCMCPOSettings
 from rllib_hpo.algorithms.registry import find_settings
 from rllib_hpo.algorithms.sac_lagrangian import SACHPOLagrangianSettings, SACLagrangianSettings
+from rllib_hpo.algorithms.soft_q import SoftQSettings
 from rllib_hpo.algorithms.td3 import DDPGSettings, TD3Settings
 from rllib_hpo.errors import SettingsError, UnknownNameError
 from rllib_hpo.experiments.config.run_config import resolve, resolve_saved
 from rllib_hpo.experiments.runs.train import RunFiles, to_rllib
 from rllib_hpo.rllib.algorithms import make_config
-from rllib_hpo.rllib.config import EFFECTIVE_OPTIONS, RUN_OPTIONS, ActorCriticConfig
+from rllib_hpo.rllib.config import ActorCriticConfig
+from rllib_hpo.rllib.validation import EFFECTIVE_OPTIONS, RUN_OPTIONS
 from rllib_hpo.settings import SACHPOSettings, SACNFSettings, SACSettings, Settings
 from rllib_hpo.tasks import all_tasks
 from tests.rllib.environments import NoisyEnv
@@ -59,8 +69,19 @@ OTHER_VALUES: dict[str, Any] = {
     "train_sampler": "gaussian",
     "force_scale": "inverse_temperature",
     "force_gate": "none",
+    "multiplier": "fixed",
+    "target_distance": 0.2,
+    "prior": "snapshot",
+    "form": "paper",
     "mass_matrix": "consistent",
     "clip_gradient": "straight_through",
+    "value_proposal": "uniform",  # the other needs noise_set=None
+    "svgd_space": "action",
+    "kernel": "none",
+    "warmup_policy": "policy",
+    "kernel_width": "paper",
+    "noise_set": 4,
+    "evaluation_action": "best_of_particles",
     "gamma": 0.9,
     "policy_layers": 3,
     "critic_layers": 3,
@@ -99,9 +120,14 @@ def other_value(name: str, default: Any) -> Any:
 
 def others(model: type[Settings]) -> dict[str, Any]:
     """Another value for every setting of an algorithm."""
-    return {name: other_value(name, field.default) for name, field in model.model_fields.items()} | (
-        {"tempering_allow_heating": True} if "tempering" in model.model_fields else {}
-    )
+    special = {
+        "tempering": {"tempering_allow_heating": True},
+        "noise_set": {"alpha": {"from": 1.0, "to": 0.1, "steps": 100}},
+    }
+    values = {name: other_value(name, field.default) for name, field in model.model_fields.items()}
+    for name, changes in special.items():
+        values |= changes if name in values else {}
+    return values
 
 
 @pytest.mark.parametrize(
@@ -112,8 +138,11 @@ def others(model: type[Settings]) -> dict[str, Any]:
         (SACHPOConfig, SACHPO, SACHPOSettings),
         (TD3Config, TD3, TD3Settings),
         (DDPGConfig, DDPG, DDPGSettings),
+        (LangevinPOConfig, LangevinPO, LangevinPOSettings),
+        (MCMCPOConfig, MCMCPO, MCMCPOSettings),
         (SACLagrangianConfig, SACLagrangian, SACLagrangianSettings),
         (SACHPOLagrangianConfig, SACHPOLagrangian, SACHPOLagrangianSettings),
+        (SoftQConfig, SoftQ, SoftQSettings),
     ],
 )
 def test_classes_belong_together(config_class: Any, algorithm_class: Any, settings_class: Any) -> None:

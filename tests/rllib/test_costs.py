@@ -97,11 +97,11 @@ def test_episodes_carry_the_step_at_which_they_ended() -> None:
     assert (first.episodes, rest.start) == ([], 5)
     import numpy as np
 
-    at_hand = rest._replace(rows=np.zeros((10, 1), np.float32)).at_hand()
-    assert [e.ended_at for e in at_hand.episodes] == [-2, 2]
+    fetched_block = rest._replace(rows=np.zeros((10, 1), np.float32)).fetched_block()
+    assert [e.ended_at for e in fetched_block.episodes] == [-2, 2]
     with running(tiny_config("sac")) as built:
         built.env_steps = 105  # of which the first part of the block were the last five
-        for part in (rest, at_hand):
+        for part in (rest, fetched_block):
             assert [e.ended_at for e in built.dated(part.episodes, part.start)] == [103, 107]
 
 

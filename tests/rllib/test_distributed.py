@@ -117,7 +117,7 @@ def test_runners_act_with_the_learners_newest_weights(algorithm: str) -> None:
         assert built.get_module() is asked_before
         # The next request for samples brings the weights.
         pipeline = built.stack.pipeline
-        pipeline._ask_for_a_round(built.env_steps + 8)
+        pipeline._request_round(built.env_steps + 8)
         pipeline.settle()
         assert [block.num_steps for block in pipeline._queue] == [4, 4]
         assert {block.weights_seq_no for block in pipeline._queue} == {built.num_updates}
@@ -229,7 +229,7 @@ def take_them_back(algorithm: ActorCriticAlgorithm) -> None:
     deadline = time.monotonic() + 120
     while len(algorithm.env_runner_group.healthy_env_runner_ids()) < algorithm.config.num_env_runners:
         assert time.monotonic() < deadline, "a runner that is back stays out of service"
-        algorithm.stack.pipeline._take_in()
+        algorithm.stack.pipeline._receive_blocks()
         time.sleep(0.05)
 
 
@@ -309,7 +309,7 @@ def test_a_runner_that_dies_may_be_missed(lead: Any) -> None:
 @pytest.mark.parametrize("trouble", [pytest.param("slow", marks=pytest.mark.slow), "dead"])
 def test_runners_that_hand_on_nothing_end_the_run(trouble: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether they die at every request or answer too late: training does not wait for ever."""
-    monkeypatch.setattr("rllib_hpo.rllib.stack.RUNNER_PATIENCE_S", 2.0)
+    monkeypatch.setattr("rllib_hpo.rllib.stack.RUNNER_TIMEOUT_S", 2.0)
     env_config = {"length": 1000, "bad_step": 2, "bad": trouble}
     config = remote_config(env=CountingEnv, num_env_runners=1).environment(env_config=env_config)
     with running(config.env_runners(sample_timeout_s=0.5)) as algorithm:

@@ -18,6 +18,7 @@ from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.algorithms import make_config
 from rllib_hpo.rllib.environment import environment_maker
 from rllib_hpo.rllib.evaluation import episode_seeds, evaluate
+from rllib_hpo.streams import TorchStreams
 from rllib_hpo.tasks import make_env
 from tests.rllib.environments import CountingEnv
 from tests.rllib.tiny import (
@@ -32,25 +33,36 @@ from tests.rllib.tiny import (
 
 
 def by_hand(algorithm: ActorCriticAlgorithm, seed: int) -> tuple[float, int]:
-    """Return and length of an episode played with a plain loop and the mode of the policy."""
+    """Return and length of an episode played with a plain loop and the mode of the policy, or its draws."""
     env = make_env("Hopper-v4", **SHORT_EPISODES)
-    acting = algorithm.local_learner.trainer.model.acting
     obs, _ = env.reset(seed=seed)
     total, length, over = 0.0, 0, False
+    draws = TorchStreams(seed, "evaluation")["latent"]
     while not over:
         state = torch.from_numpy(obs.astype(np.float32))[None]
         with torch.no_grad():
-            output = acting.policy(state)
-            mean = output[0] if isinstance(output, tuple) else output  # of a density, or the action itself
-            if hasattr(acting, "flow"):
-                mean, _ = acting.flow(mean)
-            action = torch.tanh(mean)
-            if hasattr(acting, "chains"):
-                action = drifted(algorithm, state, action)
+            action = noise_free(algorithm, state, draws)
         obs, reward, terminated, truncated, _ = env.step(action.clamp(-1, 1)[0].numpy())
         total, length, over = total + float(reward), length + 1, terminated or truncated
     env.close()
     return total, length
+
+
+def noise_free(algorithm: ActorCriticAlgorithm, state: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
+    """The mode of the policy, through flow or leapfrog, or what soft Q-learning draws."""
+    model = algorithm.local_learner.trainer.model
+    if algorithm.config.algorithm in ("mcmc-po", "langevin-po"):
+        action: torch.Tensor = model(state)  # their own tests have transcriptions of it
+        return action
+    acting = model.acting
+    if algorithm.config.algorithm == "soft-q":
+        state = torch.cat([state, torch.randn(3, generator=draws)[None]], -1)
+    output = acting.policy(state)
+    mean = output[0] if isinstance(output, tuple) else output  # of a density, or the action itself
+    if hasattr(acting, "flow"):
+        mean, _ = acting.flow(mean)
+    action = torch.tanh(mean)
+    return drifted(algorithm, state, action) if hasattr(acting, "chains") else action
 
 
 def drifted(algorithm: ActorCriticAlgorithm, state: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
@@ -118,6 +130,7 @@ def test_the_first_observations_are_the_same_for_every_algorithm(algorithm: str)
             """The actor, watched."""
 
             device, begin = built.actor.device, built.actor.begin
+            memory, settings = built.actor.memory, built.actor.settings
 
             def act(self, obs: torch.Tensor, memory: Any) -> torch.Tensor:
                 """Notes the states."""

@@ -15,7 +15,13 @@ from rllib_hpo.experiments.cluster.check.placement import read_machines
 from rllib_hpo.experiments.config.run_config import RunConfig
 from rllib_hpo.experiments.config.sweep_config import read_sweep
 from rllib_hpo.experiments.sweeps.resources import check_placeable, resources
-from rllib_hpo.rllib.machines import Machines, NodeType, machines_here, of_autoscaler, trials_at_a_time
+from rllib_hpo.rllib.machines import (
+    Machines,
+    NodeType,
+    autoscaler_machines,
+    cluster_machines,
+    trials_at_a_time,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 GPU, CPU = NodeType("gpu", {"CPU": 8, "GPU": 1}, 1), NodeType("cpu", {"CPU": 4, "rollouts": 1}, 2)
@@ -74,7 +80,7 @@ def test_what_could_never_be_placed_is_refused(
 
 
 def test_this_machine_keeps_nothing_apart() -> None:
-    machines = machines_here()
+    machines = cluster_machines()
     assert machines.ceiling == 1
     assert not machines.keep_rollouts_apart
 
@@ -89,7 +95,7 @@ def test_what_rays_autoscaler_works_from_says_the_same_as_the_file(file: str) ->
         config = _derive_autoscaling_config_from_ray_cr(first)
     else:
         config = prepare_config(first)
-    grown, planned = of_autoscaler(config), read_machines(ROOT / file)
+    grown, planned = autoscaler_machines(config), read_machines(ROOT / file)
     assert grown is not None
     assert grown.keep_rollouts_apart
     assert planned.keep_rollouts_apart

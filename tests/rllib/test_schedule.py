@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rllib_hpo.rllib.remote import share_out
+from rllib_hpo.rllib.new_stack.messages import split_evenly
 from rllib_hpo.rllib.schedule import Schedule
 from rllib_hpo.settings import SACSettings
 
@@ -81,7 +81,7 @@ def test_no_fragment_crosses_a_boundary(
 
 @given(total=st.integers(0, 10_000), num=st.integers(1, 50))
 def test_shares_are_even(total: int, num: int) -> None:
-    parts = share_out(total, num)
+    parts = split_evenly(total, num)
     assert len(parts) == num
     assert sum(parts) == total
     assert max(parts) - min(parts) <= 1

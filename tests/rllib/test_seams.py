@@ -14,7 +14,7 @@ from rllib_hpo.errors import NonFiniteError, SettingsError, UserCodeError
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.config import ActorCriticConfig
 from rllib_hpo.rllib.new_stack.learners import Learners
-from rllib_hpo.rllib.remote import TrainCall
+from rllib_hpo.rllib.new_stack.messages import TrainCall
 from rllib_hpo.rllib.trained_policy import newest_policy
 from tests.algorithms.toy import CostlyEnv, ToyModel
 from tests.rllib.tiny import assert_equal, facts, loaded, running, tiny_config, train_to

@@ -60,7 +60,14 @@ def test_values_have_the_types_of_their_settings(task):
     assert type(task.steps) is int
     for settings in task.defaults.values():
         for name, value in settings.items():
-            whole = {"leapfrog_steps", "leapfrog_units", "num_flows"}
+            whole = {
+                "leapfrog_steps",
+                "leapfrog_units",
+                "num_flows",
+                "warmup_steps",
+                "evaluation_every",
+                "evaluation_episodes",
+            }
             assert type(value) is (int if name in whole else str if name == "lagrange_estimate" else float)
 
 

@@ -21,6 +21,7 @@ TASK_IDS = [
 OTHER_IDS = [
     *("Pendulum-v1", "MountainCarContinuous-v0", "InvertedPendulum-v5", "InvertedDoublePendulum-v5"),
     *("Reacher-v4", "Reacher-v5", "Pusher-v5", "Swimmer-v5", "HumanoidStandup-v5"),
+    *("MultiGoal-v0", "SnakeFinish-v0", "QuadOpen-v0", "QuadMaze-v0"),
 ]
 # Short enough that every replay crosses the time limit, and so resets, whatever the task.
 EPISODE_STEPS = 120

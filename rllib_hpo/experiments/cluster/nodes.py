@@ -1,4 +1,4 @@
-"""The nodes of the running cluster, asked one by one: what they see of a directory, what is installed, their clocks.
+"""Ask every node of the cluster: does it see a directory, what is installed, what is its clock?
 
 `python -m rllib_hpo.experiments.cluster.nodes DIRECTORY` prints it as one line of JSON; `rllib-hpo doctor` sends that
 as a job.
@@ -23,35 +23,35 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rllib_hpo.errors import StorageError, UserError, WorkerDiedError
 from rllib_hpo.experiments.cluster.ray_session import ray_session
-from rllib_hpo.optim.replicas import LOST
+from rllib_hpo.optim.replicas import LEARNERS_DIED_MESSAGE
 from rllib_hpo.rllib.remote import successes
 
 if TYPE_CHECKING:
     from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 
-PATIENCE_S = 60.0
-"""How long a node may take to answer; one that does not is busy or has just died, which says nothing of its disk."""
+TIMEOUT_S = 60.0
+"""Seconds that a node may take to answer; one that does not is busy or has just died."""
 REPORT = "rllib-hpo nodes: "
-"""What the line of a report begins with, among whatever else a job prints."""
+"""Prefix of the line with the report in a job's output."""
 
 
 def alive() -> dict[str, str]:
-    """Nodes of the cluster that this process is connected to, by id, in words a person knows them by."""
+    """Names of the live nodes of the cluster, by id."""
     return {
         node["NodeID"]: f"{node['NodeName']} ({node['NodeID'][:8]})" for node in ray.nodes() if node["Alive"]
     }
 
 
 def ask(
-    question: Callable[[], Any], nodes: Iterable[str] | None = None, patience_s: float = PATIENCE_S
+    question: Callable[[], Any], nodes: Iterable[str] | None = None, timeout_s: float = TIMEOUT_S
 ) -> dict[str, Any]:
-    """The answer of every node, or of some, by its id, None for those that give none; it takes no CPU from a trial."""
+    """Call a function on every node, or some, without taking a CPU from trials; results by id, None without one."""
     remote = ray.remote(num_cpus=0, max_retries=0)(question)
     asked = {
         remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(): node
         for node in (alive() if nodes is None else nodes)
     }
-    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=patience_s)
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s)
     answers: dict[str, Any] = dict.fromkeys(asked.values())
     for reference in answered:
         try:
@@ -62,7 +62,7 @@ def ask(
 
 
 def seeing(directory: Path) -> dict[str, bool | None]:
-    """Whether each node sees, and may write, a directory of this process; None where it gives no answer.
+    """Whether each node sees, and may write, a directory of this process; None without an answer.
 
     Raises:
         StorageError: If the directory cannot be written here.
@@ -71,8 +71,8 @@ def seeing(directory: Path) -> dict[str, bool | None]:
         return ask(sees)
 
 
-def refuse_unshared_learner(algorithm: ActorCriticAlgorithm, directory: Path) -> None:
-    """Refuses remote learners of which one does not see the directory of a run: they write the replay there.
+def check_learner_sees_storage(algorithm: ActorCriticAlgorithm, directory: Path) -> None:
+    """Check that all remote learners see the directory of the run, where they write the replay.
 
     Raises:
         UserError: Naming the remedy.
@@ -85,7 +85,7 @@ def refuse_unshared_learner(algorithm: ActorCriticAlgorithm, directory: Path) ->
         answer = algorithm.learner_group.foreach_learner(lambda learner, **_: sees())
     answers = successes(answer)
     if len(answers) < algorithm.config.num_learners:
-        raise WorkerDiedError(LOST)
+        raise WorkerDiedError(LEARNERS_DIED_MESSAGE)
     if not all(answers):
         raise UserError(
             f"A remote learner is on a node that does not see {directory}, where its replay belongs: keep learning in "
@@ -95,10 +95,10 @@ def refuse_unshared_learner(algorithm: ActorCriticAlgorithm, directory: Path) ->
 
 @contextmanager
 def _probe(directory: Path) -> Iterator[Callable[[], bool]]:
-    """A question to other processes: whether they see, and may write, a directory of this one."""
+    """A function for other processes that tells whether they see, and may write, a directory of this one."""
     secret, probe = uuid.uuid4().hex, directory.absolute() / f".shared-{uuid.uuid4().hex[:8]}"
 
-    def sees() -> bool:  # nested, so that it travels by value: a node may lack this package
+    def sees() -> bool:  # nested, so that it is pickled by value: a node may lack this package
         import time
 
         for _ in range(20):  # network file systems may show a new file a little late
@@ -117,8 +117,8 @@ def _probe(directory: Path) -> Iterator[Callable[[], bool]]:
         probe.unlink(missing_ok=True)
 
 
-def refuse_unshared(directory: Path) -> None:
-    """Refuses a sweep's directory that some node of the cluster does not see.
+def check_shared(directory: Path) -> None:
+    """Check that all nodes of the cluster see a sweep's directory.
 
     Raises:
         UserError: Naming the nodes, and the remedy.
@@ -136,7 +136,7 @@ def refuse_unshared(directory: Path) -> None:
 
 
 def report(directory: Path) -> list[dict[str, Any]]:
-    """What each node has and sees, and by how many seconds its clock is ahead of this one's."""
+    """Resources and versions of each node, whether it sees the directory, and its clock offset in seconds."""
 
     def has() -> dict[str, Any]:
         import platform
@@ -166,7 +166,7 @@ def report(directory: Path) -> list[dict[str, Any]]:
 
 
 def _clocks() -> dict[str, float | None]:
-    """Seconds by which each node's clock is ahead, to within half the time an answer takes."""
+    """Clock offset of each node in seconds, accurate to half a round trip."""
 
     def now() -> float:
         import time
@@ -176,7 +176,7 @@ def _clocks() -> dict[str, float | None]:
     # The first question starts a worker on every node: further answers come in milliseconds. One by one, so that a
     # slow node does not shift what another says.
     return {
-        node: None if answer is None else _ahead_s(partial(_answer, now, node))
+        node: None if answer is None else _clock_offset_s(partial(_answer, now, node))
         for node, answer in ask(now).items()
     }
 
@@ -186,8 +186,8 @@ def _answer(question: Callable[[], float], node: str) -> float | None:
     return answer
 
 
-def _ahead_s(tell: Callable[[], float | None]) -> float | None:
-    """By how much a clock is ahead: of three answers that whose way was the shortest, told in its middle."""
+def _clock_offset_s(tell: Callable[[], float | None]) -> float | None:
+    """Clock offset in seconds: of three round trips the shortest, assuming that the reply was stamped half-way."""
     best: tuple[float, float] | None = None
     for _ in range(3):
         before = time.time()
@@ -201,7 +201,7 @@ def _ahead_s(tell: Callable[[], float | None]) -> float | None:
 
 
 def main() -> None:
-    """Prints the report of the cluster that RAY_ADDRESS names; a failure is one sentence and exit code 2."""
+    """Print the report of the cluster of RAY_ADDRESS; an error is one sentence and exit code 2."""
     directory = Path(sys.argv[1]).expanduser()
     while not directory.is_dir():
         directory = directory.parent

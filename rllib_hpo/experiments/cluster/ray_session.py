@@ -1,4 +1,4 @@
-"""Ray, for as long as something needs it."""
+"""Start Ray or connect to it while a context lasts."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.process.signals import children_spared, owns_signals
 from rllib_hpo.rllib._private import processes_in_own_groups, without_sigterm_handler
 from rllib_hpo.rllib.auth_token import keep_token_private
-from rllib_hpo.rllib.cluster_address import refuse_dead_address
+from rllib_hpo.rllib.cluster_address import check_cluster_address
 
 _ATTEMPTS = 2
-"""On a busy machine Ray's parts may need longer than the 30 s that Ray gives them; then they are in memory."""
+"""On a busy machine Ray's processes may exceed its timeout of 30 s; the second attempt finds them in memory."""
 
 
 @contextmanager
 def ray_session(*, log_to_driver: bool = True, **options: Any) -> Iterator[None]:
-    """The cluster that RAY_ADDRESS names, or Ray on this machine; where this process has it, nothing is to do.
+    """Connect to the cluster of RAY_ADDRESS, or start Ray on this machine; do nothing if Ray is initialized.
 
     Args:
         log_to_driver: Whether a cluster's workers print here, too; those on this machine do not.
@@ -36,7 +36,7 @@ def ray_session(*, log_to_driver: bool = True, **options: Any) -> Iterator[None]
         return
     keep_token_private()
     if address := os.environ.get("RAY_ADDRESS"):
-        refuse_dead_address()  # Ray itself tries for minutes
+        check_cluster_address()  # Ray itself tries for minutes
         _start(
             1, f"Cannot reach the Ray cluster {address} that RAY_ADDRESS names", log_to_driver=log_to_driver
         )
@@ -58,7 +58,7 @@ def _start(attempts: int, trouble: str, **options: Any) -> None:
         except (KeyboardInterrupt, SystemExit):  # a signal: what has started must not stay
             ray.shutdown()
             raise
-        except Exception as error:  # what Ray raises then is of no kind of its own
+        except Exception as error:  # Ray has no class for these errors
             ray.shutdown()
             if attempt == attempts:
                 said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
@@ -68,7 +68,7 @@ def _start(attempts: int, trouble: str, **options: Any) -> None:
 
 @contextmanager
 def _without_handlers() -> Iterator[None]:
-    """Keeps Ray from replacing our handler of SIGTERM: its own ends this process before anything is saved."""
+    """Keep Ray from replacing this process's handler of SIGTERM by one that ends it before saving."""
     if not owns_signals():
         yield
         return

@@ -1,4 +1,4 @@
-"""The configuration of one training run: where each value comes from, and its file.
+"""Resolve the configuration of a training run, with the origin of each value, and read and write its file.
 
 A value is, from weakest to strongest, the algorithm's default, the task's (Table I), a file's or a
 flag's. The resolved configuration is one flat mapping; written as YAML it can be handed to `--config`.
@@ -20,6 +20,7 @@ from rllib_hpo.algorithms.registry import find_settings, make_method
 from rllib_hpo.documents import parse_json, read_mapping, read_text, reading
 from rllib_hpo.errors import SettingsError, UserError, nearest, shown
 from rllib_hpo.results import read_rows, write_atomically
+from rllib_hpo.results.paths import absolute
 from rllib_hpo.settings import PositiveInt, Settings, check_learners, parse_settings
 from rllib_hpo.tasks import Task, find_task, import_modules
 from rllib_hpo.tasks.environments import check_env_config
@@ -34,7 +35,7 @@ NumWorkers = Annotated[int, Field(ge=0, le=MAX_WORKERS)]
 
 
 class RunSettings(BaseModel):
-    """What describes a run besides the algorithm's hyperparameters."""
+    """Settings of a run besides the algorithm's hyperparameters."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -52,6 +53,9 @@ class RunSettings(BaseModel):
     num_gpus_per_learner: Annotated[float, Field(ge=0, le=1)] = 0.0
     limit_gpu_memory: bool = True
     evaluation_num_env_runners: NumWorkers = 0
+    initialize_from: str | None = None
+    """A run directory or checkpoint whose networks the run begins with; `{algorithm}`, `{task}` and `{seed}` in it are
+    those of this run."""
     keep_policies_every: Annotated[int, Field(ge=0, lt=2**53)] = 0
     """Environment steps between the policy files that a run keeps (`policies/`); 0 keeps none."""
 
@@ -78,19 +82,19 @@ class RunConfig:
         return find_task(self.run.task)
 
     def values(self) -> dict[str, Any]:
-        """All values in one flat mapping, in the order of their documentation."""
+        """All values in one flat mapping, in the order of the documentation."""
         return {**self.run.model_dump(), **self.settings.model_dump()}
 
     def nothing_learned(self) -> str | None:
-        """Why no update will be made, as a sentence; None where some are."""
+        """A sentence that says why the run makes no update; None if it makes some."""
         return nothing_learned(self.run.steps, self.settings)
 
     def notices(self) -> list[str]:
-        """What a user should know before the run starts, though nothing is wrong, as sentences."""
+        """Sentences that a user should read before the run starts, though nothing is wrong."""
         return [*filter(None, [self.nothing_learned()]), *self.settings.notices()]
 
     def to_yaml(self) -> str:
-        """YAML that `--config` accepts, each line with the origin of its value."""
+        """YAML for `--config`, with the origin of each value."""
         lines = [f"{IMPORTS}: {json.dumps(self.imports)}"] if self.imports else []
         lines += [
             f"{name}: {_inline(value)}  # {self.origins[name]}" for name, value in self.values().items()
@@ -98,16 +102,16 @@ class RunConfig:
         return "\n".join(lines) + "\n"
 
     def importing(self, modules: Iterable[str]) -> RunConfig:
-        """The same run, which needs `modules` too."""
+        """The same configuration with more modules to import."""
         return replace(self, imports=_union(self.imports, modules))
 
     def save(self, path: Path) -> None:
-        """Writes the YAML, atomically."""
+        """Write the YAML atomically."""
         write_atomically(path, self.to_yaml().encode())
 
 
 def nothing_learned(steps: int, settings: Settings) -> str | None:
-    """Why a run of `steps` environment steps makes no update, as a sentence; None where it makes some."""
+    """A sentence that says why a run of `steps` environment steps makes no update; None if it makes some."""
     warmup, rate = settings.warmup_steps, settings.update_to_data
     if (steps - warmup) * rate >= 1:
         return None
@@ -122,7 +126,7 @@ def nothing_learned(steps: int, settings: Settings) -> str | None:
 
 
 def resolve(flags: Mapping[str, Any], file: Path | None = None) -> RunConfig:
-    """The configuration that flags, a file, the task and the defaults give together.
+    """Resolve a configuration from flags, a file, the task and the defaults.
 
     Args:
         flags: Values by name; None means not given. `imports` lists modules, which are imported first.
@@ -137,7 +141,7 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None) -> RunConfig:
 
 
 def _resolve_any(flags: Mapping[str, Any], file: Path | None) -> RunConfig:
-    """As `resolve`, but accepts settings without effect, as earlier versions did."""
+    """Resolve a configuration, accepting settings without effect, as earlier versions did."""
     with reading("The configuration" if file is None else f"The configuration file {file}"):
         return _resolve({name: value for name, value in flags.items() if value is not None}, file)
 
@@ -155,10 +159,11 @@ def _resolve(given: dict[str, Any], file: Path | None) -> RunConfig:
     from_task = {"steps": task.steps, **task.settings_for(algorithm)}
 
     for source, values in ((str(file), from_file), ("", given)):
-        _refuse_unknown(values, model, source)
+        _check_known(values, model, source)
     merged = {**from_task, **named}
     run = _parse_run({name: value for name, value in merged.items() if name in RunSettings.model_fields})
     check_env_config(run.env_config)
+    run = _with_origin(run)
     settings = parse_settings(model, {name: v for name, v in merged.items() if name in model.model_fields})
     check_learners(run.num_learners, run.num_gpus_per_learner, settings)
     _check_kept_policies(run, settings)
@@ -176,7 +181,7 @@ def _resolve(given: dict[str, Any], file: Path | None) -> RunConfig:
 
 
 def resolve_saved(file: Path, changes: Mapping[str, Any]) -> RunConfig:
-    """The configuration that `RunConfig.save` wrote, origins included, with some values changed by flags.
+    """Read a configuration that `RunConfig.save` wrote, with origins, and change values by flags.
 
     Raises:
         UserError: As `resolve`.
@@ -192,7 +197,7 @@ def resolve_saved(file: Path, changes: Mapping[str, Any]) -> RunConfig:
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """The values in a YAML or JSON file, or the configuration stored with a row of results.
+    """Read the values of a YAML or JSON file, or the configuration stored with a row of results.
 
     A row also says how far the run had got, so repeating it ends at the same step.
 
@@ -211,10 +216,11 @@ def _config_of_row(path: Path) -> dict[str, Any]:
     stored = parse_json(rows[0]["config_json"], f"The configuration in {path}")
     values = {"steps": max(1, *(row["env_steps"] for row in rows)), **stored}
     values.pop("env", None)  # it follows from the task
+    values.pop("initialize_digest", None)  # it follows from the origin
     return values
 
 
-def _refuse_unknown(values: Mapping[str, Any], model: type[Settings], source: str) -> None:
+def _check_known(values: Mapping[str, Any], model: type[Settings], source: str) -> None:
     valid = [*RunSettings.model_fields, *model.model_fields]
     for name in values:
         if name not in valid:
@@ -236,8 +242,18 @@ def _union(modules: Iterable[str], more: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*modules, *more]))
 
 
+def _with_origin(run: RunSettings) -> RunSettings:
+    """The run with the path of its origin as it is, absolute."""
+    if run.initialize_from is None:
+        return run
+    path = run.initialize_from
+    for name in ("algorithm", "task", "seed"):
+        path = path.replace(f"{{{name}}}", str(getattr(run, name)))
+    return run.model_copy(update={"initialize_from": str(absolute(path))})
+
+
 def _check_kept_policies(run: RunSettings, settings: Settings) -> None:
-    """Policies are written between iterations, and hold nothing of a wrapper."""
+    """Check that policies can be kept: they are written between iterations, without state of wrappers."""
     every = run.keep_policies_every
     if every == 0:
         return
@@ -264,7 +280,7 @@ def _parse_run(values: Mapping[str, Any]) -> RunSettings:
 
 
 def _inline(value: Any) -> str:
-    """A value on one line of YAML. JSON is YAML, but for numbers such as 1e-05, which need a point."""
+    """A value on one line of YAML: JSON, except for numbers such as 1e-05, which need a point in YAML."""
     text = json.dumps(value).replace("\x7f", "\\u007f")  # which JSON allows and YAML does not
     return (
         text.replace("e", ".0e", 1) if isinstance(value, float) and "e" in text and "." not in text else text

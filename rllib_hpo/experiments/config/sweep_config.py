@@ -1,4 +1,4 @@
-"""A sweep file: which algorithms, variants, tasks and seeds, with what settings; and the trials it stands for.
+"""Read a sweep file (algorithms, variants, tasks, seeds, settings) and expand it into trials.
 
 ```yaml
 sweep: my-sweep            # name of the rows' column `sweep`
@@ -40,9 +40,9 @@ Settings = dict[str, Any]
 DEFAULT_VARIANT = "default"
 MAX_TRIALS = 10_000
 MAX_NAME = 200
-"""Bytes of a trial's name, which names files and folders too."""
-OF_THE_GRID = ("algorithm", "task", "seed")
-"""Settings that a sweep's axes give."""
+"""Greatest length in bytes of a trial's name, which also names files and folders."""
+AXIS_SETTINGS = ("algorithm", "task", "seed")
+"""Settings that the axes of a sweep determine."""
 
 
 class _Model(BaseModel):
@@ -50,15 +50,15 @@ class _Model(BaseModel):
 
 
 class Variant(_Model):
-    """One way to set the algorithms."""
+    """A named set of settings."""
 
     settings: Settings = Field(default_factory=dict)
     algorithms: list[str] | None = None
-    """Which of the sweep's algorithms; None for all."""
+    """Algorithms that it applies to; None for all."""
 
 
 class Override(_Model):
-    """Settings of the trials it names."""
+    """Settings for some of the trials."""
 
     settings: Settings
     algorithm: str | None = None
@@ -66,7 +66,7 @@ class Override(_Model):
     variant: str | None = None
 
     def applies(self, algorithm: str, variant: str, task: str) -> bool:
-        """Whether it names that trial."""
+        """Whether it applies to a trial."""
         return all(
             own is None or own == other
             for own, other in ((self.algorithm, algorithm), (self.variant, variant), (self.task, task))
@@ -96,7 +96,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """What its directory is called: the same in every expansion of the file."""
+        """Name of its directory, the same in every expansion of the file."""
         run = self.config.run
         variant = "" if self.variant == DEFAULT_VARIANT else f"-{self.variant}"
         return re.sub(r"[^A-Za-z0-9_.-]", "_", f"{run.algorithm}{variant}-{run.task}-seed{run.seed}")
@@ -133,7 +133,7 @@ class Sweep:
         return Sweep(self.name, self.description, trials)
 
     def without(self, names: Iterable[str]) -> Sweep:
-        """The trials of other names; maybe none."""
+        """The sweep without some trials; it may be empty."""
         left_out = set(names)
         trials = tuple(trial for trial in self.trials if trial.name not in left_out)
         return Sweep(self.name, self.description, trials)
@@ -144,7 +144,7 @@ def _of(trial: Trial, key: str) -> str:
 
 
 def read_sweep(path: Path, seeds: str | None = None, changes: Mapping[str, Any] | None = None) -> Sweep:
-    """The trials of a sweep file, every one of them validated.
+    """Read a sweep file, and validate every trial.
 
     Args:
         path: YAML.
@@ -175,7 +175,7 @@ def read_sweep(path: Path, seeds: str | None = None, changes: Mapping[str, Any] 
 
 
 def _check_trial_names(trials: Sequence[Trial], lines: _Lines) -> None:
-    """Each trial has a folder, which its name must be able to name."""
+    """Check that every trial's name is a valid name of a folder."""
     seen: set[str] = set()
     for trial in trials:
         place = ("variants", trial.variant) if trial.variant != DEFAULT_VARIANT else ("tasks",)
@@ -191,7 +191,7 @@ def _check_trial_names(trials: Sequence[Trial], lines: _Lines) -> None:
 
 
 def _grid(given: SweepFile, seeds: Sequence[int]) -> Iterator[tuple[str, str, str, int]]:
-    """Algorithm, variant, task and seed of every trial; seeds vary slowest, so that all begin with one."""
+    """Algorithm, variant, task and seed of every trial; seeds vary slowest, so that one seed of each comes first."""
     for seed, task, algorithm, name in itertools.product(
         seeds, given.tasks, given.algorithms, given.variants
     ):
@@ -234,7 +234,7 @@ def _trial(
 
 
 def _check_names(given: SweepFile, lines: _Lines) -> None:
-    """Algorithms, tasks, variants and settings must exist, wherever they are named."""
+    """Check that all named algorithms, tasks, variants and settings exist."""
     for i, algorithm in enumerate(given.algorithms):
         lines.located(("algorithms", i), find_settings, algorithm)
     for i, task in enumerate(given.tasks):
@@ -260,12 +260,12 @@ def _check_names(given: SweepFile, lines: _Lines) -> None:
 def _check_settings(
     settings: Settings, algorithms: Sequence[str], place: tuple[Any, ...], lines: _Lines
 ) -> None:
-    """Each must be a setting of one of the algorithms, at least, and not one of the sweep's axes."""
-    valid = set(RunSettings.model_fields).difference(OF_THE_GRID)
+    """Check that each is a setting of at least one of the algorithms, and not an axis of the sweep."""
+    valid = set(RunSettings.model_fields).difference(AXIS_SETTINGS)
     for algorithm in algorithms:
         valid |= set(find_settings(algorithm).model_fields)
     for name in settings:
-        if name in OF_THE_GRID:
+        if name in AXIS_SETTINGS:
             raise lines.error((*place, name), f"'{name}' is an axis of the sweep, not a setting")
         if name not in valid:
             close = nearest(name, valid)
@@ -303,7 +303,7 @@ def _seeds_of_file(given: SweepFile, lines: _Lines) -> list[int]:
 
 
 class _Lines(YamlLines):
-    """A sweep file that remembers the line of everything in it."""
+    """A sweep file with the line of every value."""
 
     def __init__(self, path: Path) -> None:
         (document,) = read_documents(path, "sweep file", many=False)
@@ -333,14 +333,14 @@ class _Lines(YamlLines):
             raise self.error(place, f"{name}={shown(first['input'])} must be {reason}") from None
 
     def located(self, place: tuple[Any, ...], function: Any, *args: Any) -> Any:
-        """Calls `function`; a UserError gets the line of `place`."""
+        """Call `function`, and add the line of `place` to a UserError."""
         try:
             return function(*args)
         except UserError as error:
             raise self.error(place, str(error)) from None
 
     def among(self, place: tuple[Any, ...], value: str, allowed: Sequence[str], kind: str) -> None:
-        """Raises an error unless the sweep has that algorithm, task or variant."""
+        """Check that the sweep has an algorithm, task or variant."""
         if value not in allowed:
             close = nearest(value, allowed)
             hint = f"Did you mean '{close}'?" if close else f"It has {', '.join(allowed)}."
@@ -348,7 +348,7 @@ class _Lines(YamlLines):
 
 
 def _siblings(place: tuple[Any, ...]) -> list[str]:
-    """Keys that may stand where an unknown one stands."""
+    """Valid keys in the place of an unknown one."""
     models: dict[Any, type[BaseModel]] = {"variants": Variant, "overrides": Override}
     model = models.get(place[0], SweepFile) if len(place) > 1 else SweepFile
     return list(model.model_fields)

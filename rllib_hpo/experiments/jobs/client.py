@@ -1,6 +1,6 @@
-"""Sweeps as jobs of a Ray cluster: sent, followed, left and found again.
+"""Submit sweeps as jobs of a Ray cluster, follow, list and stop them.
 
-Ray itself reads the cluster's token (RAY_AUTH_TOKEN, ~/.ray/auth_token, where RAY_AUTH_MODE=token) and puts it into
+Ray reads the cluster's token (RAY_AUTH_TOKEN, ~/.ray/auth_token, where RAY_AUTH_MODE=token) and puts it into
 the headers of requests; nothing here ever holds it.
 """
 
@@ -34,14 +34,14 @@ from rllib_hpo.results.provenance import git_commit
 from rllib_hpo.rllib._private import JobClientHooks
 
 POLL_S = 1.0
-PATIENCE_S = 600.0
-"""How long a cluster that no longer answers is tried again before following it is given up; the job goes on."""
+RECONNECT_TIMEOUT_S = 600.0
+"""Seconds of retries before `follow` gives up on a cluster that does not answer; the job continues."""
 TIMEOUTS_S = (10.0, 120.0)  # to connect, and to answer
 FIRST_TIMEOUTS_S = (10.0, 15.0)  # the same when the cluster is asked for its version, which takes it no time
 
 
 class Unreachable(UserError):
-    """The cluster does not answer; it may later."""
+    """The cluster does not answer; a retry may succeed."""
 
 
 class Job(NamedTuple):
@@ -54,7 +54,7 @@ class Job(NamedTuple):
     message: str
     sweep: str
     storage: str
-    """URI of the sweep on storage, or nothing."""
+    """URI of the sweep on storage, or ""."""
     out: str
     """Its directory, on the head."""
     started: float | None
@@ -62,20 +62,20 @@ class Job(NamedTuple):
 
     @property
     def ended(self) -> bool:
-        """Whether it will not change any more."""
+        """Whether the state is final."""
         return self.state not in ("PENDING", "RUNNING")
 
 
 class Client(JobClientHooks, JobSubmissionClient):
-    """Ray's client, which by itself waits forever for a cluster that does not answer."""
+    """Ray's job client with timeouts; Ray's own waits forever for a cluster that does not answer."""
 
     def request_options(self, *arguments: Any) -> dict[str, Any]:
-        """A timeout, which is longer for the first request."""
+        """Timeouts to connect and to answer; shorter for the first request."""
         return {"timeout": FIRST_TIMEOUTS_S if "/api/version" in arguments else TIMEOUTS_S}
 
 
 def connect(address: str) -> Client:
-    """A client of the cluster whose dashboard is at `address`.
+    """Connect to the cluster whose dashboard is at `address`.
 
     Raises:
         UserError: If it does not answer, refuses, or runs another Ray.
@@ -105,7 +105,7 @@ def connect(address: str) -> Client:
 
 @contextmanager
 def explained(address: str, job_id: str = "") -> Iterator[None]:
-    """Makes one sentence of what a request can fail with.
+    """Turn errors of requests into a UserError of one sentence.
 
     Raises:
         Unreachable: If the cluster does not answer.
@@ -151,7 +151,7 @@ def _first_line(text: str) -> str:
 
 
 def submit(client: Client, request: Request) -> str:
-    """Sends a sweep; the id of the job, which is the same when the same sweep is sent again.
+    """Submit a sweep; returns the job's id, which is the same if the same sweep is submitted again.
 
     Raises:
         UserError: If it runs or has run there already, or the cluster refuses it.
@@ -177,7 +177,7 @@ def submit(client: Client, request: Request) -> str:
 
 
 def _free_id(client: Client, request: Request) -> str:
-    """NAME-8 hex digits of all that is sent; of a job that failed or was stopped, the next of that name."""
+    """Job id NAME-DIGEST, with a number if a job of that id failed or was stopped."""
     address = client.get_address()
     digest = hashlib.sha256(repr((request.words, request.out, request.pip)).encode())
     for path in sorted(request.files.values()):
@@ -206,7 +206,7 @@ def _free_id(client: Client, request: Request) -> str:
 
 
 def jobs(client: Client) -> list[Job]:
-    """The sweeps that a cluster has or had, the newest last.
+    """All sweeps of a cluster, newest last.
 
     Raises:
         UserError: If it cannot be asked.
@@ -241,7 +241,7 @@ def _job(details: Any) -> Job:
 
 
 def stop(client: Client, job_id: str) -> None:
-    """Asks a job to end after the running trials' checkpoints.
+    """Stop a job after its running trials have saved.
 
     Raises:
         UserError: If there is no such job, or it has ended.
@@ -253,8 +253,10 @@ def stop(client: Client, job_id: str) -> None:
         client.stop_job(job_id)
 
 
-def follow(client: Client, job_id: str, write: Callable[[str], None], patience_s: float = PATIENCE_S) -> Job:
-    """Writes a job's log as it grows until the job has ended, and waits for a cluster that is away for a while.
+def follow(
+    client: Client, job_id: str, write: Callable[[str], None], timeout_s: float = RECONNECT_TIMEOUT_S
+) -> Job:
+    """Write a job's log as it grows until the job ends; retry while the cluster does not answer.
 
     Raises:
         UserError: If there is no such job, or the cluster stays away.
@@ -272,7 +274,7 @@ def follow(client: Client, job_id: str, write: Callable[[str], None], patience_s
             if job.ended:
                 return job
         except Unreachable as error:
-            if time.monotonic() - answered > patience_s:
+            if time.monotonic() - answered > timeout_s:
                 again = f"rllib-hpo submit --attach {job_id} --address {client.get_address()}"
                 raise UserError(
                     f"{error} The job goes on if its cluster does; follow it: `{again}`."
@@ -281,7 +283,7 @@ def follow(client: Client, job_id: str, write: Callable[[str], None], patience_s
 
 
 class _Log:
-    """What of a log was written: each connection sends it from its beginning."""
+    """Position in a log, since each connection sends it from the beginning."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write, self._written = write, 0
@@ -296,7 +298,7 @@ class _Log:
 
 
 def ask_nodes(client: Client, directory: str) -> dict[str, Any]:
-    """What every node of a cluster says of itself, by a small job.
+    """Get a report of every node of a cluster, through a small job.
 
     Args:
         client: Of the cluster.
@@ -323,7 +325,7 @@ def ask_nodes(client: Client, directory: str) -> dict[str, Any]:
 
 
 def exit_code(job: Job) -> int:
-    """That of the sweep: 0 if all trials are done, 130 if it was stopped.
+    """Exit code of the sweep: 0 if all trials are done, 130 if it was stopped.
 
     Raises:
         UserError: If trials failed (exit code 2), or the job did.

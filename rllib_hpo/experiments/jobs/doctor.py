@@ -1,4 +1,4 @@
-"""What is wrong with an installation or a cluster: small checks, each of one thing, with the remedy."""
+"""Diagnose an installation or a cluster: small checks, each with a remedy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.cluster.driver import DRIVERS, OLDER_CUDA, kernel_driver, needed_driver
 from rllib_hpo.experiments.storage.file_system import LACKS, lacking, nearest_folder
 from rllib_hpo.results.paths import absolute, is_writable
-from rllib_hpo.rllib.cluster_address import refuse_dead_address
+from rllib_hpo.rllib.cluster_address import check_cluster_address
 
 _ROOT = Path(rllib_hpo.__file__).parents[1]
 _GIB = 1 << 30
@@ -33,7 +33,7 @@ EGL = (
 
 
 class Check(NamedTuple):
-    """What one check found."""
+    """Result of one check."""
 
     subject: str
     state: Literal["ok", "note", "problem"]
@@ -42,7 +42,7 @@ class Check(NamedTuple):
 
 
 def line(check: Check) -> str:
-    """A check as people read it."""
+    """Format a check as a line."""
     remedy = f": {check.remedy}" if check.remedy else ""
     return f"{check.state:<8}{check.subject:<16}{check.found}{remedy}"
 
@@ -53,7 +53,7 @@ def all_checks(
     shared: str = "~/runs",
     out: Path = Path("runs"),
 ) -> Iterator[Check]:
-    """Checks of this machine and of where runs go, of files and of a cluster, one after the other."""
+    """Check this machine, the directory of runs, files and a cluster, in turn."""
     yield from local_checks(out)
     for file in files:
         yield file_check(file)
@@ -62,7 +62,7 @@ def all_checks(
 
 
 def local_checks(out: Path = Path("runs")) -> Iterator[Check]:
-    """Checks of this machine, and of the directory that runs go to."""
+    """Check this machine and the directory of runs."""
     yield python_check(sys.version_info[:3])
     yield from version_checks(installed(), _ROOT / "constraints.txt")
     yield torch_check()
@@ -83,7 +83,7 @@ def local_checks(out: Path = Path("runs")) -> Iterator[Check]:
 
 
 def home_is_known() -> bool:
-    """Whether this user has a home folder, as users that are only a number may not."""
+    """Check that the user has a home folder, which a user with only a number may lack."""
     try:
         absolute("~")
     except UserError:
@@ -92,7 +92,7 @@ def home_is_known() -> bool:
 
 
 def folder_checks(home: Path) -> Iterator[Check]:
-    """Whether the folders can be written that a run, a sweep or Tune writes besides the run's own."""
+    """Check that the folders can be written that a run, a sweep or Tune uses besides the run's own."""
     temporary = Path(os.environ.get("TMPDIR") or "/tmp")
     if is_writable(temporary):
         yield Check("temporary", "ok", f"{temporary} can be written")
@@ -108,7 +108,7 @@ def folder_checks(home: Path) -> Iterator[Check]:
 
 
 def python_check(version: tuple[int, int, int]) -> Check:
-    """Whether the package runs on this Python."""
+    """Check the version of Python."""
     text = ".".join(map(str, version))
     if not (3, 11) <= version[:2] < (3, 13):
         return Check("Python", "problem", text, "make .venv anew with Python 3.11")
@@ -118,7 +118,7 @@ def python_check(version: tuple[int, int, int]) -> Check:
 
 
 def installed() -> dict[str, str]:
-    """Versions of all that is installed, by normal name."""
+    """Versions of all installed packages, by normalised name."""
     return {
         _normal(name): each.version
         for each in importlib.metadata.distributions()
@@ -131,7 +131,7 @@ def _normal(name: str) -> str:
 
 
 def version_checks(versions: dict[str, str], constraints: Path) -> Iterator[Check]:
-    """What this package needs against what is installed, and that against the versions its tests pass with."""
+    """Compare installed versions with requirements, and with the versions that the tests pass with."""
     from packaging.requirements import Requirement
 
     needed = [Requirement(text) for text in importlib.metadata.requires("rllib-hpo") or []]
@@ -169,7 +169,7 @@ def version_checks(versions: dict[str, str], constraints: Path) -> Iterator[Chec
 
 
 def torch_check(driver: Path = Path("/proc/driver/nvidia/version")) -> Check:
-    """Whether torch can use the GPU, where there is one."""
+    """Check that torch can use a GPU if there is one."""
     import torch
 
     built = f"torch {torch.__version__}"
@@ -188,7 +188,7 @@ def torch_check(driver: Path = Path("/proc/driver/nvidia/version")) -> Check:
 
 
 def driver_check(built: str, cuda: str, driver: str) -> Check:
-    """Why torch finds no GPU, though there is a driver: it is too old for that CUDA, or something hides the GPU."""
+    """Explain why torch finds no GPU although there is a driver: it is too old, or the GPU is hidden."""
     found = f"{built} (CUDA {cuda}) cannot use the driver {driver.splitlines()[0][:80]}"
     needed, there = needed_driver(cuda), kernel_driver(driver)
     hidden = "see whether CUDA_VISIBLE_DEVICES or the container hides the GPU"
@@ -201,13 +201,13 @@ def driver_check(built: str, cuda: str, driver: str) -> Check:
 
 
 def process_check(subject: str, code: str, remedy: str) -> Check:
-    """Whether code runs in a process of its own, which a crash of a C library ends instead of this one."""
+    """Check that code runs, in a process of its own, since a C library may crash it."""
     failed = _fails(code)
     return Check(subject, "problem", failed, remedy) if failed else Check(subject, "ok", "imports and steps")
 
 
 def egl_check() -> Check:
-    """Whether MuJoCo can film without a display."""
+    """Check that MuJoCo can render without a display."""
     failed = _fails(EGL, MUJOCO_GL="egl")
     if failed:
         remedy = "apt-get install libegl1 libgl1 for --video and --wandb-video; training needs none"
@@ -216,7 +216,7 @@ def egl_check() -> Check:
 
 
 def _fails(code: str, **environment: str) -> str:
-    """The last line of what it complains of, or nothing."""
+    """Run code in a process; returns the last line of its errors, or ""."""
     try:
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", code],
@@ -236,7 +236,7 @@ def _fails(code: str, **environment: str) -> str:
 
 
 def wandb_check(environment: Any, netrc: Path) -> Check:
-    """Whether there is a W&B login; never what it is."""
+    """Check for a W&B login, without reading it out."""
     if environment.get("WANDB_API_KEY"):
         return Check(
             "W&B", "note", "a key in WANDB_API_KEY", "on a cluster's head rather `wandb login`, into ~/.netrc"
@@ -253,7 +253,7 @@ def wandb_check(environment: Any, netrc: Path) -> Check:
 
 
 def token_check(token: Path) -> Check:
-    """Whether nobody else can read the token of a cluster."""
+    """Check that nobody else can read the token of a cluster."""
     if not token.exists():
         return Check(
             "Ray's token", "note", "none", "`ray get-auth-token --generate` before a cluster is started"
@@ -264,19 +264,19 @@ def token_check(token: Path) -> Check:
 
 
 def address_check() -> Check:
-    """Whether the cluster that RAY_ADDRESS names answers."""
+    """Check that the cluster of RAY_ADDRESS answers."""
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         return Check("RAY_ADDRESS", "ok", "not set: Ray runs on this machine")
     try:
-        refuse_dead_address()
+        check_cluster_address()
     except UserError as error:
         return Check("RAY_ADDRESS", "problem", str(error))
     return Check("RAY_ADDRESS", "ok", address)
 
 
 def disk_check(directory: Path, mounts: Path = Path("/proc/mounts")) -> Check:
-    """Space and kind of the file system that results go to."""
+    """Check space and kind of the file system of results."""
     place = nearest_folder(directory)
     free, kind = shutil.disk_usage(place).free, file_system(place, mounts)
     found = f"{directory}: {free / _GIB:.0f} GiB free, {kind}"
@@ -292,7 +292,7 @@ def disk_check(directory: Path, mounts: Path = Path("/proc/mounts")) -> Check:
 
 
 def file_system_check(directory: Path) -> Check:
-    """What the file system that runs go to can do; runs make do without what it lacks."""
+    """Check the features of the file system of runs; runs work without those that it lacks."""
     try:
         lacks = lacking(directory)
     except OSError as error:
@@ -307,7 +307,7 @@ def file_system_check(directory: Path) -> Check:
 
 
 def file_system(path: Path, mounts: Path) -> str:
-    """Its kind, as the kernel calls it."""
+    """Kind of a file system, as the kernel names it."""
     try:
         entries = [text.split()[1:3] for text in mounts.read_text().splitlines()]
     except OSError:
@@ -320,14 +320,14 @@ def file_system(path: Path, mounts: Path) -> str:
 
 
 def open_files_check(limit: int) -> Check:
-    """Ray keeps hundreds of files and sockets open for each process."""
+    """Check the limit of open files, since Ray keeps hundreds open for each process."""
     if limit < 4_096:
         return Check("open files", "problem", f"at most {limit}", "`ulimit -n 65536` before Ray starts")
     return Check("open files", "ok", f"at most {limit:,}")
 
 
 def shared_memory_check(directory: Path) -> Check:
-    """Ray's object store is there; where it is small, Ray goes to the disk."""
+    """Check the size of shared memory: if it is small, Ray's object store uses the disk."""
     if not directory.is_dir():
         return Check("shared memory", "note", f"no {directory}")
     size = shutil.disk_usage(directory).total
@@ -340,7 +340,7 @@ def shared_memory_check(directory: Path) -> Check:
 
 
 def ray_results_check(directory: Path) -> Check:
-    """Tune's default directory, which this package never writes to, but others do."""
+    """Check Tune's default directory, which other programs write to."""
     size = sum(
         file.lstat().st_size for file in directory.rglob("*") if not file.is_symlink() and file.is_file()
     )
@@ -355,7 +355,7 @@ def ray_results_check(directory: Path) -> Check:
 
 
 def file_check(file: Path) -> Check:
-    """What is wrong with a sweep file or the file of a cluster."""
+    """Check a sweep file or a cluster file."""
     from rllib_hpo.experiments.cluster.check import check_file
     from rllib_hpo.experiments.config.sweep_config import read_sweep
 
@@ -369,7 +369,7 @@ def file_check(file: Path) -> Check:
 
 
 def cluster_checks(address: str, shared: str) -> Iterator[Check]:
-    """Checks of a cluster: from here, and by a small job that asks each node."""
+    """Check a cluster from this machine, and through a small job that asks each node."""
     from rllib_hpo.experiments.jobs import client as jobs
 
     try:
@@ -391,7 +391,7 @@ def cluster_checks(address: str, shared: str) -> Iterator[Check]:
 def node_checks(
     nodes: Sequence[dict[str, Any]], directory: str, version: str, commit: str
 ) -> Iterator[Check]:
-    """What the nodes of a cluster answered.
+    """Check the reports of a cluster's nodes.
 
     Args:
         nodes: As `nodes.report` makes them.

@@ -1,4 +1,4 @@
-"""What is sent to run a sweep on a cluster: its command, the files and modules beside it, and where it runs."""
+"""Pack a sweep for a cluster: its command, its files and modules, and its runtime environment."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import rllib_hpo
 from rllib_hpo.errors import UserError
-from rllib_hpo.experiments.storage.folder import Storage, is_uri, refuse_secrets
+from rllib_hpo.experiments.storage.folder import Storage, check_no_secrets, is_uri
 
-STOP_PATIENCE_S = 120
-"""How long a job that is stopped may take for the checkpoints of its running trials."""
+STOP_TIMEOUT_S = 120
+"""Seconds that a stopped job gets for the checkpoints of its running trials."""
 OTHER_VERSION = 3
-"""The exit code of a job that found another version of this package, or none, on the cluster."""
+"""Exit code of a job if the cluster has another version of this package, or none."""
 
 
 _PACKAGE = Path(rllib_hpo.__file__).parent
@@ -28,24 +28,24 @@ _GUARD = (
 
 
 class Request(NamedTuple):
-    """A sweep to send."""
+    """A sweep to submit."""
 
     name: str
     words: tuple[str, ...]
-    """Of `rllib-hpo sweep`, but for --out."""
+    """Arguments of `rllib-hpo sweep`, except --out."""
     files: Mapping[str, Path]
-    """Files and folders to send along, by their name there."""
+    """Files and folders to send, by their name on the cluster."""
     storage: str = ""
     out: str = ""
-    """On the cluster; where it is empty, one named after the job."""
+    """Directory on the cluster; "" for one named after the job."""
     resumes: bool = False
-    """Whether it goes on with a sweep; one on a path is told by that, and takes no --out."""
+    """Whether it resumes a sweep; one resumed by its path takes no --out."""
     pip: bool = False
-    """Whether to send this package too and have its dependencies installed."""
+    """Whether to send this package, too, and to install its dependencies."""
 
 
 def shipped(source: Path | None, imports: Sequence[str]) -> dict[str, Path]:
-    """What is sent: the sweep file, and the modules of --import that lie beside it or here as files or folders."""
+    """Files to send: the sweep file, and the modules of --import beside it or in the working directory."""
     files = {} if source is None else {source.name: source}
     for module in imports:
         top = module.partition(".")[0]
@@ -57,8 +57,8 @@ def shipped(source: Path | None, imports: Sequence[str]) -> dict[str, Path]:
     return files
 
 
-def refuse_paths(storage: str | None, out: str | None) -> None:
-    """Refuses places that mean nothing on another machine, or hold a secret.
+def check_paths(storage: str | None, out: str | None) -> None:
+    """Check that storage and directory are valid on another machine and hold no secret.
 
     Raises:
         UserError: Naming the option.
@@ -66,18 +66,18 @@ def refuse_paths(storage: str | None, out: str | None) -> None:
     for option, place in (("--storage", storage), ("--out", out)):
         if place is None:
             continue
-        refuse_secrets(place)
+        check_no_secrets(place)
         if not (option == "--storage" and is_uri(place)) and not place.startswith(("/", "~/")):
             raise UserError(f"{option} {place} must be a path from / on, for it is one of the cluster.")
 
 
 def below(storage: str, name: str) -> str:
-    """URI/NAME; storage itself is the cluster's to reach, with credentials that may not be here."""
+    """URI/NAME, without access to storage, whose credentials only the cluster may have."""
     return Storage(storage, None, "").child(name).uri
 
 
 def entrypoint(request: Request, out: str) -> str:
-    """The job's command, for a shell there."""
+    """The job's command for the cluster's shell."""
     words = [*request.words, *([] if request.resumes and not request.storage else ["--out", out])]
     command = " ".join(["python", "-m", "rllib_hpo.cli", "sweep", *map(quoted, words)])
     if request.pip:  # then the package is the one sent
@@ -86,12 +86,12 @@ def entrypoint(request: Request, out: str) -> str:
 
 
 def quoted(word: str) -> str:
-    """A word for the shell, which is to put the home directory there for a leading ~."""
+    """Quote a word for the shell, except for a leading ~, which it expands."""
     return f"~/{shlex.quote(word[2:])}" if word.startswith("~/") and word != "~/" else shlex.quote(word)
 
 
 def pack(request: Request, folder: Path) -> None:
-    """Puts all that is sent into a folder: the job's working directory there."""
+    """Copy all files to send into a folder, the job's working directory."""
     for name, path in {**request.files, **({_PACKAGE.name: _PACKAGE} if request.pip else {})}.items():
         _copy(path, folder / name)
 
@@ -104,9 +104,9 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def runtime_env(folder: str, pip: bool) -> dict[str, Any]:
-    """Where a job runs: in what is in `folder`, and with what this package needs if `pip`."""
+    """Runtime environment of a job: `folder`, and this package's dependencies if `pip`."""
     # A stop lets the running trials save, as Ctrl-C does; by itself Ray gives a job three seconds.
-    environment = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_PATIENCE_S)}
+    environment = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_TIMEOUT_S)}
     return {
         "working_dir": folder,
         "env_vars": environment,
@@ -115,7 +115,7 @@ def runtime_env(folder: str, pip: bool) -> dict[str, Any]:
 
 
 def pins() -> list[str]:
-    """What this package needs, in the versions installed here; Ray is the cluster's own."""
+    """Dependencies of this package in the versions installed here, without Ray."""
     from packaging.requirements import Requirement
 
     found = []

@@ -1,4 +1,4 @@
-"""Where the results of a sweep on a cluster can be read from here, and how they are brought."""
+"""Find and fetch the results of a sweep on a cluster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rllib_hpo.experiments.sweeps.sweep import SweepFiles, fetch_sweep, read_pla
 
 
 def reachable_rows(job: Job) -> str | None:
-    """Where rows of a job can be read from here: its storage, or its directory if this is the head; else None."""
+    """The readable rows of a job: its storage, or its directory if this is the head; otherwise None."""
     if job.storage:
         storage = Storage.open(job.storage)
         return job.storage if storage.local is None or storage.local.is_dir() else None
@@ -21,7 +21,7 @@ def reachable_rows(job: Job) -> str | None:
 
 
 def elsewhere(job: Job) -> str:
-    """The sentence that says how to reach results which cannot be read from here."""
+    """A sentence that says how to reach results which this machine cannot read."""
     place = PurePosixPath(job.out or job.storage)
     where = (
         f"on {job.storage}, which this machine does not see" if job.storage else f"in {job.out} on the head"
@@ -33,7 +33,7 @@ def elsewhere(job: Job) -> str:
 
 
 def fetch(job: Job, directory: Path, checkpoints: bool = False) -> int:
-    """Brings a sweep's rows from its storage, and, if asked to, the newest intact checkpoint of each trial.
+    """Download a sweep's rows from its storage and, on request, the newest intact checkpoint of each trial.
 
     Returns:
         How many checkpoints there were.
@@ -51,15 +51,15 @@ def fetch(job: Job, directory: Path, checkpoints: bool = False) -> int:
     fetched = 0
     for name in read_plan(files)["trials"]:
         with storage.reached():
-            if storage.read_if_there(f"trials/{name}/trial_id") is None:  # it has not begun
+            if storage.read_if_exists(f"trials/{name}/trial_id") is None:  # it has not begun
                 continue
-        _fetch_checkpoint(Mirror(storage, files.trial(name).directory, files.results, patience_s=60))
+        _fetch_checkpoint(Mirror(storage, files.trial(name).directory, files.results, timeout_s=60))
         fetched += any(files.trial(name).directory.glob("checkpoints/step-*"))
     return fetched
 
 
 def _fetch_checkpoint(mirror: Mirror, attempts: int = 3) -> None:
-    """A running trial may replace the checkpoint that is being fetched; then there is a newer one."""
+    """Download a trial's newest checkpoint; retry if the running trial replaces it meanwhile."""
     for attempt in range(attempts):
         try:
             mirror.identify()

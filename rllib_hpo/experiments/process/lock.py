@@ -1,4 +1,4 @@
-"""One process at a time trains in a run directory."""
+"""Lock a run directory, so that one process at a time trains in it."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-PATIENCE_S = 30.0
-"""How long to wait for one that is about to die: a killed driver's workers live on for some seconds."""
+TIMEOUT_S = 30.0
+"""Seconds to wait for a dying holder: workers of a killed driver survive it for some seconds."""
 
 LOCK_FILE, HOLDER_FILE = ".lock", ".lock.json"
 UNSUPPORTED = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP})
-"""What `flock` answers on a file system without locks: Lustre without the option, NFS without a lock server."""
+"""Error numbers of `flock` on file systems without locks: Lustre without the option, NFS without a server."""
 
 HEARTBEAT_S, SILENCE_S = 3.0, 20.0
-"""Without locks: how often a holder shows that it lives, and how long it is silent before it counts as dead."""
+"""Without file locks: interval of the holder's heartbeats, and silence after which it counts as dead."""
 
 _logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def locked(directory: Path, patience_s: float = PATIENCE_S) -> Iterator[None]:
-    """Holds the directory while the context lasts; the system lets go of it when the process dies.
+def locked(directory: Path, timeout_s: float = TIMEOUT_S) -> Iterator[None]:
+    """Lock the directory while the context lasts; the system releases the lock when the process dies.
 
     The file .lock in it says who. Where the file system has no locks, .lock.json names host and process, and
     what it holds changes every few seconds while the process lives.
 
     Raises:
-        UserError: If another process holds it for longer than `patience_s`.
+        UserError: If another process holds it for longer than `timeout_s`.
         StorageError: If the directory cannot be written.
     """
     if fcntl is None:  # where there is none (Windows), two processes are the user's to avoid
@@ -53,7 +53,7 @@ def locked(directory: Path, patience_s: float = PATIENCE_S) -> Iterator[None]:
         descriptor = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise StorageError(f"Cannot write {directory}: {error.strerror or error}.") from error
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + timeout_s
     try:
         if not _flock(descriptor, directory, deadline):
             with _held_by_file(directory, deadline):
@@ -67,7 +67,7 @@ def locked(directory: Path, patience_s: float = PATIENCE_S) -> Iterator[None]:
 
 
 def can_lock(descriptor: int) -> bool:
-    """Locks an open file without waiting; False where its file system, or the system, has no locks.
+    """Lock an open file without waiting; False if its file system, or the system, has no locks.
 
     Raises:
         BlockingIOError: If another process holds it.
@@ -87,7 +87,7 @@ def can_lock(descriptor: int) -> bool:
 
 
 def _flock(descriptor: int, directory: Path, deadline: float) -> bool:
-    """Waits for the lock; False where the file system has none."""
+    """Wait for the lock; False if the file system has none."""
     while True:
         try:
             return can_lock(descriptor)
@@ -102,7 +102,7 @@ def _flock(descriptor: int, directory: Path, deadline: float) -> bool:
 
 @contextmanager
 def _held_by_file(directory: Path, deadline: float) -> Iterator[None]:
-    """Holds the directory by a file that says who: two that start in the same instant are not told apart."""
+    """Lock the directory by a file that names the holder; two processes that start at once may both hold it."""
     _logger.warning(
         "The file system of %s has no file locks: never let two processes write this run at once.", directory
     )
@@ -130,7 +130,7 @@ def _held_by_file(directory: Path, deadline: float) -> Iterator[None]:
 
 
 def _wait_until_free(path: Path, deadline: float) -> None:
-    """Returns once nobody holds the directory: no file, a dead process of this host, or one that is silent.
+    """Wait until the directory is free: no file, or a holder that is dead or silent.
 
     Raises:
         UserError: If its holder lives past the deadline.
@@ -154,7 +154,7 @@ def _wait_until_free(path: Path, deadline: float) -> None:
 
 
 def _is_dead(holder: bytes) -> bool:
-    """Whether the process that wrote `holder` ran on this host and is gone; False where that cannot be known."""
+    """Whether the process that wrote `holder` ran on this host and has ended; False if that is unknown."""
     try:
         about = json.loads(holder)
         if (about["host"], about["processes"]) != (socket.gethostname(), _process_namespace()):
@@ -176,7 +176,7 @@ def _name(holder: bytes) -> str:
 
 
 def _process_namespace() -> str:
-    """What tells containers of one host apart, where a pid of one means another process in the next."""
+    """Name of the process namespace, which differs between containers of one host."""
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:

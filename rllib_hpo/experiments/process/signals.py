@@ -14,7 +14,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Ctrl-C; docker stop, systemd, Kubernetes, a spot machine taken back; a lost terminal; Slurm before a time limit."""
 
 _requests: list[StopRequest] = []
-"""Those whose context lasts; the last one's handlers are installed in this process."""
+"""Requests with an open context; the handlers of the last one are installed."""
 
 
 def exit_code(number: int) -> int:
@@ -120,7 +120,7 @@ def reclaim_signals() -> None:
 
 @contextmanager
 def children_spared() -> Iterator[None]:
-    """Block SIGHUP and SIGUSR1 in processes that start meanwhile; here they arrive afterwards.
+    """Block SIGHUP and SIGUSR1 in processes that start in this context; this process gets them afterwards.
 
     They go to a whole process group: a lost terminal would end Ray's own processes before the trials are saved.
     """

@@ -1,4 +1,4 @@
-"""Standard output and error that no terminal can break: a console is a convenience, the files are the truth."""
+"""Make standard streams safe: a lost terminal must not end a run, whose results are in files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class _Unfailing(io.FileIO):
-    """A descriptor whose reader may go away (`| head`, a lost terminal, a full disk): the rest is dropped."""
+    """A descriptor that drops what cannot be written (`| head`, a lost terminal, a full disk)."""
 
     def write(self, data: Any) -> int:
         """Write, or drop what cannot be written."""
@@ -22,7 +22,7 @@ class _Unfailing(io.FileIO):
 
 
 def make_streams_safe() -> None:
-    """Make stdin, stdout and stderr usable whatever this process was started with.
+    """Make stdin, stdout and stderr usable in any case.
 
     Closed descriptors lead to the null device, so that no data file gets their numbers. Characters that the
     encoding lacks are printed as "?", and what nobody reads any more is dropped.
@@ -46,7 +46,7 @@ def _open_null(descriptor: int) -> None:
 
 
 def _safe(stream: Any, descriptor: int) -> Any:
-    """A stream like `stream` that never fails; one that is no descriptor of this process stays as it is."""
+    """A stream like `stream` that never fails; one without a descriptor stays as it is."""
     encoding, buffers_lines = "utf-8", True
     if stream is not None:
         try:

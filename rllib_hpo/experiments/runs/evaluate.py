@@ -1,4 +1,4 @@
-"""Evaluating a checkpoint, and filming it. Needs no Ray cluster: the policy is loaded into this process."""
+"""Evaluate or film a checkpoint in this process, without a Ray cluster."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from rllib_hpo.algorithms.base import Actor
+from rllib_hpo.algorithms.base import Actor, EvaluationNoise
 from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.storage.checkpoints import find_checkpoint
-from rllib_hpo.rllib.evaluation import Evaluation, Watch, cost_gamma, evaluate, warn_of_cut
+from rllib_hpo.rllib.evaluation import Evaluation, Watch, cost_gamma, evaluate, warn_truncated
 from rllib_hpo.rllib.trained_policy import load_policy
 from rllib_hpo.settings import Settings
 from rllib_hpo.streams import seed_sequence
@@ -24,7 +24,7 @@ from rllib_hpo.tasks import ActionScaling, Boundary, boundary, make_env, wrapper
 def evaluate_checkpoint(
     path: Path, num_episodes: int, seed: int = 0, watch: Watch | None = None
 ) -> tuple[Evaluation, dict[str, Any]]:
-    """Plays noise-free episodes, seeded by `seed` independently of the run's own evaluations.
+    """Play noise-free episodes, with seeds independent of those of the run's evaluations.
 
     Args:
         path: A checkpoint or a run directory.
@@ -49,7 +49,7 @@ def evaluate_checkpoint(
         watch=watch,
         cost_gamma=cost_gamma(settings),
     )
-    warn_of_cut(played, config["env"], _max_episode_steps(config))
+    warn_truncated(played, config["env"], _max_episode_steps(config))
     return played, manifest
 
 
@@ -59,7 +59,7 @@ def _max_episode_steps(config: dict[str, Any]) -> int:
 
 
 def film(path: Path, video: Path, seed: int = 0, watch: Watch | None = None) -> float:
-    """Plays one noise-free episode and writes it as a film (.mp4 or .gif); returns its return.
+    """Play one noise-free episode, and write it as a film (.mp4 or .gif); returns the episode's return.
 
     Raises:
         UserError: If frames cannot be rendered or written here, saying what is missing.
@@ -74,7 +74,7 @@ def film(path: Path, video: Path, seed: int = 0, watch: Watch | None = None) -> 
         frames, played = _play_frames(policy.actor, env, seed, _max_episode_steps(config), watch)
     finally:
         boundary.close(env)
-    warn_of_cut(played, config["env"], _max_episode_steps(config))
+    warn_truncated(played, config["env"], _max_episode_steps(config))
     try:
         import imageio.v2 as imageio
 
@@ -93,8 +93,9 @@ def _play_frames(
     scaling, checked = ActionScaling.of(env.action_space), Boundary(env)
     obs = checked.reset(env, seed)
     frames, total, over = [_frame(env)], 0.0, False
-    memory = actor.begin(torch.as_tensor(obs[None]), explores=False)
+    memory, noise = actor.begin(torch.as_tensor(obs[None]), explores=False), EvaluationNoise(actor, [seed])
     while not over and len(frames) <= max_episode_steps:
+        noise.draw(memory, [0])
         action = actor.act(torch.as_tensor(obs[None]), memory=memory).numpy()
         obs, reward, terminated, truncated = checked.step(env, scaling.to_env(action)[0])
         frames.append(_frame(env))

@@ -1,4 +1,4 @@
-"""One training run in one directory: build, train, evaluate, log, checkpoint, stop, resume."""
+"""Train one run in one directory: build, train, evaluate, log, checkpoint, stop, resume."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from rllib_hpo.algorithms.footprint import refuse_replay
 from rllib_hpo.errors import CheckpointError, SettingsError, UserError
-from rllib_hpo.experiments.cluster.nodes import refuse_unshared_learner
+from rllib_hpo.experiments.cluster.nodes import check_learner_sees_storage
 from rllib_hpo.experiments.cluster.ray_session import ray_session
 from rllib_hpo.experiments.config.run_config import RunConfig, resolve_saved
 from rllib_hpo.experiments.process.lock import locked
@@ -41,22 +41,22 @@ from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.algorithms import make_config
 from rllib_hpo.rllib.checkpointing import MANIFEST, read_manifest
 from rllib_hpo.rllib.config import ActorCriticConfig
-from rllib_hpo.rllib.environment import try_out
+from rllib_hpo.rllib.environment import probe_environment
 
 CONFIG_FILE = "config.yaml"
 SINGLE_RUNS = "single"
-"""What rows of runs that belong to no sweep have in the column `sweep`, so that seeds are pooled."""
+"""Column `sweep` of runs without a sweep, so that their seeds are pooled."""
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a run leaves behind in its directory."""
+    """Paths of a run's files."""
 
     directory: Path
     shared_results: Path | None = None
-    """Where rows go that are not the run's alone, as those of a sweep."""
+    """Directory of rows shared with other runs, as in a sweep."""
     is_new: bool = False
-    """Whether the directory was made just now, for a run that is to begin."""
+    """Whether the directory was just made for a new run."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "directory", absolute(self.directory))
@@ -78,7 +78,7 @@ class RunFiles:
 
 
 def start_run(config: RunConfig, out: Path) -> RunFiles:
-    """Makes the directory of a new run and stores its configuration there.
+    """Make the directory of a new run, and store its configuration.
 
     Raises:
         UserError: If the directory already holds something, or the environment cannot be used; nothing is made then.
@@ -89,13 +89,13 @@ def start_run(config: RunConfig, out: Path) -> RunFiles:
     files = RunFiles(out, is_new=True)
     rllib_config = to_rllib(config, files)
     rllib_config.validate()
-    try_out(rllib_config)
+    probe_environment(rllib_config)
     config.save(files.config)
     return files
 
 
 def remove_new_run(directory: Path) -> None:
-    """Removes what `start_run` and a run that never began made; hidden files that were there before stay."""
+    """Remove the files of `start_run` and of a run that never began, but no earlier hidden files."""
     with suppress(OSError):
         for path in directory.iterdir():
             if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
@@ -155,21 +155,23 @@ def to_rllib(
         .resources(num_gpus=0 if is_new else run.num_gpus_per_learner)
         .debugging(seed=run.seed, log_level="ERROR")
         .results(results_dir=str(files.results), sweep=sweep, variant=variant, task=task.name)
-        .checkpointing(replay_dir=str(CheckpointStore(files.directory).replay_dir))
+        .checkpointing(
+            replay_dir=str(CheckpointStore(files.directory).replay_dir), initialize_from=run.initialize_from
+        )
     )
 
 
 class TrainingRun:
-    """A run under way, an iteration at a time: it trains, logs and checkpoints, and goes on where it was left.
+    """Train a run by iterations: log, checkpoint and resume it.
 
     Args:
-        config: What to train, and for how long.
-        files: Where; checkpoints found there are gone on with.
-        sweep: What its rows say in that column.
-        variant: And in that.
-        keep_checkpoints: The newest to keep; the best is kept besides.
-        wandb: What Weights & Biases gets.
-        mirror: What keeps the run's rows and checkpoints on storage too, if anything does.
+        config: Algorithm, task, settings and number of steps.
+        files: Paths of the run; it resumes from the newest checkpoint there.
+        sweep: Column `sweep` of its rows.
+        variant: Column `variant` of its rows.
+        keep_checkpoints: Number of newest checkpoints to keep, besides the best.
+        wandb: Options of Weights & Biases.
+        mirror: Copy of rows and checkpoints on storage, if any.
 
     Raises:
         UserError: A failure the user can mend, another process in the same directory among them.
@@ -193,14 +195,14 @@ class TrainingRun:
         identity = trial_id(files.directory)
         group = files.directory.name if sweep == SINGLE_RUNS else group_of(sweep, config.run.task)
         self.store = CheckpointStore(files.directory, keep_checkpoints)
-        self.store.on_passed_over = self._passed_over
+        self.store.on_passed_over = self._log_skipped_checkpoint
         self._policies = KeptPolicies(files.directory, config.run.keep_policies_every)
         self._events = EventLog(files.directory)
         about = _identity(config, files, sweep)
-        with ExitStack() as opened:  # what was opened is closed again if the next cannot be
+        with ExitStack() as opened:  # closes what is open if the next cannot be opened
             opened.enter_context(locked(files.directory))
             if files.is_new:
-                opened.push(lambda kind, *_: self._refused(kind))
+                opened.push(lambda kind, *_: self._remove_refused(kind))
             opened.push(lambda kind, error, trace: self.ended(error))
             if mirror is not None:
                 mirror.restore()
@@ -209,7 +211,7 @@ class TrainingRun:
             self.algorithm = opened.enter_context(
                 _built(to_rllib(config, files, sweep, variant).results(trial_id=identity))
             )
-            refuse_unshared_learner(self.algorithm, files.directory)
+            check_learner_sees_storage(self.algorithm, files.directory)
             if config.run.num_learners == 0:
                 actor = self.algorithm.actor
                 refuse_replay(config.settings, actor.obs_dim, actor.action_dim, config.run.steps)
@@ -223,20 +225,21 @@ class TrainingRun:
                 )
             )
             checkpoint = self.store.restore_newest(self.algorithm)
-            # A new run has nothing to save; a checkpoint without the evaluation of its step is written again.
-            self._saved = -1 if self.algorithm.owes_evaluation else self.algorithm.env_steps
+            self.algorithm.refuse_without_origin()
+            # A new run has nothing to save; a checkpoint that lacks the evaluation of its step is rewritten.
+            self._saved = -1 if self.algorithm.lacks_evaluation else self.algorithm.env_steps
             self._board = opened.enter_context(TensorBoard(files.directory, self.algorithm.env_steps))
             self.algorithm.max_env_steps = config.run.steps
             if mirror is not None:
                 mirror.start(self.algorithm.env_steps)
-            self.algorithm.on_row = self._evaluated_to
+            self.algorithm.on_row = self._on_row
             self.algorithm.on_warning = lambda text, step: self._events.write("warning", step, text=text)
             self._operators = OperatorMetrics(about, self.algorithm)
             self.resumed_from = None if checkpoint is None else read_manifest(checkpoint)
             self._events.begin(
                 self.algorithm.env_steps,
                 checkpoint,
-                {**about, "steps": config.run.steps, **self._found()},
+                {**about, "steps": config.run.steps, **self._resume_details()},
             )
             self._has_begun = True
             self._open = opened.pop_all()
@@ -249,21 +252,21 @@ class TrainingRun:
     ) -> None:
         self._open.__exit__(kind, error, trace)
 
-    def _refused(self, kind: type[BaseException] | None) -> None:
+    def _remove_refused(self, kind: type[BaseException] | None) -> None:
         if kind is not None and issubclass(kind, Exception) and not self._has_begun:
             remove_new_run(self._files.directory)
 
     @property
     def is_complete(self) -> bool:
-        """Whether all steps and the evaluation of the last have been made."""
-        return self.algorithm.env_steps >= self.config.run.steps and not self.algorithm.owes_evaluation
+        """Whether all steps are made, and the last is evaluated."""
+        return self.algorithm.env_steps >= self.config.run.steps and not self.algorithm.lacks_evaluation
 
     def request_stop(self) -> None:
-        """End the iteration at the next step, from any thread; an evaluation under way is made up at resume."""
+        """End the iteration at the next step, from any thread; a resumed run repeats an unfinished evaluation."""
         self.algorithm.stop_requested = True
 
     def iterate(self) -> dict[str, Any]:
-        """Trains for an iteration, and saves a policy or checkpoint if one is due, or this was the last."""
+        """Train for an iteration; save a policy or a checkpoint if one is due, or at the end."""
         began = time.perf_counter()
         result: dict[str, Any] = self.algorithm.train()
         self._operators.iteration(flat_metrics(result), time.perf_counter() - began)
@@ -300,7 +303,7 @@ class TrainingRun:
         if self.on_evaluation is not None:
             self.on_evaluation(evaluation)
 
-    def _evaluated_to(self, row: Path) -> None:
+    def _on_row(self, row: Path) -> None:
         algorithm = self.algorithm
         if (evaluation := algorithm.latest_evaluation) is not None:
             return_mean, env_steps = evaluation["env_runners"]["episode_return_mean"], evaluation["env_steps"]
@@ -311,12 +314,12 @@ class TrainingRun:
         if self._mirror is not None:
             self._mirror.row(row)
 
-    def _passed_over(self, path: Path, error: CheckpointError) -> None:
+    def _log_skipped_checkpoint(self, path: Path, error: CheckpointError) -> None:
         env_steps = int(path.name.removeprefix("step-"))
         self._events.write("checkpoint_passed_over", env_steps, path=str(path), error=str(error))
 
-    def _found(self) -> dict[str, Any]:
-        """What the event of a resume says beside the checkpoint: how environments go on, and links repaired."""
+    def _resume_details(self) -> dict[str, Any]:
+        """Details of a resume for its event: whether environments are saved or rebuilt, and repaired links."""
         if self.resumed_from is None:
             return {}
         links = {"repaired_links": self.store.repaired} if self.store.repaired else {}
@@ -324,7 +327,7 @@ class TrainingRun:
 
     @property
     def resume_line(self) -> str | None:
-        """What a person should know of the checkpoint that the run goes on from; None for a new run."""
+        """A line about the checkpoint that the run resumes from; None for a new run."""
         if self.resumed_from is None:
             return None
         line = f"Resumed at step {self.resumed_from['env_steps']:,}"
@@ -335,7 +338,7 @@ class TrainingRun:
         return f"{line}."
 
     def ended(self, error: BaseException | None = None) -> None:
-        """Writes down how this life of the run ended; what comes after the first call is not written."""
+        """Log how this session ended; later calls do nothing."""
         is_built = hasattr(self, "algorithm")
         env_steps = self.algorithm.env_steps if is_built else 0
         self._events.end(env_steps, complete=is_built and self.is_complete, error=error)
@@ -346,14 +349,14 @@ class TrainingRun:
         film(self.store.directory / "last", path, self.config.run.seed)
 
     def merge_rows(self) -> None:
-        """Puts the rows of a run that is complete into one file."""
+        """Merge the rows of a complete run into one file."""
         config = self.algorithm.config
         merge_trial(
             Path(config.results_dir), config.sweep, config.algorithm, self.config.task.name, config.trial_id
         )
 
     def save(self) -> None:
-        """Writes a checkpoint unless this step has one; its manifest says whether it holds the environments."""
+        """Write a checkpoint unless this step has one."""
         env_steps = self.algorithm.env_steps
         if env_steps != self._saved:
             path = self.store.save(self.algorithm)
@@ -377,7 +380,7 @@ def train(
     keep_checkpoints: int = 2,
     wandb: WandbOptions = WandbOptions(),  # noqa: B008  (frozen)
 ) -> int | None:
-    """Trains until `steps`, from the newest intact checkpoint if there is one.
+    """Train until `steps`, from the newest intact checkpoint if there is one.
 
     Returns:
         The number of the signal that stopped the run early, or None when it is complete.
@@ -409,7 +412,7 @@ def train(
 
 
 def _identity(config: RunConfig, files: RunFiles, sweep: str) -> dict[str, str]:
-    """What tells a run from others, in the words of an operator."""
+    """Names that identify a run to an operator."""
     run, trial = config.run, files.directory.absolute().name
     return {
         "sweep": sweep,
@@ -421,7 +424,7 @@ def _identity(config: RunConfig, files: RunFiles, sweep: str) -> dict[str, str]:
 
 
 def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a result of `Algorithm.train()` that people watch, as "evaluation/return_mean" and so on."""
+    """Metrics of a result of `Algorithm.train()` as a flat mapping, such as "evaluation/return_mean"."""
     runners = result["env_runners"]
     metrics = {
         "train/return_mean": runners.get("episode_return_mean"),
@@ -431,6 +434,7 @@ def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:
         "train/cost_mean": runners.get("train_cost_mean"),
         "train/cost_discounted_mean": runners.get("train_cost_discounted_mean"),
         "train/cost_total": runners.get("train_cost_total"),
+        **{f"train/{name}": value for name, value in runners.get("outcome", {}).items()},
         **(evaluation_metrics(result["evaluation"]) if "evaluation" in result else {}),
         **{f"learner/{name}": value for name, value in result["learners"]["default_policy"].items()},
         **{f"pipeline/{name}": value for name, value in result.get("pipeline", {}).items()},
@@ -442,7 +446,7 @@ def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:
 
 
 def evaluation_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of an evaluation in RLlib's results, under the names of `flat_metrics`."""
+    """Metrics of an evaluation in RLlib's results, under the names of `flat_metrics`."""
     runners = evaluation["env_runners"]
     return {
         "evaluation/return_mean": runners["episode_return_mean"],
@@ -450,18 +454,19 @@ def evaluation_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
         "evaluation/episode_length_mean": runners["episode_len_mean"],
         "evaluation/env_steps": float(evaluation["env_steps"]),
         **{f"evaluation/{name}": runners[name] for name in COST_COLUMNS if name in runners},
+        **{f"evaluation/{name}": value for name, value in evaluation.get("outcome", {}).items()},
     }
 
 
 def quiet_ray() -> None:
-    """Silences what Ray and RLlib log about themselves; errors are raised all the same."""
+    """Silence the log messages of Ray and RLlib; errors are still raised."""
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
-    # An actor that dies is told of by what is raised, or by a warning of our own.
+    # A dead actor is reported by an error or by a warning of this package.
     logging.getLogger("ray.rllib.utils.actor_manager").setLevel(logging.CRITICAL)
-    # A trial that dies is told of in one line, or by the file of its error.
+    # A dead trial is reported in one line, or in the file of its error.
     logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
-    # Tune's own state is nothing that a sweep goes on from; a full disk, where it fails, is told of by what matters.
+    # A sweep does not resume from Tune's state; other errors report a full disk.
     logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
 
 

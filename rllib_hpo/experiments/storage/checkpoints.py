@@ -1,4 +1,4 @@
-"""The checkpoints of one run: numbered, whole or not there, the newest few and the best."""
+"""Keep the checkpoints of one run: numbered, atomic, the newest few and the best."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 
 RETURNS_FILE = "returns.json"
-"""Mean return of each evaluation by its step: where evaluations run beside training, a manifest comes too early."""
+"""File of mean returns by step: with evaluations beside training, a manifest is written before its return is known."""
 
 _NUMBERED = re.compile(r"step-[0-9]{1,15}")
 _logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class CheckpointStore:
         """Links that `restore_newest` had to repair, and the checkpoint each named before, if any."""
 
     def save(self, algorithm: ActorCriticAlgorithm) -> Path:
-        """Writes a checkpoint under a temporary name, renames it, and removes those no longer wanted.
+        """Write a checkpoint under a temporary name, rename it, and remove old ones.
 
         Raises:
             StorageError: If it could not be written (a full disk); earlier checkpoints stay as they are.
@@ -73,22 +73,22 @@ class CheckpointStore:
         return path
 
     def evaluated(self, env_steps: int, return_mean: float) -> None:
-        """Notes the return of the weights of a step, which may be known only after their checkpoint was saved."""
+        """Store the return of the weights of a step, which may be known only after their checkpoint is saved."""
         self.note_returns({**self.returns(), str(env_steps): return_mean})
 
     def note_returns(self, returns: Mapping[str, float]) -> None:
-        """Replaces the mean returns of evaluations by their steps."""
+        """Replace the stored mean returns."""
         write_atomically(self._returns_file, json.dumps(returns).encode())
 
     def returns(self) -> dict[str, float]:
-        """Mean returns of evaluations by their steps, of those that were noted."""
+        """Stored mean returns of evaluations by step."""
         try:
             return parse_returns(self._returns_file.read_bytes())
         except OSError:
             return {}
 
     def newest_valid(self) -> Path | None:
-        """The newest checkpoint whose files are intact, or None; says so for each that it passes over.
+        """The newest intact checkpoint, or None; reports each one that it skips.
 
         Raises:
             CheckpointError: If there are finished checkpoints, and all are damaged.
@@ -96,7 +96,7 @@ class CheckpointStore:
         return self._newest(verify)
 
     def restore_newest(self, algorithm: ActorCriticAlgorithm) -> Path | None:
-        """Puts the newest checkpoint that is intact, replay included, into `algorithm`, and repairs the links.
+        """Restore `algorithm` from the newest intact checkpoint with its replay, and repair the links.
 
         A run that was killed between the rename of a checkpoint and the exchange of a link left the old link.
 
@@ -112,7 +112,7 @@ class CheckpointStore:
         return newest
 
     def linked(self, name: str) -> str | None:
-        """Name of the checkpoint that the link `last` or `best` leads to, or None where it leads to none."""
+        """Name of the checkpoint that the link `last` or `best` points to, or None."""
         link = self.directory / name
         target = link.with_name(os.path.basename(os.readlink(link))) if link.is_symlink() else follow(link)
         return target.name if target != link and target.is_dir() else None
@@ -133,7 +133,7 @@ class CheckpointStore:
             _logger.warning("Could not repair the links in %s: %s", self.directory, error)
 
     def _newest(self, use: Callable[[Path], Any]) -> Path | None:
-        """The newest checkpoint that `use` takes without a CheckpointError."""
+        """The newest checkpoint for which `use` raises no CheckpointError."""
         refused: dict[Path, CheckpointError] = {}
         for path in reversed(numbered(self.directory)):
             try:
@@ -158,11 +158,11 @@ class CheckpointStore:
                 self.on_passed_over(path, error)
 
     def _intact(self) -> list[Path]:
-        """Checkpoints that can be used, oldest first."""
+        """Intact checkpoints, oldest first."""
         return [path for path in numbered(self.directory) if path not in self._unusable and _is_intact(path)]
 
     def _link(self, name: str, target: Path) -> None:
-        """Lets `last` or `best` lead to a checkpoint, whatever the file system offers for that."""
+        """Point `last` or `best` to a checkpoint, by a symbolic link or a text file."""
         link, temporary = self.directory / name, self.directory / f".{name}.tmp"
         if link.is_dir() and not link.is_symlink():  # a tool that follows links has copied the run
             self._set_aside(link)
@@ -175,7 +175,7 @@ class CheckpointStore:
             temporary.replace(link)
 
     def _set_aside(self, copy: Path) -> None:
-        """Removes the copy of a checkpoint that stands here intact; keeps any other under another name."""
+        """Remove the copy of an intact checkpoint; keep any other under another name."""
         manifest = copy / MANIFEST
         for path in self._intact():
             if manifest.is_file() and manifest.read_bytes() == (path / MANIFEST).read_bytes():
@@ -185,12 +185,12 @@ class CheckpointStore:
         copy.rename(next(path for path in names if not path.exists()))
 
     def _best(self, intact: Sequence[Path]) -> Path:
-        """The one with the highest return, of equals the earliest."""
+        """The checkpoint with the highest return, the earliest of equals."""
         returns = self.returns()
         return max(intact, key=lambda path: evaluation_return(read_manifest(path), returns))
 
     def _prune(self) -> None:
-        """Removes old checkpoints, replay segments that none of the rest lists, and what killed writers left."""
+        """Remove old checkpoints, replay segments that none lists, and remains of killed writers."""
         intact = self._intact()
         best = self._best(intact)
         self._link("best", best)
@@ -205,7 +205,7 @@ class CheckpointStore:
 
 
 def numbered(directory: Path) -> list[Path]:
-    """The folders step-N of a directory, oldest first; what is called otherwise is somebody's own, and left alone."""
+    """The folders step-N of a directory, oldest first; others are ignored."""
     return sorted(
         (path for path in directory.glob("step-*") if _NUMBERED.fullmatch(path.name)),
         key=lambda path: int(path.name.removeprefix("step-")),
@@ -213,7 +213,7 @@ def numbered(directory: Path) -> list[Path]:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that `path` names: one itself, or the last one of a run directory.
+    """The checkpoint that `path` names: itself, or the last one of a run directory.
 
     Raises:
         CheckpointError: If there is none.
@@ -239,7 +239,7 @@ def _is_intact(path: Path) -> bool:
 
 
 def parse_returns(data: bytes) -> dict[str, float]:
-    """The content of a `RETURNS_FILE`; nothing where it is damaged."""
+    """Parse a `RETURNS_FILE`; empty if it is damaged."""
     try:
         returns = parse_json(data, RETURNS_FILE)
     except UserError:
@@ -248,7 +248,7 @@ def parse_returns(data: bytes) -> dict[str, float]:
 
 
 def evaluation_return(manifest: Mapping[str, Any], returns: Mapping[str, float]) -> float:
-    """That of the checkpoint's own weights, or else of the latest that was known when it was saved."""
+    """Return of a checkpoint's own weights, or else the latest known when it was saved."""
     evaluation: dict[str, Any] | None = manifest.get("evaluation")
     if (own := returns.get(str(manifest["env_steps"]))) is not None:
         return own

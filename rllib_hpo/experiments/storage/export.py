@@ -1,4 +1,4 @@
-"""Exporting the policy of a checkpoint to a file that needs neither Ray nor this package."""
+"""Export the policy of a checkpoint to a file that needs neither Ray nor this package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rllib_hpo.tasks.wrappers import unheld_wrappers
 
 
 def export_policy(checkpoint: Path, file_format: str, out: Path) -> list[Path]:
-    """Writes the noise-free policy of a checkpoint (or of the last one of a run) to `out`.
+    """Write the noise-free policy of a checkpoint (or of the last one of a run) to `out`.
 
     Returns:
         The files written.
@@ -24,7 +24,7 @@ def export_policy(checkpoint: Path, file_format: str, out: Path) -> list[Path]:
 
 
 def load_deployed(checkpoint: Path) -> DeployedPolicy:
-    """The policy of a checkpoint (or of the last one of a run), as it would be exported.
+    """Load the policy of a checkpoint (or of the last one of a run) as it would be exported.
 
     Raises:
         UserError: Saying what is wrong with the checkpoint.

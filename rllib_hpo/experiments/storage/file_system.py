@@ -1,4 +1,4 @@
-"""What the file system of a directory can do, tried out with files that are removed again."""
+"""Probe the features of a directory's file system with temporary files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LACKS = {
     "fsync of files": "a power cut may cost the newest rows and checkpoints",
     "fsync of folders": "a power cut may cost the newest rows and checkpoints",
 }
-"""What a file system may lack, and what that means for runs on it."""
+"""Features that a file system may lack, and the consequence for runs."""
 
 
 def nearest_folder(directory: Path) -> Path:
@@ -27,7 +27,7 @@ def nearest_folder(directory: Path) -> Path:
 
 
 def lacking(directory: Path) -> list[str]:
-    """Names from `LACKS` of what the file system at `directory`, which need not exist yet, cannot do.
+    """Names from `LACKS` of the features that the file system of `directory` lacks; it need not exist yet.
 
     Raises:
         OSError: If it cannot be written at all, or fails.

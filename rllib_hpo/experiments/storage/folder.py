@@ -1,4 +1,4 @@
-"""A folder on storage, for `--storage URI`: reached through pyarrow, with its failures as sentences.
+"""Read and write a folder on storage (`--storage URI`) through pyarrow.
 
 URI is what `pyarrow.fs.FileSystem.from_uri` takes (s3://bucket/prefix?region=eu-west-1, gs://bucket/prefix,
 file:///mnt/shared) or a plain path. Credentials come from the environment or the profile, as pyarrow finds them; a
@@ -25,20 +25,20 @@ from rllib_hpo.errors import StorageError
 from rllib_hpo.results import write_atomically
 from rllib_hpo.results.paths import absolute
 
-ABSENT = (OSError, pa.ArrowException)
-"""What pyarrow raises where storage does not answer, or refuses."""
+STORAGE_ERRORS = (OSError, pa.ArrowException)
+"""Errors of pyarrow when storage does not answer, or refuses."""
 
 _ATOMIC = frozenset({"s3", "gcs", "abfs"})  # there an object appears whole or not at all
 _SECRET = re.compile(r"key|secret|token|passw|credential|signature|^sig$|^sas", re.IGNORECASE)
 
 
 def is_uri(text: str) -> bool:
-    """Whether `text` is a URI and not a plain path; a Windows drive is none."""
+    """Whether `text` is a URI, and not a path; a Windows drive is a path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", text) is not None
 
 
-def refuse_secrets(uri: str) -> None:
-    """Refuses a URI that holds credentials: it is written to plan.json and to logs.
+def check_no_secrets(uri: str) -> None:
+    """Check that a URI holds no credentials, since plan.json and logs contain it.
 
     Raises:
         StorageError: Without repeating the URI.
@@ -61,7 +61,7 @@ def refuse_secrets(uri: str) -> None:
 
 @dataclass(frozen=True)
 class Storage:
-    """A folder on a pyarrow filesystem; what fails raises OSError, as pyarrow does, unless said otherwise.
+    """A folder on a pyarrow filesystem; methods raise OSError, as pyarrow does, unless stated otherwise.
 
     Args:
         uri: How people name it; it holds no secret.
@@ -75,33 +75,33 @@ class Storage:
 
     @classmethod
     def open(cls, uri: str) -> Storage:
-        """The folder that `uri` names, which need not exist yet.
+        """Open the folder of `uri`, which need not exist yet.
 
         Raises:
             StorageError: If it holds a secret, is malformed, or pyarrow cannot reach it.
         """
-        refuse_secrets(uri)
+        check_no_secrets(uri)
         if not is_uri(uri):
             path = str(absolute(uri))
             return cls(path, fs.LocalFileSystem(), path)
         try:
-            filesystem, path = fs.FileSystem.from_uri(_hurried(uri))
-        except (*ABSENT, ValueError) as error:
+            filesystem, path = fs.FileSystem.from_uri(_limit_retries(uri))
+        except (*STORAGE_ERRORS, ValueError) as error:
             raise StorageError(f"Cannot use the storage {uri}: {reason(error)}.") from error
         return cls(uri, filesystem, path.rstrip("/"))
 
     @property
     def name(self) -> str:
-        """The last part of its path."""
+        """Last part of the path."""
         return PurePosixPath(self.path).name
 
     @property
     def local(self) -> Path | None:
-        """The directory it is, where it is one of this machine."""
+        """The local directory, if it is on this machine."""
         return Path(self.path) if self.filesystem.type_name == "local" else None
 
     def child(self, name: str) -> Storage:
-        """A folder in it."""
+        """A folder in this one."""
         if not is_uri(self.uri):
             return Storage(f"{self.uri}/{name}", self.filesystem, f"{self.path}/{name}")
         parts = urlsplit(self.uri)
@@ -109,19 +109,19 @@ class Storage:
         return Storage(uri, self.filesystem, f"{self.path}/{name}")
 
     def read(self, name: str) -> bytes:
-        """A file's bytes; FileNotFoundError if there is none."""
+        """Content of a file; FileNotFoundError if there is none."""
         with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
             return bytes(stream.read())
 
-    def read_if_there(self, name: str) -> bytes | None:
-        """A file's bytes, or None."""
+    def read_if_exists(self, name: str) -> bytes | None:
+        """Content of a file, or None."""
         try:
             return self.read(name)
         except FileNotFoundError:
             return None
 
     def write(self, name: str, source: bytes | IO[bytes]) -> int:
-        """Puts a file there, whole or not at all; its size."""
+        """Write a file atomically; returns its size."""
         path = PurePosixPath(self.path, name)
         is_atomic = self.filesystem.type_name in _ATOMIC
         if not is_atomic:
@@ -135,14 +135,14 @@ class Storage:
         return size
 
     def download(self, name: str, path: Path) -> None:
-        """A file from there; FileNotFoundError if there is none."""
+        """Download a file; FileNotFoundError if there is none."""
         with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as file:
                 shutil.copyfileobj(stream, file, 1 << 20)
 
     def files(self, folder: str = "") -> dict[str, int]:
-        """Names (below this storage) and sizes of all files at or below a folder; none where it does not exist."""
+        """Sizes of all files at or below a folder, by path relative to this one; empty if it does not exist."""
         base = f"{self.path}/{folder}".rstrip("/")
         selector = fs.FileSelector(base, recursive=True, allow_not_found=True)
         found = [info for info in self.filesystem.get_file_info(selector) if info.type == fs.FileType.File]
@@ -150,18 +150,18 @@ class Storage:
         return {name: size for name, size in names.items() if not PurePosixPath(name).name.startswith(".")}
 
     def remove(self, name: str) -> None:
-        """Removes a file, if it is there."""
+        """Remove a file if it exists."""
         with suppress(FileNotFoundError):
             self.filesystem.delete_file(f"{self.path}/{name}")
 
     def remove_folder(self, name: str) -> None:
-        """Removes a folder and all below it, if it is there."""
+        """Remove a folder with its content if it exists."""
         with suppress(FileNotFoundError):
             self.filesystem.delete_dir(f"{self.path}/{name}")
 
     @contextmanager
     def reached(self) -> Iterator[None]:
-        """Makes one sentence of what fails.
+        """Turn errors into a StorageError of one sentence.
 
         Raises:
             StorageError: If storage does not answer, refuses, or has no such bucket.
@@ -170,24 +170,24 @@ class Storage:
             yield
         except StorageError:
             raise
-        except ABSENT as error:
+        except STORAGE_ERRORS as error:
             raise StorageError(f"Cannot reach the storage {self.uri}: {reason(error)}.") from error
 
 
-def _hurried(uri: str) -> str:
-    """Google's client by itself tries for a quarter of an hour before it says that anything is wrong."""
+def _limit_retries(uri: str) -> str:
+    """Limit the retries of Google's client, which defaults to 15 minutes."""
     if not uri.startswith(("gs://", "gcs://")) or "retry_limit_seconds" in uri:
         return uri
     return f"{uri}{'&' if '?' in uri else '?'}retry_limit_seconds=20"
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what an error says, to go into a sentence; its type's name where it says nothing."""
+    """First line of an error's text, or the name of its type, for use in a sentence."""
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".: ")
 
 
 def publish(storage: Storage, directory: Path, names: Iterable[str]) -> None:
-    """Puts files of a sweep's directory on storage.
+    """Upload files of a sweep's directory.
 
     Raises:
         StorageError: If it cannot be reached.
@@ -198,21 +198,21 @@ def publish(storage: Storage, directory: Path, names: Iterable[str]) -> None:
 
 
 def fetch(storage: Storage, directory: Path, names: Iterable[str]) -> None:
-    """Puts files on storage into a sweep's directory.
+    """Download files into a sweep's directory.
 
     Raises:
         StorageError: If storage cannot be reached, or lacks one of them.
     """
     with storage.reached():
         for name in names:
-            data = storage.read_if_there(name)
+            data = storage.read_if_exists(name)
             if data is None:
                 raise StorageError(f"There is no sweep on the storage {storage.uri}: it lacks {name}.")
             write_atomically(directory / name, data)
 
 
 def rows_from(storage: Storage, directory: Path) -> None:
-    """Downloads all evaluation rows at or below a folder of storage.
+    """Download all evaluation rows at or below a folder of storage.
 
     Raises:
         StorageError: If storage cannot be reached.

@@ -1,4 +1,4 @@
-"""The mirror of a trial on storage: `rllib-hpo sweep FILE --storage URI` keeps all that is durable at URI/NAME.
+"""Mirror a trial on storage: `rllib-hpo sweep FILE --storage URI` keeps rows and checkpoints at URI/NAME.
 
 Every node then works in a directory of its own, and needs no file system that others share; `rllib-hpo sweep --resume
 URI/NAME` goes on with the sweep anywhere.
@@ -18,49 +18,47 @@ from pathlib import Path, PurePosixPath
 
 from rllib_hpo.errors import CheckpointError, StorageError
 from rllib_hpo.experiments.storage.checkpoints import CheckpointStore
-from rllib_hpo.experiments.storage.folder import ABSENT, Storage
+from rllib_hpo.experiments.storage.folder import STORAGE_ERRORS, Storage
 from rllib_hpo.experiments.storage.policies import FOLDER, kept_up_to
 from rllib_hpo.experiments.storage.stored_checkpoints import StoredCheckpoints
 from rllib_hpo.experiments.storage.transfers import Transfers
 from rllib_hpo.results import read_rows, rows_from_arrow, trial_id, write_atomically, write_row
 
-PATIENCE_S = 600.0
-"""How long a trial that has ended, or is to begin, waits for storage that does not answer."""
+TIMEOUT_S = 600.0
+"""Seconds that a trial waits at its start or end for storage that does not answer."""
 
 _logger = logging.getLogger(__name__)
 
 
 class Mirror:
-    """What one trial has on storage: brought here before it starts, and kept up while it runs by one thread.
+    """One trial's copy on storage: downloaded before it starts, and updated by a thread while it runs.
 
     Args:
         sweep: The sweep's folder on storage.
-        directory: The trial's own, here; its name is that on storage.
-        results: The folder of the rows, here.
-        patience_s: How long to wait for storage where there is nothing else to do.
+        directory: The trial's local directory; its name on storage is the same.
+        results: The local folder of rows.
+        timeout_s: Seconds to wait for storage when there is nothing else to do.
     """
 
-    def __init__(
-        self, sweep: Storage, directory: Path, results: Path, patience_s: float = PATIENCE_S
-    ) -> None:
+    def __init__(self, sweep: Storage, directory: Path, results: Path, timeout_s: float = TIMEOUT_S) -> None:
         self._rows, self._trial = sweep.child("results"), sweep.child("trials").child(directory.name)
-        self._directory, self._results, self._patience_s = directory, results, patience_s
+        self._directory, self._results, self._timeout_s = directory, results, timeout_s
         self._checkpoints = StoredCheckpoints(self._trial, directory)
-        self._transfers = Transfers(self._trial.uri, patience_s)
+        self._transfers = Transfers(self._trial.uri, timeout_s)
 
     # Before the trial runs -------------------------------------------------------------------------------
 
     def identify(self) -> None:
-        """Agrees with storage on the trial's identity, and takes its configuration from there.
+        """Agree with storage on the trial's id, and download its configuration.
 
         Raises:
-            StorageError: If storage stays away, or another run of that name is there.
+            StorageError: If storage does not answer, or another run of that name is there.
         """
-        there = self._transfers.now(lambda: self._trial.read_if_there("trial_id"))
+        there = self._transfers.run(lambda: self._trial.read_if_exists("trial_id"))
         mine = self._directory / "trial_id"
         if there is None:
             identity = trial_id(self._directory)
-            self._transfers.now(lambda: self._trial.write("trial_id", f"{identity}\n".encode()))
+            self._transfers.run(lambda: self._trial.write("trial_id", f"{identity}\n".encode()))
         elif mine.exists() and mine.read_bytes().strip() != there.strip():
             raise StorageError(
                 f"The trial in {self._directory} is another one than that on the storage {self._trial.uri}; "
@@ -68,25 +66,25 @@ class Mirror:
             )
         else:
             write_atomically(mine, there)
-        config = self._transfers.now(lambda: self._trial.read_if_there("config.yaml"))
+        config = self._transfers.run(lambda: self._trial.read_if_exists("config.yaml"))
         if config is not None:
             write_atomically(self._directory / "config.yaml", config)
 
     def restore(self) -> None:
-        """Downloads the newest checkpoint that is intact, with its replay, unless there is one as new here.
+        """Download the newest intact checkpoint with its replay, unless the local one is as new.
 
         Raises:
-            StorageError: If storage stays away.
+            StorageError: If storage does not answer.
             CheckpointError: If there are finished checkpoints, and all are damaged.
         """
-        self._transfers.now(self._checkpoints.look)
+        self._transfers.run(self._checkpoints.look)
         newest, damaged = self._newest_here()
         refused: list[CheckpointError] = []
         for name in self._checkpoints.names():
             if newest is not None and name <= newest:
                 break
             try:
-                self._transfers.now(partial(self._checkpoints.download, name))
+                self._transfers.run(partial(self._checkpoints.download, name))
             except CheckpointError as error:
                 refused.append(error)
                 continue
@@ -109,52 +107,52 @@ class Mirror:
     # While it runs ---------------------------------------------------------------------------------------
 
     def start(self, env_steps: int) -> None:
-        """Starts the thread, which first sends what an earlier life left here up to the step it goes on from."""
-        self._transfers.later(partial(self._send_rows_before, env_steps))
-        self._transfers.later(partial(self._send_policies_up_to, env_steps))
-        self._transfers.later(partial(self._checkpoints.send, f"step-{env_steps:010d}"))
+        """Start the thread, which first uploads files of earlier sessions up to the step of the resume."""
+        self._transfers.enqueue(partial(self._send_rows_before, env_steps))
+        self._transfers.enqueue(partial(self._send_policies_up_to, env_steps))
+        self._transfers.enqueue(partial(self._checkpoints.send, f"step-{env_steps:010d}"))
         self._transfers.start()
 
     def row(self, path: Path) -> None:
-        """A row was written: sends it."""
+        """Upload a row."""
         name, data = path.relative_to(self._results).as_posix(), path.read_bytes()
-        self._transfers.later(partial(self._rows.write, name, data))
+        self._transfers.enqueue(partial(self._rows.write, name, data))
 
     def policy(self, path: Path) -> None:
-        """A policy was kept: sends it."""
-        self._transfers.later(partial(self._send_policy, path))
+        """Upload a policy."""
+        self._transfers.enqueue(partial(self._send_policy, path))
 
     def checkpoint(self, path: Path) -> None:
-        """A checkpoint was written: sends it after the rows before it, and removes from storage what it replaces.
+        """Upload a checkpoint after the rows before it, and remove from storage what it replaces.
 
         Raises:
             CheckpointError: If an earlier one could not be sent, for a reason that waiting would not mend.
         """
         self._transfers.raise_error()
-        self._transfers.later(partial(self._checkpoints.send, path.name))
+        self._transfers.enqueue(partial(self._checkpoints.send, path.name))
 
     def finish(self) -> None:
-        """Waits until everything is on storage.
+        """Wait until everything is on storage.
 
         Raises:
-            StorageError: If storage stays away for longer than `patience_s`.
+            StorageError: If storage does not answer for longer than `timeout_s`.
             CheckpointError: If a checkpoint could not be sent, for a reason that waiting would not mend.
         """
         if not self._transfers.wait():
             raise StorageError(
-                f"The storage {self._trial.uri} has been away for {self._patience_s:g} s: all results are in "
+                f"The storage {self._trial.uri} has been away for {self._timeout_s:g} s: all results are in "
                 f"{self._directory} and {self._results}, and `--resume` there puts them on storage."
             )
 
     def close(self) -> None:
-        """Ends the thread; what it has not sent by then is sent when the trial is resumed."""
+        """End the thread; a resumed trial uploads the rest."""
         self._transfers.close()
 
     def failed(self, name: str, text: bytes) -> None:
-        """Puts the file that says why the trial failed on storage, if that answers."""
+        """Upload the file that says why the trial failed, if storage answers."""
         try:
             self._trial.write(name, text)
-        except ABSENT:
+        except STORAGE_ERRORS:
             _logger.warning(
                 "The storage %s does not answer: %s is in %s only.", self._trial.uri, name, self._directory
             )
@@ -165,7 +163,7 @@ class Mirror:
             self._trial.write(f"{FOLDER}/{path.name}", data)
 
     def _send_policies_up_to(self, env_steps: int) -> None:
-        """Sends the kept policies up to a step that stand here and not on storage; later ones are made again."""
+        """Upload kept policies up to a step that storage lacks; the trial makes later ones again."""
         kept = kept_up_to(self._directory, env_steps)
         there = self._trial.files(FOLDER) if kept else {}
         for path in kept:
@@ -173,7 +171,7 @@ class Mirror:
                 self._send_policy(path)
 
     def _send_rows_before(self, env_steps: int) -> None:
-        """Sends the rows up to a step that stand here and not on storage; later ones are made again."""
+        """Upload rows up to a step that storage lacks; the trial makes later ones again."""
         identity = trial_id(self._directory)
         own = sorted(self._results.rglob(f"task=*/{identity}-*.parquet"))
         merged = sorted(self._results.rglob("task=*/compacted.parquet"))

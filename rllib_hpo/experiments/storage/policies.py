@@ -1,4 +1,4 @@
-"""The policies that a run keeps: one small file per so many environment steps, for what a checkpoint is too large."""
+"""Keep a run's policies as small files at regular steps, since checkpoints are too large to keep."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FOLDER = "policies"
 
 
 class KeptPolicies:
-    """RUN/policies/step-0000010000.safetensors and so on, as `rllib-hpo export --format safetensors` writes them.
+    """Write RUN/policies/step-0000010000.safetensors and so on, as `rllib-hpo export --format safetensors` does.
 
     Args:
         run_dir: The run's directory.
@@ -30,7 +30,7 @@ class KeptPolicies:
             check_safetensors()
 
     def save_if_due(self, algorithm: ActorCriticAlgorithm) -> Path | None:
-        """Writes the policy of now where its step is one of those kept; one of an earlier life is replaced.
+        """Write the current policy if its step is one of those kept, replacing one of an earlier session.
 
         Raises:
             StorageError: If the disk is full; no half file is left.
@@ -43,6 +43,6 @@ class KeptPolicies:
 
 
 def kept_up_to(run_dir: Path, env_steps: int) -> list[Path]:
-    """The policy files of a run, oldest first, up to a step."""
+    """Policy files of a run up to a step, oldest first."""
     paths = sorted((run_dir / FOLDER).glob("step-*.safetensors"))
     return [path for path in paths if int(path.stem.removeprefix("step-")) <= env_steps]

@@ -1,4 +1,4 @@
-"""Checkpoints and replay of one trial on storage: which there are, and how they go there and come back.
+"""List, upload and download the checkpoints and the replay of one trial on storage.
 
 A checkpoint's replay segments go first, then its files and, last, its manifest: one without a manifest does not exist.
 """
@@ -30,11 +30,11 @@ from rllib_hpo.rllib.checkpointing import MANIFEST, finished_steps, parse_manife
 
 _RETURNS = f"checkpoints/{RETURNS_FILE}"
 KEPT = 2
-"""Newest checkpoints on storage: should the last turn out damaged, there is one before it."""
+"""Number of newest checkpoints kept on storage, in case the last is damaged."""
 
 
 def steps_on(storage: Storage) -> int:
-    """Environment steps that the newest whole checkpoint of a trial on storage holds.
+    """Environment steps of the newest complete checkpoint of a trial on storage.
 
     Raises:
         StorageError: If storage cannot be reached.
@@ -55,7 +55,7 @@ def steps_on(storage: Storage) -> int:
 
 
 class StoredCheckpoints:
-    """A trial's folders `checkpoints` and `replay` on storage, beside those it has here.
+    """A trial's folders `checkpoints` and `replay` on storage, and their local counterparts.
 
     It remembers what is on storage, which it alone changes, so only `look` lists the files there. Where storage is
     away its methods raise as `Storage` does; each may be called again then, and goes on where it was.
@@ -72,7 +72,7 @@ class StoredCheckpoints:
         self._returns_sent: dict[str, float] = {}
 
     def look(self) -> None:
-        """Lists what is on storage."""
+        """List the files on storage."""
         self._sizes = self._trial.files()
         self._manifests = {
             name: self._trial.read(f"checkpoints/{name}/{MANIFEST}") for name in _complete(self._sizes)
@@ -80,8 +80,8 @@ class StoredCheckpoints:
         self._take_returns()
 
     def _take_returns(self) -> None:
-        """Adds the returns known there to those known here, which no checkpoint holds."""
-        there = self._trial.read_if_there(_RETURNS) if _RETURNS in self._sizes else None
+        """Merge the returns stored there into the local ones; no checkpoint holds them."""
+        there = self._trial.read_if_exists(_RETURNS) if _RETURNS in self._sizes else None
         if there is not None:
             store = CheckpointStore(self._directory)
             store.note_returns({**parse_returns(there), **store.returns()})
@@ -91,7 +91,7 @@ class StoredCheckpoints:
         return sorted(self._manifests, reverse=True)
 
     def download(self, name: str) -> None:
-        """Puts a checkpoint here, with its replay.
+        """Download a checkpoint with its replay.
 
         Raises:
             CheckpointError: If it is damaged; from then on it does not count among `names`.
@@ -127,7 +127,7 @@ class StoredCheckpoints:
         temporary.replace(path)
 
     def send(self, last: str) -> None:
-        """Sends those kept here up to that named `last`, and removes what it replaces; the rows of later ones wait.
+        """Upload local checkpoints up to the one named `last`, and remove what they replace.
 
         Raises:
             CheckpointError: If one is damaged or gone, and no newer one is here.
@@ -146,7 +146,7 @@ class StoredCheckpoints:
             self._prune()
 
     def _send_returns(self) -> None:
-        """Sends what became known of the checkpoints' returns since they were saved."""
+        """Upload returns that became known after their checkpoints were saved."""
         returns = CheckpointStore(self._directory).returns()
         if returns and returns != self._returns_sent:
             self._sizes[_RETURNS] = self._trial.write(_RETURNS, json.dumps(returns).encode())
@@ -172,7 +172,7 @@ class StoredCheckpoints:
         self._manifests[path.name] = data
 
     def _send_file(self, path: Path, name: str) -> None:
-        """Sends a file that is never changed once it is written, unless it is there."""
+        """Upload an immutable file unless storage has it."""
         try:
             file = path.open("rb")
         except FileNotFoundError as error:
@@ -182,7 +182,7 @@ class StoredCheckpoints:
                 self._sizes[name] = self._trial.write(name, file)
 
     def _prune(self) -> None:
-        """Removes checkpoints but the newest, the best and those kept here, and segments that none of them lists."""
+        """Remove checkpoints except the newest, the best and local ones, and segments that none lists."""
         here = {path.name for path in numbered(self._directory / "checkpoints")}
         returns = CheckpointStore(self._directory).returns()
         best = max(
@@ -208,7 +208,7 @@ class StoredCheckpoints:
 
 
 def _complete(names: Iterable[str]) -> set[str]:
-    """Names of the checkpoints that have a manifest."""
+    """Names of checkpoints with a manifest."""
     found = (re.fullmatch(rf"checkpoints/(step-\d+)/{MANIFEST}", name) for name in names)
     return {match[1] for match in found if match}
 
@@ -228,7 +228,7 @@ def _segments(manifest: bytes) -> list[str]:
 
 
 def _has_rows(path: Path, segment: dict[str, Any]) -> bool:
-    """Whether a replay segment is there, and as it was written."""
+    """Whether a replay segment exists with its checksum."""
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception:  # noqa: BLE001  (a damaged header may raise anything)

@@ -1,7 +1,7 @@
-"""Work with storage that may be away: done with patience, or in order by a thread of its own.
+"""Run storage operations with retries, synchronously or queued on a background thread.
 
-The thread tries each job again until storage answers; what cannot be mended by waiting ends it, and is raised where
-its owner next asks.
+The thread retries each job until storage answers. An error that a retry cannot fix ends the thread, and is raised when
+its owner next calls it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from rllib_hpo.errors import StorageError, UserError
-from rllib_hpo.experiments.storage.folder import ABSENT, reason
+from rllib_hpo.experiments.storage.folder import STORAGE_ERRORS, reason
 
 CLOSING_S = 20.0
-"""How long a trial that is stopped in the middle gives its uploads, while storage answers."""
+"""Seconds that a stopped trial gives its uploads, while storage answers."""
 FIRST_RETRY_S, LONGEST_RETRY_S = 1.0, 30.0
 
 _T = TypeVar("_T")
@@ -25,67 +25,67 @@ _logger = logging.getLogger(__name__)
 
 
 class Transfers:
-    """What one trial sends to storage and takes from there.
+    """Uploads and downloads of one trial.
 
     A job is a function that raises OSError or ArrowException while storage is away, and may be called again then.
 
     Args:
-        uri: The storage's, for sentences.
-        patience_s: How long to wait for storage where there is nothing else to do.
+        uri: URI of the storage, for messages.
+        timeout_s: Seconds to wait for storage when there is nothing else to do.
     """
 
-    def __init__(self, uri: str, patience_s: float) -> None:
-        self._uri, self._patience_s = uri, patience_s
+    def __init__(self, uri: str, timeout_s: float) -> None:
+        self._uri, self._timeout_s = uri, timeout_s
         self._jobs: deque[Callable[[], object]] = deque()
         self._changed, self._stop = threading.Condition(), threading.Event()
         self._away_since: float | None = None
         self._error: Exception | None = None
         self._thread: threading.Thread | None = None
 
-    def now(self, job: Callable[[], _T]) -> _T:
-        """Does a job here; storage that is away is waited for.
+    def run(self, job: Callable[[], _T]) -> _T:
+        """Run a job now, retrying while storage does not answer.
 
         Raises:
-            StorageError: If it stays away for longer than `patience_s`.
-            UserError: What the job itself raises; waiting would not mend it.
+            StorageError: If it does not answer for `timeout_s` seconds.
+            UserError: The job's own error, which a retry cannot fix.
         """
-        deadline = time.monotonic() + self._patience_s
+        deadline = time.monotonic() + self._timeout_s
         try:
-            return self._retried(job, lambda: time.monotonic() > deadline)
+            return self._with_retries(job, lambda: time.monotonic() > deadline)
         except UserError:
             raise
-        except ABSENT as error:
+        except STORAGE_ERRORS as error:
             raise StorageError(f"Cannot reach the storage {self._uri}: {reason(error)}.") from error
 
     def start(self) -> None:
-        """Starts the thread."""
+        """Start the thread."""
         self._thread = threading.Thread(target=self._work, name="storage", daemon=True)
         self._thread.start()
 
-    def later(self, job: Callable[[], object]) -> None:
-        """Leaves a job to the thread, after those before it."""
+    def enqueue(self, job: Callable[[], object]) -> None:
+        """Queue a job for the thread."""
         with self._changed:
             self._jobs.append(job)
             self._changed.notify_all()
 
     def wait(self) -> bool:
-        """Waits until the thread has done all jobs; False if storage has been away for longer than `patience_s`.
+        """Wait until the thread has done all jobs; False if storage has not answered for `timeout_s` seconds.
 
         Raises:
-            Exception: What ended the thread.
+            Exception: The error that ended the thread.
         """
         began = time.monotonic()
         with self._changed:
             while self._jobs and self._error is None:
                 away = self._away_since
-                if away is not None and time.monotonic() - max(began, away) > self._patience_s:
+                if away is not None and time.monotonic() - max(began, away) > self._timeout_s:
                     return False
                 self._changed.wait(0.2)
         self.raise_error()
         return True
 
     def close(self) -> None:
-        """Ends the thread, with `CLOSING_S` for what is left to do while storage answers."""
+        """End the thread, after at most `CLOSING_S` seconds of queued jobs while storage answers."""
         if self._thread is None:
             return
         deadline = time.monotonic() + CLOSING_S
@@ -97,12 +97,12 @@ class Transfers:
         self._thread.join(CLOSING_S)
 
     def raise_error(self) -> None:
-        """Raises what ended the thread, if anything did."""
+        """Raise the error that ended the thread, if any."""
         if self._error is not None:
             raise self._error
 
     def _work(self) -> None:
-        """The thread: does the jobs in order; one stays the first of them until it is done."""
+        """Body of the thread: run the jobs in order; a job leaves the queue when it is done."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._jobs or self._stop.is_set())
@@ -110,7 +110,7 @@ class Transfers:
                     return
                 job = self._jobs[0]
             try:
-                self._retried(job, self._stop.is_set)
+                self._with_retries(job, self._stop.is_set)
             except Exception as error:  # noqa: BLE001  (raised where the trial next asks)
                 self._error = error
             with self._changed:
@@ -120,15 +120,15 @@ class Transfers:
                 if self._error is not None:
                     return
 
-    def _retried(self, job: Callable[[], _T], given_up: Callable[[], bool]) -> _T:
-        """Does it, again and again while storage is away."""
+    def _with_retries(self, job: Callable[[], _T], given_up: Callable[[], bool]) -> _T:
+        """Run a job, retrying while storage does not answer."""
         delay = FIRST_RETRY_S
         while True:
             try:
                 result = job()
-            except UserError:  # of what stands here: waiting would not mend it
+            except UserError:  # about local files: a retry cannot fix it
                 raise
-            except ABSENT as error:
+            except STORAGE_ERRORS as error:
                 if self._away_since is None:
                     self._away_since = time.monotonic()
                     _logger.warning(

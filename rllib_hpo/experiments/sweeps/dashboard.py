@@ -1,4 +1,4 @@
-"""The W&B workspace that compares the algorithms of a sweep: made here as a file, saved online on request.
+"""Make the W&B workspace that compares the algorithms of a sweep, as a file or online.
 
 A panel cannot choose among the runs of its workspace, but shows those that have its metric; so each task's
 evaluation return is logged under a name of its own too (`task_metric`), and gets a section of its own.
@@ -28,7 +28,7 @@ DIAGNOSTICS = {
     "displacement_drift": "Displacement by drift",
     "displacement_noise": "Displacement by noise",
 }
-"""What SAC-HPO's sampler says of itself (`Sampler.diagnose`), with titles."""
+"""Diagnostics of SAC-HPO's sampler (`Sampler.diagnose`), with titles."""
 
 LOSSES = {
     "critic_loss": "Critic loss",
@@ -37,7 +37,7 @@ LOSSES = {
     "alpha": "Temperature",
     "log_prob_mean": "Mean log-density",
 }
-"""What an update says of itself, with titles."""
+"""Metrics of updates, with titles."""
 
 SAFETY = {
     "lambda": "Multiplier",
@@ -49,15 +49,15 @@ SAFETY = {
     "shield_accept": "Share of steps in which an action passed",
     "shield_steps_mean": "Leapfrog steps of the shield",
 }
-"""What algorithms under a limit on costs say of themselves, with titles; the last two with a shield only."""
+"""Metrics of algorithms under a cost limit, with titles; the last two with a shield only."""
 
 MOST_LINES = 100
-"""Groups that one panel shows; W&B's own limit is 10."""
+"""Greatest number of groups in one panel; W&B's default is 10."""
 
 
 @dataclass(frozen=True)
 class _Cell:
-    """What one or more trials, which differ by seed, are of."""
+    """Algorithm, variant and task of trials that differ only by seed."""
 
     task: str
     algorithm: str
@@ -135,7 +135,7 @@ def save_workspace(built: Any) -> str:
 
 
 def _libraries() -> tuple[Any, Any]:
-    """Workspaces and panels; an extra, for training needs neither."""
+    """Import workspaces and panels, an optional dependency."""
     try:
         import wandb_workspaces.reports.v2 as panels
         import wandb_workspaces.workspaces as workspaces
@@ -163,7 +163,7 @@ def _ablated(task: str, cells: Sequence[_Cell]) -> bool:
 
 
 def _task_section(task: str, *, has_cost: bool) -> Any:
-    """Algorithms and variants against each other, as the runs are grouped; costs beside returns, with the limit."""
+    """A section that compares algorithms and variants: returns, and costs with their limit."""
     titles = {"return_mean": "Evaluation return, by algorithm and variant"}
     if has_cost:
         titles |= {"cost_mean": "Cost of an episode", "cost_discounted_mean": "Discounted cost of an episode"}
@@ -176,7 +176,7 @@ def _task_section(task: str, *, has_cost: bool) -> Any:
 
 
 def _ablation_section(task: str, cells: Sequence[_Cell]) -> Any:
-    """Variants against each other. Where they are of several algorithms, each line is still of one."""
+    """A section that compares variants; with several algorithms, each line belongs to one."""
     _, wr = _libraries()
     algorithms = {cell.algorithm for cell in cells if cell.task == task}
     by_variant = {"groupby": wr.Config("variant")} if len(algorithms) == 1 else {}

@@ -1,4 +1,4 @@
-"""How long a sweep would take, from a second of its own work timed on this machine."""
+"""Estimate how long a sweep would take, by timing a second of its work on this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rllib_hpo.tasks import Boundary, boundary, make_env
 
 
 class Cost(NamedTuple):
-    """What a trial costs here, in seconds."""
+    """Cost of a trial's parts on this machine, in seconds."""
 
     env_step: float
     """One step of the environment."""
@@ -29,7 +29,7 @@ class Cost(NamedTuple):
     """One update."""
 
     def seconds(self, config: RunConfig) -> float:
-        """The whole trial, in one process; evaluations are counted with full-length episodes."""
+        """Seconds of a whole trial in one process, assuming evaluations of full-length episodes."""
         settings, steps = config.settings, config.run.steps
         updates = max(0, steps - settings.warmup_steps) * settings.update_to_data
         length = min(_episode_length(config.task.env_id), settings.evaluation_max_episode_steps)
@@ -38,7 +38,7 @@ class Cost(NamedTuple):
 
 
 def time_trials(sweep: Sweep) -> dict[str, float]:
-    """Seconds of each trial by name; trials that differ in their seed only are timed once."""
+    """Seconds of each trial by name; trials that differ only by seed are timed once."""
     timed: dict[tuple[str, str, str], Cost] = {}
     seconds = {}
     for trial in sweep.trials:
@@ -50,7 +50,7 @@ def time_trials(sweep: Sweep) -> dict[str, float]:
 
 
 def makespan(seconds: Sequence[float], slots: int) -> float:
-    """When the last trial ends if each takes the first of `slots` that is free, in order."""
+    """Time at which the last trial ends if each takes the first free one of `slots`, in order."""
     free = [0.0] * max(1, min(slots, len(seconds)))
     for duration in seconds:
         free[free.index(min(free))] += duration
@@ -58,7 +58,7 @@ def makespan(seconds: Sequence[float], slots: int) -> float:
 
 
 def time_one(config: RunConfig) -> Cost:
-    """Times steps, actions and updates of a trial, with random rows."""
+    """Time steps, actions and updates of a trial, with random rows."""
     torch.set_num_threads(config.settings.num_torch_threads)
     env = make_env(config.task.env_id, **config.run.env_config)
     try:

@@ -1,4 +1,4 @@
-"""What a person sees of a sweep: how many trials are done, running and failed, steps per second, time left."""
+"""Show the progress of a sweep: trials done, running and failed, steps per second, time left."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class SweepProgress(Callback):
-    """Follows Tune's trials; on a terminal as a bar, elsewhere as a line for every trial that ends.
+    """Show Tune's trials as a bar on a terminal, or else as a line for every trial that ends.
 
     Args:
         console: Where to print.
@@ -36,7 +36,7 @@ class SweepProgress(Callback):
 
     @contextmanager
     def running(self, steps: Mapping[str, int], done: Mapping[str, int]) -> Iterator[None]:
-        """Shows the whole grid while the context lasts.
+        """Show the whole sweep while the context lasts.
 
         Args:
             steps: Environment steps of each trial.
@@ -54,14 +54,14 @@ class SweepProgress(Callback):
             self._refresh()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial runs, or runs again."""
+        """Count a trial that starts or restarts."""
         self._running.add(trial.config["trial"])
         self._refresh()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """It has come further."""
+        """Count new steps of a trial."""
         name = trial.config["trial"]
         self._done[name] = int(result.get("env_steps", self._done[name]))
         if result.get("done"):
@@ -72,7 +72,7 @@ class SweepProgress(Callback):
         self._refresh()
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Its process, its learner, all its runners or its machine died, and it is to run again."""
+        """Count a trial that failed and will restart: its process, learner, runners or machine died."""
         name = trial.config["trial"]
         self._running.discard(name)
         self.console.print(
@@ -83,16 +83,16 @@ class SweepProgress(Callback):
         self._refresh()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """It died more often than is tolerated."""
+        """Count a trial that failed too often."""
         self._end(trial.config["trial"], "failed")
         self._refresh()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing of it: Tune pickles its callbacks for a restore that a sweep does not need."""
+        """Return no state: Tune pickles callbacks for a restore that a sweep does not use."""
         return {}
 
     def running_trials(self) -> set[str]:
-        """Names of the trials that run now."""
+        """Names of the trials that are running."""
         return set(self._running)
 
     def _saved(self, name: str) -> None:

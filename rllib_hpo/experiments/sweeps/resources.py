@@ -1,4 +1,4 @@
-"""What a trial asks Ray for, where that puts it, and whether a cluster could ever have it.
+"""Compute a trial's resources, and check that a cluster can provide them.
 
 Learners sit on GPU nodes and rollouts on CPU nodes, where a cluster has nodes for rollouts (`machines.ROLLOUTS`): a GPU
 node's few CPUs then go to as many learners as its GPU has shares for. A trial's own process, which evaluates, keeps the
@@ -16,12 +16,12 @@ from rllib_hpo.errors import SettingsError
 from rllib_hpo.experiments.config.run_config import RunConfig
 from rllib_hpo.rllib.machines import ROLLOUTS, Machines, Plan
 
-_A_RUNNERS_SHARE = 0.001
-"""Of what a node declares of ROLLOUTS: its CPUs are what counts."""
+_ROLLOUTS_PER_RUNNER = 0.001
+"""Amount of the resource ROLLOUTS per runner; tiny, since only CPUs limit placement."""
 
 
 def resources(config: RunConfig, apart: bool = False) -> PlacementGroupFactory:
-    """What a trial asks Ray for: its own process with its learner or learners, and a CPU for each runner.
+    """Resources of a trial: its own process with its learners, and a CPU for each runner.
 
     Those that evaluate beside training are runners, too.
 
@@ -31,7 +31,7 @@ def resources(config: RunConfig, apart: bool = False) -> PlacementGroupFactory:
     """
     run = config.run
     share = run.num_gpus_per_learner
-    runner = {"CPU": 1.0, ROLLOUTS: _A_RUNNERS_SHARE} if apart and share else {"CPU": 1.0}
+    runner = {"CPU": 1.0, ROLLOUTS: _ROLLOUTS_PER_RUNNER} if apart and share else {"CPU": 1.0}
     if not share:
         own: list[dict[str, float]] = [{"CPU": 1.0}] * (1 + run.num_learners)
     elif run.num_learners == 0:
@@ -53,7 +53,7 @@ def describe(request: PlacementGroupFactory) -> str:
 
 
 def check_placeable(requests: Mapping[str, PlacementGroupFactory], machines: Machines) -> None:
-    """Refuses trials that these machines could never run.
+    """Check that these machines can run all trials.
 
     Raises:
         SettingsError: Naming the trial, what it asks for and what there is.
@@ -67,7 +67,7 @@ def check_placeable(requests: Mapping[str, PlacementGroupFactory], machines: Mac
 
 
 def _missing(request: PlacementGroupFactory, machines: Machines) -> str:
-    """What there is too little of."""
+    """Resources that are insufficient."""
     total = request.required_resources
     for kind in ("CPU", "GPU"):
         wanted, there = total.get(kind, 0), machines.total(kind)

@@ -1,4 +1,4 @@
-"""What the search scripts of tune_configs/search share: options, the configuration around the space, the outcome."""
+"""Shared parts of the scripts in tune_configs/search: options, configuration, report."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from rllib_hpo.rllib.algorithms import SACHPOConfig
 from rllib_hpo.tasks import import_modules
 
 METRIC = "evaluation/env_runners/episode_return_mean"
-"""What is maximised: the latest noise-free evaluation, which every result carries."""
+"""The metric to maximise: the latest noise-free evaluation, which every result has."""
 
 TIME = "num_env_steps_sampled_lifetime"
-"""What schedulers count: environment steps."""
+"""The time of schedulers: environment steps."""
 
 _console = Console(width=120)
 
@@ -34,7 +34,7 @@ _console = Console(width=120)
 def options(
     description: str, space: Mapping[str, Any], *, steps: int, num_samples: int
 ) -> argparse.Namespace:
-    """The command line of a search script, with its defaults.
+    """Parse the command line of a search script.
 
     Its `space` is the part of the given one that `--set` leaves open. Mistakes end in one sentence, exit code 2.
     """
@@ -92,7 +92,7 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 
 def configure(given: argparse.Namespace) -> SACHPOConfig:
-    """The task's configuration with what the command line sets. No seed: every trial then has one of its own.
+    """The task's configuration with the command line's settings, without a seed, so that every trial has its own.
 
     Raises:
         UserError: One sentence, naming what is wrong and what is allowed.
@@ -105,7 +105,7 @@ def configure(given: argparse.Namespace) -> SACHPOConfig:
 
 
 def run_config(given: argparse.Namespace) -> tune.RunConfig:
-    """Where Tune stores the search, and when a trial ends."""
+    """Tune's configuration: its storage, and the end of a trial."""
     return tune.RunConfig(
         name="tune",
         storage_path=str(given.out),
@@ -116,13 +116,13 @@ def run_config(given: argparse.Namespace) -> tune.RunConfig:
 
 
 class Evaluations(tune.Callback):
-    """Prints a line for each evaluation of each trial."""
+    """Print a line for each evaluation of each trial."""
 
     def __init__(self) -> None:
         self._printed: dict[str, int] = {}
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
-        """Called by Tune; results between two evaluations repeat the first."""
+        """Print a new evaluation; results between two evaluations repeat the first."""
         evaluation = result["evaluation"]
         if self._printed.get(trial.trial_id) != evaluation["env_steps"]:
             self._printed[trial.trial_id] = evaluation["env_steps"]
@@ -132,7 +132,7 @@ class Evaluations(tune.Callback):
 
 
 def report(grid: tune.ResultGrid, given: argparse.Namespace, top: int = 10) -> None:
-    """Prints the best trials, and the command that trains with the settings of the best.
+    """Print the best trials, and the command that trains with the best one's settings.
 
     Raises:
         SystemExit: If a trial failed; its traceback is in Tune's directory.

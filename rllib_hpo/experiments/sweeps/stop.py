@@ -1,4 +1,4 @@
-"""How a signal to a sweep's driver reaches its trials, so that each saves before Tune ends."""
+"""Pass a signal from a sweep's driver to its trials, so that each saves before Tune ends."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ray.tune import Callback, Stopper
 from rllib_hpo.experiments.process.signals import StopRequest, reclaim_signals
 from rllib_hpo.rllib._private import get_from_cluster, put_in_cluster
 
-TIME_TO_SAVE_S = 15.0
-"""How long trials get to save. Tune gives them 15 s more to end, and Kubernetes kills the driver after 30 s."""
+SAVE_TIMEOUT_S = 15.0
+"""Seconds that trials get to save. Tune gives them 15 s more to end; Kubernetes kills the driver after 30 s."""
 _POLL_S = 1.0
 _LOGGER = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class SweepStop(Stopper):
     def __init__(self, request: StopRequest, running: Callable[[], Collection[str]]) -> None:
         self._request, self._running = request, running
         self.key = f"rllib_hpo/stop/{uuid.uuid4().hex}"
-        """Under which trials find the request in the cluster's key-value store."""
+        """Key of the request in the cluster's key-value store."""
         self._waits_for: set[str] | None = None
         self._since = 0.0
         request.on_stop(self._tell_trials)
@@ -43,7 +43,7 @@ class SweepStop(Stopper):
             _LOGGER.warning("Trials cannot be told to stop: %s", error)
 
     def __call__(self, trial_id: str, result: dict[str, object]) -> bool:
-        """No single trial is stopped here: they end by themselves."""
+        """Return False: trials end by themselves."""
         return False
 
     def stop_all(self) -> bool:
@@ -54,23 +54,23 @@ class SweepStop(Stopper):
         if self._waits_for is None:
             self._waits_for, self._since = running, time.monotonic()
         self._waits_for &= running  # trials that start meanwhile have nothing to save
-        return not self._waits_for or time.monotonic() - self._since > TIME_TO_SAVE_S
+        return not self._waits_for or time.monotonic() - self._since > SAVE_TIMEOUT_S
 
     def __getstate__(self) -> dict[str, object]:
-        """Nothing of it: Tune pickles it for a restore that a sweep does not need."""
+        """Return no state: Tune pickles it for a restore that a sweep does not use."""
         return {}
 
 
-class SignalsKept(Callback):
-    """Take the signals back that Tune has taken when it began."""
+class SignalReclaimer(Callback):
+    """Reinstall this process's signal handlers after Tune has installed its own."""
 
     def setup(self, **info: object) -> None:
-        """Called by Tune once its own handlers are installed."""
+        """Reinstall the handlers; Tune calls this after installing its own."""
         reclaim_signals()
 
 
 def when_stopped(key: str, listener: Callable[[], None]) -> None:
-    """Call `listener`, in another thread, once the driver asks the trials to stop; for the process of a trial."""
+    """Call `listener` in another thread once the driver requests a stop; for the process of a trial."""
     if not key or not ray.is_initialized():
         return
 

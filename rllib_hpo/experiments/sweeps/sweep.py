@@ -1,4 +1,4 @@
-"""A sweep on Ray Tune: trials placed on the cluster, each in a run directory that holds all it needs to go on.
+"""Run a sweep on Ray Tune: each trial has a run directory from which it can resume.
 
 Tune decides where and when a trial runs. What a trial is, how far it has come and what it has measured stand in
 its run directory and in the rows, so a sweep killed at any moment goes on from there, whatever Tune remembers.
@@ -32,7 +32,7 @@ from rllib_hpo.errors import (
     WorkerDiedError,
     with_traceback,
 )
-from rllib_hpo.experiments.cluster.nodes import refuse_unshared
+from rllib_hpo.experiments.cluster.nodes import check_shared
 from rllib_hpo.experiments.cluster.ray_session import ray_session
 from rllib_hpo.experiments.config.run_config import RunConfig, resolve_saved
 from rllib_hpo.experiments.config.sweep_config import Sweep, Trial
@@ -52,23 +52,23 @@ from rllib_hpo.experiments.storage.mirror import Mirror
 from rllib_hpo.experiments.storage.stored_checkpoints import steps_on
 from rllib_hpo.experiments.sweeps.progress import SweepProgress
 from rllib_hpo.experiments.sweeps.resources import check_placeable, resources
-from rllib_hpo.experiments.sweeps.stop import SignalsKept, SweepStop, when_stopped
+from rllib_hpo.experiments.sweeps.stop import SignalReclaimer, SweepStop, when_stopped
 from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
 from rllib_hpo.results import write_atomically
 from rllib_hpo.results.paths import absolute
 from rllib_hpo.rllib.checkpointing import finished_steps, read_manifest
-from rllib_hpo.rllib.environment import try_out
-from rllib_hpo.rllib.machines import machines_here, trials_at_a_time
+from rllib_hpo.rllib.environment import probe_environment
+from rllib_hpo.rllib.machines import cluster_machines, trials_at_a_time
 from rllib_hpo.tasks import import_modules
 
 SWEEP_FILE, PLAN_FILE, ERROR_FILE = "sweep.yaml", "plan.json", "error.txt"
 MAX_FAILURES = 3
-"""How often a trial whose process or machine died is started again, from its last checkpoint."""
+"""How often a trial is restarted from its last checkpoint after its process or machine died."""
 
 
 @dataclass(frozen=True)
 class SweepFiles:
-    """What a sweep leaves behind in its directory."""
+    """Paths of a sweep's files."""
 
     directory: Path
 
@@ -91,16 +91,16 @@ class SweepFiles:
         return self.directory / "results"
 
     def trial(self, name: str) -> RunFiles:
-        """The run directory of a trial; its rows are among those of the sweep."""
+        """The run directory of a trial; its rows are in the sweep's results."""
         return RunFiles(self.directory / "trials" / name, self.results)
 
     def error(self, name: str) -> Path:
-        """Why a trial failed."""
+        """File with the error of a failed trial."""
         return self.trial(name).directory / ERROR_FILE
 
 
 class _Plan(BaseModel):
-    """The types of what is read of a plan."""
+    """The types of a plan's keys."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -113,18 +113,18 @@ class _Plan(BaseModel):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a sweep, or this life of it, ended."""
+    """How a sweep, or this session of it, ended."""
 
     done: tuple[str, ...]
     unfinished: tuple[str, ...]
     failed: Mapping[str, Path]
-    """Where the error of each failed trial stands."""
+    """Files with the errors of failed trials."""
     stopped_by: int | None = None
     """The number of the signal that stopped it."""
 
 
 def start_sweep(sweep: Sweep, source: Path, files: SweepFiles, imports: Sequence[str] = ()) -> None:
-    """Makes the directory of a new sweep, with the configuration of every trial in it.
+    """Make the directory of a new sweep, with the configuration of every trial.
 
     Args:
         sweep: The trials.
@@ -139,14 +139,14 @@ def start_sweep(sweep: Sweep, source: Path, files: SweepFiles, imports: Sequence
         raise UserError(
             f"{files.directory} already exists; go on with `--resume {files.directory}`, or choose another --out."
         )
-    refuse_broken(sweep)
+    check_trials(sweep)
     files.directory.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, files.sweep_file)
     plan_trials(sweep, files, imports)
 
 
 def broken_trials(sweep: Sweep) -> dict[str, UserError]:
-    """What keeps trials from beginning, by name: their environments and networks are made and tried out here."""
+    """Errors of trials that cannot begin, by name: make and probe their environments and networks here."""
     tried: dict[str, UserError | None] = {}
     broken = {}
     for trial in sweep.trials:
@@ -163,14 +163,14 @@ def _problem(trial: Trial) -> UserError | None:
     try:
         config = to_rllib(trial.config, RunFiles(Path(trial.name)))
         config.validate()
-        try_out(config)
+        probe_environment(config)
     except UserError as error:
         return error
     return None
 
 
-def refuse_broken(sweep: Sweep) -> None:
-    """Refuses a sweep with trials that cannot begin.
+def check_trials(sweep: Sweep) -> None:
+    """Check that all trials can begin.
 
     Raises:
         UserError: Naming them, with what is wrong.
@@ -180,7 +180,7 @@ def refuse_broken(sweep: Sweep) -> None:
 
 
 def describe_broken(broken: Mapping[str, UserError]) -> UserError:
-    """One error for all trials that cannot begin; each reason stands in it once."""
+    """One error for all trials that cannot begin, with each reason once."""
     names: dict[str, list[str]] = {}
     for name, error in broken.items():
         names.setdefault(str(error), []).append(name)
@@ -195,7 +195,7 @@ def describe_broken(broken: Mapping[str, UserError]) -> UserError:
 
 
 def remove_new_sweep(files: SweepFiles, storage: Storage | None = None) -> None:
-    """Removes a sweep that was refused before any trial began, so that the corrected command can make it."""
+    """Remove a sweep that was refused before any trial began, so that a corrected command can make it."""
     trials = files.directory / "trials"
     begun = [path for path in trials.glob("*/*") if path.name != CONFIG_FILE]
     if begun or files.results.exists():
@@ -210,7 +210,7 @@ def remove_new_sweep(files: SweepFiles, storage: Storage | None = None) -> None:
 
 
 def plan_trials(sweep: Sweep, files: SweepFiles, imports: Sequence[str] = ()) -> None:
-    """Adds trials to a sweep's directory, or more steps to those it has.
+    """Add trials to a sweep's directory, or more steps to existing ones.
 
     Raises:
         SettingsError: If a trial that is there already would be another one.
@@ -243,22 +243,22 @@ def _plan_trial(trial: Trial, files: SweepFiles, imports: Sequence[str]) -> None
     trial.config.importing(imports).save(config_file)
 
 
-def refuse_taken(storage: Storage) -> None:
-    """Refuses the place of a new sweep on storage if there is one already, or storage cannot be used.
+def check_storage_free(storage: Storage) -> None:
+    """Check that storage can be used and has no sweep of this name.
 
     Raises:
         UserError: If it is taken.
         StorageError: If storage cannot be reached or written.
     """
     with storage.reached():
-        if storage.read_if_there(PLAN_FILE) is not None:
+        if storage.read_if_exists(PLAN_FILE) is not None:
             raise UserError(f"{storage.uri} already exists; go on with `--resume {storage.uri}`.")
         storage.write(".writable", b"")  # told now, and not when the first trial is under way
         storage.remove(".writable")
 
 
 def publish_sweep(files: SweepFiles, storage: Storage) -> None:
-    """Puts the plan and the trials' configurations on storage, and its URI into the plan.
+    """Upload the plan and the trials' configurations, and store the URI in the plan.
 
     Raises:
         StorageError: If storage cannot be reached or written.
@@ -269,7 +269,7 @@ def publish_sweep(files: SweepFiles, storage: Storage) -> None:
 
 
 def fetch_sweep(files: SweepFiles, storage: Storage) -> None:
-    """Puts a sweep's plan and configurations on storage into a directory here.
+    """Download a sweep's plan and configurations into a local directory.
 
     Raises:
         StorageError: If storage cannot be reached, or has no sweep there.
@@ -282,7 +282,7 @@ def fetch_sweep(files: SweepFiles, storage: Storage) -> None:
 
 
 def storage_of(files: SweepFiles) -> Storage | None:
-    """Where a sweep is mirrored to, or None; a directory that itself is that place needs no mirror.
+    """Storage that a sweep is mirrored to, or None, also if its directory is on that storage.
 
     Raises:
         StorageError: If storage cannot be used.
@@ -297,7 +297,7 @@ def _config_files(plan: Mapping[str, Any]) -> list[str]:
 
 
 def read_plan(files: SweepFiles) -> dict[str, Any]:
-    """What `plan_trials` wrote.
+    """Read the plan that `plan_trials` wrote.
 
     Raises:
         CheckpointError: If the directory is not that of a sweep.
@@ -315,7 +315,7 @@ def read_plan(files: SweepFiles) -> dict[str, Any]:
 
 
 def steps_done(files: RunFiles, storage: Storage | None = None) -> int:
-    """Environment steps that the newest intact checkpoint of a trial holds: on storage, if the sweep has one.
+    """Environment steps of the newest intact checkpoint of a trial, on storage if the sweep has one.
 
     Raises:
         StorageError: If storage cannot be reached.
@@ -336,7 +336,7 @@ def run_sweep(
     keep_checkpoints: int = 2,
     storage: Storage | None = None,
 ) -> Outcome:
-    """Runs the trials of a sweep that are not complete yet.
+    """Run the incomplete trials of a sweep.
 
     Raises:
         UserError: If a trial can never be placed, or a node of the cluster does not see the sweep's directory and
@@ -360,13 +360,13 @@ def run_sweep(
         with stop_request(progress.console) as stop:
             try:
                 with ray_session():
-                    machines = machines_here()
+                    machines = cluster_machines()
                     requests = {
                         name: resources(configs[name], machines.keep_rollouts_apart) for name in waiting
                     }
                     check_placeable(requests, machines)
                     if storage is None:
-                        refuse_unshared(files.directory)
+                        check_shared(files.directory)
                     with progress.running({name: configs[name].run.steps for name in names}, done_before):
                         _tune(
                             files,
@@ -425,7 +425,7 @@ def _tune(
             # Else Tune makes one when a trial ends, below a directory that other nodes may not see.
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             stop=stopper,
-            callbacks=[progress, SignalsKept()],
+            callbacks=[progress, SignalReclaimer()],
             verbose=0,
         ),
     )
@@ -451,7 +451,7 @@ def _outcome(
 
 
 def _ended(files: RunFiles, storage: Storage | None) -> int:
-    """`steps_done`, or 0 where storage stays away: what is there is then for a later life to find."""
+    """`steps_done`, or 0 if storage does not answer; the next session reads it again."""
     try:
         return steps_done(files, storage)
     except StorageError as error:
@@ -460,10 +460,10 @@ def _ended(files: RunFiles, storage: Storage | None) -> int:
 
 
 class SweepTrial(tune.Trainable):
-    """One trial in an actor of its own. Its state is the run directory, not Tune's checkpoints."""
+    """One trial in an actor of its own; its state is the run directory, not Tune's checkpoints."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Builds the run, and goes on from its newest checkpoint."""
+        """Build the run, and resume it from its newest checkpoint."""
         make_streams_safe()
         quiet_ray()
         self._is_stopped = False
@@ -471,7 +471,7 @@ class SweepTrial(tune.Trainable):
         files = SweepFiles(Path(config["directory"]))
         name = config["trial"]
         self._error, self._run, self._mirror, self._failure = files.error(name), None, None, ""
-        self._error.unlink(missing_ok=True)  # of an earlier life on this node
+        self._error.unlink(missing_ok=True)  # from an earlier session on this node
         with self._reported():
             import_modules(config["imports"], f"The sweep {files.directory}")
             if config["storage"] is not None:
@@ -494,13 +494,13 @@ class SweepTrial(tune.Trainable):
             )
 
     def _stop(self) -> None:
-        """The driver was asked to stop: end the iteration, and the trial with it; runs in another thread."""
+        """End the iteration and the trial, since the driver was asked to stop; runs in another thread."""
         self._is_stopped = True
         if self._run is not None:
             self._run.request_stop()
 
     def step(self) -> dict[str, Any]:
-        """One iteration, and a checkpoint where the sweep is stopped; schedulers and people see its evaluation."""
+        """Train for one iteration, and save if the sweep is stopped."""
         metrics: dict[str, float] = {}
         run = self._run
         with self._reported():
@@ -522,7 +522,7 @@ class SweepTrial(tune.Trainable):
         }
 
     def cleanup(self) -> None:
-        """Saves the trial where the sweep is stopped in the middle."""
+        """Save the trial if the sweep is stopped in the middle."""
         if self._run is not None:
             with self._reported(), self._run:
                 if self._run.is_complete:
@@ -531,14 +531,14 @@ class SweepTrial(tune.Trainable):
                     self._run.save()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: checkpoints are those of the run directory."""
+        """Do nothing: the run directory has the checkpoints."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing: `setup` has restored the newest."""
+        """Do nothing: `setup` has restored the newest checkpoint."""
 
     @contextmanager
     def _reported(self) -> Iterator[None]:
-        """Writes a failure down. One that starting again would not mend ends the trial; others Tune gets to see."""
+        """Write an error to a file. One that a retry cannot fix ends the trial; Tune retries after the others."""
         try:
             yield
         except UserError as error:
@@ -561,13 +561,13 @@ class SweepTrial(tune.Trainable):
 
 
 def capacity(sweep: Sweep) -> tuple[str, int]:
-    """What there is, in words, and how many of the sweep's largest trials fit on it at a time.
+    """The cluster's resources in words, and how many of the sweep's largest trials fit at a time.
 
     Raises:
         SettingsError: If a trial can never be placed.
     """
     with ray_session() if os.environ.get("RAY_ADDRESS") else nullcontext():
-        machines = machines_here()
+        machines = cluster_machines()
     requests = {trial.name: resources(trial.config, machines.keep_rollouts_apart) for trial in sweep.trials}
     check_placeable(requests, machines)
     at_a_time = min(trials_at_a_time(request.bundles, machines) for request in requests.values())

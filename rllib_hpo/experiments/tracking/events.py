@@ -1,4 +1,4 @@
-"""What happened to a run, one JSON object a line: RUN/events.jsonl."""
+"""Log the events of a run as JSON lines: RUN/events.jsonl."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class EventLog:
-    """Appends to the events of a run; lines of its earlier lives stay.
+    """Append to the events of a run, after those of earlier sessions.
 
     A log that cannot be written is reported once and never stops the training; a full disk is not even
     reported, because the next row or checkpoint says so and ends the run.
@@ -49,7 +49,7 @@ class EventLog:
         self._has_ended, self._is_broken = False, False
 
     def begin(self, env_steps: int, checkpoint: Path | None, about: Mapping[str, Any]) -> None:
-        """A life begins: from nothing, or from `checkpoint`."""
+        """Log the start of a session, from nothing or from `checkpoint`."""
         where = {"pid": os.getpid(), "host": socket.gethostname()}
         what = {"git_commit": git_commit(), "versions": versions()}
         if checkpoint is None:
@@ -58,7 +58,7 @@ class EventLog:
             self.write("resumed", env_steps, path=str(checkpoint), **about, **where, **what)
 
     def end(self, env_steps: int, *, complete: bool, error: BaseException | None = None) -> None:
-        """This life ends; only the first call writes, since one failure may come by more than once."""
+        """Log the end of the session; only the first call writes, since one failure may arrive twice."""
         if self._has_ended:
             return
         self._has_ended = True
@@ -68,7 +68,7 @@ class EventLog:
             self.write("finished" if complete else "stopped", env_steps)
 
     def write(self, event: Event, env_steps: int, **about: Any) -> None:
-        """Appends one line, at once and as a whole."""
+        """Append one line atomically."""
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": time, "event": event, "env_steps": env_steps, **about}) + "\n"
         try:
@@ -80,7 +80,7 @@ class EventLog:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """The events in a file, oldest first; lines that a killed process left unfinished are passed over."""
+    """Read the events of a file, oldest first, without lines that a killed process left unfinished."""
     events = []
     for line in path.read_bytes().splitlines():
         try:

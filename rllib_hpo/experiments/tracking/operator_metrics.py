@@ -1,4 +1,4 @@
-"""What those who run a cluster watch, as gauges that Ray exports to Prometheus."""
+"""Gauges of a run for the operators of a cluster; Ray exports them to Prometheus."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TAGS = ("sweep", "trial", "algorithm", "task", "seed")
 
 
 class OperatorMetrics:
-    """Sets the gauges of one run. Where this process is not part of a Ray cluster, it does nothing.
+    """Set the gauges of one run; do nothing outside of a Ray cluster.
 
     Args:
         tags: A value for each of `TAGS`.
@@ -43,7 +43,7 @@ class OperatorMetrics:
                 self._gauges[name].set_default_tags(dict(tags))
 
     def iteration(self, metrics: Mapping[str, float], seconds: float) -> None:
-        """Sets all gauges after an iteration.
+        """Set all gauges after an iteration.
 
         Args:
             metrics: What it reported, flat.

@@ -1,4 +1,4 @@
-"""What a person sees of a training run: a bar that moves, and a line per evaluation."""
+"""Show the progress of a training run: a bar, and a line for each evaluation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 REFRESH_S = 0.5
 EVALUATION_LINE_S = 30.0
-"""How often an evaluation under way gets a line where there is no bar."""
+"""Seconds between lines about a running evaluation, if there is no bar."""
 
 
 class _StepsPerSecond(ProgressColumn):
@@ -28,7 +28,7 @@ class _StepsPerSecond(ProgressColumn):
 
 
 class Progress:
-    """Steps, steps per second, the last return and the time left; on a terminal as a bar, elsewhere as lines."""
+    """Show steps, steps per second, the last return and the time left, as a bar on a terminal or else as lines."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -46,7 +46,7 @@ class Progress:
 
     @contextmanager
     def running(self, algorithm: ActorCriticAlgorithm, steps: int) -> Iterator[None]:
-        """Shows the bar while the context lasts; a thread follows `algorithm.env_steps`."""
+        """Show the bar while the context lasts; a thread polls `algorithm.env_steps`."""
         done = threading.Event()
         task = self._bar.add_task(
             "training", total=steps, completed=algorithm.env_steps, last_return="-", doing="training"

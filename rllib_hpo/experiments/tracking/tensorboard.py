@@ -1,4 +1,4 @@
-"""TensorBoard for one run, on the axis of environment steps: RUN/tensorboard."""
+"""Write TensorBoard files of one run against environment steps: RUN/tensorboard."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class TensorBoard:
-    """Writes scalars; those that a killed run logged beyond the step it goes on from are dropped.
+    """Write scalars; drop those that a killed session logged beyond the step of the resume.
 
     tensorboardX's own SummaryWriter writes in a thread, which dies where the disk is full, and whoever logs next
     waits for it for ever. Here a file that cannot be written is reported once, and not even that where the disk is
@@ -37,7 +37,7 @@ class TensorBoard:
         self._writer: EventsWriter | None = None
         with self._tolerant():
             self._folder.mkdir(parents=True, exist_ok=True)
-            # Two lives may begin in one second.
+            # Two sessions may begin in one second.
             self._writer = EventsWriter(str(self._folder / "events"), filename_suffix=f".{env_steps:010d}")
             if env_steps:
                 purge = SessionLog(status=SessionLog.START)
@@ -45,7 +45,7 @@ class TensorBoard:
             self._writer.flush()
 
     def log(self, metrics: Mapping[str, float], env_steps: int) -> None:
-        """Records `metrics` (a flat mapping) at `env_steps`."""
+        """Record `metrics` (a flat mapping) at `env_steps`."""
         if self._writer is None or self._is_broken:
             return
         values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]

@@ -1,4 +1,4 @@
-"""Weights & Biases for one run, on the axis of environment steps. A convenience: the result rows are the truth."""
+"""Log one run to Weights & Biases against environment steps; failures never stop the run."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 Mode = Literal["offline", "online", "disabled"]
 
 STEP_METRIC = "env_steps"
-"""The x axis of everything."""
+"""The x axis of all charts."""
 
 PROJECT = "rllib-hpo"
 _TAG_LENGTH = 64
-"""The longest tag that W&B takes."""
+"""Greatest length of a tag of W&B."""
 
 _LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class WandbOptions:
-    """What Weights & Biases gets of a run."""
+    """Options of Weights & Biases for a run."""
 
     mode: Mode = "offline"
     artifacts: bool = False
@@ -41,12 +41,12 @@ class WandbOptions:
 
 
 def group_of(sweep: str, task: str) -> str:
-    """What W&B groups the runs of a sweep by: a task's seeds, algorithms and variants stand together."""
+    """The W&B group of a sweep's runs of one task: all seeds, algorithms and variants."""
     return f"{sweep}/{task}"
 
 
 def task_metric(task: str, name: str = "return_mean") -> str:
-    """A number of evaluations under a name of its own for each task: a W&B panel shows all runs that have a metric."""
+    """Name of a task's evaluation metric; each task has its own, since a panel shows all runs with a metric."""
     return f"tasks/{task}/{name}"
 
 
@@ -64,7 +64,7 @@ def describe_run(config: RunConfig, sweep: str, variant: str) -> dict[str, Any]:
 
 
 class WandbRun:
-    """Sends metrics to Weights & Biases, or keeps them in files for `wandb sync`, or does nothing.
+    """Send metrics to Weights & Biases, or write files for `wandb sync`, or do nothing.
 
     Offline needs no account and touches no network; all it writes is under `directory`/wandb. Disabled does not
     even import wandb. Once started, a failure of W&B is reported once and never stops the training.
@@ -87,7 +87,7 @@ class WandbRun:
         config: Mapping[str, Any] | None = None,
         run_id: str | None = None,
     ) -> None:
-        """Start the run, or go on with the one that has this `run_id`.
+        """Start the run, or resume the one with this `run_id`.
 
         Args:
             directory: folder of the run; made where missing.
@@ -128,7 +128,7 @@ class WandbRun:
     def log(self, metrics: Mapping[str, Any], env_steps: int) -> None:
         """Record `metrics` (a flat mapping) at `env_steps`; late records, as of an evaluation, may come any time."""
         # W&B drops a record whose own step does not increase. Following env_steps, that step goes on where a
-        # resumed run goes on, and never collides within one life of the run.
+        # resumed run continues, and never collides within one session of the run.
         self._last_step = max(self._last_step + 1, env_steps)
         with self._reported("record metrics"):
             if self._run is not None:

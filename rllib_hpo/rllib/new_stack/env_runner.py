@@ -1,11 +1,11 @@
-"""The environment runner: steps environments and hands on transitions as rows, in blocks."""
+"""The environment runner: steps environments and returns blocks of transitions."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -25,32 +25,22 @@ from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.errors import NonFiniteError, SettingsError, UserCodeError, UserError
 from rllib_hpo.replay.layout import RowLayout
 from rllib_hpo.rllib._private import wants_component
-from rllib_hpo.rllib.environment import Environments, announce, environment_maker, label, task_of
+from rllib_hpo.rllib.environment import Environments, announce_created, environment_maker, label, task_of
+from rllib_hpo.rllib.new_stack.messages import Block
 from rllib_hpo.rllib.new_stack.rl_module import ActorCriticModule
 from rllib_hpo.rllib.torch_options import set_torch_options
 from rllib_hpo.streams import TorchStreams, derived_seed, numpy_generator
-from rllib_hpo.tasks import ActionScaling, Boundary, boundary, wrappers
+from rllib_hpo.tasks import ActionScaling, Boundary, boundary, outcomes, wrappers
 from rllib_hpo.tasks.costs import COST
 from rllib_hpo.tasks.simulator_state import capture, restore
 
 _logger = logging.getLogger(__name__)
 _FAILURE = "failure"
-"""Where `get_spaces` of a remote runner that could not be made says why."""
+"""The key of `get_spaces` under which a remote runner reports why it could not be made."""
 
 
-class Rollout(NamedTuple):
-    """What one request for samples yields."""
-
-    rows: npt.NDArray[np.float32]
-    """(N, width) transitions in the order they happened."""
-    episodes: list[Episode]
-    """Those that ended."""
-    weights_seq_no: int
-    """Number of the weights that acted."""
-
-
-_MOST_FAILURES_IN_A_ROW = 10
-"""Times that an environment may fail, and be built anew, before it has made a step."""
+_MAX_CONSECUTIVE_FAILURES = 10
+"""How often an environment may fail in a row, and be rebuilt, without making a step."""
 
 
 class ColumnarEnvRunner(EnvRunner, Checkpointable):
@@ -77,9 +67,9 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self._capturable: list[bool] = []
         self._weights_seq_no = 0
         self.weights_id = ""
-        """Of the object whose weights a request for samples brought last."""
+        """Id of the object that holds the newest weights received with a request."""
         self.idle_since: float | None = None
-        """When the last request was done with, on the clock of `time.perf_counter`."""
+        """End of the last request, by `time.perf_counter`."""
         self._set_streams(self.config.seed, joined_at=0)
         self._has_joined = False
         if isinstance(self.spaces.get(_FAILURE), UserError):
@@ -92,7 +82,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         except UserError as error:
             if self.worker_index == 0:
                 raise
-            # RLlib loses what a remote constructor raises; it is told in place of the spaces, or of samples.
+            # RLlib loses the error of a remote constructor; get_spaces or sample report it instead.
             self._failure = error
 
     def _raise_failure(self) -> None:
@@ -100,14 +90,14 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             raise self._failure
 
     def _set_streams(self, seed: int, joined_at: int) -> None:
-        """Every runner has streams of its own; a replacement of a dead one does not repeat its draws."""
+        """Set streams that belong to this runner; a replacement of a dead runner repeats no draws."""
         self._run_seed, self._owner = seed, ("runner", self.worker_index, joined_at)
         self.streams = TorchStreams(seed, *self._owner, "explore")
         self._warmup = numpy_generator(seed, *self._owner, "warmup")
 
     @override(EnvRunner)
     def make_env(self) -> None:
-        """Makes and resets the environments; those that exist are closed, and the task set in them is forgotten.
+        """Make and reset the environments; close earlier ones and forget their task.
 
         With another `config.env_config` before it is how RLlib's curricula change an environment.
         """
@@ -128,13 +118,15 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self._obs = np.zeros((num_envs, self.layout.obs_dim), np.float32)
         self._returns, self._lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
         self._costs, self._discounted_costs = np.zeros(num_envs), np.zeros(num_envs)
+        self._reports = outcomes.reports_outcome(first)
+        self._outcomes: list[outcomes.Outcome] = [{} for _ in range(num_envs)]
         self._memory: Memory = {}
         self._remembers = [False] * num_envs
         self._began = [time.perf_counter()] * num_envs
         self._turn, self._stepped = 0, [False] * num_envs
         self._num_builds = [number + 1 for number in self._num_builds] or [0] * num_envs
         for i, env in enumerate(self.envs):
-            announce(env, self, self._callbacks, i)
+            announce_created(env, self, self._callbacks, i)
         self._built_with = [wrappers.get_state(env) for env in self.envs]
         self._reset_all()
         self._capturable = [capture(env) is not None for env in self.envs]
@@ -150,7 +142,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self._began[i] = time.perf_counter()
         self._returns[i], self._lengths[i] = 0.0, 0
         self._costs[i] = self._discounted_costs[i] = 0.0
-        self._remembers[i] = False
+        self._remembers[i], self._outcomes[i] = False, {}
         try:
             self._obs[i] = self._boundary.reset(self.envs[i], seed)
         except NonFiniteError as error:
@@ -166,7 +158,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         return self.module.model
 
     def _remember(self, which: list[int]) -> None:
-        """Begins the memory of those environments `which` whose episode has just begun."""
+        """Begin the memory of those environments of `which` whose episode has just begun."""
         fresh = [i for i in which if not self._remembers[i]]
         if not self._actor.memory or not fresh:
             return
@@ -179,10 +171,8 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             self._remembers[i] = True
 
     @override(EnvRunner)
-    def sample(
-        self, *, num_steps: int | None = None, random_actions: bool = False, **of_rllib: Any
-    ) -> Rollout:
-        """Takes exactly `num_steps` environment steps.
+    def sample(self, *, num_steps: int | None = None, random_actions: bool = False, **of_rllib: Any) -> Block:
+        """Take exactly `num_steps` environment steps.
 
         Args:
             num_steps: Steps over all environments of this runner, which act in turn.
@@ -210,7 +200,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             self._step(which, rows[done : done + turn], episodes, random_actions, done)
             self._turn = (self._turn + turn) % len(self.envs)
             done += turn
-        return Rollout(rows, episodes, self._weights_seq_no)
+        return Block(rows, 0, num_steps, episodes, self._weights_seq_no, random_actions)
 
     def _step(
         self,
@@ -220,7 +210,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         random_actions: bool,
         done: int,
     ) -> None:
-        """Steps the environments `which` once and fills one row for each; `done` rows stand before these."""
+        """Step the environments `which` once and fill one row for each; `done` rows precede these."""
         obs = self._obs[which]
         self._remember(which)
         actions = self._actions(obs, which, random_actions)
@@ -252,7 +242,8 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         seconds = time.perf_counter() - self._began[i]
         total, length, cost = float(self._returns[i]), int(self._lengths[i]), float(self._costs[i])
         discounted, recorded = float(self._discounted_costs[i]), self._recorded(i)
-        return Episode(total, length, seconds, cost, failed, discounted, recorded=recorded)
+        outcome = self._outcomes[i] or None
+        return Episode(total, length, seconds, cost, failed, discounted, recorded=recorded, outcome=outcome)
 
     def _recorded(self, i: int) -> dict[str, tuple[float, ...]]:
         """What acting remembers of the episode of environment `i` that is to be recorded."""
@@ -262,7 +253,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         return {name: tuple(self._memory[name][i].reshape(-1).tolist()) for name in names}
 
     def _step_one(self, i: int, action: npt.NDArray[np.float32]) -> tuple[Any, float, bool, bool, Any]:
-        """Steps environment i: observation, reward, flags, and what it reports for the further columns.
+        """Step environment i; returns observation, reward, flags and the values of additional columns.
 
         Raises:
             NonFiniteError: Naming environment, runner and step.
@@ -272,6 +263,8 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             obs, reward, terminated, truncated, info = self._boundary.step_with_info(self.envs[i], action)
             if self._counts_costs:
                 self._count_cost(self._boundary.column(info, COST, 1), i)
+            if self._reports:
+                outcomes.observe(self._outcomes[i], info)
             extras = self._extras(info, i) if self.layout.columns else None
             return obs, reward, terminated, truncated, extras
         except NonFiniteError as error:
@@ -280,12 +273,12 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
     def _step_another(
         self, i: int, error: UserCodeError, episodes: list[Episode], random_actions: bool
     ) -> tuple[Any, Any, Any]:
-        """Builds environment i anew and steps it: its observation, the action, and what the step yields.
+        """Rebuild environment i and step it; returns its observation, the action and the result of the step.
 
         Raises:
             UserCodeError: If failures are not tolerated, or it fails again and again.
         """
-        for _ in range(_MOST_FAILURES_IN_A_ROW):
+        for _ in range(_MAX_CONSECUTIVE_FAILURES):
             self._replace_failed(i, error, episodes)
             obs = self._obs[[i]]
             self._remember([i])
@@ -297,28 +290,28 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         raise error
 
     def _replace_failed(self, i: int, error: UserCodeError, episodes: list[Episode]) -> None:
-        """Another environment in place of one that has raised an error, and the end of its episode."""
+        """Replace an environment that has raised an error, and end its episode."""
         if not (self.config.restart_failed_sub_environments or self.config.ignore_env_runner_failures):
             raise error
         _logger.warning("Environment %d of runner %d is built anew. %s", i, self.worker_index, error)
         episodes.append(self._episode(i, failed=True))
-        for attempt in range(_MOST_FAILURES_IN_A_ROW):
+        for attempt in range(_MAX_CONSECUTIVE_FAILURES):
             try:
                 return self._rebuild(
                     i, self._num_builds[i] + 1, wrappers.get_state(self.envs[i]), task_of(self.envs[i])
                 )
             except UserCodeError:
-                if attempt == _MOST_FAILURES_IN_A_ROW - 1:
+                if attempt == _MAX_CONSECUTIVE_FAILURES - 1:
                     raise
         return None
 
     def _empty_extras(self, num_rows: int) -> npt.NDArray[np.float32] | None:
-        """Room for the columns beyond the usual five, (N, all their sizes); None without any."""
+        """Uninitialised values (N, total size) of the columns beyond the usual five; None without any."""
         sizes = [column.size for column in self.layout.columns]
         return np.empty((num_rows, sum(sizes)), np.float32) if sizes else None
 
     def _extras(self, info: Any, i: int) -> npt.NDArray[np.float32]:
-        """What environment `i` reports for the columns beyond the usual five, side by side."""
+        """Values that environment i reports for the columns beyond the usual five, concatenated."""
         parts = {name: self._boundary.column(info, name, size) for name, size in self.layout.columns}
         if COST in parts:
             self._count_cost(parts[COST], i)
@@ -357,17 +350,17 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         )
 
     def wrapper_state(self) -> list[tuple[str, Any]]:
-        """What the wrappers of the first environment have gathered: an evaluation needs it."""
+        """State of the wrappers of the first environment, for evaluations."""
         return wrappers.get_state(self.envs[0]) if self.envs else []
 
     def is_savable(self) -> bool:
-        """Whether every environment's simulator can be saved exactly, now."""
+        """Whether the exact state of every environment can be saved now."""
         return all(self._capturable[i] or not self._stepped[i] for i in range(len(self.envs)))
 
     def rebuild_unsavable_envs(self) -> None:
-        """Closes and makes anew those environments whose simulator's state cannot be saved.
+        """Rebuild the environments whose simulator cannot be saved.
 
-        Done at scheduled checkpoints in every run, so that a resumed run sees what an uninterrupted one saw.
+        Every run does so at scheduled checkpoints, so that a resumed run sees the same as an uninterrupted one.
         """
         for i in range(len(self.envs)):
             if not self._capturable[i]:
@@ -376,10 +369,10 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
                 )
 
     def _rebuild(self, i: int, num_builds: int, gathered: list[tuple[str, Any]], task: Any) -> None:
-        """Another environment with the same `task`, whose wrappers begin with what they have `gathered`."""
+        """Rebuild environment i with the same `task` and the state `gathered` by its wrappers."""
         boundary.close(self.envs[i], self._boundary.name)
         self.envs[i], self._num_builds[i], self._stepped[i] = self._make(), num_builds, False
-        announce(self.envs[i], self, self._callbacks, i)
+        announce_created(self.envs[i], self, self._callbacks, i)
         if task is not None:
             self.envs[i].unwrapped.set_task(task)  # type: ignore[attr-defined]
         self._built_with[i] = gathered
@@ -387,17 +380,16 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self._begin_episode(i, seed=self._environment_seed(i))
 
     def reseed(self, seed: int, joined_at: int) -> None:
-        """Goes on with new episodes and with streams of `seed`, other than those of its beginning."""
+        """Continue with new episodes and with streams of `seed` that repeat no earlier draws."""
         self._set_streams(seed, joined_at)
         self._reset_all()
         self._has_joined = True
 
     def join(self, env_steps: int, seed: int | None = None) -> None:
-        """Takes part in a run that has come to `env_steps`; only the first call of a process does anything.
+        """Join a run at `env_steps`; only the first call in a process has an effect.
 
-        The run's seed is the config's unless given. Ray may restart a runner that died without anyone
-        noticing. Whoever joins later than at step 0 takes other streams than those before it, and starts
-        new episodes.
+        The run's seed is the config's unless given. Ray may restart a dead runner unnoticed: a runner that joins later
+        than at step 0 uses new streams and begins new episodes.
         """
         self._raise_failure()
         seed = self._run_seed if seed is None else seed
@@ -407,7 +399,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
 
     @override(EnvRunner)
     def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Lets an error through to the driver, which stops the run; RLlib's would end this process instead."""
+        """Call `func` and pass its error on to the driver; RLlib's method would end this process instead."""
         return func(self, *args, **kwargs)
 
     @override(EnvRunner)
@@ -421,7 +413,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
 
     @override(EnvRunner)
     def get_metrics(self) -> dict[str, Any]:
-        """RLlib's counters of this runner; episodes travel with the rollouts instead."""
+        """RLlib's counters of this runner; blocks carry the episodes."""
         metrics: dict[str, Any] = self.metrics.reduce()
         return metrics
 
@@ -440,7 +432,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
     def get_state(
         self, components: Any = None, *, not_components: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Streams, simulators and episodes under way, and, unless left out, the module's weights."""
+        """Streams, simulators, current episodes and, unless excluded, the module's weights."""
         state: dict[str, Any] = {
             "streams": self.streams.get_state(),
             "owner": self._owner,
@@ -458,19 +450,20 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
 
     def _environment_state(self, i: int) -> dict[str, Any]:
         simulator = capture(self.envs[i]) if self._capturable[i] else None
-        # An environment that was stepped since it was built is lost: whoever restores makes another.
+        # An environment that was stepped since it was built is lost: a restore rebuilds it.
         lost = simulator is None and self._stepped[i]
         return {
             "simulator": simulator,
             "task": task_of(self.envs[i]),
             "num_builds": self._num_builds[i] + int(lost),
-            # The first reset adds to it, and will again where the environment is built anew.
+            # The first reset adds to it, and does so again where the environment is rebuilt.
             "wrappers": wrappers.get_state(self.envs[i]) if self._stepped[i] else self._built_with[i],
             "obs": self._obs[i].copy(),
             "return": float(self._returns[i]),
             "length": int(self._lengths[i]),
             "cost": float(self._costs[i]),
             "cost_discounted": float(self._discounted_costs[i]),
+            "outcome": dict(self._outcomes[i]),
             "memory": {name: value[i].cpu().numpy().copy() for name, value in self._memory.items()}
             if self._remembers[i]
             else None,
@@ -504,6 +497,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self._obs[i], self._returns[i], self._lengths[i] = saved["obs"], saved["return"], saved["length"]
         self._costs[i], self._remembers[i] = saved.get("cost", 0.0), False
         self._discounted_costs[i] = saved.get("cost_discounted", 0.0)
+        self._outcomes[i] = dict(saved.get("outcome", {}))
         if saved.get("memory") is not None:
             self._remember([i])
             for name, value in saved["memory"].items():
@@ -515,5 +509,5 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
 
     @override(Checkpointable)
     def get_checkpointable_components(self) -> list[tuple[str, Any]]:
-        """None: the weights are the learner's to save."""
+        """Return nothing: the learner saves the weights."""
         return []

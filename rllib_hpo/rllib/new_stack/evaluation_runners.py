@@ -1,11 +1,11 @@
-"""Evaluations that run beside training, on CPU actors of their own, with frozen weights.
+"""Run evaluations beside training, on CPU actors, with frozen weights.
 
-One runs on each evaluation runner at a time, whole, so its numbers are bitwise those of an evaluation in the
-driver; except where the driver's learner is on a GPU, whose arithmetic differs in the last digits.
-None is skipped: when one is due and all runners are at work, training waits for the oldest, and a run that stops or
-goes back to a checkpoint waits for all. A checkpoint holds those that are pending: where the run is killed instead,
-whoever goes on with it makes them up, and a row that was written already is replaced by the same one.
-They are concluded in the order of their steps. A runner that dies is replaced by Ray, and its evaluation repeated.
+Each runner plays one whole evaluation at a time, so its numbers are bitwise those of an evaluation in the driver
+(except where the driver's learner is on a GPU, whose arithmetic differs in the last digits). No evaluation is skipped:
+when one is due and all runners are busy, training waits for the oldest; a run that stops or is restored waits for all.
+A checkpoint holds the pending evaluations. If the run is killed, the resumed run repeats them, and a row that was
+already written is replaced by an equal one. Results come in the order of their steps. Ray replaces a runner that dies,
+and its evaluation is repeated.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ from rllib_hpo.tasks import boundary
 
 _logger = logging.getLogger(__name__)
 MAX_RETRIES = 3
-"""How often an evaluation whose process died is repeated."""
+"""How often an evaluation is repeated after its process died."""
 _WATCH_INTERVAL_S = 0.5
-"""How often a wait for an evaluation checks whether a stop was requested."""
+"""Seconds between checks for a requested stop, while waiting for an evaluation."""
 
 
-class DueEvaluation(NamedTuple):
-    """An evaluation, and where the run was when it was due."""
+class EvaluationRequest(NamedTuple):
+    """An evaluation to play, and the state of the run when it was due."""
 
     env_steps: int
     updates: int
-    """Behind the weights."""
+    """Number of updates made before."""
     seeds: list[int]
-    """Of the episodes."""
+    """One seed for each episode."""
     wrapper_state: list[tuple[str, Any]]
-    """See `rllib_hpo.tasks.wrappers`."""
+    """State of the environment's wrappers: see `rllib_hpo.tasks.wrappers`."""
     diagnostics: dict[str, float]
-    """The sampler's latest."""
+    """The sampler's latest diagnostics."""
 
 
 class EvaluationRunner:
-    """Plays noise-free episodes with the weights that it is given."""
+    """Play noise-free episodes with given weights."""
 
     def __init__(self, config: Any, worker_index: int = 0) -> None:
         set_torch_options(config.num_torch_threads)
@@ -63,7 +63,7 @@ class EvaluationRunner:
         try:
             self._build(config, worker_index)
         except UserError as error:
-            self._failure = error  # Ray would hand on its text only
+            self._failure = error  # Ray would pass on only its text
 
     def _build(self, config: Any, worker_index: int) -> None:
         self._make = EvaluationEnvironments(config, worker_index)
@@ -77,12 +77,14 @@ class EvaluationRunner:
         boundary.close(env)
 
     def ping(self) -> None:
-        """Answers once the constructor is done; raises what it raised."""
+        """Return when the constructor is done; raise the error that it stored."""
         if self._failure is not None:
             raise self._failure
 
-    def evaluate(self, weights: dict[str, Any], due: DueEvaluation, watch: Watch | None = None) -> Evaluation:
-        """As `rllib_hpo.rllib.evaluation.evaluate`."""
+    def evaluate(
+        self, weights: dict[str, Any], due: EvaluationRequest, watch: Watch | None = None
+    ) -> Evaluation:
+        """Play an evaluation: see `rllib_hpo.rllib.evaluation.evaluate`."""
         self.ping()
         self._module.set_state(weights)
         return evaluate(
@@ -98,21 +100,21 @@ class EvaluationRunner:
 
 @dataclass
 class _Pending:
-    due: DueEvaluation
+    due: EvaluationRequest
     weights: ray.ObjectRef | dict[str, Any]
     runner: Any = None
     played: ray.ObjectRef | None = None
 
 
 class EvaluationRunners:
-    """The actors, and what they are at work on. Without any, it holds what a checkpoint left to be made up.
+    """Evaluation actors and pending evaluations. Without actors, it holds those that a checkpoint left pending.
 
     Args:
-        config: Of the algorithm; `evaluation_num_env_runners` is their number.
-        watch: Called with the steps played while an evaluation is waited for; may raise `EvaluationStopped`.
+        config: The algorithm's config; `evaluation_num_env_runners` is the number of actors.
+        watch: Function to call while waiting, with the steps played; it may raise `EvaluationStopped`.
 
     Raises:
-        UserError: If there are not as many after `stack.RUNNER_PATIENCE_S`, or one cannot be made.
+        UserError: If not all actors have started after `stack.RUNNER_TIMEOUT_S`, or one cannot be made.
     """
 
     def __init__(self, config: Any, watch: Watch | None = None) -> None:
@@ -121,7 +123,7 @@ class EvaluationRunners:
         self._runners = [runner.remote(config, i + 1) for i in range(config.evaluation_num_env_runners)]
         self._pending: deque[_Pending] = deque()
         self.waited_s = 0.0
-        """How long training has waited for evaluations since this was last set to 0."""
+        """Seconds that training has waited for evaluations since this was last set to 0."""
         try:
             self._wait_for_all()
         except BaseException:
@@ -129,15 +131,15 @@ class EvaluationRunners:
             raise
 
     def _wait_for_all(self) -> None:
-        """Else the first evaluation would be waited for instead, without a limit."""
+        """Wait for all actors with a timeout; otherwise the first evaluation would block without one."""
         if not self._runners:
             return
         pings, number = [runner.ping.remote() for runner in self._runners], len(self._runners)
-        in_silence = stack.RUNNER_PATIENCE_S / 20
+        in_silence = stack.RUNNER_TIMEOUT_S / 20
         there, missing = ray.wait(pings, num_returns=number, timeout=in_silence)
         if missing:
             _logger.warning("Waiting for %d of %d evaluation runners: %s", len(missing), number, _free_cpus())
-            there, missing = ray.wait(pings, num_returns=number, timeout=stack.RUNNER_PATIENCE_S - in_silence)
+            there, missing = ray.wait(pings, num_returns=number, timeout=stack.RUNNER_TIMEOUT_S - in_silence)
         for ping in there:
             try:
                 fetch(ping)
@@ -146,7 +148,7 @@ class EvaluationRunners:
         if missing:
             raise UserError(
                 f"Of evaluation_num_env_runners={number} only {len(there)} started within "
-                f"{stack.RUNNER_PATIENCE_S:.0f} seconds: {_free_cpus()}"
+                f"{stack.RUNNER_TIMEOUT_S:.0f} seconds: {_free_cpus()}"
             )
 
     def __len__(self) -> int:
@@ -154,33 +156,33 @@ class EvaluationRunners:
 
     @property
     def num_pending(self) -> int:
-        """Evaluations that were begun and are not concluded."""
+        """Number of evaluations without a result."""
         return len(self._pending)
 
     @property
     def has_room(self) -> bool:
-        """Whether one more can be begun."""
+        """Whether another evaluation can begin."""
         return len(self._pending) < len(self._runners)
 
-    def begin(self, due: DueEvaluation, weights: ray.ObjectRef) -> None:
-        """Begins an evaluation on a runner that has none; `has_room` says if there is one."""
+    def begin(self, due: EvaluationRequest, weights: ray.ObjectRef) -> None:
+        """Begin an evaluation on an idle runner; check `has_room` before."""
         self._pending.append(_Pending(due, weights))
         self._assign()
 
     def _assign(self) -> None:
-        """Gives those without a runner to runners without one, oldest first."""
+        """Assign pending evaluations to idle runners, oldest first."""
         free = [runner for runner in self._runners if all(p.runner is not runner for p in self._pending)]
         waiting = [pending for pending in self._pending if pending.runner is None]
         for pending, runner in zip(waiting, free, strict=False):
             pending.runner = runner
             pending.played = runner.evaluate.remote(pending.weights, pending.due)
 
-    def concluded(self, *, at_least: int = 0) -> Iterator[tuple[DueEvaluation, Evaluation]]:
-        """Those that have ended, in the order of their steps; waits for `at_least` so many.
+    def concluded(self, *, at_least: int = 0) -> Iterator[tuple[EvaluationRequest, Evaluation]]:
+        """Results in the order of their steps; wait for at least `at_least` of them.
 
         Raises:
             NonFiniteError: If an observation or reward is not finite.
-            UserError: If an evaluation ended its process again and again.
+            UserError: If the process of an evaluation died too often.
         """
         while self._pending and (at_least > 0 or self._is_ready(self._pending[0])):
             ended = self._pending.popleft()  # also one that failed
@@ -194,7 +196,7 @@ class EvaluationRunners:
             yield ended.due, played
 
     def _is_ready(self, pending: _Pending) -> bool:
-        # Without runners: what is left to be made up is made up here, now.
+        # Without runners, pending evaluations run now, in this process.
         return pending.played is None or bool(ray.wait([pending.played], timeout=0)[0])
 
     def _played(self, pending: _Pending) -> Evaluation:
@@ -202,7 +204,7 @@ class EvaluationRunners:
         try:
             if pending.played is None:
                 runner = EvaluationRunner(self._config)
-                return runner.evaluate(_at_hand(pending.weights), pending.due, self._watch)
+                return runner.evaluate(_fetched(pending.weights), pending.due, self._watch)
             while self._watch and not ray.wait([pending.played], timeout=_WATCH_INTERVAL_S)[0]:
                 self._watch(0)
             played: Evaluation = fetch(pending.played)
@@ -219,22 +221,22 @@ class EvaluationRunners:
         return played
 
     def get_state(self) -> list[dict[str, Any]]:
-        """What is pending, weights and all: where a run is killed, the one that goes on with it makes it up."""
-        return [{"due": p.due._asdict(), "weights": _at_hand(p.weights)} for p in self._pending]
+        """Pending evaluations with their weights, for the run that resumes this one."""
+        return [{"due": p.due._asdict(), "weights": _fetched(p.weights)} for p in self._pending]
 
     def set_state(self, state: list[dict[str, Any]]) -> None:
-        """Begins what was pending again; what is pending here is given up."""
+        """Replace the pending evaluations by those of a state, and begin them again."""
         old, self._pending = self._pending, deque()
         for pending in old:
             if pending.played is not None:
                 ray.cancel(pending.played)
         for entry in state:
-            due, weights = DueEvaluation(**entry["due"]), entry["weights"]
+            due, weights = EvaluationRequest(**entry["due"]), entry["weights"]
             self._pending.append(_Pending(due, ray.put(weights) if self._runners else weights))
         self._assign()
 
     def stop(self) -> None:
-        """Ends the actors, and gives up what is pending."""
+        """Kill the actors and discard pending evaluations."""
         self._pending.clear()
         for runner in self._runners:
             ray.kill(runner)
@@ -248,6 +250,6 @@ def _free_cpus() -> str:
     return f"each needs a CPU, and of the {has:g} CPUs of the Ray cluster {free:g} are free."
 
 
-def _at_hand(weights: ray.ObjectRef | dict[str, Any]) -> dict[str, Any]:
+def _fetched(weights: ray.ObjectRef | dict[str, Any]) -> dict[str, Any]:
     state: dict[str, Any] = ray.get(weights) if isinstance(weights, ray.ObjectRef) else weights
     return state

@@ -1,4 +1,4 @@
-"""What blocks of transitions are fed to: the learner in this process, or remote ones."""
+"""Feed blocks of transitions to the learner in this process, or to remote learners."""
 
 from __future__ import annotations
 
@@ -12,82 +12,81 @@ import ray
 from ray.rllib.utils.annotations import override
 
 from rllib_hpo.rllib.new_stack.learners import Learners, Trained
-from rllib_hpo.rllib.new_stack.sampling import Block
-from rllib_hpo.rllib.remote import Weights, pickled_bytes
+from rllib_hpo.rllib.new_stack.messages import Block, Weights, pickled_bytes
 
 MAX_TRAIN_CALLS = 2
-"""Blocks at a time with remote learners: one that they are at work on, and the next."""
-SECONDS_BETWEEN_LOOKS = 0.005
-"""How long the learner in this process may make updates before runners are looked after."""
+"""Blocks that remote learners hold at a time: the one they learn from, and the next."""
+POLL_INTERVAL_S = 0.005
+"""Seconds of updates in this process between two polls of the runners."""
 
 
 class Feeding(ABC):
-    """Takes blocks in order, each with the updates that it makes due, and has the newest weights.
+    """Feed blocks to a learner in order, with the updates each makes due, and provide the newest weights.
 
     Args:
-        read_weights: Reads `ActorCriticLearner.acting_state` from the learner.
+        read_weights: Function that returns the learner's `ActorCriticLearner.acting_state`.
     """
 
     def __init__(self, read_weights: Callable[[], dict[str, Any]]) -> None:
         self._read_weights = read_weights
         self._weights: Weights | None = None
         self.waited_s = 0.0
-        """How long the learner has had nothing to do since this was last set to 0."""
+        """Seconds that the learner was idle since this was last set to 0."""
 
     @property
     @abstractmethod
     def has_room(self) -> bool:
-        """Whether another block can be fed now."""
+        """Whether the learner accepts another block now."""
 
     @property
     @abstractmethod
     def num_steps(self) -> int:
-        """Steps that were fed and whose updates are not all made yet.
+        """Number of steps that were fed and whose updates are not all made yet.
 
-        Of a learner in this process on a GPU none: its updates are made there, in order, while this process goes on.
+        It is 0 for a learner in this process on a GPU, which runs the updates in order while this process continues.
         """
 
     @abstractmethod
     def feed(self, block: Block, num_updates: int) -> None:
-        """Adds the rows of `block` to the replay, and then makes `num_updates`."""
+        """Add the rows of `block` to the replay, then make `num_updates` updates."""
 
     @abstractmethod
     def weights(self) -> Weights:
-        """The newest that are to be had without waiting for updates under way."""
+        """The newest weights that are available without waiting for updates."""
 
     def _put_weights(self, number: int) -> Weights:
-        """Reads the learner's, behind which there are `number` updates, to where runners can fetch them."""
+        """Put the learner's weights after update `number` into the object store."""
         state = self._read_weights()
         return Weights(number, ray.put(state), pickled_bytes(state))
 
     @abstractmethod
-    def look_after(self) -> None:
-        """Notes what has been finished.
+    def poll(self) -> None:
+        """Receive the results of finished blocks without waiting.
 
         Raises:
             WorkerDiedError: If the learner is gone.
         """
 
     def refs(self) -> list[ray.ObjectRef]:
-        """What can be waited for with `ray.wait`."""
+        """References to pass to `ray.wait`."""
         return []
 
     @abstractmethod
     def idled(self, seconds: float) -> None:
-        """Is told that this process has waited for samples."""
+        """Count seconds in which this process has waited for samples."""
 
     def forget(self) -> None:
-        """The learner was put into another state: weights read before are not its own any more."""
+        """Drop cached weights after the learner's state was replaced."""
         self._weights = None
 
 
-class FeedingHere(Feeding):
-    """The learner in this process.
+class LocalFeeding(Feeding):
+    """Feed the learner in this process.
 
     Args:
-        core: What learns.
+        core: The learner's `ReplayLearner`.
         read_weights: See `Feeding`.
-        meanwhile: Called between updates, every few milliseconds.
+        meanwhile: Function to call between updates, every few milliseconds.
     """
 
     def __init__(
@@ -118,7 +117,7 @@ class FeedingHere(Feeding):
         looked_at, at_a_time = time.monotonic(), self._core.updates_at_a_time
         for made in range(0, num_updates, at_a_time):
             self._core.update_from_replay(min(at_a_time, num_updates - made))
-            if time.monotonic() - looked_at > SECONDS_BETWEEN_LOOKS:
+            if time.monotonic() - looked_at > POLL_INTERVAL_S:
                 self._meanwhile()
                 looked_at = time.monotonic()
         self._num_steps = 0
@@ -135,38 +134,38 @@ class FeedingHere(Feeding):
         self.waited_s += seconds
 
     @override(Feeding)
-    def look_after(self) -> None:
-        """Nothing: it is finished when it is fed."""
+    def poll(self) -> None:
+        """Do nothing: `feed` returns when the block is finished."""
 
 
 @dataclass
-class _Fed:
-    """A block that the remote learners have not finished yet."""
+class _FedBlock:
+    """A block that the remote learners have not finished."""
 
     num_steps: int
     updates_made: int
-    """In the whole run when it is finished."""
+    """Updates of the whole run once it is finished."""
     trained: Trained
     waiting: list[ray.ObjectRef]
-    """Of learners that are not done with it."""
+    """Replies that have not arrived, one for each learner."""
     waited_s: float = 0.0
-    """How long those that are done had nothing to do before, all together."""
+    """Seconds that the learners which have replied were idle before, summed."""
     weights_bytes: int = 0
-    """Of the new weights, which one of them hands back."""
+    """Size of the new weights, which one learner returns."""
 
 
-class FeedingRemotely(Feeding):
-    """One remote learner or several, which get references to rows; one hands back weights with every block.
+class RemoteFeeding(Feeding):
+    """Feed remote learners with references to rows; one of them returns weights with every block.
 
     Args:
-        learners: What learns.
-        updates_due: How many updates the steps that were fed call for.
+        learners: The remote learners.
+        updates_due: Function that returns the number of updates due for all steps fed so far.
     """
 
     def __init__(self, learners: Learners, updates_due: Callable[[], int]) -> None:
         super().__init__(learners.acting_state)
         self._learners, self._updates_due = learners, updates_due
-        self._fed: list[_Fed] = []
+        self._fed: list[_FedBlock] = []
 
     @property
     @override(Feeding)
@@ -185,24 +184,24 @@ class FeedingRemotely(Feeding):
     def feed(self, block: Block, num_updates: int) -> None:
         where = slice(block.start, block.end)
         trained = self._learners.train(block.rows, where, num_updates, block.episodes)
-        self._fed.append(_Fed(block.num_steps, self._updates_made(), trained, list(trained.learned)))
+        self._fed.append(_FedBlock(block.num_steps, self._updates_made(), trained, list(trained.learned)))
 
     @override(Feeding)
-    def look_after(self) -> None:
+    def poll(self) -> None:
         """See `Feeding`.
 
         Raises:
             NonFiniteError: If a loss is not finite, of whichever learner.
         """
-        self._hear_from_learners()
+        self._drain_replies()
         while self._fed and not self._fed[0].waiting:
             fed = self._fed.pop(0)
             self.waited_s += fed.waited_s / len(fed.trained.learned)
             if fed.trained.num_updates:
                 self._weights = Weights(fed.updates_made, fed.trained.weights, fed.weights_bytes)
 
-    def _hear_from_learners(self) -> None:
-        """Takes in all answers that are there: where a learner died, the oldest block's may never be whole."""
+    def _drain_replies(self) -> None:
+        """Receive all replies that are ready. After a death the oldest block may stay incomplete."""
         if not (refs := self.refs()):
             return
         ready, waiting = ray.wait(refs, num_returns=len(refs), timeout=0)
@@ -220,7 +219,7 @@ class FeedingRemotely(Feeding):
 
     @override(Feeding)
     def weights(self) -> Weights:
-        if self._weights is None:  # none were handed back yet
+        if self._weights is None:  # no block has returned any yet
             self._weights = self._put_weights(self._updates_made())
         return self._weights
 
@@ -231,4 +230,4 @@ class FeedingRemotely(Feeding):
 
     @override(Feeding)
     def idled(self, seconds: float) -> None:
-        """Nothing: the learners measure that themselves."""
+        """Do nothing: remote learners measure their idle time."""

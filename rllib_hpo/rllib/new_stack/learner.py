@@ -1,4 +1,4 @@
-"""RLlib's Learner around our own: it owns the networks, their optimizers and the replay."""
+"""The RLlib Learner: it owns the networks, their optimizers and the replay."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ray.rllib.utils.annotations import override
 
 from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.errors import SettingsError
-from rllib_hpo.learning.memory import limit_gpu_memory, told_of_in_a_sentence
+from rllib_hpo.learning.memory import explain_out_of_memory, limit_gpu_memory
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.learning.trainer import Trainer
 from rllib_hpo.optim.replicas import ALONE, Replica
 from rllib_hpo.rllib._private import LearnerHooks, learner_device, wants_component
 from rllib_hpo.rllib.torch_options import set_torch_options
 
-COLLECTIVE_PATIENCE_S = 45.0
-"""How long a learner waits for another that is silent, as where its machine is gone; a death shows at once.
+COLLECTIVE_TIMEOUT_S = 45.0
+"""Timeout of collective operations, as after the loss of a machine; the death of a process is seen at once.
 
-With `learners.GRACE_S` it makes the 50 s after which a run ends, of the minute that users are promised.
+With `learners.GRACE_S` a run ends after 50 s, within the minute that the README promises.
 """
 
 _PROGRESS = "progress"
@@ -34,13 +34,13 @@ _PROGRESS = "progress"
 
 @contextmanager
 def device_without_ray(local: bool) -> Iterator[None]:
-    """Keeps RLlib from starting a Ray cluster to place a learner in this process (`local`) on its GPU."""
+    """Keep RLlib from starting a Ray cluster to find the GPU of a learner in this process (`local`)."""
     with learner_device(_local_device) if local and not ray.is_initialized() else nullcontext():
         yield
 
 
 def _local_device(config: Any, num_gpus: float) -> torch.device:
-    """The GPU of a learner that Ray has given none, or the CPU.
+    """The device of a local learner: the GPU `local_gpu_idx`, or the CPU.
 
     Raises:
         SettingsError: If there is no such GPU.
@@ -54,18 +54,17 @@ def _local_device(config: Any, num_gpus: float) -> torch.device:
 
 
 class ActorCriticLearner(LearnerHooks, TorchLearner):
-    """Learns from its own replay.
+    """Learn from a replay of its own.
 
-    `Learner.update(batch=...)` is replaced: transitions arrive once, with `core.add_transitions`, and every
-    batch is drawn here with `core.update_from_replay`. One update then costs no connector, no episode and
-    no copy between processes.
+    Replaces `Learner.update(batch=...)`: transitions arrive once (`core.add_transitions`), and every batch is drawn in
+    this process (`core.update_from_replay`). So an update needs no connector, no episode and no copy between processes.
     """
 
     core: ReplayLearner
-    """What learns; it knows nothing of RLlib."""
+    """The replay and its updates, without RLlib."""
 
     idle_since: float | None = None
-    """When the last `TrainCall` was done with, on the clock of `time.perf_counter`."""
+    """End of the last `TrainCall`, by `time.perf_counter`."""
 
     @override(TorchLearner)
     def build(self) -> None:
@@ -75,15 +74,15 @@ class ActorCriticLearner(LearnerHooks, TorchLearner):
         model = self.module[DEFAULT_MODULE_ID].unwrapped().model
         if self.config.limit_gpu_memory:
             limit_gpu_memory(self.config.num_gpus_per_learner, model.device)
-        replica = Replica.of_this_process(COLLECTIVE_PATIENCE_S) if self.config.num_learners > 1 else ALONE
-        replica.equalise(list(model.state_dict().values()))
-        with told_of_in_a_sentence():
+        replica = Replica.of_this_process(COLLECTIVE_TIMEOUT_S) if self.config.num_learners > 1 else ALONE
+        replica.broadcast(list(model.state_dict().values()))
+        with explain_out_of_memory():
             trainer = Trainer(self._method, model, self._adam, self.config.seed, replica)
             self.core = ReplayLearner(trainer)
 
     @override(TorchLearner)
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        """Registers one fused Adam for each loss, so that RLlib saves them."""
+        """Register one fused Adam for each loss, so that RLlib saves them."""
         self._method = make_method(self.config.settings())
         self._adam = self._method.make_optimizers(self.module[module_id].unwrapped().model)
         for name, optimizer in self._adam.items():
@@ -97,7 +96,7 @@ class ActorCriticLearner(LearnerHooks, TorchLearner):
         raise TypeError("ActorCriticLearner draws its own batches: call core.update_from_replay().")
 
     def acting_state(self) -> dict[str, npt.NDArray[Any]]:
-        """What runners need: the actor's part of the model, and no optimizers."""
+        """Parameters and buffers of the actor, by name."""
         module = self.module[DEFAULT_MODULE_ID].unwrapped()
         state: dict[str, npt.NDArray[Any]] = module.get_state(inference_only=True)
         return state
@@ -106,7 +105,7 @@ class ActorCriticLearner(LearnerHooks, TorchLearner):
     def get_state(
         self, components: Any = None, *, not_components: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Adds streams and counters. The replay is not part of it: it is saved in segments."""
+        """Add streams and counters to RLlib's state. The replay is not part of it: it is saved in segments."""
         state: dict[str, Any] = super().get_state(components, not_components=not_components, **kwargs)
         if wants_component(self, _PROGRESS, components, not_components):
             state[_PROGRESS] = self.core.trainer.get_state()

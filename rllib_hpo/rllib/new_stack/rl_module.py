@@ -1,4 +1,4 @@
-"""Networks as an RLModule, for runners, checkpoints and whoever serves a trained policy."""
+"""The RLModule: networks for runners, checkpoints and deployed policies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rllib_hpo.streams import TorchStreams
 
 
 class ActorCriticModule(TorchRLModule, InferenceOnlyAPI):
-    """Holds a method's actor (inference only) or its whole model, and returns finished actions in [-1, 1].
+    """Hold a method's actor (inference only) or its whole model, and return finished actions in [-1, 1].
 
     RLlib would make an action distribution of the outputs; its deterministic tanh-Gaussian is wrong, and
     a Hamiltonian policy is no distribution it knows. Returning `Columns.ACTIONS` avoids both.
@@ -34,7 +34,7 @@ class ActorCriticModule(TorchRLModule, InferenceOnlyAPI):
 
     @override(InferenceOnlyAPI)
     def get_non_inference_attributes(self) -> list[str]:
-        """The names of what only a learner holds, parameters and buffers."""
+        """Names of the parameters and buffers that only a learner holds."""
         return [] if self.inference_only else self._learned_only
 
     @functools.cached_property
@@ -44,14 +44,14 @@ class ActorCriticModule(TorchRLModule, InferenceOnlyAPI):
 
     @override(TorchRLModule)
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """RLlib's, which rounds float64, as of running statistics, to float32; here every tensor keeps its type."""
+        """RLlib's state with every tensor in its own type; RLlib would round float64 statistics to float32."""
         state: dict[str, Any] = super().get_state(*args, **kwargs)
         wide = {name: value for name, value in self.state_dict().items() if value.dtype == torch.float64}
         return state | {name: value.cpu().numpy().copy() for name, value in wide.items() if name in state}
 
     @override(TorchRLModule)
     def set_state(self, state: dict[str, Any]) -> None:
-        """Loads every tensor in its own type; see `get_state`."""
+        """Load every tensor in its own type; see `get_state`."""
         tensors = {
             name: torch.from_numpy(np.require(value, requirements="W")) for name, value in state.items()
         }

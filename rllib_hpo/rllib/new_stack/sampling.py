@@ -1,4 +1,4 @@
-"""Where rollouts come from: remote runners, each with a request in flight, or the runner in this process."""
+"""Request blocks of transitions from remote runners, or from the runner in this process."""
 
 from __future__ import annotations
 
@@ -8,67 +8,29 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import ray
 from ray.exceptions import RayError, UnserializableException
 from ray.rllib.utils.annotations import override
 
-from rllib_hpo.algorithms.base import Episode
 from rllib_hpo.errors import UserError, WorkerDiedError
 from rllib_hpo.rllib import stack
 from rllib_hpo.rllib._private import actor_manager
-from rllib_hpo.rllib.remote import SampleRequest, check_tolerated, fetch, pickled_bytes, refuse_all_dead
+from rllib_hpo.rllib.new_stack.messages import Block, SampleRequest, pickled_bytes
+from rllib_hpo.rllib.remote import check_any_alive, check_tolerated, fetch
 
 _logger = logging.getLogger(__name__)
-_SECONDS_BETWEEN_PINGS = 1.0
-_SECONDS_TO_DIE = 5.0
-"""How long one that was killed is not asked for signs of life: it might still give one."""
+_PING_INTERVAL_S = 1.0
+_KILL_GRACE_S = 5.0
+"""Seconds after a kill before the runner is pinged again: a dying actor may still answer."""
 GRACE_S = 5.0
-"""How long runners get to hand on what they are at work on when the run ends."""
-
-
-class Block(NamedTuple):
-    """Transitions in the order they happened, that wait to be learned from: a rollout, or what is left of one."""
-
-    rows: npt.NDArray[np.float32] | ray.ObjectRef
-    """(N, width), or where the rows are."""
-    start: int
-    end: int
-    """Those of `rows` from `start` to `end` (exclusive) are the block's."""
-    episodes: list[Episode]
-    """That ended in it; those of a block that is cut are counted with its last part."""
-    weights_seq_no: int
-    """Updates behind the weights that acted."""
-    is_random: bool
-    """Whether actions were random (the warm-up)."""
-    runner: int = 0
-
-    @property
-    def num_steps(self) -> int:
-        """Transitions in it."""
-        return self.end - self.start
-
-    def cut(self, num_steps: int) -> tuple[Block, Block | None]:
-        """Its first `num_steps`, at most, and what is left, if anything is."""
-        if num_steps >= self.num_steps:
-            return self, None
-        middle = self.start + num_steps
-        return self._replace(end=middle, episodes=[]), self._replace(start=middle)
-
-    def at_hand(self) -> Block:
-        """The same with its rows here, and no others."""
-        rows = ray.get(self.rows) if isinstance(self.rows, ray.ObjectRef) else self.rows
-        episodes = [episode._replace(ended_at=episode.ended_at - self.start) for episode in self.episodes]
-        own = rows[self.start : self.end].copy()
-        return self._replace(rows=own, start=0, end=self.num_steps, episodes=episodes)
+"""Seconds that runners get to finish their requests when the run ends; then they are killed."""
 
 
 @dataclass
 class Traffic:
-    """What runners measured since it was last asked for."""
+    """Counters of what runners have done since they were last read."""
 
     num_steps: int = 0
     num_bytes: int = 0
@@ -79,69 +41,74 @@ class Traffic:
     """That were fetched so, pickled; runners of one node share what has come there."""
 
     def fetched(self, num_bytes: int) -> None:
-        """Counts weights that a runner fetched; 0 bytes where it had them."""
+        """Count weights that a runner fetched; 0 bytes if it had them."""
         self.weights_fetched += num_bytes > 0
         self.weights_bytes += num_bytes
 
 
 class Sampling(ABC):
-    """Takes requests for rollouts and hands on what arrives, in the order of arrival."""
+    """Send requests for blocks to runners, and return the blocks in the order of arrival."""
 
     def __init__(self) -> None:
         self.traffic = Traffic()
 
     @abstractmethod
     def idle(self) -> list[int]:
-        """Runners that could be asked now; those that were asked longest ago first."""
+        """Indices of runners without a request, least recently asked first."""
 
     @abstractmethod
     def ask(self, runner: int, request: SampleRequest) -> Block | None:
-        """Hands `request` to a runner; what it yields, if that is known at once."""
+        """Send `request` to a runner; returns its block if there is one at once, or else None."""
 
     def arrived(self) -> list[Block]:
-        """What has arrived since the last call."""
+        """Blocks that have arrived since the last call."""
         return []
 
-    def take_traffic(self) -> Traffic:
-        """What was measured since the last call."""
+    def pop_traffic(self) -> Traffic:
+        """Counters since the last call."""
         traffic, self.traffic = self.traffic, Traffic()
         return traffic
 
     def steps_in_flight(self, *, random_only: bool = False, late: bool = True) -> int:
-        """Steps that were asked for and have not arrived, with or without those of runners that are `late`."""
+        """Number of steps that were requested and have not arrived.
+
+        Args:
+            random_only: Count random steps (the warm-up) only.
+            late: Count steps of overdue runners, too.
+        """
         return 0
 
     def refs(self) -> list[ray.ObjectRef]:
-        """What can be waited for with `ray.wait`."""
+        """References to pass to `ray.wait`."""
         return []
 
     @abstractmethod
-    def give_up_the_late(self) -> None:
-        """Ends runners that are `late`; Ray replaces them as those that died."""
+    def abandon_overdue(self) -> None:
+        """Kill overdue runners; Ray replaces them like those that died."""
 
     @abstractmethod
     def ask_all(self, call: Callable[[Any], Any]) -> dict[int, Any]:
-        """What remote runners, none of them at work, answer to a call; whoever does not in time is given up."""
+        """Results of a call by runner; those that exceed the timeout are killed. No request may be in flight."""
 
     @abstractmethod
     def begin_waiting(self) -> None:
-        """Patience with runners begins anew."""
+        """Restart the timeout of `check_timeout`."""
 
     @abstractmethod
-    def check_patience(self) -> None:
-        """Raises a UserError if none of the runners has handed on anything for too long."""
+    def check_timeout(self) -> None:
+        """Raise a UserError if no block has arrived within the timeout."""
 
     @abstractmethod
     def forget(self) -> None:
-        """Gives up all that is in flight: the run goes on from elsewhere."""
+        """Discard all requests in flight, since the state of the run was replaced."""
 
     @abstractmethod
     def stop(self) -> None:
-        """Ends runners that could not be stopped without waiting for them: the run ends."""
+        """Kill runners that do not finish in time, at the end of the run."""
 
 
-class SamplingHere(Sampling):
-    """The runner in this process, for a remote learner; a request is fulfilled at once."""
+class LocalSampling(Sampling):
+    """Sample with the runner in this process, for a remote learner."""
 
     def __init__(self, runner: Any) -> None:
         super().__init__()
@@ -149,55 +116,48 @@ class SamplingHere(Sampling):
 
     @override(Sampling)
     def idle(self) -> list[int]:
-        """The one runner there is."""
+        """The index of the only runner."""
         return [0]
 
     @override(Sampling)
     def ask(self, runner: int, request: SampleRequest) -> Block:
-        """Samples."""
+        """Sample at once."""
         if not request.random_actions:
             self.traffic.fetched(request.weights.give_to(self._runner))
-        rollout = self._runner.sample(num_steps=request.num_steps, random_actions=request.random_actions)
-        self.traffic.num_steps += len(rollout.rows)
-        self.traffic.num_bytes += pickled_bytes(rollout.rows)
-        return Block(
-            rollout.rows,
-            0,
-            len(rollout.rows),
-            rollout.episodes,
-            rollout.weights_seq_no,
-            request.random_actions,
-        )
+        block: Block = self._runner.sample(num_steps=request.num_steps, random_actions=request.random_actions)
+        self.traffic.num_steps += block.num_steps
+        self.traffic.num_bytes += pickled_bytes(block.rows)
+        return block
 
     @override(Sampling)
-    def give_up_the_late(self) -> None:
-        """Nothing: it answers at once."""
+    def abandon_overdue(self) -> None:
+        """Do nothing: no request is ever in flight."""
 
     @override(Sampling)
     def ask_all(self, call: Callable[[Any], Any]) -> dict[int, Any]:
-        """Nothing: there are none."""
+        """Return nothing: there are no remote runners."""
         return {}
 
     @override(Sampling)
     def begin_waiting(self) -> None:
-        """Nothing: it answers at once."""
+        """Do nothing: no request is ever in flight."""
 
     @override(Sampling)
-    def check_patience(self) -> None:
-        """Nothing: it needs none."""
+    def check_timeout(self) -> None:
+        """Do nothing: no request is ever in flight."""
 
     @override(Sampling)
     def forget(self) -> None:
-        """Nothing: nothing is ever in flight."""
+        """Do nothing: no request is ever in flight."""
 
     @override(Sampling)
     def stop(self) -> None:
-        """Nothing: nothing is ever in flight."""
+        """Do nothing: no request is ever in flight."""
 
 
 @dataclass
 class _InFlight:
-    """A request that a runner is at work on."""
+    """A request that a runner has not answered yet."""
 
     request: SampleRequest
     sampled: ray.ObjectRef
@@ -206,19 +166,19 @@ class _InFlight:
 
 
 class RemoteSampling(Sampling):
-    """Remote runners. Those that die are given up at once and taken back once Ray has replaced them.
+    """Sample with remote runners. Dead ones are abandoned at once, and restored when Ray has replaced them.
 
-    Speaks to the actors of RLlib's EnvRunnerGroup itself: RLlib's own calls return one object each, swallow
-    errors, and wait for the dead.
+    Calls the actors of RLlib's EnvRunnerGroup directly: the group's own calls return one object each, swallow errors,
+    and wait for dead actors.
 
     Args:
-        algorithm: Whose runners these are.
-        rows_here: Whether rows are for this process; else blocks hold references to them.
+        algorithm: The algorithm that owns the runners.
+        fetches_rows: Whether blocks hold the rows themselves; otherwise they hold references.
     """
 
-    def __init__(self, algorithm: Any, *, rows_here: bool) -> None:
+    def __init__(self, algorithm: Any, *, fetches_rows: bool) -> None:
         super().__init__()
-        self._algorithm, self._config, self._rows_here = algorithm, algorithm.config, rows_here
+        self._algorithm, self._config, self._fetches_rows = algorithm, algorithm.config, fetches_rows
         self._manager = actor_manager(algorithm.env_runner_group)
         self._in_flight: dict[int, _InFlight] = {}
         self._pings: dict[int, ray.ObjectRef] = {}
@@ -245,7 +205,7 @@ class RemoteSampling(Sampling):
 
     @override(Sampling)
     def arrived(self) -> list[Block]:
-        """What has arrived since the last call; also looks after the dead and the late.
+        """Blocks that have arrived since the last call. Also mark overdue runners and restore dead ones.
 
         Raises:
             Exception: What a runner raised.
@@ -253,7 +213,7 @@ class RemoteSampling(Sampling):
         """
         waited_for = {flight.rows: runner for runner, flight in self._in_flight.items()}
         blocks = []
-        # A rollout counts as arrived when its rows are on this machine: its runner's may be gone tomorrow.
+        # A block has arrived when its rows are on this machine: the runner's machine may fail later.
         for ref in _ready(list(waited_for)):
             runner = waited_for[ref]
             flight = self._in_flight.pop(runner)
@@ -263,15 +223,15 @@ class RemoteSampling(Sampling):
                 raise
             except RayError as error:
                 self._has_died(runner, error)
-        self._note_the_late()
-        self._look_after_the_dead()
+        self._mark_overdue()
+        self._restore_dead()
         if blocks:
             self.begin_waiting()
         return blocks
 
     def _received(self, runner: int, flight: _InFlight) -> Block:
         sampled = fetch(flight.sampled)
-        rows = fetch(flight.rows) if self._rows_here else flight.rows
+        rows = fetch(flight.rows) if self._fetches_rows else flight.rows
         is_random, traffic = flight.request.random_actions, self.traffic
         traffic.num_steps += sampled.num_rows
         traffic.num_bytes += sampled.num_bytes
@@ -289,7 +249,7 @@ class RemoteSampling(Sampling):
         self._in_flight.pop(runner, None)
         self._late.discard(runner)
 
-    def _note_the_late(self) -> None:
+    def _mark_overdue(self) -> None:
         for runner in self._overdue():
             if runner not in self._late:
                 self._late.add(runner)
@@ -303,13 +263,13 @@ class RemoteSampling(Sampling):
 
     @property
     def _allowed_s(self) -> float:
-        """How long a request may take; where there is no limit, our patience is one."""
+        """Timeout of a request in seconds: `sample_timeout_s`, and never more than `RUNNER_TIMEOUT_S`."""
         allowed = self._config.sample_timeout_s
-        return min(self._patience_s, stack.RUNNER_PATIENCE_S if allowed is None else float(allowed))
+        return min(self._timeout_s, stack.RUNNER_TIMEOUT_S if allowed is None else float(allowed))
 
     @property
-    def _patience_s(self) -> float:
-        return stack.STOP_PATIENCE_S if self._algorithm.stop_requested else stack.RUNNER_PATIENCE_S
+    def _timeout_s(self) -> float:
+        return stack.STOP_TIMEOUT_S if self._algorithm.stop_requested else stack.RUNNER_TIMEOUT_S
 
     @property
     def _limit(self) -> str:
@@ -321,21 +281,21 @@ class RemoteSampling(Sampling):
         return [runner for runner, flight in self._in_flight.items() if now - flight.since > allowed]
 
     @override(Sampling)
-    def give_up_the_late(self) -> None:
+    def abandon_overdue(self) -> None:
         """See `Sampling`.
 
         Raises:
             UserError: If the config does not tolerate that runners die.
         """
         for runner in self._overdue():
-            self._give_up(runner, f"took longer than {self._limit}")
+            self._abandon(runner, f"took longer than {self._limit}")
 
-    def _give_up(self, runner: int, why: str) -> None:
-        """Kills one that hangs; `_look_after_the_dead` takes its replacement into service."""
+    def _abandon(self, runner: int, why: str) -> None:
+        """Kill a runner that hangs; `_restore_dead` adopts its replacement."""
         self._is_gone(runner)
         ray.kill(self._manager.actors()[runner], no_restart=False)
         self._killed_at[runner] = time.monotonic()
-        if self._algorithm.stop_requested:  # what the others have done is to be saved
+        if self._algorithm.stop_requested:  # the blocks of the other runners are still to be saved
             _logger.warning("Environment runner %d did not answer in time; what it owes is given up.", runner)
             return
         check_tolerated(self._config, f"Environment runner {runner} {why}")
@@ -352,22 +312,22 @@ class RemoteSampling(Sampling):
         actors, healthy = self._manager.actors(), self._manager.healthy_actor_ids()
         asked = {runner: actors[runner].apply.remote(call) for runner in healthy}
         if asked:
-            ray.wait(list(asked.values()), num_returns=len(asked), timeout=self._patience_s)
+            ray.wait(list(asked.values()), num_returns=len(asked), timeout=self._timeout_s)
         answers, over = {}, set(_ready(list(asked.values())))
         for runner, ref in asked.items():
             try:
                 if ref in over:
                     answers[runner] = fetch(ref)
                 else:
-                    self._give_up(runner, f"did not answer for {self._patience_s:.0f} s")
+                    self._abandon(runner, f"did not answer for {self._timeout_s:.0f} s")
             except UnserializableException:  # the user's error, which cannot travel
                 raise
             except RayError as error:
                 self._has_died(runner, error)
         return answers
 
-    def _look_after_the_dead(self) -> None:
-        """Asks for signs of life, without waiting, and takes those who give any back into service."""
+    def _restore_dead(self) -> None:
+        """Ping dead runners without waiting, and restore those that answer."""
         waited_for = {ref: runner for runner, ref in self._pings.items()}
         restored = []
         for ref in _ready(list(waited_for)):
@@ -380,13 +340,13 @@ class RemoteSampling(Sampling):
             self._manager.set_actor_state(runner, healthy=True)
             restored.append(runner)
         if restored:
-            self._algorithm.runners_are_back(restored)
+            self._algorithm.announce_restored_runners(restored)
         if time.monotonic() < self._next_ping:
             return
         now = time.monotonic()
-        self._next_ping = now + _SECONDS_BETWEEN_PINGS
+        self._next_ping = now + _PING_INTERVAL_S
         for runner, actor in self._manager.actors().items():
-            if now - self._killed_at.get(runner, -math.inf) < _SECONDS_TO_DIE:
+            if now - self._killed_at.get(runner, -math.inf) < _KILL_GRACE_S:
                 continue
             if not self._manager.is_actor_healthy(runner) and runner not in self._pings:
                 self._pings[runner] = actor.ping.remote()
@@ -409,30 +369,30 @@ class RemoteSampling(Sampling):
         self._waiting_since = time.monotonic()
 
     @override(Sampling)
-    def check_patience(self) -> None:
+    def check_timeout(self) -> None:
         """See `Sampling`.
 
         Raises:
-            WorkerDiedError: If all are dead for good, or none has been there for `stack.RUNNER_PATIENCE_S`.
+            WorkerDiedError: If all are dead for good, or none has been there for `stack.RUNNER_TIMEOUT_S`.
             UserError: If those that are there have handed on nothing for as long.
         """
-        refuse_all_dead(self._manager, self._config)
-        if time.monotonic() - self._waiting_since > stack.RUNNER_PATIENCE_S:
+        check_any_alive(self._manager, self._config)
+        if time.monotonic() - self._waiting_since > stack.RUNNER_TIMEOUT_S:
             failure = UserError if self._manager.num_healthy_actors() else WorkerDiedError
             raise failure(
                 f"None of {self._config.num_env_runners} environment runners handed on samples for "
-                f"{stack.RUNNER_PATIENCE_S:.0f} seconds: they died and did not come back, or they take longer "
+                f"{stack.RUNNER_TIMEOUT_S:.0f} seconds: they died and did not come back, or they take longer "
                 f"than {self._limit} for a fragment."
             )
 
     @override(Sampling)
     def forget(self) -> None:
-        self.give_up_the_late()  # what is asked of them next would wait behind what is forgotten
+        self.abandon_overdue()  # a new request would wait behind the discarded one
         self._in_flight.clear()
 
     @override(Sampling)
     def stop(self) -> None:
-        """See `Sampling`: RLlib would wait for them for ever."""
+        """See `Sampling`; RLlib would wait for them without a limit."""
         if self._in_flight:
             refs = {flight.sampled: runner for runner, flight in self._in_flight.items()}
             for ref in ray.wait(list(refs), num_returns=len(refs), timeout=GRACE_S)[1]:
@@ -441,7 +401,7 @@ class RemoteSampling(Sampling):
 
 
 def _ready(refs: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
-    """Those of `refs` that are here, in their order."""
+    """References whose objects are in this process's object store, in the order of `refs`."""
     if not refs:
         return []
     ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=True)

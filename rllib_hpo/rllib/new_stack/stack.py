@@ -1,4 +1,4 @@
-"""RLlib's new API stack: EnvRunners that fill rows, and a Learner that owns the replay."""
+"""The new API stack for an algorithm: EnvRunners that fill rows, and Learners that own the replay."""
 
 from __future__ import annotations
 
@@ -32,18 +32,19 @@ from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.rllib import stack
 from rllib_hpo.rllib._private import local_learner
 from rllib_hpo.rllib.environment import stateful_wrappers
-from rllib_hpo.rllib.new_stack.feeding import Feeding, FeedingHere, FeedingRemotely
+from rllib_hpo.rllib.new_stack.feeding import Feeding, LocalFeeding, RemoteFeeding
 from rllib_hpo.rllib.new_stack.learners import Learners
+from rllib_hpo.rllib.new_stack.messages import Weights
 from rllib_hpo.rllib.new_stack.pipeline import Pipeline
-from rllib_hpo.rllib.new_stack.sampling import RemoteSampling, SamplingHere
-from rllib_hpo.rllib.remote import Call, Weights
+from rllib_hpo.rllib.new_stack.sampling import LocalSampling, RemoteSampling
+from rllib_hpo.rllib.remote import Call
 
 PIPELINE_RESULTS = "pipeline"
-"""Where results hold what `Pipeline.flush_metrics` measured."""
+"""The key of results that holds `Pipeline.flush_metrics`."""
 
 
 class ModuleStack(stack.Stack):
-    """Acts with RLModules and learns with a Learner; either lives here or in actors."""
+    """Act with RLModules and learn with Learners, in this process or in actors."""
 
     def __init__(self, algorithm: Any) -> None:
         super().__init__(algorithm)
@@ -60,23 +61,23 @@ class ModuleStack(stack.Stack):
         # Statistics that wrappers gather must be of the counted steps at every stop.
         takes_turns = bool(stateful_wrappers(config))
         sampling = (
-            RemoteSampling(algorithm, rows_here=not is_remote)
+            RemoteSampling(algorithm, fetches_rows=not is_remote)
             if config.num_env_runners > 0
-            else SamplingHere(algorithm.env_runner)
+            else LocalSampling(algorithm.env_runner)
         )
         return Pipeline(
             algorithm,
             sampling,
-            self._feed_remotely if is_remote else self._feed_here,
+            self._remote_feeding if is_remote else self._local_feeding,
             fragment=self._fragment,
             max_lead_steps=0 if takes_turns else config.get_max_lead_steps(),
         )
 
-    def _feed_here(self, meanwhile: Callable[[], None]) -> Feeding:
-        return FeedingHere(self.core, self._acting_state, meanwhile)
+    def _local_feeding(self, meanwhile: Callable[[], None]) -> Feeding:
+        return LocalFeeding(self.core, self._acting_state, meanwhile)
 
-    def _feed_remotely(self, meanwhile: Callable[[], None]) -> Feeding:
-        return FeedingRemotely(self.learners, lambda: self.algorithm.num_updates)
+    def _remote_feeding(self, meanwhile: Callable[[], None]) -> Feeding:
+        return RemoteFeeding(self.learners, lambda: self.algorithm.num_updates)
 
     @property
     def _learner(self) -> Any:
@@ -97,21 +98,21 @@ class ModuleStack(stack.Stack):
     @override(stack.Stack)
     def collect_and_learn(self, stop: int) -> None:
         if self._is_local:
-            self.pipeline.learn_from_the_queue(stop)
+            self.pipeline.learn_from_queue(stop)
             self._learn_locally(stop)
         else:
             self.pipeline.advance(stop)
 
     def _learn_locally(self, stop: int) -> None:
-        """Everything in this process: a fragment, its updates, the next fragment."""
+        """Alternate between a fragment and its updates, in this process."""
         algorithm, runner, core = self.algorithm, self.algorithm.env_runner, self.core
-        random_actions = algorithm.schedule.is_warmup(algorithm.env_steps)
+        random_actions = algorithm.schedule.acts_at_random(algorithm.env_steps)
         while algorithm.env_steps < stop and not algorithm.stop_requested:
             num_steps = min(self._fragment, stop - algorithm.env_steps)
-            rollout = runner.sample(num_steps=num_steps, random_actions=random_actions)
-            episodes = algorithm.dated(rollout.episodes)
-            core.add_transitions(rollout.rows, episodes)
-            core.update_from_replay(algorithm.count(len(rollout.rows), episodes))
+            block = runner.sample(num_steps=num_steps, random_actions=random_actions)
+            episodes = algorithm.dated(block.episodes)
+            core.add_transitions(block.rows, episodes)
+            core.update_from_replay(algorithm.count(len(block.rows), episodes))
 
     @property
     def _fragment(self) -> int:
@@ -133,23 +134,23 @@ class ModuleStack(stack.Stack):
     def join(self, env_steps: int) -> None:
         self.algorithm.env_runner.join(env_steps, self.algorithm.run_seed)
 
-    def _on_runners(self, call: Call) -> list[Any]:
-        """What every runner answers to a call, the one in this process first."""
-        return [call(self.algorithm.env_runner), *self.pipeline.on_remote_runners(call).values()]
+    def _call_runners(self, call: Call) -> list[Any]:
+        """Results of a call to every runner, that of the local one first."""
+        return [call(self.algorithm.env_runner), *self.pipeline.call_remote_runners(call).values()]
 
     @override(stack.Stack)
     def reseed(self, seed: int, env_steps: int) -> None:
         self.call_core("reseed", seed, env_steps)
-        self._on_runners(Call("reseed", seed, env_steps))
+        self._call_runners(Call("reseed", seed, env_steps))
 
     @override(stack.Stack)
-    def weights_have_changed(self) -> None:
-        super().weights_have_changed()
+    def on_weights_changed(self) -> None:
+        super().on_weights_changed()
         self.pipeline.feeding.forget()
 
     @override(stack.Stack)
     def refresh_actor(self) -> None:
-        """See `Stack`. Weights that the runner in this process has already do not travel again."""
+        """See `Stack`. Weights that the local runner already has are not sent again."""
         if not self._is_local:
             self.pipeline.feeding.weights().give_to(self.algorithm.env_runner)
 
@@ -160,12 +161,12 @@ class ModuleStack(stack.Stack):
 
     @override(stack.Stack)
     def rebuild_unsavable_envs(self) -> None:
-        self._on_runners(Call("rebuild_unsavable_envs"))
+        self._call_runners(Call("rebuild_unsavable_envs"))
 
     @override(stack.Stack)
     def is_savable(self) -> bool:
-        """Whether every simulator can be saved, or was just built: the resumed run is then the same."""
-        return all(self._on_runners(Call("is_savable")))
+        """Whether every simulator can be saved or was just built, so that a resumed run is the same."""
+        return all(self._call_runners(Call("is_savable")))
 
     @override(stack.Stack)
     def stop(self) -> None:
@@ -173,7 +174,7 @@ class ModuleStack(stack.Stack):
 
     @override(stack.Stack)
     def report(self, learner_metrics: dict[str, float]) -> None:
-        """Counters, episodes and what the learner measured go to RLlib's metrics logger."""
+        """Log counters, episodes and the learner's metrics with RLlib's metrics logger."""
         algorithm, log = self.algorithm, self.algorithm.metrics.log_value
         steps = (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME)
         new_steps = algorithm.env_steps - algorithm.metrics.peek(steps, default=0)
@@ -208,13 +209,13 @@ class ModuleStack(stack.Stack):
 
     @override(stack.Stack)
     def complete(self, result: dict[str, Any]) -> None:
-        """Nothing: the logger has it all."""
+        """Do nothing: the logger has everything."""
 
     @override(stack.Stack)
     def get_state(self) -> dict[str, Any]:
-        """Blocks that wait to be counted; streams and simulators of remote runners, then idle; several learners'."""
+        """Queued blocks, streams and simulators of remote runners, and the state of several learners."""
         blocks = self.pipeline.get_state()
-        runners = self.pipeline.on_remote_runners(
+        runners = self.pipeline.call_remote_runners(
             lambda runner: runner.get_state(not_components=COMPONENT_RL_MODULE)
         )
         return {"blocks": blocks, "runners": runners, **self.learners.get_state()}
@@ -223,8 +224,8 @@ class ModuleStack(stack.Stack):
     def set_state(self, state: dict[str, Any]) -> None:
         self.pipeline.set_state(state.get("blocks", []))
         self.learners.set_state(state, state["env_steps"])
-        if state["runners"] and self.config.num_env_runners > 0:  # else nobody would fetch them
+        if state["runners"] and self.config.num_env_runners > 0:  # otherwise nobody would fetch them
             states = ray.put(state["runners"])
-            self.pipeline.on_remote_runners(
+            self.pipeline.call_remote_runners(
                 lambda runner: runner.set_state(ray.get(states).get(runner.worker_index, {}))
             )

@@ -1,4 +1,4 @@
-"""The actor-critics on RLlib's Policy API (the old stack): adapters around the engine's networks and updates."""
+"""RLlib's Policy API (the old stack) around the package's networks and updates."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from rllib_hpo.algorithms.base import Actor
 from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.errors import SettingsError
-from rllib_hpo.learning.memory import limit_gpu_memory, told_of_in_a_sentence
+from rllib_hpo.learning.memory import explain_out_of_memory, limit_gpu_memory
 from rllib_hpo.learning.trainer import Trainer
 from rllib_hpo.replay.layout import Batch
 from rllib_hpo.rllib._private import PolicyHooks
@@ -38,7 +38,7 @@ from rllib_hpo.streams import TorchStreams
 
 
 class _DurableNames(logging.Filter):
-    """Drops RLlib's advice to add a policy to a table of its own, where the policy is one of this package."""
+    """Drop RLlib's advice to add a policy of this package to a table of its own."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether to log `record`."""
@@ -50,7 +50,7 @@ _TRAINER, _EXPLORATION = "trainer", "exploration_streams"
 
 
 class ActorCriticModel(TorchModelV2, nn.Module):
-    """All networks as one model, targets included: the weights a policy hands on are those workers act with."""
+    """All networks as one model, targets included, since a policy's weights are those that workers act with."""
 
     def __init__(
         self,
@@ -75,11 +75,10 @@ class ActorCriticModel(TorchModelV2, nn.Module):
 
 
 class ActorCriticTorchPolicy(PolicyHooks, TorchPolicyV2):
-    """Acts and learns with the engine's functions; actions are in [-1, 1] and RLlib unsquashes them.
+    """Act and learn with a method of this package; actions are in [-1, 1], and RLlib unsquashes them.
 
-    `explore=True` draws the noise of exploration from streams of this policy's own, `explore=False` uses
-    none. `learn_on_batch` is one whole update, of critics, policy, temperature and targets, in the engine's
-    order; gradients alone cannot be had of it.
+    `explore=True` draws noise from streams of this policy, `explore=False` uses none. `learn_on_batch` makes one
+    whole update of critics, policy, temperature and targets; it cannot compute gradients alone.
 
     Args:
         observation_space: A flat Box.
@@ -89,7 +88,7 @@ class ActorCriticTorchPolicy(PolicyHooks, TorchPolicyV2):
     """
 
     algorithm: ClassVar[str] = "sac"
-    """What a config that names no algorithm is completed with."""
+    """Algorithm of a config that names none."""
 
     def __init__(
         self,
@@ -97,15 +96,15 @@ class ActorCriticTorchPolicy(PolicyHooks, TorchPolicyV2):
         action_space: gym.spaces.Box,
         config: ActorCriticConfig | Mapping[str, Any],
     ) -> None:
-        config = self._completed(config)
+        config = self._complete_config(config)
         self.settings = config.settings()
         self._method = make_method(self.settings)
         set_torch_options(self.settings.num_torch_threads)
         super().__init__(observation_space, action_space, config)
         if config.limit_gpu_memory:
             limit_gpu_memory(config.num_gpus, self.device)
-        self._refuse_what_this_stack_lacks(self.model.model)
-        with told_of_in_a_sentence():
+        self._validate_stack_support(self.model.model)
+        with explain_out_of_memory():
             self.trainer = Trainer(self._method, self.model.model, self._adam, config.seed)
         self._worker_index = int(getattr(config, "worker_index", 0))
         self._set_streams(config.seed, joined_at=0)
@@ -113,7 +112,7 @@ class ActorCriticTorchPolicy(PolicyHooks, TorchPolicyV2):
         """Whether exploring is acting uniformly at random, as in the warm-up."""
 
     @classmethod
-    def _completed(cls, config: ActorCriticConfig | Mapping[str, Any]) -> ActorCriticConfig:
+    def _complete_config(cls, config: ActorCriticConfig | Mapping[str, Any]) -> ActorCriticConfig:
         if isinstance(config, ActorCriticConfig):
             complete = config.copy(copy_frozen=False)
         else:
@@ -125,16 +124,16 @@ class ActorCriticTorchPolicy(PolicyHooks, TorchPolicyV2):
         return complete
 
     def _set_streams(self, seed: int, joined_at: int) -> None:
-        """Every worker has streams of its own; one that joins later does not repeat the first one's draws."""
+        """Set streams that belong to this worker; a worker that joins later repeats no earlier draws."""
         self._seed, self._owner = seed, ("policy", self._worker_index, joined_at)
         self.streams = TorchStreams(seed, *self._owner, device=self.device)
 
     def reseed(self, seed: int, joined_at: int) -> None:
-        """Explores with streams of `seed` from here on."""
+        """Replace the streams of exploration by those of `seed`."""
         self._set_streams(seed, joined_at)
 
     def join(self, env_steps: int) -> None:
-        """Explores as one that joins a run at `env_steps`."""
+        """Replace the streams of exploration by those of a worker that joins at `env_steps`."""
         self.global_timestep = env_steps
         self.num_grad_updates = self.trainer.num_updates
         self._set_streams(self._seed, env_steps)
@@ -158,14 +157,14 @@ class ActorCriticTorchPolicy(PolicyHooks, TorchPolicyV2):
             **{name: ViewRequirement(used_for_compute_actions=False) for name in columns},
         }
 
-    def _refuse_what_this_stack_lacks(self, actor: Actor) -> None:
-        """RLlib's samplers hand on neither info nor memory of ours, and no episodes to learn from.
+    def _validate_stack_support(self, actor: Actor) -> None:
+        """Check that the method needs nothing that RLlib's samplers do not pass on: info, memory, episodes.
 
         Raises:
             SettingsError: Naming the algorithm.
         """
         lacking = {f"the column '{column.name}'": True for column in self._method.columns} | {
-            "memory of its episodes": bool(actor.memory),
+            "memory of its episodes": any(kept.is_held(explores=True) for kept in actor.memory.values()),
             "news of ended episodes": self._method.watches_episodes,
         }
         if wanted := [name for name, is_needed in lacking.items() if is_needed]:
@@ -193,7 +192,7 @@ class ActorCriticTorchPolicy(PolicyHooks, TorchPolicyV2):
         explore: bool = True,
         **kwargs: Any,
     ) -> tuple[Tensor, None, None, list[Tensor]]:
-        """Actions (B, A) in [-1, 1]; a Hamiltonian action has no log-likelihood, so none is handed on."""
+        """Actions (B, A) in [-1, 1]; no log-likelihood, since a Hamiltonian action has none."""
         obs = obs_batch[SampleBatch.OBS].float()
         if explore and self.random_actions:
             shape = len(obs), model.model.action_dim
@@ -203,7 +202,7 @@ class ActorCriticTorchPolicy(PolicyHooks, TorchPolicyV2):
 
     @override(TorchPolicyV2)
     def learn_on_batch(self, postprocessed_batch: SampleBatch) -> dict[str, Any]:
-        """One update with transitions whose actions are in [-1, 1].
+        """Make one update with transitions whose actions are in [-1, 1].
 
         Raises:
             NonFiniteError: If a loss is not finite, naming the update and the loss.
@@ -226,7 +225,7 @@ class ActorCriticTorchPolicy(PolicyHooks, TorchPolicyV2):
 
     @override(TorchPolicyV2)
     def learn_on_loaded_batch(self, offset: int = 0, buffer_index: int = 0) -> dict[str, Any]:
-        """One update with `train_batch_size_per_learner` transitions of a loaded batch, from `offset` on.
+        """Make one update with `train_batch_size_per_learner` transitions of a loaded batch, from `offset` on.
 
         Raises:
             ValueError: If no batch was loaded.
@@ -260,7 +259,7 @@ class ActorCriticTorchPolicy(PolicyHooks, TorchPolicyV2):
 
     @override(TorchPolicyV2)
     def set_weights(self, weights: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Loads every tensor in its own type, where RLlib would round float64 to float32."""
+        """Load every tensor in its own type; RLlib would round float64 to float32."""
         tensors = {
             name: torch.from_numpy(np.require(value, requirements="W")) for name, value in weights.items()
         }
@@ -268,7 +267,7 @@ class ActorCriticTorchPolicy(PolicyHooks, TorchPolicyV2):
 
     @override(TorchPolicyV2)
     def get_state(self) -> dict[str, Any]:
-        """Adds counters and random streams to RLlib's weights and optimizers."""
+        """Add counters and random streams to RLlib's weights and optimizers."""
         state: dict[str, Any] = super().get_state()
         state[_TRAINER] = self.trainer.get_state()
         state[_EXPLORATION] = {
@@ -280,7 +279,7 @@ class ActorCriticTorchPolicy(PolicyHooks, TorchPolicyV2):
 
     @override(TorchPolicyV2)
     def set_state(self, state: dict[str, Any]) -> None:
-        """Takes everything over but the random streams of another worker, which would draw the same twice."""
+        """Restore everything but the random streams of another worker, whose draws would be repeated."""
         mine = self.config
         super().set_state(state)
         self.config = mine
@@ -326,6 +325,24 @@ class DDPGTorchPolicy(ActorCriticTorchPolicy):
     algorithm = "ddpg"
 
 
+class MCMCPOTorchPolicy(ActorCriticTorchPolicy):
+    """MCMC policy optimization, on the Policy API."""
+
+    algorithm = "mcmc-po"
+
+
+class LangevinPOTorchPolicy(ActorCriticTorchPolicy):
+    """MCMC policy optimization of a deterministic policy, on the Policy API."""
+
+    algorithm = "langevin-po"
+
+
+class SoftQTorchPolicy(ActorCriticTorchPolicy):
+    """Soft Q-learning, on the Policy API."""
+
+    algorithm = "soft-q"
+
+
 POLICIES: dict[str, type[ActorCriticTorchPolicy]] = {
     policy.algorithm: policy
     for policy in (
@@ -334,13 +351,16 @@ POLICIES: dict[str, type[ActorCriticTorchPolicy]] = {
         SACHPOTorchPolicy,
         TD3TorchPolicy,
         DDPGTorchPolicy,
+        MCMCPOTorchPolicy,
+        LangevinPOTorchPolicy,
+        SoftQTorchPolicy,
     )
 }
 """Policy class of each built-in algorithm; others are an `ActorCriticTorchPolicy` with their config."""
 
 
 def as_sample_batch(batch: Batch) -> SampleBatch:
-    """Transitions of our replay as RLlib's column format."""
+    """A batch of the replay in RLlib's column format."""
     return SampleBatch(
         {
             SampleBatch.OBS: batch.obs,

@@ -1,4 +1,4 @@
-"""RLlib's old API stack: RolloutWorkers that fill SampleBatches, and a Policy in the driver that learns."""
+"""The old API stack for an algorithm: RolloutWorkers that fill SampleBatches, and a Policy that learns."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from ray.rllib.utils.metrics.learner_info import LEARNER_STATS_KEY
 
 from rllib_hpo.algorithms.base import Actor
 from rllib_hpo.errors import NonFiniteError, UserError
-from rllib_hpo.learning.memory import told_of_in_a_sentence
+from rllib_hpo.learning.memory import explain_out_of_memory
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.replay.layout import Batch
 from rllib_hpo.rllib import stack
 from rllib_hpo.rllib._private import actor_manager
 from rllib_hpo.rllib.new_stack.sampling import GRACE_S
 from rllib_hpo.rllib.old_stack.policy import ActorCriticTorchPolicy, as_sample_batch
-from rllib_hpo.rllib.remote import refuse_all_dead, rollouts_of
+from rllib_hpo.rllib.remote import check_any_alive, live_results
 from rllib_hpo.streams import numpy_generator
 
 
 class PolicyStack(stack.Stack):
-    """Acts with Policies, here or in RolloutWorkers, and learns with the one in this process.
+    """Act with Policies, in this process or in RolloutWorkers, and learn with the local one.
 
-    Sampling and learning take turns: that they overlap, and that evaluations run beside them, is the new stack's.
+    Sampling and learning alternate; only the new stack overlaps them, and runs evaluations beside them.
     """
 
     def __init__(self, algorithm: Any) -> None:
         super().__init__(algorithm)
-        with told_of_in_a_sentence():
+        with explain_out_of_memory():
             self._core = ReplayLearner(self.policy.trainer, self._learn_on_batch)
         self._ahead = np.empty((0, self._core.replay.layout.width), np.float32)
         """Rows that were sampled but are not counted yet, since a fragment went beyond a stop."""
@@ -82,7 +82,7 @@ class PolicyStack(stack.Stack):
             self.policy_lag += due
 
     def _learn_on_batch(self, batch: Batch) -> None:
-        """Through the policy, so that RLlib's callbacks and a subclass's own `learn_on_batch` see it."""
+        """Learn through the policy, so that RLlib's callbacks and a subclass's `learn_on_batch` are called."""
         self.policy.learn_on_batch(as_sample_batch(batch))
 
     def _sample(self) -> npt.NDArray[np.float32]:
@@ -102,27 +102,27 @@ class PolicyStack(stack.Stack):
 
         Raises:
             WorkerDiedError: If all are dead for good.
-            UserError: If none has handed on anything for `stack.RUNNER_PATIENCE_S`.
+            UserError: If none has delivered samples for `stack.RUNNER_TIMEOUT_S`.
         """
         self.policy_lag = 0
-        request = FragmentRequest(self.algorithm.schedule.is_warmup(self.algorithm.env_steps))
+        request = FragmentRequest(self.algorithm.schedule.acts_at_random(self.algorithm.env_steps))
         group = self.algorithm.env_runner_group
         if self.config.num_env_runners == 0:
-            return _without_errors([request(group.local_env_runner)])
-        deadline = time.monotonic() + stack.RUNNER_PATIENCE_S
+            return _raise_errors([request(group.local_env_runner)])
+        deadline = time.monotonic() + stack.RUNNER_TIMEOUT_S
         while time.monotonic() < deadline:
             # Asks the actors without EnvRunnerGroup's wrapper, which would swallow a worker's error.
             results = actor_manager(group).foreach_actor(
                 request, timeout_seconds=self.config.sample_timeout_s
             )
-            if batches := rollouts_of(results, self.config):
-                return _without_errors(batches)
-            refuse_all_dead(actor_manager(group), self.config)
+            if batches := live_results(results, self.config):
+                return _raise_errors(batches)
+            check_any_alive(actor_manager(group), self.config)
             self.algorithm.restore_runners()
             time.sleep(1.0)
         raise UserError(
             f"None of {self.config.num_env_runners} rollout workers handed on samples for "
-            f"{stack.RUNNER_PATIENCE_S:.0f} seconds."
+            f"{stack.RUNNER_TIMEOUT_S:.0f} seconds."
         )
 
     def _as_rows(self, batch: SampleBatch) -> npt.NDArray[np.float32]:
@@ -159,20 +159,20 @@ class PolicyStack(stack.Stack):
 
     @override(stack.Stack)
     def refresh_actor(self) -> None:
-        """Nothing: it is the one that learns."""
+        """Do nothing: the actor is the one that learns."""
 
     @override(stack.Stack)
     def rebuild_unsavable_envs(self) -> None:
-        """Nothing: RolloutWorkers cannot save a simulator, so a resumed run begins new episodes."""
+        """Do nothing: RolloutWorkers cannot save a simulator, so a resumed run begins new episodes."""
 
     @override(stack.Stack)
     def is_savable(self) -> bool:
-        """Never: see `rebuild_unsavable_envs`."""
+        """False: see `rebuild_unsavable_envs`."""
         return False
 
     @override(stack.Stack)
     def stop(self) -> None:
-        """See `Stack`: a worker that hangs in a step of its environment would be waited for."""
+        """Kill workers that hang in a step of their environment, which RLlib would wait for."""
         actors = actor_manager(self.algorithm.env_runner_group).actors().values()
         pings = {actor.ping.remote(): actor for actor in actors}
         if pings:
@@ -191,7 +191,7 @@ class PolicyStack(stack.Stack):
 
     @override(stack.Stack)
     def complete(self, result: dict[str, Any]) -> None:
-        """Adds what the new stack reports, under the same names, and drops means over no episodes."""
+        """Add the new stack's metrics under the same names, and drop means over no episodes."""
         learned = result["info"]["learner"][DEFAULT_POLICY_ID][LEARNER_STATS_KEY]
         trained = self.algorithm.old_stack_counters[NUM_ENV_STEPS_TRAINED]
         result["learners"] = {
@@ -217,13 +217,13 @@ class PolicyStack(stack.Stack):
 
 
 class FragmentRequest:
-    """A request for one fragment that travels to a RolloutWorker."""
+    """A request for one fragment, executed in a RolloutWorker."""
 
     def __init__(self, random_actions: bool) -> None:
         self.random_actions = random_actions
 
     def __call__(self, worker: Any) -> SampleBatch | MultiAgentBatch | UserError:
-        """Runs where the worker is; returns a user's error, at which RLlib would end the worker and start it again."""
+        """Sample a fragment; return a user's error, since RLlib would restart a worker that raises."""
         worker.get_policy().random_actions = self.random_actions
         try:
             batch: SampleBatch | MultiAgentBatch = worker.sample()
@@ -233,13 +233,13 @@ class FragmentRequest:
 
 
 class Reseeding:
-    """Streams of another seed, and an order to take them that travels to a RolloutWorker."""
+    """A request to use streams of another seed, executed in a RolloutWorker."""
 
     def __init__(self, seed: int, env_steps: int) -> None:
         self.seed, self.env_steps = seed, env_steps
 
     def __call__(self, worker: Any) -> None:
-        """Runs where the worker is."""
+        """Reseed the policy and the environments."""
         worker.get_policy().reseed(self.seed, self.env_steps)
         for i, env in enumerate(worker.foreach_env(lambda env: env)):
             owner = ("worker", worker.worker_index, self.env_steps, "environment", i)
@@ -247,8 +247,8 @@ class Reseeding:
             env.unwrapped.np_random = numpy_generator(self.seed, *owner)
 
 
-def _without_errors(batches: list[Any]) -> list[Any]:
-    """The batches; raises the first error among them."""
+def _raise_errors(batches: list[Any]) -> list[Any]:
+    """Return the batches, or raise the first error among them."""
     for batch in batches:
         if isinstance(batch, UserError):
             raise batch

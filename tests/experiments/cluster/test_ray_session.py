@@ -125,5 +125,5 @@ def test_a_clock_is_told_by_the_answer_that_came_fastest(monkeypatch: pytest.Mon
         here[0] += there + back
         return told
 
-    assert nodes._ahead_s(tell) == pytest.approx(7.0, abs=1e-6)
-    assert nodes._ahead_s(lambda: None) is None
+    assert nodes._clock_offset_s(tell) == pytest.approx(7.0, abs=1e-6)
+    assert nodes._clock_offset_s(lambda: None) is None

@@ -173,6 +173,10 @@ def test_there_are_all_of_them() -> None:
         "objective-critic",
         "policy-shape",
         "smoke",
+        "soft-q-explore",
+        "soft-q-finetune",
+        "soft-q-multi-goal",
+        "soft-q-pretrain",
         "tempering-and-penalty",
     ]
 
@@ -185,7 +189,7 @@ def test_a_file_says_what_it_costs(path: Path) -> None:
     head = path.read_text().split("sweep:")[0]
     assert f"rllib-hpo sweep tune_configs/{path.name} --out runs/{path.stem}" in head
     steps = sum(trial.config.run.steps for trial in sweep.trials)
-    amount = f"{steps // 1_000_000:,} million" if steps >= 1_000_000 else f"{steps:,}"
+    amount = f"{steps / 1_000_000:,g} million" if steps >= 1_000_000 else f"{steps:,}"
     assert f"# Cost: {len(sweep.trials)} trials, {amount} environment steps." in head
 
 

@@ -256,7 +256,7 @@ def test_a_cluster_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(jobs, "POLL_S", 0.0)
     client = FakeClient(details("RUNNING"), ConnectionError())
     with pytest.raises(UserError, match="rllib-hpo submit --attach little-1 --address"):
-        jobs.follow(client, "little-1", print, patience_s=0.05)
+        jobs.follow(client, "little-1", print, timeout_s=0.05)
 
 
 def test_results_on_the_head_are_named(tmp_path: Path) -> None:

@@ -37,8 +37,8 @@ def options(cluster: TokenCluster, storage: str) -> list[str]:
     return ["--address", cluster.address, "--storage", str(cluster.root / storage), "--wandb", "disabled"]
 
 
-def wait_until(condition: Callable[[], bool], patience_s: float = 400) -> None:
-    deadline = time.monotonic() + patience_s
+def wait_until(condition: Callable[[], bool], timeout_s: float = 400) -> None:
+    deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -37,13 +37,13 @@ def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path: Path) -> 
         assert holder.stdout.readline() == "held\n"
         with (
             pytest.raises(UserError, match=rf"Another process \(pid {holder.pid}\) is training in"),
-            locked(tmp_path, patience_s=0.2),
+            locked(tmp_path, timeout_s=0.2),
         ):
             pass
     finally:
         holder.kill()
         holder.communicate()
-    with locked(tmp_path, patience_s=5):
+    with locked(tmp_path, timeout_s=5):
         pass
 
 
@@ -82,14 +82,14 @@ def test_without_locks_a_file_says_who(
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         who = rf"Another process \(pid {holder.pid} on .*\) is training in .*; if it has ended, remove .*\.json\.$"
-        with pytest.raises(UserError, match=who), locked(tmp_path, patience_s=0.2):
+        with pytest.raises(UserError, match=who), locked(tmp_path, timeout_s=0.2):
             pass
     finally:
         holder.kill()
         said = holder.communicate()[1]
     assert said.count("has no file locks: never let two processes write this run at once.") == 1
     caplog.clear()
-    with locked(tmp_path, patience_s=0):
+    with locked(tmp_path, timeout_s=0):
         assert (tmp_path / HOLDER_FILE).is_file()
     assert not (tmp_path / HOLDER_FILE).exists()
     assert len(caplog.records) == 1
@@ -101,9 +101,9 @@ def test_without_locks_a_process_elsewhere_counts_as_dead_when_it_is_silent(
     monkeypatch.setattr(lock, "SILENCE_S", 0.3)
     other = {"host": "another", "pid": 1, "processes": "pid:[1]", "beat": 7}
     (tmp_path / HOLDER_FILE).write_text(json.dumps(other))
-    with pytest.raises(UserError, match=r"pid 1 on another"), locked(tmp_path, patience_s=0.1):
+    with pytest.raises(UserError, match=r"pid 1 on another"), locked(tmp_path, timeout_s=0.1):
         pass
-    with locked(tmp_path, patience_s=30):
+    with locked(tmp_path, timeout_s=30):
         assert json.loads((tmp_path / HOLDER_FILE).read_text())["pid"] == os.getpid()
 
 
@@ -121,5 +121,5 @@ def test_a_disk_that_fails_is_a_sentence(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_it_can_be_held_again(tmp_path: Path) -> None:
     for _ in range(2):
-        with locked(tmp_path / "run", patience_s=0):
+        with locked(tmp_path / "run", timeout_s=0):
             assert (tmp_path / "run").is_dir()

@@ -13,7 +13,7 @@ import pytest
 
 from rllib_hpo.experiments.tracking.events import EVENTS_FILE, read_events
 from rllib_hpo.results import read_rows
-from tests.experiments.lives import PATIENCE_S, ended, evaluated, life, new_run, resumed, run, wait_for
+from tests.experiments.lives import TIMEOUT_S, ended, evaluated, life, new_run, resumed, run, wait_for
 from tests.experiments.sweeps import test_sweep as sweeps
 
 SENTENCE = "A remote learner died; resume the run from its last checkpoint."
@@ -70,7 +70,7 @@ def test_a_trial_starts_again_from_its_last_checkpoint(tmp_path: Path) -> None:
     process = sweeps.started(str(sweeps.written(tmp_path, text)), *where, cwd=tmp_path)
     try:
         kill_a_learner(process, directory, after=300)
-        out, err = process.communicate(timeout=2 * PATIENCE_S)
+        out, err = process.communicate(timeout=2 * TIMEOUT_S)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

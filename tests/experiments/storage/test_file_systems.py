@@ -19,7 +19,7 @@ import pytest
 
 from rllib_hpo.experiments.storage.checkpoints import find_checkpoint
 from rllib_hpo.results import read_rows, without_volatile
-from tests.experiments.lives import PATIENCE_S, REPOSITORY, evaluated, new_run, resumed
+from tests.experiments.lives import REPOSITORY, TIMEOUT_S, evaluated, new_run, resumed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -79,7 +79,7 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
     ) -> tuple[int, str]:
         environment = {name: str(number) for name, number in refused.items()}
         print(json.dumps([arguments, environment, str(log)]), file=stdin, flush=True)
-        pid, deadline = int(stdout.readline()), time.monotonic() + PATIENCE_S
+        pid, deadline = int(stdout.readline()), time.monotonic() + TIMEOUT_S
         if killed_when is not None:
             while not killed_when():
                 assert time.monotonic() < deadline, log.read_text()

@@ -23,7 +23,7 @@ from rllib_hpo.errors import CheckpointError, StorageError
 from rllib_hpo.experiments.process.lock import locked
 from rllib_hpo.experiments.storage import transfers
 from rllib_hpo.experiments.storage.checkpoints import CheckpointStore
-from rllib_hpo.experiments.storage.folder import Storage, refuse_secrets, rows_from
+from rllib_hpo.experiments.storage.folder import Storage, check_no_secrets, rows_from
 from rllib_hpo.experiments.storage.mirror import Mirror
 from rllib_hpo.experiments.storage.stored_checkpoints import steps_on
 from rllib_hpo.results import read_rows, trial_id, without_volatile, write_row
@@ -102,7 +102,7 @@ class Node:
     def __init__(self, disk: Path, handler: FailingHandler, shared: Path) -> None:
         self.results, self.run = disk / "results", disk / "trials" / TRIAL
         self.storage = Storage(f"file://{shared}", fs.PyFileSystem(handler), str(shared))
-        self.mirror = Mirror(self.storage, self.run, self.results, patience_s=0.5)
+        self.mirror = Mirror(self.storage, self.run, self.results, timeout_s=0.5)
 
     def starts(self, step: int = 0) -> Mirror:
         self.mirror.identify()
@@ -419,7 +419,7 @@ def test_secrets_are_refused_and_not_repeated(uri: str) -> None:
     ],
 )
 def test_other_uris_are_not(uri: str) -> None:
-    refuse_secrets(uri)
+    check_no_secrets(uri)
 
 
 def test_the_name_comes_before_the_query() -> None:

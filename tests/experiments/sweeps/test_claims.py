@@ -31,14 +31,13 @@ def cost(file: str) -> tuple[str, str]:
     """Trials and steps of a sweep file, as `rllib-hpo sweep FILE --dry-run` counts them."""
     sweep = read_sweep(ROOT / file)
     steps = sum(trial.config.run.steps for trial in sweep.trials)
-    assert steps % 1_000_000 == 0
-    return str(len(sweep.trials)), f"{steps // 1_000_000} M"
+    return str(len(sweep.trials)), f"{steps / 1_000_000:g} M"
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: f"{row[0]} {row[1]}"[:40])
 def test_a_claim_costs_what_the_table_says(row: list[str]) -> None:
     paper, what, command, trials, steps = row
-    assert paper in {"ICASSP", "arXiv", "v1", "ours"}
+    assert paper in {"ICASSP", "arXiv", "v1", "MCMC-PO", "SQL", "ours"}
     assert what
     if command == "not there yet":
         assert (trials, steps) == ("-", "-")

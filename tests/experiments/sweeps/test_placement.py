@@ -41,7 +41,7 @@ settings:
   checkpoint_every: 1000
   steps_per_iteration: 100
 """
-PATIENCE_S = 400.0
+TIMEOUT_S = 400.0
 TRIAL = "sac-Pendulum-v1-seed0"
 REMOTE = SWEEP.replace("settings:\n", "settings:\n  num_learners: 1\n")
 FOR_ROLLOUTS = ("--resources", json.dumps({"rollouts": 1}))
@@ -84,7 +84,7 @@ def swept(cluster: TokenCluster, *words: str, sweep: str = SWEEP) -> Iterator[su
 
 def wait_until(condition: Callable[[], Any], cluster: TokenCluster, process: subprocess.Popen[bytes]) -> Any:
     """Polls until it holds; the process must live as long."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while not (found := condition()):
         assert process.poll() is None, (cluster.root / "printed").read_text()
         assert time.monotonic() < deadline
@@ -93,7 +93,7 @@ def wait_until(condition: Callable[[], Any], cluster: TokenCluster, process: sub
 
 
 def wait_for_nodes(cluster: TokenCluster, number: int) -> None:
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while len(state(cluster)["nodes"]) < number:
         assert time.monotonic() < deadline
 
@@ -212,7 +212,7 @@ def test_a_remote_learner_on_another_node_s_disk_is_refused(tmp_path: Path) -> N
         started(opened, lambda: [*unshared, *joining(cluster)], cluster, tmp_path / "second.log")
         wait_for_nodes(cluster, 2)
         process = opened.enter_context(swept(cluster, "--storage", str(tmp_path / "store"), sweep=REMOTE))
-        assert process.wait(PATIENCE_S) == 2
+        assert process.wait(TIMEOUT_S) == 2
         error = tmp_path / "out" / "trials" / TRIAL / "error.txt"
         assert "A remote learner is on a node that does not see" in error.read_text()
 
@@ -256,7 +256,7 @@ def test_nodes_of_both_kinds_are_started_on_demand(version: int, tmp_path: Path)
     with ExitStack() as opened:
         cluster = opened.enter_context(token_cluster(tmp_path, 0, autoscaling=config, **variables))
         with swept(cluster, *PRETENDED[:2], "--num-env-runners", "3") as process:
-            assert process.wait(PATIENCE_S) == 2
+            assert process.wait(TIMEOUT_S) == 2
         said = "asks for 3 CPUs for rollouts, but the nodes that declare 'rollouts' have 2"
         assert said in " ".join((tmp_path / "printed").read_text().split())
         assert not (tmp_path / "out").exists()  # a refused start leaves none

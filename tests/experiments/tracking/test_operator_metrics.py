@@ -23,7 +23,7 @@ from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
 from tests.experiments.token_cluster import free_ports
 
 DASHBOARD = Path(__file__).resolve().parents[3] / "cluster/grafana/rllib_hpo.json"
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
 TINY = {
     "algorithm": "sac",
     "task": "Pendulum-v1",
@@ -72,7 +72,7 @@ def scraped(port: int) -> dict[str, list[tuple[dict[str, str], float]]]:
 
 def exported(port: int, is_whole: Callable[[dict[str, float]], bool]) -> dict[str, float]:
     """The gauges' values by name, once they are those of one iteration; all have the run's tags."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     # An export may come between two gauges; the next one has both.
     while True:
         found = attempt(port)

@@ -16,7 +16,8 @@ import torch
 from rllib_hpo.errors import NonFiniteError, SettingsError, UserCodeError, UserError
 from rllib_hpo.replay.layout import Batch
 from rllib_hpo.results import read_rows
-from rllib_hpo.rllib.new_stack.env_runner import ColumnarEnvRunner, Rollout
+from rllib_hpo.rllib.new_stack.env_runner import ColumnarEnvRunner
+from rllib_hpo.rllib.new_stack.messages import Block
 from rllib_hpo.streams import seed_sequence
 from tests.rllib.environments import CountingEnv, NoisyEnv
 from tests.rllib.tiny import EVERY_ALGORITHM, running, tiny_config
@@ -48,9 +49,9 @@ def make_runner() -> Iterator[MakeRunner]:
         runner.stop()
 
 
-def columns(runner: ColumnarEnvRunner, *rollouts: Rollout) -> Batch:
-    """The rows of rollouts as columns."""
-    return runner.layout.unpack(torch.from_numpy(np.concatenate([rollout.rows for rollout in rollouts])))
+def columns(runner: ColumnarEnvRunner, *blocks: Block) -> Batch:
+    """The rows of blocks as columns."""
+    return runner.layout.unpack(torch.from_numpy(np.concatenate([block.rows for block in blocks])))
 
 
 def by_hand(make: Callable[[], gym.Env[Any, Any]], seed: int, actions: list[np.ndarray]) -> list[Any]:
@@ -93,10 +94,10 @@ def test_rows_are_what_the_environment_did(make_runner: MakeRunner, env: Any, ra
 def test_a_time_limit_is_not_an_end(make_runner: MakeRunner) -> None:
     """Pendulum never terminates; its episodes are cut after 25 steps, and the successor is the true one."""
     runner = make_runner("Pendulum-v1")
-    rollout = runner.sample(num_steps=80, random_actions=True)
-    batch = columns(runner, rollout)
+    block = runner.sample(num_steps=80, random_actions=True)
+    batch = columns(runner, block)
     assert batch.terminated.sum() == 0
-    assert [episode.length for episode in rollout.episodes] == [25, 25, 25]
+    assert [episode.length for episode in block.episodes] == [25, 25, 25]
     follows = (batch.next_obs[:-1] == batch.obs[1:]).all(-1)
     assert follows.logical_not().nonzero().flatten().tolist() == [24, 49, 74]
     # One step turns the pendulum by 8 dt at most; a reset would put it anywhere.
@@ -110,11 +111,11 @@ def test_a_time_limit_is_not_an_end(make_runner: MakeRunner) -> None:
 
 def test_hopper_terminates(make_runner: MakeRunner) -> None:
     runner = make_runner("Hopper-v4", env_config={"max_episode_steps": 15})
-    rollout = runner.sample(num_steps=300, random_actions=True)
-    batch = columns(runner, rollout)
-    limits = sum(episode.length == 15 for episode in rollout.episodes)
-    assert 0 < limits < len(rollout.episodes)
-    assert len(rollout.episodes) - limits <= batch.terminated.sum() <= len(rollout.episodes)
+    block = runner.sample(num_steps=300, random_actions=True)
+    batch = columns(runner, block)
+    limits = sum(episode.length == 15 for episode in block.episodes)
+    assert 0 < limits < len(block.episodes)
+    assert len(block.episodes) - limits <= batch.terminated.sum() <= len(block.episodes)
 
 
 def test_episodes_report_their_return_and_length(make_runner: MakeRunner) -> None:
@@ -129,9 +130,9 @@ def test_any_number_of_steps_can_be_asked_for(make_runner: MakeRunner, num_envs:
     """Requests of odd sizes go on in turn: every environment loses no step and gets none twice."""
     runner = make_runner(CountingEnv, num_envs=num_envs, env_config={"length": 1000})
     sizes = [1, 4, 7, 2, 1, 1, 9]
-    rollouts = [runner.sample(num_steps=size, random_actions=True) for size in sizes]
-    assert [len(rollout.rows) for rollout in rollouts] == sizes
-    numbers = columns(runner, *rollouts).next_obs[:, 1].long()
+    blocks = [runner.sample(num_steps=size, random_actions=True) for size in sizes]
+    assert [len(block.rows) for block in blocks] == sizes
+    numbers = columns(runner, *blocks).next_obs[:, 1].long()
     assert numbers.tolist() == [1 + step // num_envs for step in range(sum(sizes))]
 
 
@@ -215,10 +216,10 @@ def test_the_state_continues_bitwise(make_runner: MakeRunner, env: str, num_envs
     other = make_runner(env, num_envs)
     other.sample(num_steps=5)
     other.set_state(pickle.loads(state))
-    for rollout, random in zip(expected, (False, True), strict=True):
+    for block, random in zip(expected, (False, True), strict=True):
         again = other.sample(num_steps=40, random_actions=random)
-        assert np.array_equal(again.rows, rollout.rows)
-        assert [episode[:2] for episode in again.episodes] == [episode[:2] for episode in rollout.episodes]
+        assert np.array_equal(again.rows, block.rows)
+        assert [episode[:2] for episode in again.episodes] == [episode[:2] for episode in block.episodes]
 
 
 def test_rebuilt_environments_continue_bitwise(make_runner: MakeRunner) -> None:
@@ -389,7 +390,7 @@ def test_environments_that_raise_an_error_are_rebuilt_if_that_is_asked_for(
     with running(config) as algorithm:
         result = algorithm.train()
         rows = np.concatenate(algorithm.local_learner.replay.read(0, 40))
-        batch = columns(algorithm.env_runner, Rollout(rows, [], 0))
+        batch = columns(algorithm.env_runner, Block(rows, 0, len(rows), [], 0, False))
         # Of the six steps of each life four are the first episode, and two are lost with the second.
         assert algorithm.env_restarts == result["env_runners"]["num_env_restarts_lifetime"] == 6
         np.testing.assert_array_equal(batch.obs[:8, 1], [0, 1, 2, 3, 0, 1, 0, 1])

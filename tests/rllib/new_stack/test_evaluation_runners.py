@@ -224,7 +224,7 @@ def test_what_is_lacking_for_runners_is_said(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Where the algorithm is built, and nothing is left behind: not one that waits for a CPU, either."""
-    monkeypatch.setattr("rllib_hpo.rllib.stack.RUNNER_PATIENCE_S", 5.0)
+    monkeypatch.setattr("rllib_hpo.rllib.stack.RUNNER_TIMEOUT_S", 5.0)
     others = placement_group([{"CPU": 1}] * 3)
     ray.get(others.ready())
     config = tiny_config().evaluation(evaluation_num_env_runners=4)

@@ -276,7 +276,7 @@ def test_a_runner_that_hangs_is_given_up_before_a_checkpoint(
             algorithm.train()
             assert time.monotonic() < deadline
         saved, sampling = algorithm.env_steps, algorithm.stack.pipeline._sampling
-        monkeypatch.setattr("rllib_hpo.rllib.new_stack.sampling._SECONDS_TO_DIE", 600.0)
+        monkeypatch.setattr("rllib_hpo.rllib.new_stack.sampling._KILL_GRACE_S", 600.0)
         algorithm.save_to_path(tmp_path / "checkpoint")
         assert "runner 1 took longer than sample_timeout_s=5.0; it was killed" in caplog.text
         sampling._next_ping = 0.0

@@ -22,9 +22,12 @@ from rllib_hpo.rllib.old_stack.policy import (
     POLICIES,
     ActorCriticTorchPolicy,
     DDPGTorchPolicy,
+    LangevinPOTorchPolicy,
+    MCMCPOTorchPolicy,
     SACGaussianTorchPolicy,
     SACHPOTorchPolicy,
     SACNFTorchPolicy,
+    SoftQTorchPolicy,
     TD3TorchPolicy,
 )
 from rllib_hpo.settings import ActorCriticSettings
@@ -69,6 +72,9 @@ def test_the_classes_are_rllibs() -> None:
         "sac-hpo": SACHPOTorchPolicy,
         "td3": TD3TorchPolicy,
         "ddpg": DDPGTorchPolicy,
+        "langevin-po": LangevinPOTorchPolicy,
+        "mcmc-po": MCMCPOTorchPolicy,
+        "soft-q": SoftQTorchPolicy,
     }.items():
         config = make_config(algorithm).api_stack(
             enable_rl_module_and_learner=False, enable_env_runner_and_connector_v2=False
@@ -131,8 +137,8 @@ def test_a_loaded_batch_teaches_the_same(algorithm: str) -> None:
         loaded.learn_on_loaded_batch(offset=start)
     assert_equal(direct.get_weights(), loaded.get_weights())
     assert not np.array_equal(
-        direct.get_weights()["model.target_critics.weights.0"],
-        make_policy(algorithm).get_weights()["model.target_critics.weights.0"],
+        direct.get_weights()["model.critics.weights.0"],
+        make_policy(algorithm).get_weights()["model.critics.weights.0"],
     )
 
 

@@ -1,4 +1,4 @@
-"""What would be wrong with a cluster, found in its file before anything is started, without a network.
+"""Check the file of a cluster for mistakes, before anything is started and without a network.
 
 `ray up` files go through Ray's own schema, KubeRay's through one of its API, Slurm's through `bash -n`; all of them
 through the checks that those leave out: who could get in, what would be spent, which Ray would run.

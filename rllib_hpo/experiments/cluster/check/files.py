@@ -1,4 +1,4 @@
-"""Which kind of file it is, and everything that is wrong with it."""
+"""Recognise the kind of a cluster file, and check it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rllib_hpo.experiments.cluster.check.placement import misplaced, read_machin
 
 
 def check_file(path: Path, crds: Path | None = None) -> list[str]:
-    """What is wrong with a file of a cluster, each in a sentence with line and remedy; nothing where it is right.
+    """Check a cluster file; returns a sentence with line and remedy for each mistake.
 
     Args:
         path: A file of `ray up`, of KubeRay, or of Slurm.
@@ -57,7 +57,7 @@ def _check(path: Path, crds: Path | None) -> list[str]:
 
 
 def _line_of(name: str, documents: Sequence[YamlLines]) -> int:
-    """Where it stands what machines of a kind have."""
+    """The line that declares the resources of a kind of machine."""
     for document in documents:
         for place in kuberay.groups(document):
             if kuberay.find(document.values, (*place, "groupName")) == name:

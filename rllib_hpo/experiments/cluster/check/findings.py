@@ -1,4 +1,4 @@
-"""What a check found, and the checks of text that all kinds of files share: secrets, versions, open dashboards."""
+"""Collect the findings of a check; check text for secrets, versions and open dashboards."""
 
 from __future__ import annotations
 
@@ -46,31 +46,31 @@ _NOT_SECRET = re.compile(r"^(?:[~/$<{.]|(?:true|false|null|none|required|optiona
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
-    """A section of a file; an empty one where something other than a mapping stands, which the schema tells of."""
+    """A section of a file; an empty one if it is no mapping, which the schema reports."""
     return value if isinstance(value, Mapping) else {}
 
 
 class Findings:
-    """What is wrong with a file: sentences with their lines."""
+    """The mistakes in a file: sentences with their lines."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._found: list[tuple[int, str]] = []
 
     def add(self, line: int, what: str, remedy: str) -> None:
-        """Notes what is wrong on a line, and what to do."""
+        """Add a mistake on a line, and its remedy."""
         if (line, what) not in {(other, text.partition("; ")[0]) for other, text in self._found}:
             self._found.append((line, f"{what}; {remedy}"))
 
     def unknown(self, line: int, name: str, where: str, valid: Iterable[str]) -> None:
-        """Notes a key that does not exist, with the nearest that does."""
+        """Add an unknown key, with the nearest valid one."""
         allowed = sorted(valid)
         close = nearest(name, allowed)
         remedy = f"did you mean '{close}'?" if close else f"valid are {', '.join(allowed)}."
         self.add(line, f"'{name}' is not a key of {where}", remedy)
 
     def sentences(self) -> list[str]:
-        """All of it, in the order of the lines."""
+        """All sentences, in the order of lines."""
         ended = [(line, text if text[-1] in ".?" else f"{text}.") for line, text in sorted(self._found)]
         return [f"{self.path}, line {line}: {text}" for line, text in ended]
 
@@ -79,7 +79,7 @@ class Findings:
 
 
 def check_text(text: str, findings: Findings) -> None:
-    """The checks of single lines: secrets (in comments too), and which Ray is installed."""
+    """Check single lines for secrets (in comments too) and for the version of Ray that they install."""
     pinned = False
     for number, line in enumerate(text.splitlines(), 1):
         _check_secret(line, number, findings)
@@ -122,7 +122,7 @@ def without_comment(line: str) -> str:
 def check_schema(
     document: YamlLines, values: Any, schema: dict[str, Any], where: str, findings: Findings
 ) -> None:
-    """Every violation of a JSON schema, at its line."""
+    """Add every violation of a JSON schema, at its line."""
     for error in Draft202012Validator(schema).iter_errors(values):
         _add_violation(document, error, where, findings)
 

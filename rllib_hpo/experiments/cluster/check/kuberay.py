@@ -1,4 +1,4 @@
-"""Files of the KubeRay operator: a schema of its API, who could get in, what would be spent."""
+"""Check files of the KubeRay operator: its API's schema, access, and spending."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SAME_IN_JSON_SCHEMA = frozenset(
 
 
 def check(documents: Sequence[YamlLines], findings: Findings, crds: Path | None = None) -> None:
-    """Everything that is wrong with a file of Kubernetes resources.
+    """Check a file of Kubernetes resources.
 
     Args:
         documents: All resources of the file.
@@ -47,12 +47,12 @@ def check(documents: Sequence[YamlLines], findings: Findings, crds: Path | None 
 
 
 def cluster_place(document: YamlLines) -> Place:
-    """Where the specification of the cluster stands."""
+    """Path of the cluster's specification."""
     return ("spec",) if document.values.get("kind") == "RayCluster" else ("spec", "rayClusterSpec")
 
 
 def find(values: Any, place: Place) -> Any:
-    """What stands at a place; None where nothing does."""
+    """The value at a path; None if there is none."""
     for part in place:
         if isinstance(values, Mapping):
             values = values.get(part)
@@ -64,7 +64,7 @@ def find(values: Any, place: Place) -> Any:
 
 
 def groups(document: YamlLines) -> Iterator[Place]:
-    """Places of the head's group and of every group of workers."""
+    """Paths of the head's group and of every group of workers."""
     spec = cluster_place(document)
     if find(document.values, (*spec, "headGroupSpec")) is not None:
         yield (*spec, "headGroupSpec")
@@ -74,7 +74,7 @@ def groups(document: YamlLines) -> Iterator[Place]:
 
 
 def custom_resources(group: Mapping[str, Any]) -> dict[str, float]:
-    """What a group declares beside CPUs and GPUs, read as Ray's autoscaler reads it.
+    """Resources of a group beside CPUs and GPUs, read as Ray's autoscaler reads them.
 
     Raises:
         ValueError: If Ray could not read it.
@@ -91,7 +91,7 @@ def custom_resources(group: Mapping[str, Any]) -> dict[str, float]:
 
 @cache
 def schema(kind: str) -> dict[str, Any]:
-    """That of a RayCluster or a RayJob, with the types of Kubernetes in it."""
+    """Schema of a RayCluster or a RayJob, including the types of Kubernetes."""
     files = resources.files(__package__)
     schemas: dict[str, Any] = yaml.safe_load((files / "kuberay_schema.yaml").read_text())
     kubernetes = json.loads((files / "kubernetes_types.json").read_text())
@@ -99,7 +99,7 @@ def schema(kind: str) -> dict[str, Any]:
 
 
 def operators_schema(kind: str, crds: Path) -> dict[str, Any]:
-    """That of the operator's own definition, in which keys that Kubernetes would drop are mistakes.
+    """Schema of the operator's own definition, in which keys that Kubernetes would drop are mistakes.
 
     Raises:
         UserError: If there is none, or not of this version of the API.
@@ -129,7 +129,7 @@ def operators_schema(kind: str, crds: Path) -> dict[str, Any]:
 
 
 def _strict(node: Mapping[str, Any]) -> dict[str, Any]:
-    """A structural schema of Kubernetes as a JSON schema that takes no key which Kubernetes would drop."""
+    """Turn a structural schema of Kubernetes into a JSON schema that refuses keys which Kubernetes would drop."""
     strict = {key: value for key, value in node.items() if key in _SAME_IN_JSON_SCHEMA}
     if node.get("x-kubernetes-int-or-string"):
         strict["type"] = ["integer", "string"]
@@ -280,7 +280,7 @@ def _check_other(document: YamlLines, findings: Findings) -> None:
 
 
 def _check_env(document: YamlLines, findings: Findings) -> None:
-    """Secrets as values of environment variables: `name` and `value` stand on different lines."""
+    """Check environment variables for secrets, since `name` and `value` are on different lines."""
     for place, entry in _walk(document.values, ()):
         name = str(entry.get("name", ""))
         literal = entry.get("value")

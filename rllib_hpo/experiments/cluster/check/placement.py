@@ -1,4 +1,4 @@
-"""What the machines of a cluster file have, and how many of them there can be."""
+"""Read the machines of a cluster file: their resources and their greatest number."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from rllib_hpo.documents import YamlLines, read_documents, read_text, reading
 from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.cluster.check import kuberay, slurm
-from rllib_hpo.rllib.machines import ROLLOUTS, Machines, NodeType, of_autoscaler
+from rllib_hpo.rllib.machines import ROLLOUTS, Machines, NodeType, autoscaler_machines
 
 
 def read_machines(path: Path) -> Machines:
-    """The machines of a cluster file that `check_file` finds right.
+    """Read the machines of a cluster file without mistakes.
 
     Raises:
         UserError: If the file does not say what its machines have.
@@ -36,7 +36,7 @@ def _read_machines(path: Path) -> Machines:
 
 
 def _of_ray_up(document: YamlLines) -> Machines:
-    machines = of_autoscaler(document.values)
+    machines = autoscaler_machines(document.values)
     if machines is None:
         raise document.error(
             ("metadata",),
@@ -61,7 +61,7 @@ def _of_kuberay(document: YamlLines) -> Machines:
 
 
 def _quantity(value: Any) -> float:
-    """Kubernetes' CPUs: 8, "8" or "500m"."""
+    """Parse Kubernetes' CPUs: 8, "8" or "500m"."""
     text = str(value)
     return float(text[:-1]) / 1000 if text.endswith("m") else float(text)
 
@@ -87,7 +87,7 @@ def _of_slurm(text: str) -> Machines:
 
 
 def misplaced(machines: Machines) -> Iterator[tuple[str, str, str]]:
-    """Kinds of machines on which rollouts would be where they should not: name, what is wrong, remedy."""
+    """Kinds of machines that would run runners in the wrong place: name, mistake, remedy."""
     if not any(kind.has_gpu for kind in machines.types):
         return
     for kind in machines.types:

@@ -1,4 +1,4 @@
-"""Files of `ray up`: Ray's own schema, and what it leaves out."""
+"""Check files of `ray up`: Ray's own schema, and what it omits."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ REQUIRED = {
     "gcp": {"region", "availability_zone", "project_id"},
     "local": {"head_ip", "worker_ips"},
 }
-"""Ray takes any key under `provider`; these are what its sources of this release read."""
+"""Keys under `provider` that Ray's sources read; Ray itself accepts any."""
 
 
 def check(document: YamlLines, findings: Findings) -> None:
-    """Everything that is wrong with a file of `ray up`."""
+    """Check a file of `ray up`."""
     _check_provider(document, findings)
     if not len(findings):
         _check_with_ray(document, findings)
@@ -107,7 +107,7 @@ def _check_provider(document: YamlLines, findings: Findings) -> None:
 
 
 def _check_with_ray(document: YamlLines, findings: Findings) -> None:
-    """Ray's schema, every violation of it, then whatever else Ray says."""
+    """Add every violation of Ray's schema, then Ray's other errors."""
     schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
     before = len(findings)
     prepared: dict[str, Any] = {}
@@ -189,7 +189,7 @@ def _exists(source: str) -> bool:
 
 
 def commands(document: YamlLines) -> Iterator[tuple[Place, str]]:
-    """Every command that nodes run, and where it stands."""
+    """Every command that nodes run, and its path."""
     for key in COMMANDS:
         listed = document.values.get(key)
         for i, text in enumerate(listed if isinstance(listed, list) else []):
@@ -197,7 +197,7 @@ def commands(document: YamlLines) -> Iterator[tuple[Place, str]]:
 
 
 def _check_quotes(document: YamlLines, findings: Findings) -> None:
-    """To YAML a comment begins at ` #`, also within the quotes of a command."""
+    """Check for ` #` in commands, which begins a comment in YAML even within a command's quotes."""
     for place, text in commands(document):
         try:
             shlex.split(text)
@@ -210,7 +210,7 @@ def _check_quotes(document: YamlLines, findings: Findings) -> None:
 
 
 def _check_starts(document: YamlLines, findings: Findings) -> None:
-    """Ray is started with a token, and its dashboard for the head alone."""
+    """Check that Ray is started with a token, and its dashboard on the head only."""
     for key in START_COMMANDS:
         if not document.values.get(key):
             findings.add(
@@ -240,7 +240,7 @@ def _check_starts(document: YamlLines, findings: Findings) -> None:
 
 
 def _check_local(document: YamlLines, findings: Findings) -> None:
-    """Machines of one's own declare what their start says, and nothing that `metadata` alone says."""
+    """Check that on-premises machines declare the same resources at start as in `metadata`."""
     says = ROLLOUTS in mapping(mapping(document.values.get("metadata")).get("workers"))
     starts = [text for (key, _), text in commands(document) if key == "worker_start_ray_commands"]
     if says and not any(f'"{ROLLOUTS}"' in text for text in starts):
@@ -304,7 +304,7 @@ def _check_gcp(document: YamlLines, findings: Findings) -> None:
 
 
 def _check_driver(document: YamlLines, place: Place, image: Any, findings: Findings) -> None:
-    """An image's driver is new enough for the torch that nodes install."""
+    """Check that an image's driver is new enough for the torch that nodes install."""
     driver = image_driver(str(image))
     # Where the commands name an index of torch for another CUDA, the driver may be older.
     chosen = any("download.pytorch.org/whl/" in text for _, text in commands(document))

@@ -1,4 +1,4 @@
-"""Batch files of Slurm: `bash -n`, and who could get in."""
+"""Check batch files of Slurm: `bash -n`, and access."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OPTIONS = frozenset(
 
 
 def check(path: Path, text: str, findings: Findings) -> None:
-    """Everything that is wrong with a batch file."""
+    """Check a batch file."""
     _check_bash(path, findings)
     _check_directives(text, findings)
     lines = [without_comment(line) for line in text.splitlines()]

@@ -1,0 +1,340 @@
+"""MCMC policy optimization of a deterministic policy: TD3 whose action takes a learned flow near the previous policy.
+
+Johnson, "Markov Chain Monte Carlo Policy Optimization", 3.1 and 4. The policy's action goes through K coupling layers
+that follow the gradient of Q (eq. (8) and (9)); policy and layers maximise (eq. (10))
+
+    J = E[Q(s, a_K) - beta |a_K - a_t|]
+
+where a_t is the action of delayed copies of both, and beta is set by PID control that holds the mean distance at a
+target (4.1). As printed, a_t is the previous policy's action before the flow: `form: paper`, which drifts, since
+whatever the flow moves an action by is a distance that the policy then makes up for.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from typing_extensions import override
+
+from rllib_hpo.algorithms.base import Memory, Metrics, Noise
+from rllib_hpo.algorithms.footprint import (
+    COPIES_LEARNED,
+    COPIES_WITH_TARGET,
+    FLOAT,
+    Part,
+    batch_part,
+    policy_and_critics,
+    refuse_too_large,
+)
+from rllib_hpo.algorithms.td3 import TD3, DeterministicActor, TD3Model, TD3Settings
+from rllib_hpo.networks.critics import Critics
+from rllib_hpo.networks.mlp import ReluMLP
+from rllib_hpo.optim.pid import Multiplier, MultiplierSettings, NonNegative
+from rllib_hpo.optim.steps import Steps
+from rllib_hpo.replay.layout import Batch
+from rllib_hpo.samplers.langevin_flow import (
+    ActionTarget,
+    FlowTarget,
+    ForceParts,
+    LangevinFlow,
+    PreTanhTarget,
+    smooth_norm,
+)
+from rllib_hpo.settings import PositiveFloat, PositiveInt, UnitInterval
+from rllib_hpo.streams import torch_generator
+
+
+class LangevinPOSettings(TD3Settings, MultiplierSettings):
+    """MCMC policy optimization with a Langevin flow ("Markov Chain Monte Carlo Policy Optimization", 3.1)."""
+
+    sampler: ClassVar[str] = "langevin_flow"
+    changeable: ClassVar[frozenset[str]] = (
+        TD3Settings.changeable
+        | MultiplierSettings.multiplier_changeable
+        | frozenset("prior_tau proximity flow_step_size".split())
+    )
+
+    initial_kappa: Annotated[
+        NonNegative, Field(description="Where the PID control and its integral start, in units of the force.")
+    ] = 0.0
+    min_kappa: Annotated[
+        NonNegative, Field(description="Least output of the PID control, in units of the force.")
+    ] = 0.0
+    max_kappa: Annotated[
+        PositiveFloat, Field(description="Bound of the PID control's integral, in units of the force.")
+    ] = 10.0
+    flow_layers: Annotated[int, Field(ge=1, le=100, description="Coupling layers K.")] = 2
+    flow_units: Annotated[
+        PositiveInt, Field(description="Units of the hidden layer of each of a layer's networks.")
+    ] = 16
+    flow_step_size: Annotated[PositiveFloat, Field(description="Step size epsilon of the layers.")] = 0.1
+    flow_sees_state: Annotated[bool, Field(description="Whether the layers' networks see the state.")] = True
+    proximity: Annotated[
+        bool, Field(description="Whether the force has the part towards the previous policy's action.")
+    ] = True
+    prior_tau: Annotated[
+        UnitInterval, Field(description="Polyak rate of the previous policy and flow, per policy update.")
+    ] = 0.01
+    alternate: Annotated[
+        bool, Field(description="Train policy and flow in turn on each batch, eq. (11).")
+    ] = False
+    form: Annotated[
+        Literal["matched", "paper"],
+        Field(
+            description="Distance of two actions after the flow, in coordinates before the tanh; or the equations as "
+            "printed (which drift): after against before, the force's sign of (9), beta in absolute units."
+        ),
+    ] = "matched"
+
+    @override
+    def notices(self) -> list[str]:
+        """Warns of the equations as printed."""
+        return [*super().notices(), *([PAPER_FORM_NOTICE] if self.form == "paper" else [])]
+
+    def distance_target(self, action_dim: int) -> float:
+        """What the PID control aims at: 'auto' is about how far a policy moves from its copy by itself."""
+        target = self.target_distance
+        return 0.05 * math.sqrt(action_dim / 2) if target == "auto" else target
+
+
+PAPER_FORM_NOTICE = (
+    "form='paper' has the paper's equations as printed, which measure an action after the flow against one before it; "
+    "it is there to be looked at, not to train with: docs/mcmc-po.md says what was measured of it."
+)
+_Part = Callable[[ForceParts], Tensor]
+
+
+class LangevinPOActor(DeterministicActor):
+    """The policy, the flow, what its force follows (the previous policy and the target critics), and the multiplier.
+
+    Args:
+        obs_dim: Observation dimension S.
+        action_dim: Action dimension A.
+        settings: The algorithm's hyperparameters.
+        seed: Of the initial weights.
+
+    Raises:
+        SettingsError: If the networks take more than all memory of this machine.
+    """
+
+    settings: LangevinPOSettings
+
+    def __init__(self, obs_dim: int, action_dim: int, settings: LangevinPOSettings, seed: int) -> None:
+        refuse_too_large(_actor_parts(settings, obs_dim, action_dim))
+        super().__init__(obs_dim, action_dim, settings, seed)
+        is_paper = settings.form == "paper"
+        self.flow = LangevinFlow(
+            obs_dim if settings.flow_sees_state else 0,
+            action_dim,
+            settings.flow_layers,
+            settings.flow_units,
+            settings.flow_step_size,
+            is_paper,
+            torch_generator(seed, "initial weights", "flow"),
+        )
+        self.previous_policy = copy.deepcopy(self.policy).requires_grad_(False)
+        stream = torch_generator(seed, "initial weights", "critics")
+        sizes = settings.hidden_units, settings.critic_layers
+        # Those that a model holds already are equal: they come from the same stream.
+        self.target_critics = Critics(
+            obs_dim, action_dim, *sizes, stream, settings.num_critics
+        ).requires_grad_(False)
+        self.multiplier = Multiplier(settings, settings.distance_target(action_dim), literal=is_paper)
+
+    @property
+    @override
+    def acting(self) -> nn.Module:
+        return nn.ModuleDict({"policy": self.policy, "flow": self.flow})
+
+    def target(self, obs: Tensor, beta: Tensor | None = None) -> FlowTarget:
+        """What flows at obs (B, S) follow; `beta` is by default the multiplier's."""
+        critic = self.target_critics.condition(obs, num=1)
+        with torch.no_grad():
+            previous = self.previous_policy(obs)
+        if self.settings.form == "paper":
+            return ActionTarget(critic, previous, self.multiplier.beta() if beta is None else beta)
+        return PreTanhTarget(critic, previous)
+
+    def whole(self, parts: ForceParts) -> Tensor:
+        """The force: both parts, or that of Q alone without `proximity`."""
+        return parts.value + parts.proximity if self.settings.proximity else parts.value
+
+    def flowed(
+        self,
+        policy: ReluMLP,
+        flow: LangevinFlow,
+        obs: Tensor,
+        target: FlowTarget,
+        part: _Part | None = None,
+    ) -> Tensor:
+        """x_K (B, A) of a policy and a flow, in coordinates of the target.
+
+        Args:
+            policy: Where the flow starts.
+            flow: What follows.
+            obs: States, (B, S).
+            target: There.
+            part: What of the force moves the action; by default `whole`.
+        """
+        force = self.whole if part is None else part
+        last: Tensor = flow(target.position(policy(obs)), obs, lambda position: force(target.parts(position)))
+        return last
+
+    @override
+    def forward(self, obs: Tensor, memory: Memory | None = None) -> Tensor:
+        """See `Actor.forward`."""
+        target = self.target(obs)
+        return target.action(self.flowed(self.policy, self.flow, obs, target))
+
+
+class LangevinPOModel(LangevinPOActor, TD3Model):
+    """The actor with its critics, the targets of all, and the previous flow."""
+
+    def __init__(self, obs_dim: int, action_dim: int, settings: LangevinPOSettings, seed: int) -> None:
+        refuse_too_large(_learner_parts(settings, obs_dim, action_dim))
+        super().__init__(obs_dim, action_dim, settings, seed)
+        self.target_flow = copy.deepcopy(self.flow).requires_grad_(False)
+        self.previous_flow = copy.deepcopy(self.flow).requires_grad_(False)
+
+    @override
+    def target_action(self, obs: Tensor) -> Tensor:
+        target = self.target(obs)
+        return target.action(self.flowed(self.target_policy, self.target_flow, obs, target))
+
+    @torch.no_grad()
+    def previous_action(self, obs: Tensor, target: FlowTarget) -> Tensor:
+        """What the distance is measured from, (B, A), in coordinates of actions."""
+        if self.settings.form == "paper":
+            return torch.tanh(self.previous_policy(obs))
+        return target.action(self.flowed(self.previous_policy, self.previous_flow, obs, target))
+
+
+class LangevinPO(TD3[LangevinPOSettings, LangevinPOModel]):
+    """Updates as TD3; where the policy is due, policy and flow, previous ones, multiplier, and all targets."""
+
+    actor_class: ClassVar[type[Any]] = LangevinPOActor
+    model_class: ClassVar[type[Any]] = LangevinPOModel
+
+    @override
+    def trained(self, model: LangevinPOModel) -> Mapping[str, Sequence[Tensor]]:
+        policy, flow = list(model.policy.parameters()), list(model.flow.parameters())
+        parts = {"policy": policy, "flow": flow} if self.settings.alternate else {"policy": policy + flow}
+        return {"critic": list(model.critics.parameters()), **parts}
+
+    @override
+    def improve(self, model: LangevinPOModel, obs: Tensor, steps: Steps) -> Metrics:
+        """Ascends eq. (10), then moves the previous policy and flow and the multiplier."""
+        scale = model.multiplier.next_scale(steps.mean(self.gradient_norm(model, obs)))
+        beta = model.multiplier.beta(scale)
+        loss, distance = self.loss(model, obs, beta)
+        steps.descend("policy", loss)
+        if "flow" in steps:  # theta first, then h with the new theta, eq. (11)
+            steps.descend("flow", self.loss(model, obs, beta)[0])
+
+        distance = steps.mean(distance)
+        model.multiplier.store_scale(steps, scale)
+        model.multiplier.control(steps, distance)
+        for target, online in ((model.previous_policy, model.policy), (model.previous_flow, model.flow)):
+            steps.track(target, online, self.settings.prior_tau)
+        steps.track(model.target_flow, model.flow, self.settings.tau)
+        return {"policy_loss": loss.detach(), "prior_distance_mean": distance}
+
+    @torch.no_grad()
+    def gradient_norm(self, model: LangevinPOModel, obs: Tensor) -> Tensor:
+        """The mean norm of Q_1's gradient at the actions before the flow, a scalar."""
+        critic = model.target_critics.condition(obs, num=1)
+        _, gradient = critic.minimum_and_gradient(torch.tanh(model.policy(obs)))
+        return torch.linalg.vector_norm(gradient, dim=-1).mean()
+
+    def loss(self, model: LangevinPOModel, obs: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        """-E[Q_1(s, a_K) - beta |a_K - a_t|], eq. (10), and the mean distance, scalars."""
+        target = model.target(obs, beta)
+        last = model.flowed(model.policy, model.flow, obs, target)
+        action = target.action(last)
+        # As printed an action may be outside, where only the distance can bring it back.
+        measured = last if self.settings.form == "paper" else action
+        distance = smooth_norm(measured - model.previous_action(obs, target)).mean()
+        return beta * distance - model.critics.first(obs, action).mean(), distance
+
+    @override
+    @torch.no_grad()
+    def diagnose(self, model: LangevinPOModel, batch: Batch, noise: Noise) -> Metrics:
+        """Distance, multiplier, gain in Q_1, and how far flow, each part of its force, and its networks move an action.
+
+        Parts are told apart by flows under one of them: what its networks do without a force is subtracted.
+        """
+        obs, target = batch.obs, model.target(batch.obs)
+
+        def ended(part: _Part | None = None) -> Tensor:
+            return target.action(model.flowed(model.policy, model.flow, obs, target, part))
+
+        action, first = ended(), torch.tanh(model.policy(obs))
+        unforced = ended(lambda parts: torch.zeros_like(parts.value))
+        measured = model.flowed(model.policy, model.flow, obs, target)
+        measured = measured if self.settings.form == "paper" else target.action(measured)
+        q = model.target_critics.first
+        return {
+            "prior_distance": smooth_norm(measured - model.previous_action(obs, target)).mean(),
+            **model.multiplier.described(),
+            "step_size_mean": torch.full_like(model.multiplier.kappa, self.settings.flow_step_size),
+            "q_gain": (q(obs, action) - q(obs, first)).mean(),
+            "displacement": _mean_norm(action - first),
+            "displacement_value": _mean_norm(ended(attrgetter("value")) - unforced),
+            "displacement_prior": _mean_norm(ended(attrgetter("proximity")) - unforced),
+            "displacement_networks": _mean_norm(unforced - first),
+        }
+
+    @override
+    def actor_parts(self, obs_dim: int, action_dim: int) -> list[Part]:
+        return _actor_parts(self.settings, obs_dim, action_dim)
+
+    @override
+    def learner_parts(self, obs_dim: int, action_dim: int) -> list[Part]:
+        return _learner_parts(self.settings, obs_dim, action_dim)
+
+
+def _mean_norm(vectors: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(vectors, dim=-1).mean()
+
+
+def _actor_parts(settings: LangevinPOSettings, obs_dim: int, action_dim: int) -> list[Part]:
+    """The weights of the policy, the previous one, the target critics and the flow."""
+    return [_networks(settings, obs_dim, action_dim, 2, 1), _flow_part(settings, action_dim, 1)]
+
+
+def _learner_parts(settings: LangevinPOSettings, obs_dim: int, action_dim: int) -> list[Part]:
+    """All networks with their copies and optimizers, and a batch."""
+    copies = COPIES_WITH_TARGET + 1, COPIES_WITH_TARGET
+    flow = _flow_part(settings, action_dim, COPIES_LEARNED + 2)
+    return [
+        _networks(settings, obs_dim, action_dim, *copies),
+        flow,
+        batch_part(settings, obs_dim, action_dim),
+    ]
+
+
+def _networks(
+    settings: LangevinPOSettings, obs_dim: int, action_dim: int, of_policy: int, of_critics: int
+) -> Part:
+    return policy_and_critics(
+        settings,
+        obs_dim,
+        action_dim,
+        copies_of_policy=of_policy,
+        copies_of_critics=of_critics,
+        policy_outputs=action_dim,
+        num_critics=settings.num_critics,
+    )
+
+
+def _flow_part(settings: LangevinPOSettings, action_dim: int, copies: int) -> Part:
+    """The weights of the layers' networks, those of the state left out."""
+    per_network = 2 * action_dim * settings.flow_units
+    return Part(FLOAT * copies * settings.flow_layers * 3 * per_network, "flow_units")

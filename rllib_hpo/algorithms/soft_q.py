@@ -1,0 +1,490 @@
+"""Soft Q-learning: a Q function whose policy is exp(Q / alpha), and a network that draws from it.
+
+Haarnoja et al. 2017, arXiv 1702.08165, Algorithm 1. The authors' later code (github.com/haarnoja/softqlearning) differs
+from the paper's appendix; defaults are the code's, and `docs/soft-q-learning.md` has both sets.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, NotRequired
+
+import torch
+from pydantic import ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from typing_extensions import TypedDict, override
+
+from rllib_hpo.algorithms.base import Actor, Memory, Method, Metrics, Noise, Remembered
+from rllib_hpo.algorithms.footprint import (
+    COPIES_LEARNED,
+    COPIES_WITH_TARGET,
+    FLOAT,
+    Part,
+    batch_part,
+    policy_and_critics,
+    refuse_too_large,
+)
+from rllib_hpo.algorithms.losses import bellman_target, critic_loss
+from rllib_hpo.networks.critics import Critics
+from rllib_hpo.optim.steps import Steps
+from rllib_hpo.replay.layout import Batch
+from rllib_hpo.samplers.exploration import explored
+from rllib_hpo.samplers.svgd import SamplingNetwork, Space, Width, direction, score
+from rllib_hpo.settings import NetworkSettings, PositiveFloat, PositiveInt, UnitInterval
+from rllib_hpo.streams import Draw, TorchStreams, torch_generator
+
+Annealing = TypedDict(
+    "Annealing",
+    {"from": PositiveFloat, "to": PositiveFloat, "steps": PositiveInt, "law": NotRequired[Literal["log"]]},
+)
+"""A number that goes from one value to another, linearly in its logarithm, in so many environment steps."""
+Annealing.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[attr-defined]
+Shrinking = TypedDict(
+    "Shrinking",
+    {"from": PositiveInt, "to": PositiveInt, "steps": PositiveInt, "law": NotRequired[Literal["log"]]},
+)
+"""As `Annealing`, of a whole number."""
+Shrinking.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[attr-defined]
+
+CANDIDATES = 16
+"""Actions of which `evaluation_action: best_of_particles` takes that of the largest Q."""
+_LEAST_VOLUME = math.log(1e-3)
+"""Bounds the weight of an action in V, for each of its dimensions: where f is singular it would be infinite."""
+
+
+class SoftQSettings(NetworkSettings):
+    """Soft Q-learning with the sizes of its authors' code."""
+
+    sampler: ClassVar[str] = "svgd"
+    changeable: ClassVar[frozenset[str]] = NetworkSettings.changeable | frozenset(
+        "alpha critic_lr copy_every svgd_space kernel kernel_width kernel_floor exploration_noise ou_theta".split()
+    )
+
+    tau: Annotated[
+        UnitInterval, Field(description="Step of the target towards the critics; 1 copies them.")
+    ] = 1.0
+    train_batch_size_per_learner: Annotated[
+        PositiveInt,
+        Field(
+            description="Transitions in the batch of one update; with N learners an update is of N such batches."
+        ),
+    ] = 128
+    hidden_units: Annotated[
+        PositiveInt, Field(description="Units of each hidden layer, sampling network and critics.")
+    ] = 128
+    policy_layers: Annotated[int, Field(ge=1, le=4, description="Hidden layers of the sampling network.")] = 2
+    alpha: Annotated[
+        PositiveFloat | Annealing,
+        Field(
+            description="Temperature: a number, or {from, to, steps} to anneal its logarithm linearly over the first "
+            "so many environment steps. The authors' reward scale c is alpha = 1 / c."
+        ),
+    ] = 0.1
+    critic_lr: Annotated[
+        PositiveFloat | None,
+        Field(description="Adam learning rate of the critics; null: that of the sampling network, lr."),
+    ] = None
+    num_critics: Annotated[int, Field(ge=1, le=10, description="Critics; of several, the minimum is Q.")] = 1
+    copy_every: Annotated[PositiveInt, Field(description="Updates between steps of the target.")] = 1_000
+    particles: Annotated[
+        int, Field(ge=2, le=10_000, description="Fixed particles M of SVGD, whose scores are taken.")
+    ] = 16
+    particles_updated: Annotated[
+        int, Field(ge=1, le=10_000, description="Particles K that SVGD moves, and the network with them.")
+    ] = 16
+    value_particles: Annotated[
+        int, Field(ge=1, le=10_000, description="Actions from which V is estimated.")
+    ] = 16
+    value_proposal: Annotated[
+        Literal["uniform", "sampler"],
+        Field(
+            description="Where those actions come from; the sampling network's are weighted by its density, from the "
+            "Jacobian of f."
+        ),
+    ] = "uniform"
+    value_uniform_updates: Annotated[
+        int,
+        Field(ge=0, lt=2**53, description="First updates whose V is of uniform actions in any case."),
+    ] = 10_000
+    svgd_space: Annotated[
+        Space,
+        Field(
+            description="Where particles live: 'action', 'pre_tanh', or 'official', the authors' code's mixture of "
+            "both, which keeps them from the border."
+        ),
+    ] = "official"
+    kernel: Annotated[
+        Literal["gaussian", "none"],
+        Field(description="'none' makes particles follow their own scores: maximum a posteriori."),
+    ] = "gaussian"
+    kernel_width: Annotated[
+        Width,
+        Field(description="Median squared distance / log M ('official') or / (2 log(M + 1)) ('paper')."),
+    ] = "official"
+    kernel_floor: Annotated[PositiveFloat, Field(description="Least width of the kernel.")] = 1e-3
+    noise_set: Annotated[
+        PositiveInt | Shrinking | None,
+        Field(
+            description="Draw the network's noise from a fixed set of so many vectors, or of {from, to, steps} that "
+            "shrinks to its first; null: from a Gaussian."
+        ),
+    ] = None
+    exploration_noise: Annotated[
+        float,
+        Field(
+            ge=0, allow_inf_nan=False, description="Std of noise added to the network's actions in training."
+        ),
+    ] = 0.0
+    exploration_process: Annotated[
+        Literal["normal", "ou"],
+        Field(description="That noise: independent at each step, or an Ornstein-Uhlenbeck process."),
+    ] = "normal"
+    ou_theta: Annotated[
+        float,
+        Field(gt=0, le=1, description="Rate at which the Ornstein-Uhlenbeck process returns to 0, per step."),
+    ] = 0.15
+    evaluation_action: Annotated[
+        Literal["sample", "zero_noise", "best_of_particles"],
+        Field(
+            description="Action of evaluations: drawn (from a stream of the episode's own), the network's for noise 0, "
+            f"which is no mode, or of {CANDIDATES} draws the one with the largest Q."
+        ),
+    ] = "sample"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_auto(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("alpha") == "auto":
+            raise ValueError(
+                "alpha='auto' cannot be tuned: soft Q-learning's sampler has no density to measure its entropy by. Set "
+                "alpha to a number, or to {from, to, steps}"
+            )
+        return values
+
+    @model_validator(mode="after")
+    def _check_proposal(self) -> SoftQSettings:
+        if self.value_proposal == "sampler" and self.noise_set is not None:
+            raise ValueError(
+                "value_proposal='sampler' needs a density, which actions of a finite noise_set do not have: set "
+                "value_proposal to 'uniform', or noise_set to null"
+            )
+        return self
+
+    @override
+    def evaluation_sampler(self) -> str:
+        """Says which action of the sampler was evaluated."""
+        return f"{self.sampler} ({self.evaluation_action})"
+
+    @override
+    def notices(self) -> list[str]:
+        """Names settings that have no effect beside others."""
+        no_kernel = "kernel='none'" if self.kernel == "none" else ""
+        is_process = self.exploration_process == "ou" and self.exploration_noise > 0
+        why = {
+            "particles": no_kernel,
+            "kernel_width": no_kernel,
+            "kernel_floor": no_kernel,
+            "value_uniform_updates": "value_proposal='uniform'" if self.value_proposal == "uniform" else "",
+            "ou_theta": "" if is_process else "no Ornstein-Uhlenbeck noise",
+        }
+        return [
+            f"{name} changes nothing with {reason}."
+            for name, reason in why.items()
+            if reason and name in self.model_fields_set
+        ]
+
+    def updates_to_steps(self, num_updates: Tensor) -> Tensor:
+        """Environment steps at which so many updates have been made."""
+        rate = self.update_to_data
+        return self.warmup_steps + num_updates / rate if rate else num_updates + self.warmup_steps
+
+
+def annealed(schedule: Mapping[str, Any], env_steps: Tensor) -> Tensor:
+    """from (to / from)^(t / steps) at step t, and `to` from `steps` on; a scalar as `env_steps` is."""
+    progress = (env_steps / schedule["steps"]).clamp(0, 1)
+    logarithm = math.log(schedule["from"]) + progress * math.log(schedule["to"] / schedule["from"])
+    return logarithm.exp()
+
+
+class SoftQActor(Actor):
+    """The sampling network, the target critics, and how many updates have been made.
+
+    Args:
+        obs_dim: Observation dimension S.
+        action_dim: Action dimension A.
+        settings: The algorithm's hyperparameters.
+        seed: Of the initial weights and of the set of noise vectors.
+
+    Raises:
+        SettingsError: If the networks take more than all memory of this machine.
+    """
+
+    settings: SoftQSettings
+    num_updates: Tensor
+    noise_set: Tensor
+
+    def __init__(self, obs_dim: int, action_dim: int, settings: SoftQSettings, seed: int) -> None:
+        super().__init__()
+        refuse_too_large(_actor_parts(settings, obs_dim, action_dim))
+        self.obs_dim, self.action_dim, self.settings = obs_dim, action_dim, settings
+        units = settings.hidden_units
+        stream = torch_generator(seed, "initial weights", "sampler")
+        self.sampler = SamplingNetwork(obs_dim, action_dim, units, settings.policy_layers, stream)
+        stream = torch_generator(seed, "initial weights", "critics")
+        self.target_critics = Critics(
+            obs_dim, action_dim, units, settings.critic_layers, stream, settings.num_critics
+        ).requires_grad_(False)
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.float64))
+        size = settings.noise_set["from"] if isinstance(settings.noise_set, dict) else settings.noise_set
+        if size is not None:
+            largest = max(size, settings.noise_set["to"] if isinstance(settings.noise_set, dict) else size)
+            generator = torch_generator(seed, "noise set")
+            self.register_buffer("noise_set", torch.randn((largest, action_dim), generator=generator))
+
+    @property
+    @override
+    def acting(self) -> nn.Module:
+        return self.sampler
+
+    @property
+    @override
+    def memory(self) -> Mapping[str, Remembered]:
+        """The noise of an evaluation's action, and the state of the process that explores."""
+        settings, held = self.settings, {}
+        if settings.evaluation_action != "zero_noise":
+            number = (CANDIDATES,) if settings.evaluation_action == "best_of_particles" else ()
+            held["latent"] = Remembered((*number, self.action_dim), drawn=True)
+        if settings.exploration_noise and settings.exploration_process == "ou":
+            held["noise"] = Remembered((self.action_dim,), only_exploring=True)
+        return held
+
+    @property
+    def alpha(self) -> Tensor:
+        """The temperature after the updates made so far, a scalar without gradient."""
+        alpha, like = self.settings.alpha, next(self.target_critics.parameters())
+        if isinstance(alpha, dict):
+            return annealed(alpha, self.settings.updates_to_steps(self.num_updates)).to(like.dtype)
+        return like.new_full((), alpha)
+
+    @property
+    def noise_set_size(self) -> Tensor:
+        """Noise vectors in use, from 1; a float64 scalar."""
+        size = self.settings.noise_set
+        if isinstance(size, dict):
+            steps = self.settings.updates_to_steps(self.num_updates)
+            return annealed(size, steps).round().clamp(min=1)
+        return self.num_updates.new_full((), len(self.noise_set))
+
+    def latent(self, drawn: Tensor) -> Tensor:
+        """The network's noise (..., A): standard normals (..., A), or vectors of the set that they choose."""
+        if self.settings.noise_set is None:
+            return drawn
+        quantile, size = (
+            (1 + torch.erf(drawn[..., 0] / math.sqrt(2))) / 2,
+            self.noise_set_size.to(drawn.dtype),
+        )
+        index = torch.minimum(quantile * size, size - 1).floor()
+        return self.noise_set[index.long()]
+
+    def actions(self, obs: Tensor, drawn: Tensor) -> Tensor:
+        """Actions (B, N, A) for obs (B, S) and standard normals (B, N, A)."""
+        return torch.tanh(self.sampler(obs, self.latent(drawn)))
+
+    @override
+    def forward(self, obs: Tensor, memory: Memory | None = None) -> Tensor:
+        """See `Actor.forward`; without drawn noise it is 0."""
+        drawn = self.begin(obs, explores=False) if memory is None else memory
+        if "latent" not in drawn:
+            return self.actions(obs, obs.new_zeros(obs.shape[0], 1, self.action_dim)).squeeze(1)
+        if self.settings.evaluation_action == "sample":
+            return self.actions(obs, drawn["latent"].unsqueeze(1)).squeeze(1)
+        candidates = self.actions(obs, drawn["latent"])
+        states = obs.repeat_interleave(CANDIDATES, 0)
+        q = self.target_critics.minimum(states, candidates.flatten(0, 1)).view(-1, CANDIDATES)
+        best = q.argmax(-1)[:, None, None].expand(-1, 1, self.action_dim)
+        return candidates.gather(1, best).squeeze(1)
+
+    @override
+    def explore(self, obs: Tensor, streams: TorchStreams, memory: Memory) -> Tensor:
+        """See `Actor.explore`."""
+        settings, generator = self.settings, streams["latent"]
+        shape = (len(obs), 1, self.action_dim)
+        drawn = torch.randn(shape, generator=generator, device=generator.device).to(obs.device)
+        action = self.actions(obs, drawn).squeeze(1)
+        if not settings.exploration_noise:
+            return action
+        return explored(action, streams["action"], settings.exploration_noise, settings.ou_theta, memory)
+
+
+class SoftQModel(SoftQActor):
+    """The actor and the online critics, which start equal to the targets."""
+
+    def __init__(self, obs_dim: int, action_dim: int, settings: SoftQSettings, seed: int) -> None:
+        refuse_too_large(_learner_parts(settings, obs_dim, action_dim))
+        super().__init__(obs_dim, action_dim, settings, seed)
+        self.critics = copy.deepcopy(self.target_critics).requires_grad_(True)
+
+
+class SoftQ(Method[SoftQSettings, SoftQModel]):
+    """Updates, in this order: critics; sampling network; at every `copy_every`-th update the target critics."""
+
+    actor_class = SoftQActor
+    model_class = SoftQModel
+
+    @override
+    def trained(self, model: SoftQModel) -> Mapping[str, Sequence[Tensor]]:
+        return {"critic": list(model.critics.parameters()), "policy": list(model.sampler.parameters())}
+
+    @override
+    def learning_rate(self, loss: str) -> float:
+        rate = self.settings.critic_lr if loss == "critic" else None
+        return self.settings.lr if rate is None else rate
+
+    @override
+    def draws(self, model: SoftQModel) -> Mapping[str, Draw]:
+        settings, dim = self.settings, model.action_dim
+        proposals = {"value": Draw(1, (settings.value_particles, dim), "uniform")}
+        if settings.value_proposal == "sampler":
+            proposals["value latent"] = Draw(1, (settings.value_particles, dim))
+        return proposals | {"particles": Draw(1, (self._num_fixed + settings.particles_updated, dim))}
+
+    @property
+    def _num_fixed(self) -> int:
+        return 0 if self.settings.kernel == "none" else self.settings.particles
+
+    @override
+    def kind(self, update: int) -> str:
+        is_uniform = (
+            self.settings.value_proposal == "uniform" or update <= self.settings.value_uniform_updates
+        )
+        proposal = "uniform" if is_uniform else "sampler"
+        return f"{proposal} and copy" if update % self.settings.copy_every == 0 else proposal
+
+    @override
+    def update(self, model: SoftQModel, batch: Batch, noise: Noise, steps: Steps, kind: str) -> Metrics:
+        alpha = model.alpha
+        value = self.value(model, batch.next_obs, noise, alpha, kind.split()[0])
+        target = bellman_target(batch.reward, batch.terminated, value, None, None, self.settings.gamma)
+        q = model.critics(batch.obs, batch.action)
+        loss_critic = critic_loss(q, target)
+        steps.descend("critic", loss_critic)
+
+        loss_policy = self.policy_loss(model, batch.obs, noise["particles"], alpha)
+        steps.descend("policy", loss_policy)
+
+        if kind.endswith("copy"):
+            steps.track(model.target_critics, model.critics, self.settings.tau)
+        steps.assign(model.num_updates, model.num_updates + 1)
+        return {
+            "critic_loss": loss_critic.detach(),
+            "policy_loss": loss_policy.detach(),
+            "q_mean": q.detach().mean(),
+            "value_mean": value.mean(),
+            "alpha": alpha,
+        }
+
+    @torch.no_grad()
+    def value(self, model: SoftQModel, obs: Tensor, noise: Noise, alpha: Tensor, proposal: str) -> Tensor:
+        """V(s) = alpha log E_q[exp(Q(s, a) / alpha) / q(a)], (B,): Haarnoja et al. 2017, eq. (10), target critics.
+
+        Args:
+            model: Whose V.
+            obs: (B, S).
+            noise: As `draws` declares.
+            alpha: The temperature.
+            proposal: q: "uniform" on the box, of density 2^-A, or "sampler", the sampling network's at its own draws,
+                N(xi; 0, I) / |det(d a / d xi)|, as if f were invertible.
+        """
+        if proposal == "uniform":
+            action = 2 * noise["value"] - 1
+            log_density = action.new_full(action.shape[:2], -model.action_dim * math.log(2))
+        else:
+            latent = noise["value latent"]
+            action, log_volume = model.sampler.log_volume(obs, latent)
+            log_normal = -0.5 * (latent.square() + math.log(2 * math.pi)).sum(-1)
+            log_density = log_normal - log_volume.clamp(min=model.action_dim * _LEAST_VOLUME)
+        number = action.shape[1]
+        states = obs.repeat_interleave(number, 0)
+        q = model.target_critics.minimum(states, action.flatten(0, 1)).view(-1, number)
+        return alpha * (torch.logsumexp(q / alpha - log_density, -1) - math.log(number))
+
+    def policy_loss(self, model: SoftQModel, obs: Tensor, drawn: Tensor, alpha: Tensor) -> Tensor:
+        """A scalar whose gradient is minus SVGD's direction through the sampling network: eqs. (13) and (14).
+
+        Summed over moved particles and action dimensions, and averaged over states.
+
+        Args:
+            model: Whose sampling network, and whose online critics.
+            obs: (B, S).
+            drawn: Standard normals, (B, M + K, A).
+            alpha: The temperature.
+        """
+        settings, latent = self.settings, model.latent(drawn)
+        num_fixed = self._num_fixed
+        moved = model.sampler(obs, latent[:, num_fixed:])
+        # Scores are those of the fixed particles, or without a kernel of the moved ones, which are all there are.
+        with torch.no_grad():
+            fixed = model.sampler(obs, latent[:, :num_fixed]) if num_fixed else moved
+            scored = torch.tanh(fixed)
+        states = obs.repeat_interleave(scored.shape[1], 0)
+        _, gradient = model.critics.condition(states).minimum_and_gradient(scored.flatten(0, 1))
+        scores = score(scored, gradient.view_as(scored) / alpha, settings.svgd_space)
+        if settings.svgd_space != "pre_tanh":
+            moved, fixed = torch.tanh(moved), scored
+        if settings.kernel == "none":
+            ascent = scores
+        else:
+            ascent = direction(fixed, scores, moved.detach(), settings.kernel_width, settings.kernel_floor)
+        return -(ascent * moved).sum((1, 2)).mean()
+
+    @override
+    @torch.no_grad()
+    def diagnose(self, model: SoftQModel, batch: Batch, noise: Noise) -> Metrics:
+        action = model.actions(batch.obs, noise["particles"])
+        size = {} if self.settings.noise_set is None else {"noise_set_size": model.noise_set_size}
+        return {
+            "action_std": action.std(1, unbiased=False).mean(),
+            "action_near_border": (action.abs() > 0.95).double().mean(),
+            **size,
+        }
+
+    @override
+    def actor_parts(self, obs_dim: int, action_dim: int) -> list[Part]:
+        return _actor_parts(self.settings, obs_dim, action_dim)
+
+    @override
+    def learner_parts(self, obs_dim: int, action_dim: int) -> list[Part]:
+        return _learner_parts(self.settings, obs_dim, action_dim)
+
+
+def _networks(settings: SoftQSettings, obs_dim: int, action_dim: int, policies: int, critics: int) -> Part:
+    return policy_and_critics(
+        settings,
+        obs_dim + action_dim,  # the sampling network's inputs; critics see no less than that
+        0,
+        copies_of_policy=policies,
+        copies_of_critics=critics,
+        policy_outputs=action_dim,
+        num_critics=settings.num_critics,
+    )
+
+
+def _actor_parts(settings: SoftQSettings, obs_dim: int, action_dim: int) -> list[Part]:
+    """The weights of the sampling network and the target critics."""
+    return [_networks(settings, obs_dim, action_dim, policies=1, critics=1)]
+
+
+def _learner_parts(settings: SoftQSettings, obs_dim: int, action_dim: int) -> list[Part]:
+    """All networks with their optimizers, a batch, and its particles."""
+    batch = batch_part(settings, obs_dim, action_dim)
+    of_each_state = FLOAT * settings.train_batch_size_per_learner * settings.hidden_units
+    pairs = FLOAT * settings.train_batch_size_per_learner * settings.particles * settings.particles_updated
+    return [
+        _networks(settings, obs_dim, action_dim, policies=COPIES_LEARNED, critics=COPIES_WITH_TARGET),
+        batch,
+        Part(of_each_state * (settings.particles + settings.particles_updated), "particles"),
+        Part(pairs * action_dim if settings.kernel == "gaussian" else 0, "particles_updated"),
+        Part(of_each_state * settings.value_particles, "value_particles"),
+    ]
