@@ -29,10 +29,20 @@ except ImportError as error:
     sys.exit(f"error: {about['env']} of this policy needs a module that is not here: {error}")
 env = make(about["env"], **about["env_config"], **({} if make is gym.make else {"training": False}))
 
-obs, _ = env.reset(seed=int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
+obs, _ = env.reset(seed=seed)
+# Most policies take observations alone. `latent` is standard normal noise, new for each action (soft Q-learning's).
+shapes = {one.name: (1, *one.shape[1:]) for one in session.get_inputs() if one.name != "obs"}
+memory, rng = (
+    {name: np.zeros(shape, np.float32) for name, shape in shapes.items()},
+    np.random.default_rng(seed),
+)
 episode_return, over = 0.0, False
 while not over:
-    (actions,) = session.run(None, {"obs": np.asarray(obs, np.float32)[None]})
+    if "latent" in memory:
+        memory["latent"] = rng.standard_normal(shapes["latent"], np.float32)
+    actions, *remembered = session.run(None, {"obs": np.asarray(obs, np.float32)[None], **memory})
+    memory = dict(zip(memory, remembered, strict=True))
     obs, reward, terminated, truncated, _ = env.step(actions[0])
     episode_return, over = episode_return + float(reward), terminated or truncated
 print(f"{about['algorithm']} on {about['env']} after {about['env_steps']} steps: return {episode_return:.3f}")

@@ -341,6 +341,27 @@ MUTATIONS: tuple[Mutation, ...] = (
         "passes = value <= bound",
         ("samplers/test_shield.py",),
     ),
+    Mutation(
+        "particles attract",
+        "samplers/svgd.py",
+        "-2 * kernel / h, differences",
+        "2 * kernel / h, differences",
+        ("samplers/test_svgd.py",),
+    ),
+    Mutation(
+        "uniform actions without their density",
+        "algorithms/soft_q.py",
+        "-model.action_dim * math.log(2)",
+        "0.0",
+        ("algorithms/test_soft_q.py",),
+    ),
+    Mutation(
+        "target copied an update late",
+        "algorithms/soft_q.py",
+        "if update % self.settings.copy_every == 0",
+        "if update % self.settings.copy_every == 1",
+        ("algorithms/test_soft_q.py",),
+    ),
 )
 
 

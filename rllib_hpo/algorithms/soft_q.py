@@ -297,7 +297,7 @@ class SoftQActor(Actor):
         """See `Actor.forward`; without drawn noise it is 0."""
         drawn = self.begin(obs, explores=False) if memory is None else memory
         if "latent" not in drawn:
-            return self.actions(obs, obs.new_zeros(len(obs), 1, self.action_dim)).squeeze(1)
+            return self.actions(obs, obs.new_zeros(obs.shape[0], 1, self.action_dim)).squeeze(1)
         if self.settings.evaluation_action == "sample":
             return self.actions(obs, drawn["latent"].unsqueeze(1)).squeeze(1)
         candidates = self.actions(obs, drawn["latent"])

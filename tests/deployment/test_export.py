@@ -45,7 +45,11 @@ class Trained(NamedTuple):
 @pytest.fixture(scope="module", params=BUILT_IN)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A policy trained for a moment on Hopper, with long leapfrog steps and decided gates where it has them."""
-    settings = {"step_size": 0.5, "leapfrog_steps": 3} if request.param == "sac-hpo" else {}
+    own: dict[str, dict[str, Any]] = {
+        "sac-hpo": {"step_size": 0.5, "leapfrog_steps": 3},
+        "soft-q": {"evaluation_action": "zero_noise"},  # its own tests export policies that take noise
+    }
+    settings = own.get(request.param, {})
     config = tiny_config(request.param, "Hopper-v4", hidden_units=32, **settings)
     directory = tmp_path_factory.mktemp(request.param)
     with running(config) as built:

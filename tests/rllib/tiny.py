@@ -60,6 +60,8 @@ TINY: dict[str, Any] = {
     "steps_per_iteration": 40,
     "diagnostics_interval": 10,
 }
+OWN: dict[str, dict[str, Any]] = {"soft-q": {"copy_every": 10}}
+"""Intervals of one algorithm."""
 SHORT_EPISODES = {"max_episode_steps": 25}
 
 
@@ -70,7 +72,9 @@ def tiny_config(
     settings = constraint(algorithm) | settings
     env_config = SHORT_EPISODES if isinstance(env, str) else {}
     config = make_config(algorithm).environment(env, env_config=env_config)
-    return config.training(**TINY | settings).debugging(seed=seed, log_level="ERROR", log_sys_usage=False)
+    return config.training(**TINY | OWN.get(algorithm, {}) | settings).debugging(
+        seed=seed, log_level="ERROR", log_sys_usage=False
+    )
 
 
 def constraint(algorithm: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -16,6 +17,7 @@ from rllib_hpo.tasks import find_task, make_env
 from rllib_hpo.tasks.soft_q import ENVIRONMENTS, mjcf
 from rllib_hpo.tasks.soft_q.multi_goal import GOALS
 from rllib_hpo.tasks.soft_q.quadruped import MAZE_THRESHOLD
+from tests.rllib.tiny import assert_equal, facts, loaded, running, tiny_config, train_to
 
 TASKS = (
     "multi-goal",
@@ -243,3 +245,19 @@ def test_over_a_window_shaking_pays_less() -> None:
     assert paid[10] < 0.9 * paid[1]
     with pytest.raises(UserError, match="speed_window=0 must be an integer of at least 1"):
         made("quad-open", speed_window=0)
+
+
+@pytest.mark.parametrize("task", ["multi-goal", "snake-finish", "quad-open"])
+def test_a_run_resumes_in_the_middle_of_its_episodes(task: str, tmp_path: Path) -> None:
+    """Bitwise, speed over a window included; environments are saved, not rebuilt."""
+    config = tiny_config("td3", find_task(task).env_id)
+    if task == "quad-open":
+        config.environment(find_task(task).env_id, env_config={"speed_window": 3})
+    with running(config) as whole:
+        train_to(whole, 40)
+        assert whole.is_savable()
+        whole.save_to_path(tmp_path)
+        train_to(whole, 80)
+        with loaded(tmp_path) as resumed:
+            train_to(resumed, 80)
+            assert_equal(facts(resumed), facts(whole))
