@@ -192,7 +192,7 @@ class SoftQSettings(NetworkSettings):
         return [
             f"{name} changes nothing with {reason}."
             for name, reason in why.items()
-            if reason and name in self.model_fields_set
+            if reason and getattr(self, name) != type(self).model_fields[name].default
         ]
 
     def updates_to_steps(self, num_updates: Tensor) -> Tensor:

@@ -50,8 +50,11 @@ StorageUri = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")]
 Only = Annotated[
-    str | None,
-    typer.Option(metavar="KEY=VALUE,...", help="Some trials: task=hopper,algorithm=sac-hpo,variant=k-1."),
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE,...",
+        help="Some trials: task=hopper,algorithm=sac-hpo,variant=k-1; given many times, trials match all.",
+    ),
 ]
 Seeds = Annotated[str | None, typer.Option(help="Instead of the file's, as 0-4 or 0,3.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Environment steps of every trial.")]
@@ -113,7 +116,7 @@ def sweep(
     source = file if files is None else files.sweep_file
     assert source is not None
     grid = read_sweep(source, seeds, given)
-    if only is not None:
+    if only:
         grid = grid.only(**pairs(only))
     _print_notices(grid)
     if dry_run:
@@ -127,7 +130,7 @@ def sweep(
     keep_log_in(files.directory)
     run = partial(
         sweeps.run_sweep,
-        only=None if only is None else [trial.name for trial in grid.trials],
+        only=[trial.name for trial in grid.trials] if only else None,
         max_concurrent=max_concurrent,
         wandb=WandbOptions(wandb, wandb_artifacts, wandb_video),
     )

@@ -166,12 +166,14 @@ def test_there_are_all_of_them() -> None:
         "force-composition",
         "gate-size",
         "leapfrog-steps",
+        "mcmc-po",
         "momentum-explore",
         "momentum-order",
         "momentum-train",
         "no-momentum",
         "objective-critic",
         "policy-shape",
+        "safe",
         "smoke",
         "soft-q-explore",
         "soft-q-finetune",
@@ -274,3 +276,22 @@ def test_every_learner_asks_for_a_place_of_its_own() -> None:
 def test_numbers_of_learners_that_cannot_be(flags: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         resolve(flags)
+
+
+def test_a_fine_tuned_trial_begins_with_the_pretrained_one_of_its_seed() -> None:
+    """Its networks, and schedules that only soft Q-learning has; from scratch there is no origin."""
+    pretrained = {
+        trial.name for trial in read_sweep(ROOT / "tune_configs" / "soft-q-pretrain.yaml", seeds="3").trials
+    }
+    trials = read_sweep(ROOT / "tune_configs" / "soft-q-finetune.yaml", seeds="3").trials
+    by_name = {trial.name: trial.config for trial in trials}
+    for size, steps in (("small", 5_000), ("full", 200_000)):
+        config = by_name[f"soft-q-{size}-quad-u-seed3"]
+        assert Path(config.run.initialize_from or "").name in pretrained
+        assert Path(config.run.initialize_from or "").is_absolute()
+        values = config.values()
+        assert values["warmup_policy"] == "policy"
+        assert values["alpha"] == {"from": 0.1, "to": 0.001, "steps": steps}
+        assert values["noise_set"] == {"from": 64, "to": 1, "steps": steps}
+        assert Path(by_name[f"ddpg-{size}-quad-u-seed3"].run.initialize_from or "").name in pretrained
+        assert by_name[f"ddpg-{size}-from-scratch-quad-u-seed3"].run.initialize_from is None
