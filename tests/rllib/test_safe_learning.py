@@ -22,7 +22,7 @@ STEPS, LIMIT, EVERY = 12_000, 12.0, 2_000
 FRESH_SEEDS = [int(state >> 1) for state in seed_sequence(0, "fresh episodes").generate_state(20)]
 
 
-class TenthReward(gym.RewardWrapper[Any, Any, Any]):
+class TenthReward(gym.RewardWrapper[Any, Any]):
     """A tenth of the reward, so that a multiplier of about 1 balances it."""
 
     def reward(self, reward: Any) -> float:
