@@ -54,6 +54,7 @@ MOVED = {
         "experiments.transfers": "experiments.storage.transfers",
         "experiments.trial_resources": "experiments.sweeps.resources",
         "experiments.wandb_logger": "experiments.tracking.wandb_logger",
+        "rllib.amounts": "rllib.validation",
         "rllib.env_runner": "rllib.new_stack.env_runner",
         "rllib.evaluation_runners": "rllib.new_stack.evaluation_runners",
         "rllib.feeding": "rllib.new_stack.feeding",

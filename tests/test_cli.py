@@ -256,3 +256,22 @@ def test_the_making_of_a_cache_of_fonts_is_not_told(capsys: pytest.CaptureFixtur
     assert run("tasks") == 0
     logging.getLogger("matplotlib.font_manager").warning("building the font cache")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--only", "task=Hopper-v4", "--only", "algorithm=td3"], ["--only", "task=Hopper-v4,algorithm=td3"]],
+)
+def test_trials_match_every_only(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However they are given: of two options the first is not forgotten."""
+    file = tmp_path / "little.yaml"
+    text = SWEEP.replace("[sac]", "[sac, td3]").replace("CartPole-v1, RaisingReset-v0", "Hopper-v4")
+    file.write_text(text)
+    assert run("sweep", str(file), "--dry-run", *words) == 0
+    printed = capsys.readouterr().out
+    assert "2 trials, 400 environment steps" in printed
+    assert printed.count("td3-Hopper-v4-seed") == 2
+    assert run("sweep", str(file), "--dry-run", *words, "--only", "algorithm=sac") == 2
+    assert "--only algorithm=sac: algorithm is td3 already" in capsys.readouterr().err

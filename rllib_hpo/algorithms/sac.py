@@ -151,8 +151,8 @@ SoftModelT = TypeVar("SoftModelT", bound=SoftActorCriticModel)
 class SoftActorCritic(Method[SoftSettingsT, SoftModelT]):
     """Updates, in this order: critics; policy and the sampler's networks; temperature; target critics.
 
-    A method that only adds to this update overrides `learn` or `policy_loss`; one with another order writes its own
-    `update` from `sample_both`, `critic_loss` and `policy_loss`.
+    A method that only adds to this update overrides `learn`, `learn_critics` or `objective`; one with another order
+    writes its own `update` from `sample_both`, `critic_loss` and `policy_loss`.
     """
 
     actor_class: ClassVar[type[SamplerActor]] = SamplerActor
@@ -183,8 +183,7 @@ class SoftActorCritic(Method[SoftSettingsT, SoftModelT]):
     ) -> Metrics:
         """Makes the update, given what `sample_both` returns."""
         alpha = model.alpha
-        loss_critic, q = self.critic_loss(model, batch, next_sample, target_critics, alpha)
-        steps.descend("critic", loss_critic)
+        metrics = self.learn_critics(model, batch, next_sample, target_critics, alpha, steps)
 
         loss_policy = self.policy_loss(model, batch, sample, target_critics, alpha)
         steps.descend("policy", loss_policy)
@@ -194,15 +193,24 @@ class SoftActorCritic(Method[SoftSettingsT, SoftModelT]):
             steps.descend("temperature", loss)
 
         steps.track(model.target_critics, model.critics, self.settings.tau)
-        metrics = {
-            "critic_loss": loss_critic.detach(),
-            "policy_loss": loss_policy.detach(),
-            "q_mean": q.detach().mean(),
-            "alpha": alpha,
-        }
+        metrics |= {"policy_loss": loss_policy.detach(), "alpha": alpha}
         if sample.log_prob is not None:
             metrics["log_prob_mean"] = sample.log_prob.detach().mean()
         return metrics
+
+    def learn_critics(
+        self,
+        model: SoftModelT,
+        batch: Batch,
+        next_sample: Sample,
+        target_critics: ConditionedCritic,
+        alpha: Tensor,
+        steps: Steps,
+    ) -> Metrics:
+        """Takes the critics' step; those of other critics follow in a subclass."""
+        loss, q = self.critic_loss(model, batch, next_sample, target_critics, alpha)
+        steps.descend("critic", loss)
+        return {"critic_loss": loss.detach(), "q_mean": q.detach().mean()}
 
     def sample_both(
         self, model: SoftModelT, batch: Batch, noise: Noise

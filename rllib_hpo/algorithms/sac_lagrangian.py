@@ -387,7 +387,7 @@ class ConstrainedModel(ConstrainedActor, SoftActorCriticModel):
 
 
 class ConstrainedSoftActorCritic(SoftActorCritic[ConstraintSettings, ConstrainedModel]):
-    """Updates cost critics first, then as SAC, and from time to time the multiplier."""
+    """Updates as SAC does, the cost critics after the critics, and from time to time the multiplier."""
 
     actor_class = ConstrainedActor
     model_class = ConstrainedModel
@@ -405,20 +405,28 @@ class ConstrainedSoftActorCritic(SoftActorCritic[ConstraintSettings, Constrained
 
     @override
     def update(self, model: ConstrainedModel, batch: Batch, noise: Noise, steps: Steps, kind: str) -> Metrics:
-        next_sample, sample, target_critics = self.sample_both(model, batch, noise)
-        q_cost = model.cost_critics(batch.obs, batch.action)
-        loss_cost = critic_loss(q_cost, self.cost_target(model, batch, next_sample.action))
-        steps.descend("cost", loss_cost)
-        own = {
-            "cost_loss": loss_cost.detach(),
-            "q_cost_mean": q_cost.detach().amax(0).mean(),
-            "lambda": model.multiplier.clone(),
-        }
-        metrics = self.learn(model, batch, next_sample, sample, target_critics, steps)
+        multiplier = model.multiplier.clone()
+        metrics = super().update(model, batch, noise, steps, kind)
         steps.track(model.target_cost_critics, model.cost_critics, self.settings.tau)
         if kind == _MOVE:
             self.move_multiplier(model, steps)
-        return metrics | own
+        return metrics | {"lambda": multiplier}
+
+    @override
+    def learn_critics(
+        self,
+        model: ConstrainedModel,
+        batch: Batch,
+        next_sample: Sample,
+        target_critics: ConditionedCritic,
+        alpha: Tensor,
+        steps: Steps,
+    ) -> Metrics:
+        metrics = super().learn_critics(model, batch, next_sample, target_critics, alpha, steps)
+        q_cost = model.cost_critics(batch.obs, batch.action)
+        loss = critic_loss(q_cost, self.cost_target(model, batch, next_sample.action))
+        steps.descend("cost", loss)
+        return metrics | {"cost_loss": loss.detach(), "q_cost_mean": q_cost.detach().amax(0).mean()}
 
     @torch.no_grad()
     def cost_target(self, model: ConstrainedModel, batch: Batch, next_action: Tensor) -> Tensor:

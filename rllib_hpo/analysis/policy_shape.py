@@ -74,9 +74,9 @@ def rollout_state(policy: DeployedPolicy, seed: int, num_steps: int) -> Array:
         memory = policy.begin(torch.as_tensor(state[None]))
         for _ in range(num_steps):
             with torch.no_grad():
-                found = policy(torch.as_tensor(state[None]), *memory)
-            actions, *memory = found if isinstance(found, tuple) else (found,)
-            action = actions.numpy()[0]
+                result = policy(torch.as_tensor(state[None]), *memory)
+            acted, *memory = result if isinstance(result, tuple) else (result,)
+            action = acted.numpy()[0]
             state, _, terminated, truncated = checked.step(env, action.astype(env.action_space.dtype))
             if terminated or truncated:
                 break

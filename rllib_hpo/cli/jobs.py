@@ -108,7 +108,7 @@ def sweep_request(words: list[str], pip: bool) -> Any:
         sys.path.insert(0, str(source.parent.absolute()))
         import_all(list(imports))
         grid = read_sweep(source, given.get("seeds"), trial_settings(given))
-        if "only" in given:
+        if given.get("only"):
             grid = grid.only(**pairs(given["only"]))
         name = grid.name
     options = ([] if source is None else [source.name]) + _as_words(command, given)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -68,13 +68,22 @@ def import_all(modules: list[str] | None) -> None:
     import_modules(modules or [])
 
 
-def pairs(text: str) -> dict[str, str]:
-    """`KEY=VALUE,...` of --only as a mapping.
+def pairs(texts: Iterable[str]) -> dict[str, str]:
+    """Parse `KEY=VALUE,...` of each --only into one mapping.
 
     Raises:
-        SettingsError: If a part of it is no such pair.
+        SettingsError: If a part is no such pair, or a key has two values.
     """
-    parts = [part.partition("=") for part in text.split(",")]
-    if not all(key and equals for key, equals, _ in parts):
-        raise SettingsError(f"--only {text} must be KEY=VALUE,..., as in task=hopper,algorithm=sac-hpo.")
-    return {key.strip(): value.strip() for key, _, value in parts}
+    found: dict[str, str] = {}
+    for text in texts:
+        for part in text.split(","):
+            key, equals, value = (word.strip() for word in part.partition("="))
+            if not (key and equals):
+                raise SettingsError(
+                    f"--only {text} must be KEY=VALUE,..., as in task=hopper,algorithm=sac-hpo."
+                )
+            if found.setdefault(key, value) != value:
+                raise SettingsError(
+                    f"--only {key}={value}: {key} is {found[key]} already; a trial has one {key}."
+                )
+    return found

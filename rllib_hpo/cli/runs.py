@@ -23,46 +23,56 @@ from rllib_hpo.cli.options import (
 )
 from rllib_hpo.errors import SettingsError, shown
 
+AlgorithmName = Annotated[str | None, typer.Option(help=f"{ALGORITHMS}, or one of another package.")]
+TaskName = Annotated[str | None, typer.Option(help="A task (see `rllib-hpo tasks`) or any gymnasium id.")]
+Seed = Annotated[int | None, typer.Option(help="Fixes everything random. Default 0.")]
+Steps = Annotated[
+    int | None,
+    typer.Option(help="Environment steps in all, those before a resume included. Default: the task's."),
+]
+Out = Annotated[Path | None, path_option(help="Directory of the new run.")]
+ConfigFile = Annotated[
+    Path | None,
+    path_option(help="YAML file of settings, or a row of results (.parquet), which is then repeated."),
+]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="A setting (`rllib-hpo settings` lists them); may be given many times.",
+    ),
+]
+InitializeFrom = Annotated[
+    Path | None,
+    path_option(help="A run directory or checkpoint whose networks the new run begins with."),
+]
+Resume = Annotated[
+    Path | None, path_option(help="Directory of a run to go on with, from its newest intact checkpoint.")
+]
+KeepCheckpoints = Annotated[
+    int, typer.Option(min=1, help="Newest checkpoints to keep; the best is kept besides.")
+]
+KeepPoliciesEvery = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="Environment steps between policy files kept in --out/policies. Default: 0, none."
+    ),
+]
+
 
 def train(
-    algorithm: Annotated[str | None, typer.Option(help=f"{ALGORITHMS}, or one of another package.")] = None,
-    task: Annotated[
-        str | None, typer.Option(help="A task (see `rllib-hpo tasks`) or any gymnasium id.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Fixes everything random. Default 0.")] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(help="Environment steps in all, those before a resume included. Default: the task's."),
-    ] = None,
-    out: Annotated[Path | None, path_option(help="Directory of the new run.")] = None,
-    config: Annotated[
-        Path | None,
-        path_option(help="YAML file of settings, or a row of results (.parquet), which is then repeated."),
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="A setting (`rllib-hpo settings` lists them); may be given many times.",
-        ),
-    ] = None,
-    initialize_from: Annotated[
-        Path | None,
-        path_option(help="A run directory or checkpoint whose networks the new run begins with."),
-    ] = None,
-    resume: Annotated[
-        Path | None, path_option(help="Directory of a run to go on with, from its newest intact checkpoint.")
-    ] = None,
-    keep_checkpoints: Annotated[
-        int, typer.Option(min=1, help="Newest checkpoints to keep; the best is kept besides.")
-    ] = 2,
-    keep_policies_every: Annotated[
-        int | None,
-        typer.Option(
-            min=0, help="Environment steps between policy files kept in --out/policies. Default: 0, none."
-        ),
-    ] = None,
+    algorithm: AlgorithmName = None,
+    task: TaskName = None,
+    seed: Seed = None,
+    steps: Steps = None,
+    out: Out = None,
+    config: ConfigFile = None,
+    set_: Assignments = None,
+    initialize_from: InitializeFrom = None,
+    resume: Resume = None,
+    keep_checkpoints: KeepCheckpoints = 2,
+    keep_policies_every: KeepPoliciesEvery = None,
     wandb: Wandb = "offline",
     wandb_artifacts: WandbArtifacts = False,
     wandb_video: WandbVideo = False,
@@ -70,14 +80,11 @@ def train(
 ) -> None:
     """Train one run: rows of evaluations in Parquet, checkpoints, a learning curve, all under --out."""
     import_all(imports)
-    from rllib_hpo.analysis.curves import learning_curve
-    from rllib_hpo.experiments.config.run_config import resolve
     from rllib_hpo.experiments.process.signals import exit_code
-    from rllib_hpo.experiments.runs.train import open_run, quiet_ray, start_run
+    from rllib_hpo.experiments.runs.train import open_run, quiet_ray
     from rllib_hpo.experiments.runs.train import train as run_training
     from rllib_hpo.experiments.tracking.progress import Progress
     from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
-    from rllib_hpo.results import read_rows
 
     quiet_ray()
     flags: dict[str, Any] = {**_settings(set_), "algorithm": algorithm, "task": task, "seed": seed}
@@ -85,17 +92,11 @@ def train(
         flags["initialize_from"] = str(initialize_from)
     if keep_policies_every is not None:
         flags["keep_policies_every"] = keep_policies_every
-    if resume is not None:
-        if out is not None or config is not None:
-            raise SettingsError(
-                "--resume goes with neither --out nor --config: a run keeps its directory and settings."
-            )
-        resolved, files = open_run(resume, steps, flags, imports or ())
-    elif out is None:
-        raise SettingsError("Give --out, the directory of the new run, or --resume with that of an old one.")
+    if resume is None:
+        resolved, files = _started(flags | {"steps": steps, "imports": imports}, config, out)
     else:
-        resolved = resolve({**flags, "steps": steps, "imports": imports}, config)
-        files = start_run(resolved, out)
+        _check_resume_options(out, config)
+        resolved, files = open_run(resume, steps, flags, imports or ())
     keep_log_in(files.directory)
     _print_config(resolved)
     for notice in resolved.notices():
@@ -104,15 +105,41 @@ def train(
     stopped_by = run_training(
         resolved, files, Progress(console), keep_checkpoints=keep_checkpoints, wandb=options
     )
+    _print_results(resolved, files)
+    if stopped_by is not None:
+        again = f"rllib-hpo train --resume {shlex.quote(str(files.directory))}"
+        console.print(f"Stopped. Go on with: {again}", soft_wrap=True)
+        raise typer.Exit(exit_code(stopped_by))
+
+
+def _started(flags: dict[str, Any], config: Path | None, out: Path | None) -> tuple[Any, Any]:
+    """Resolve the configuration of a new run, and make its directory."""
+    from rllib_hpo.experiments.config.run_config import resolve
+    from rllib_hpo.experiments.runs.train import start_run
+
+    if out is None:
+        raise SettingsError("Give --out, the directory of the new run, or --resume with that of an old one.")
+    resolved = resolve(flags, config)
+    return resolved, start_run(resolved, out)
+
+
+def _check_resume_options(out: Path | None, config: Path | None) -> None:
+    if out is not None or config is not None:
+        raise SettingsError(
+            "--resume goes with neither --out nor --config: a run keeps its directory and settings."
+        )
+
+
+def _print_results(resolved: Any, files: Any) -> None:
+    """Draw the learning curve, and print the last evaluation and the run's files."""
+    from rllib_hpo.analysis.curves import learning_curve
+    from rllib_hpo.results import read_rows
+
     if any(files.results.rglob("*.parquet")):
         rows = read_rows(files.results)
         learning_curve(rows, files.curve)
         _print_last_evaluation(rows, resolved.settings.evaluation_every)
     _print_files(files)
-    if stopped_by is not None:
-        again = f"rllib-hpo train --resume {shlex.quote(str(files.directory))}"
-        console.print(f"Stopped. Go on with: {again}", soft_wrap=True)
-        raise typer.Exit(exit_code(stopped_by))
 
 
 def _settings(assignments: list[str] | None) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,44 +27,60 @@ from rllib_hpo.cli.options import (
 from rllib_hpo.errors import SettingsError, UserError
 from rllib_hpo.results.paths import absolute_or_uri
 
+SweepFileArgument = Annotated[
+    Path | None, path_argument(help="A sweep file (YAML); those of the papers are in tune_configs.")
+]
+Out = Annotated[Path | None, path_option(help="Directory of the new sweep. Default: runs/NAME.")]
+Resume = Annotated[
+    str | None,
+    typer.Option(
+        parser=absolute_or_uri,
+        metavar="PATH",
+        help="Directory, or URI on storage, of a sweep to go on with, or to extend.",
+    ),
+]
+StorageUri = Annotated[
+    str | None,
+    typer.Option(
+        parser=absolute_or_uri,
+        metavar="URI",
+        help="Mirror rows, checkpoints and replay to URI/NAME (s3://, gs://, file:// or a path), so that nodes "
+        "need share no disk. Credentials come from the environment.",
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE,...",
+        help="Some trials: task=hopper,algorithm=sac-hpo,variant=k-1; given many times, trials match all.",
+    ),
+]
+Seeds = Annotated[str | None, typer.Option(help="Instead of the file's, as 0-4 or 0,3.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Environment steps of every trial.")]
+MaxConcurrent = Annotated[int | None, typer.Option(min=1, help="Trials at a time, at most.")]
+NumEnvRunners = Annotated[int | None, typer.Option(min=0, help="Remote runners of every trial.")]
+EvaluationNumEnvRunners = Annotated[
+    int | None, typer.Option(min=0, help="Runners of every trial that evaluate beside training.")
+]
+GpusPerLearner = Annotated[
+    float | None, typer.Option(min=0, max=1, help="GPU, or a share of one, for every trial.")
+]
+
 
 def sweep(
-    file: Annotated[
-        Path | None, path_argument(help="A sweep file (YAML); those of the papers are in tune_configs.")
-    ] = None,
-    out: Annotated[Path | None, path_option(help="Directory of the new sweep. Default: runs/NAME.")] = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            parser=absolute_or_uri,
-            metavar="PATH",
-            help="Directory, or URI on storage, of a sweep to go on with, or to extend.",
-        ),
-    ] = None,
-    storage: Annotated[
-        str | None,
-        typer.Option(
-            parser=absolute_or_uri,
-            metavar="URI",
-            help="Mirror rows, checkpoints and replay to URI/NAME (s3://, gs://, file:// or a path), so that nodes "
-            "need share no disk. Credentials come from the environment.",
-        ),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")] = False,
-    only: Annotated[
-        str | None,
-        typer.Option(metavar="KEY=VALUE,...", help="Some trials: task=hopper,algorithm=sac-hpo,variant=k-1."),
-    ] = None,
-    seeds: Annotated[str | None, typer.Option(help="Instead of the file's, as 0-4 or 0,3.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Environment steps of every trial.")] = None,
-    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time, at most.")] = None,
-    num_env_runners: Annotated[int | None, typer.Option(min=0, help="Remote runners of every trial.")] = None,
-    evaluation_num_env_runners: Annotated[
-        int | None, typer.Option(min=0, help="Runners of every trial that evaluate beside training.")
-    ] = None,
-    gpus_per_learner: Annotated[
-        float | None, typer.Option(min=0, max=1, help="GPU, or a share of one, for every trial.")
-    ] = None,
+    file: SweepFileArgument = None,
+    out: Out = None,
+    resume: Resume = None,
+    storage: StorageUri = None,
+    dry_run: DryRun = False,
+    only: Only = None,
+    seeds: Seeds = None,
+    steps: Steps = None,
+    max_concurrent: MaxConcurrent = None,
+    num_env_runners: NumEnvRunners = None,
+    evaluation_num_env_runners: EvaluationNumEnvRunners = None,
+    gpus_per_learner: GpusPerLearner = None,
     wandb: Wandb = "offline",
     wandb_artifacts: WandbArtifacts = False,
     wandb_video: WandbVideo = False,
@@ -79,7 +97,6 @@ def sweep(
     from rllib_hpo.experiments.config.sweep_config import read_sweep
     from rllib_hpo.experiments.runs.train import quiet_ray
     from rllib_hpo.experiments.sweeps import sweep as sweeps
-    from rllib_hpo.experiments.sweeps.progress import SweepProgress
     from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
 
     quiet_ray()
@@ -99,7 +116,7 @@ def sweep(
     source = file if files is None else files.sweep_file
     assert source is not None
     grid = read_sweep(source, seeds, given)
-    if only is not None:
+    if only:
         grid = grid.only(**pairs(only))
     _print_notices(grid)
     if dry_run:
@@ -111,19 +128,24 @@ def sweep(
     elif given or seeds is not None:
         sweeps.plan_trials(grid, files, imports or ())
     keep_log_in(files.directory)
-    names = [trial.name for trial in grid.trials] if only is not None else None
-    options = WandbOptions(wandb, wandb_artifacts, wandb_video)
+    run = partial(
+        sweeps.run_sweep,
+        only=[trial.name for trial in grid.trials] if only else None,
+        max_concurrent=max_concurrent,
+        wandb=WandbOptions(wandb, wandb_artifacts, wandb_video),
+    )
+    _run(run, files, remote, is_new=is_new)
+
+
+def _run(run: Callable[..., Any], files: Any, remote: Any, *, is_new: bool) -> None:
+    """Run the trials and print how they ended; remove a new sweep that is refused."""
+    from rllib_hpo.experiments.sweeps import sweep as sweeps
+    from rllib_hpo.experiments.sweeps.progress import SweepProgress
+
     try:
         if remote is not None:
             sweeps.publish_sweep(files, remote)
-        outcome = sweeps.run_sweep(
-            files,
-            SweepProgress(console),
-            only=names,
-            max_concurrent=max_concurrent,
-            wandb=options,
-            storage=remote,
-        )
+        outcome = run(files, SweepProgress(console), storage=remote)
     except UserError:
         if is_new:
             sweeps.remove_new_sweep(files, remote)

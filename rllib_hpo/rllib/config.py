@@ -6,88 +6,44 @@ import copy
 import functools
 import secrets
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from ray.exceptions import RayActorError
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
-from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-from ray.rllib.utils import force_list
 from ray.rllib.utils.annotations import override
 from ray.tune.result import TRIAL_INFO
 
 from rllib_hpo.algorithms.registry import algorithm_names, find_settings, method_of_others, register_algorithm
-from rllib_hpo.errors import SettingsError, WorkerDiedError, nearest
+from rllib_hpo.errors import SettingsError, WorkerDiedError
 from rllib_hpo.moved import moved_names
 from rllib_hpo.optim.replicas import LEARNERS_DIED_MESSAGE
 from rllib_hpo.results.paths import absolute
-from rllib_hpo.rllib._private import INTERNAL_OPTIONS, PRIVATE_OPTIONS, is_atari, leave_runners_alone
-from rllib_hpo.rllib.amounts import validate_amounts
-from rllib_hpo.rllib.environment import stateful_wrappers
+from rllib_hpo.rllib._private import PRIVATE_OPTIONS, leave_runners_alone
 from rllib_hpo.rllib.new_stack.env_runner import ColumnarEnvRunner
 from rllib_hpo.rllib.new_stack.learner import ActorCriticLearner
 from rllib_hpo.rllib.new_stack.rl_module import ActorCriticModule
+from rllib_hpo.rllib.validation import (
+    RUN_OPTIONS,
+    reject_unused_options,
+    validate_callbacks,
+    validate_numbers,
+    validate_wrapper_statistics,
+    values_equal,
+)
 from rllib_hpo.samplers import SAMPLERS, SamplerFactory, register_sampler
-from rllib_hpo.settings import Settings, check_learners, complete_settings, parse_settings, without_numpy
+from rllib_hpo.settings import Settings, complete_settings, parse_settings, without_numpy
 from rllib_hpo.streams import derived_seed
 from rllib_hpo.tasks import find_task
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
 
-EFFECTIVE_OPTIONS = frozenset(
-    """
-    enable_rl_module_and_learner enable_env_runner_and_connector_v2
-    algo_class placement_strategy num_cpus_for_main_process custom_resources_for_main_process
-    env env_config
-    num_env_runners num_envs_per_env_runner num_cpus_per_env_runner custom_resources_per_env_runner
-    rollout_fragment_length sample_timeout_s validate_env_runners_after_construction
-    callbacks_class callbacks_on_algorithm_init callbacks_on_env_runners_recreated
-    callbacks_on_checkpoint_loaded callbacks_on_environment_created callbacks_on_evaluate_start
-    callbacks_on_evaluate_end callbacks_on_train_result
-    metrics_num_episodes_for_smoothing log_level log_sys_usage seed
-    restart_failed_env_runners ignore_env_runner_failures max_num_env_runner_restarts
-    env_runner_health_probe_timeout_s
-    """.split()
-)
-"""Options of AlgorithmConfig that have an effect. Changing any other one is an error."""
-
-NEW_STACK_OPTIONS = frozenset(
-    """
-    num_learners num_gpus_per_learner num_cpus_per_learner custom_resources_per_learner local_gpu_idx
-    evaluation_num_env_runners max_lead_steps limit_gpu_memory restart_failed_sub_environments
-    """.split()
-)
-"""Options that have an effect on RLlib's new API stack only."""
-
-OLD_STACK_OPTIONS = frozenset(["num_gpus"])
-"""Options that have an effect on RLlib's old API stack only."""
-
-RUN_OPTIONS = frozenset(
-    "results_dir replay_dir sweep variant task trial_id tune_trial imports initialize_from".split()
-)
-"""Options of this package that describe the run rather than the algorithm."""
-
 _PATHS = frozenset(["results_dir", "replay_dir", "initialize_from"])
 
 DEFAULT_LEAD_FRAGMENTS = 4
 """Default of `max_lead_steps`, in fragments of every runner."""
-
-_INTERNAL = frozenset(
-    "algorithm _settings_class class policies simple_optimizer worker_index gamma lr"
-    " _accepts_idle_settings _method _sampler".split()
-)
-
-REPLACED_OPTIONS = {
-    "evaluation_interval": "evaluation_every, in environment steps",
-    "evaluation_duration": "evaluation_episodes",
-    "train_batch_size": "train_batch_size_per_learner",
-    "min_sample_timesteps_per_iteration": "steps_per_iteration",
-    "grad_clip": "no gradient clipping, as in the papers",
-}
-"""Replacements of options that RLlib users may try."""
 
 _DROPPED = -1
 """RLlib's marker of a deprecated option; RLlib drops options of this value when it copies a config."""
@@ -97,17 +53,6 @@ _DEPRECATED = frozenset(
     if isinstance(value, int | float) and value == _DROPPED
 )
 """Deprecated options of RLlib."""
-
-_UNSUPPORTED_CALLBACKS = (
-    "on_evaluate_offline_start on_evaluate_offline_end on_offline_eval_runners_recreated on_workers_recreated"
-).split()
-"""Methods of callbacks that are never called."""
-
-_UNSUPPORTED_ON_NEW_STACK = (
-    "on_episode_created on_episode_start on_episode_step on_episode_end on_sample_end "
-    "on_learn_on_batch on_postprocess_trajectory on_create_policy on_sub_environment_created"
-).split()
-"""Methods of callbacks that the new API stack does not call: it has no such events, or no RLlib episodes."""
 
 
 class ActorCriticConfig(AlgorithmConfig):
@@ -246,7 +191,9 @@ class ActorCriticConfig(AlgorithmConfig):
         for name, value in config_dict.items():
             if name in ours:
                 setattr(self, name, value)
-            elif name != TRIAL_INFO and not (hasattr(self, name) and _same(value, getattr(self, name))):
+            elif name != TRIAL_INFO and not (
+                hasattr(self, name) and values_equal(value, getattr(self, name))
+            ):
                 others[name] = value
         super().update_from_dict(others)
         if TRIAL_INFO in config_dict:  # RLlib would drop it, and with it the trial's identity
@@ -442,19 +389,26 @@ class ActorCriticConfig(AlgorithmConfig):
         """
         self._choose_env_runner()
         if not self.in_evaluation:
-            self._reject_unused_options()
-            self._validate_callbacks()
+            reject_unused_options(self, self._default())
+            validate_callbacks(self)
             self._sampler = _external_sampler(self._settings_class)  # it may have been registered meanwhile
             if not self._accepts_idle_settings:
                 self.settings().refuse_idle()
             if self.seed is None:
                 self.seed = self._default_seed()
-            self._validate_numbers()
-            self._validate_wrapper_statistics()
+            validate_numbers(self)
+            validate_wrapper_statistics(self)
         # RLlib would warn that nothing is evaluated without its own evaluation_interval.
         num_evaluation_runners, self.evaluation_num_env_runners = self.evaluation_num_env_runners, 0
         super().validate()
         self.evaluation_num_env_runners = num_evaluation_runners
+
+    def _default(self) -> Self:
+        """The default config of this class, algorithm and API stack."""
+        default = type(self).__new__(type(self))
+        ActorCriticConfig.__init__(default, self.algorithm, self.algo_class)
+        default.env_runner_cls = None if self.is_old_stack else default.env_runner_cls
+        return default
 
     def _default_seed(self) -> int:
         """Seed of a run without one; that of a Tune trial follows from its id, so that a resumed trial has the same."""
@@ -471,111 +425,6 @@ class ActorCriticConfig(AlgorithmConfig):
             )
         if self.env_runner_cls in (None, ColumnarEnvRunner):
             self.env_runner_cls = None if self.is_old_stack else ColumnarEnvRunner
-
-    def _validate_numbers(self) -> None:
-        possible = {
-            "num_learners": (range(2**31), "0 (in the driver) or more (remote)"),
-            "num_env_runners": (range(2**31), "0 (in the driver) or more"),
-            "evaluation_num_env_runners": (range(2**31), "0 (in the driver) or more"),
-            "seed": (range(2**31), "from 0 to 2**31 - 1, or None"),
-        }
-        for name, (numbers, allowed) in possible.items():
-            value = getattr(self, name)
-            if not (isinstance(value, Integral) and value in numbers):
-                raise SettingsError(f"{name}={value!r} must be an integer: {allowed}.")
-        validate_amounts(self)
-        if not isinstance(self.limit_gpu_memory, bool):
-            raise SettingsError(f"limit_gpu_memory={self.limit_gpu_memory!r} must be True or False.")
-        self._validate_max_lead_steps()
-        check_learners(self.num_learners, self.num_gpus_per_learner, self.settings())
-        if not 0 <= self.num_gpus <= 1:
-            raise SettingsError(
-                f"num_gpus={self.num_gpus!r} must be from 0 to 1: one GPU, or a share of one."
-            )
-
-    def _validate_max_lead_steps(self) -> None:
-        lead, fragment = self.max_lead_steps, self.total_fragment_steps() // max(1, self.num_env_runners)
-        if lead == "auto" or (isinstance(lead, Integral) and (lead == 0 or lead >= fragment)):
-            return
-        raise SettingsError(
-            f"max_lead_steps={lead!r} must be 'auto', 0 (sampling and learning take turns) or an integer from "
-            f"{fragment} on, the steps that a runner hands on at a time."
-        )
-
-    def _validate_wrapper_statistics(self) -> None:
-        """Check that wrappers with statistics see all experience: one environment, whose state is saved."""
-        stateful = stateful_wrappers(self)
-        one_env = self.num_env_runners == 0 and self.num_envs_per_env_runner == 1
-        if stateful and (self.is_old_stack or not one_env):
-            raise SettingsError(
-                f"The wrapper '{stateful[0]}' gathers statistics, so it needs num_env_runners=0, "
-                "num_envs_per_env_runner=1 and RLlib's new API stack: several environments would each have their own."
-            )
-
-    def _reject_unused_options(self) -> None:
-        default = type(self).__new__(type(self))
-        ActorCriticConfig.__init__(default, self.algorithm, self.algo_class)
-        default.env_runner_cls = None if self.is_old_stack else default.env_runner_cls
-        stack, other = NEW_STACK_OPTIONS, OLD_STACK_OPTIONS
-        if self.is_old_stack:
-            stack, other = other, stack
-        allowed = (
-            EFFECTIVE_OPTIONS
-            | stack
-            | RUN_OPTIONS
-            | _INTERNAL
-            | INTERNAL_OPTIONS
-            | set(self.settings_class.model_fields)
-        )
-        for name, value in vars(self).items():
-            if name.startswith("__"):  # Tune's own notes
-                continue
-            if name not in vars(default) and name not in allowed:
-                close = nearest(name, allowed)
-                hint = f" Did you mean '{close}'?" if close else ""
-                raise SettingsError(f"'{name}' is not an option of {type(self).__name__}.{hint}")
-            if name not in allowed and not _same(value, vars(default).get(name)):
-                instead = f" Use {REPLACED_OPTIONS[name]}." if name in REPLACED_OPTIONS else ""
-                if name in other:
-                    instead = f" It belongs to RLlib's {'new' if self.is_old_stack else 'old'} API stack."
-                raise SettingsError(f"The option {name}={value!r} would have no effect here.{instead}")
-        if is_atari(self):
-            raise SettingsError(
-                "The option is_atari=True would have no effect here. Wrap the environment: "
-                "env_config={'wrappers': [...]}."
-            )
-        if self.is_multi_agent:
-            raise SettingsError(f"policies={sorted(self.policies)} must be the default: there is one agent.")
-
-    def _validate_callbacks(self) -> None:
-        if self.is_old_stack and isinstance(self.callbacks_class, list):
-            raise SettingsError("RLlib's old API stack takes one callbacks class, not a list of them.")
-        self._validate_environment_callback()
-        uncalled = (
-            _UNSUPPORTED_CALLBACKS
-            if self.is_old_stack
-            else [*_UNSUPPORTED_CALLBACKS, *_UNSUPPORTED_ON_NEW_STACK]
-        )
-        for callbacks in force_list(self.callbacks_class):
-            for method in uncalled:
-                default = getattr(RLlibCallback, method, None)
-                if getattr(callbacks, method, default) is not default:
-                    raise SettingsError(
-                        f"The callback {callbacks.__name__}.{method} would never be called: transitions are "
-                        "collected in columns, not as RLlib episodes, and batches are drawn by the learner. Use "
-                        "on_train_result or on_evaluate_end."
-                    )
-
-    def _validate_environment_callback(self) -> None:
-        name = "on_environment_created"
-        is_method = any(
-            getattr(callbacks, name) is not getattr(RLlibCallback, name)
-            for callbacks in force_list(self.callbacks_class)
-        )
-        if self.is_old_stack and (is_method or self.callbacks_on_environment_created):
-            raise SettingsError(
-                f"The callback {name} would never be called on RLlib's old API stack. Use on_sub_environment_created."
-            )
 
 
 def _external_sampler(settings: type[Settings]) -> SamplerFactory | None:
@@ -602,22 +451,6 @@ def _default_options() -> dict[str, Any]:
     """Default options, RLlib's included, without hyperparameters."""
     config = ActorCriticConfig()
     return {name: v for name, v in vars(config).items() if name not in config.settings_class.model_fields}
-
-
-def _same(value: Any, default: Any) -> bool:
-    """Whether two option values are equal, also objects of RLlib that define no equality."""
-    try:
-        return bool(_canonical(value) == _canonical(default)) or repr(value) == repr(default)
-    except AttributeError:  # PolicySpec compares itself with PolicySpecs only
-        return False
-
-
-def _canonical(value: Any) -> Any:
-    """`value` as Tune's searchers and PB2 return it: without empty dicts inside dicts, and lists as tuples."""
-    if isinstance(value, dict):
-        kept = {key: _canonical(item) for key, item in value.items()}
-        return {key: item for key, item in kept.items() if not (isinstance(item, dict) and not item)}
-    return tuple(map(_canonical, value)) if isinstance(value, (list, tuple)) else value
 
 
 __getattr__ = moved_names(__name__)

@@ -437,11 +437,20 @@ def _shares(settings: Settings, num_updates: int) -> tuple[float, float]:
     return higher, lower
 
 
+NEAR_THE_FIRST = {"prior": "snapshot", "prior_every": 10_000, "multiplier": "fixed", "beta": 0.2}
+BANDIT: dict[str, Any] = {"hidden_units": 32, "lr": 1e-3}
+
+
 @pytest.mark.slow
 def test_both_modes_are_drawn_near_a_broad_policy() -> None:
     """The first policy stays the previous one, and holds both hills; SAC with the paper's alpha leaves one of them."""
-    sizes: dict[str, Any] = {"hidden_units": 32, "lr": 1e-3}
-    near = {"prior": "snapshot", "prior_every": 10_000, "multiplier": "fixed", "beta": 0.2}
-    higher, lower = _shares(MCMCPOSettings(**sizes, **near), 3_000)
-    assert min(higher, lower) >= 0.2
-    assert min(_shares(SACSettings(**sizes, alpha=0.05), 3_000)) < 0.02
+    assert min(_shares(MCMCPOSettings(**BANDIT, **NEAR_THE_FIRST), 3_000)) >= 0.2
+    assert min(_shares(SACSettings(**BANDIT, alpha=0.05), 3_000)) < 0.02
+
+
+@pytest.mark.slow
+def test_what_keeps_both_modes_is_the_previous_policy() -> None:
+    """No steps are needed for it, and one that follows the policy lets go of the lower hill."""
+    assert min(_shares(MCMCPOSettings(**BANDIT, **NEAR_THE_FIRST, leapfrog_steps=0), 3_000)) >= 0.2
+    higher, lower = _shares(MCMCPOSettings(**BANDIT), 3_000)
+    assert lower < 0.2 < higher

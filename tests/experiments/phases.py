@@ -11,7 +11,7 @@ from typing import Any
 
 from rllib_hpo.experiments.storage.checkpoints import CheckpointStore
 from rllib_hpo.learning.replay_learner import ReplayLearner
-from rllib_hpo.rllib import algorithm, checkpointing
+from rllib_hpo.rllib import algorithm, checkpointing, evaluating
 
 # The run stores what it imports, so a life that nobody watches imports this, too.
 _file = os.open(os.environ.get("PHASES_FILE", os.devnull), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -39,7 +39,7 @@ os.write(_file, b"+building\n")
 announce(algorithm.ActorCriticAlgorithm, "restore_from_path", "restoring")
 announce(algorithm.ActorCriticAlgorithm, "train", "training")
 announce(algorithm.ActorCriticAlgorithm, "_play", "evaluation")
-announce(algorithm, "write_row", "writing a row")
+announce(evaluating, "write_row", "writing a row")
 announce(CheckpointStore, "save", "checkpoint")
 announce(ReplayLearner, "save_replay", "checkpoint, replay")
 announce(checkpointing, "write_atomically", "checkpoint, manifest")

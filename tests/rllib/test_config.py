@@ -49,7 +49,8 @@ from rllib_hpo.errors import SettingsError, UnknownNameError
 from rllib_hpo.experiments.config.run_config import resolve, resolve_saved
 from rllib_hpo.experiments.runs.train import RunFiles, to_rllib
 from rllib_hpo.rllib.algorithms import make_config
-from rllib_hpo.rllib.config import EFFECTIVE_OPTIONS, RUN_OPTIONS, ActorCriticConfig
+from rllib_hpo.rllib.config import ActorCriticConfig
+from rllib_hpo.rllib.validation import EFFECTIVE_OPTIONS, RUN_OPTIONS
 from rllib_hpo.settings import SACHPOSettings, SACNFSettings, SACSettings, Settings
 from rllib_hpo.tasks import all_tasks
 from tests.rllib.environments import NoisyEnv

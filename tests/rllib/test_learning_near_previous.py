@@ -66,7 +66,7 @@ def test_hamiltonian_steps_learn_pendulum_at_a_distance_that_is_held() -> None:
 
 
 def test_a_langevin_flow_learns_reacher() -> None:
-    returns, _ = trained("langevin-po", "Reacher-v4", 10_000)
+    returns, _ = trained("langevin-po", "Reacher-v4", 10_000, hidden_units=64)
     assert_learned("Reacher-v4", returns)
 
 

@@ -111,12 +111,12 @@ def inherited(cls: type) -> Iterator[str]:
         .union(*(names_of_ray(base) for base in cls.__mro__ if base.__module__.startswith("ray.")))
         .difference(PROMISED)
     )
-    (body,) = [
+    bodies = [
         node
         for node in ast.walk(tree_of(Path(inspect.getfile(cls))))
         if isinstance(node, ast.ClassDef) and node.name == cls.__name__
-    ]
-    for node in ast.walk(body):
+    ]  # none of a class that a call has made
+    for node in [node for body in bodies for node in ast.walk(body)]:
         if isinstance(node, ast.FunctionDef) and node.name in theirs:
             yield f"def {node.name}"
         elif isinstance(node, ast.Attribute) and is_self(node.value) and node.attr in theirs:

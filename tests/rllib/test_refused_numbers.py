@@ -13,7 +13,8 @@ from rllib_hpo.algorithms import registry
 from rllib_hpo.algorithms.registry import make_method, register_algorithm
 from rllib_hpo.errors import SettingsError
 from rllib_hpo.results import read_rows
-from rllib_hpo.rllib.config import EFFECTIVE_OPTIONS, NEW_STACK_OPTIONS, ActorCriticConfig
+from rllib_hpo.rllib.config import ActorCriticConfig
+from rllib_hpo.rllib.validation import EFFECTIVE_OPTIONS, NEW_STACK_OPTIONS
 from rllib_hpo.samplers import register_sampler
 from rllib_hpo.samplers.base import Sample
 from rllib_hpo.samplers.gaussian import GaussianSampler

@@ -464,7 +464,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             "cost": float(self._costs[i]),
             "cost_discounted": float(self._discounted_costs[i]),
             "outcome": dict(self._outcomes[i]),
-            "memory": {name: value[i].cpu().numpy() for name, value in self._memory.items()}
+            "memory": {name: value[i].cpu().numpy().copy() for name, value in self._memory.items()}
             if self._remembers[i]
             else None,
         }

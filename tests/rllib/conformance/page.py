@@ -8,12 +8,12 @@ from pathlib import Path
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
-from rllib_hpo.rllib.config import (
+from rllib_hpo.rllib.config import ActorCriticConfig
+from rllib_hpo.rllib.validation import (
     EFFECTIVE_OPTIONS,
     NEW_STACK_OPTIONS,
     OLD_STACK_OPTIONS,
     REPLACED_OPTIONS,
-    ActorCriticConfig,
 )
 from tests.rllib.conformance.calls import BOTH, CALLS, Call
 

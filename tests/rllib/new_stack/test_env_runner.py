@@ -150,6 +150,7 @@ def test_the_policy_explores(make_runner: MakeRunner, algorithm: str) -> None:
     """Two equal states get two actions, and other ones than the warm-up would have."""
     runner = make_runner(NoisyEnv, algorithm=algorithm)
     obs = np.zeros((2, 2), np.float32)
+    runner._remember([0])
     actions = runner._actions(obs, [0] * len(obs), random=False)
     assert not np.array_equal(actions[0], actions[1])
     assert np.abs(actions).max() <= 1
