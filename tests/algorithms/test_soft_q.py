@@ -351,7 +351,7 @@ def test_rows_say_which_action_was_evaluated() -> None:
     ("settings", "message"),
     [
         ({"alpha": "auto"}, "alpha='auto' cannot be tuned: soft Q-learning's sampler has no density"),
-        ({"alpha": {"from": 1.0, "steps": 10}}, "alpha={'from': 1.0, 'steps': 10} must be .*required"),
+        ({"alpha": {"from": 1.0, "steps": 10}}, "alpha={'from': 1.0, 'steps': 10} must be .*'to' is given"),
         ({"alpha": {"from": 1.0, "to": -1.0, "steps": 10}}, "alpha=.* must be .*greater than 0"),
         ({"alpha": {"from": 1.0, "to": 0.1, "steps": 10, "law": "linear"}}, "alpha=.* must be .*'log'"),
         ({"noise_set": 4, "value_proposal": "sampler"}, "value_proposal='sampler' needs a density"),
