@@ -271,8 +271,8 @@ def test_the_unit_of_rewards_changes_nothing_but_beta() -> None:
 
 
 def test_the_distance_is_held_at_its_target() -> None:
-    _, model, distances = _improved(Landscape(hill_and_bump), 600)
-    late = torch.tensor(distances[300:]).mean().item()
+    _, model, distances = _improved(Landscape(hill_and_bump), 400)
+    late = torch.tensor(distances[200:]).mean().item()
     assert 0.05 < late < 0.2
     assert hill_and_bump(model.act(_batch(0).obs)).mean() > 0.9
 
