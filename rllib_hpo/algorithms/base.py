@@ -119,8 +119,7 @@ class Actor(nn.Module, ABC):
     def forward(self, obs: Tensor, memory: Memory | None = None) -> Tensor:
         """Return noise-free actions (B, A) in [-1, 1] for obs (B, S).
 
-        Export traces this method, so it must not branch on values. It writes new values into the dict `memory`;
-        without
+        Export traces this method, so it must not branch on values. It writes new values into the dict `memory`; without
         one, each observation is the first of its episode.
         """
 
@@ -135,8 +134,7 @@ class Actor(nn.Module, ABC):
         Args:
             obs: Observations, (B, S).
             streams: Streams of the exploration noise; None for noise-free actions.
-            memory: Memory of these episodes, from `begin`; new values are written into the dict. None for episodes
-                that
+            memory: Memory of these episodes, from `begin`; new values are written into the dict. None for episodes that
                 begin with `obs`.
         """
         if streams is None:

@@ -1,15 +1,14 @@
 """Implement MCMC policy optimization with a Langevin flow: TD3 whose actions go through a learned flow.
 
 Johnson, "Markov Chain Monte Carlo Policy Optimization", 3.1 and 4. K coupling layers move the policy's action
-along the gradient of Q and keep it near the previous policy's (eq. (8) and (9)); policy and layers maximise (eq.
-(10))
+along the gradient of Q and keep it near the previous policy's (eq. (8) and (9)). Policy and layers maximise
+(eq. (10))
 
     J = E[Q(s, a_K) - beta |a_K - a_t|]
 
 where a_t is the action of delayed copies of both, and beta is set by PID control that holds the mean distance at a
-target (4.1). With `form: paper`, as printed, a_t is the previous policy's action before the flow. That form drifts:
-the distance
-includes the flow's own displacement, which the policy then compensates.
+target (4.1). With `form: paper`, as printed, a_t is the previous policy's action before the flow. That form drifts: the
+distance includes the flow's own displacement, which the policy then compensates.
 """
 
 from __future__ import annotations

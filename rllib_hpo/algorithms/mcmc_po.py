@@ -1,9 +1,8 @@
 """Implement MCMC policy optimization: a Gaussian policy with Hamiltonian steps near the previous policy.
 
-Johnson, "Markov Chain Monte Carlo Policy Optimization", 3.2 and 4. An action starts as the policy's draw,
-a_0 ~ pi_theta(.|s), with momentum rho_0 ~ N(0, I), and takes K leapfrog steps towards exp(Q / beta) pi_t N(0, I) (eq.
-(12) and (13)), where
-pi_t is a delayed copy of the policy. Policy and steps maximise (eq. (17))
+Johnson, "Markov Chain Monte Carlo Policy Optimization", 3.2 and 4. An action starts as the policy's draw, a_0 ~
+pi_theta(.|s), with momentum rho_0 ~ N(0, I), and takes K leapfrog steps towards exp(Q / beta) pi_t N(0, I) (eq. (12)
+and (13)), where pi_t is a delayed copy of the policy. Policy and steps maximise (eq. (17))
 
     J = E[Q(s, a_K) - beta D],   D = log pi_theta(a_0|s) N(rho_0) - log pi_t(a_K|s) N(rho_K).
 
@@ -420,9 +419,8 @@ class MCMCPO(Method[MCMCPOSettings, MCMCPOModel]):
     def diagnose(self, model: MCMCPOModel, batch: Batch, noise: Noise) -> Metrics:
         """Return distance, multiplier, step sizes, gain in Q, and how far each part of the force moves an action.
 
-        Chains moved by one part alone measure that part: Q's gradient, the previous policy's density, and both
-        (drift), each
-        with zero momentum. Noise is the distance between the ends with and without momentum.
+        Chains moved by one part alone measure that part: Q's gradient, the previous policy's density, and both (drift),
+        each with zero momentum. Noise is the distance between the ends with and without momentum.
         """
         obs, own_noise = batch.obs, _rows(noise, slice(len(batch.reward), None))
         beta, target = model.multiplier.beta(), model.target(batch.obs)

@@ -247,8 +247,7 @@ def _without_effect(settings: ActorCriticSettings, names: str, because: str) -> 
 class ConstrainedActor(SamplerActor):
     """Hold a sampler whose force accounts for costs, the multiplier, the target cost critics and perhaps a shield.
 
-    Its memory holds the predicted cost of each episode and, with a shield, the first observation and the counts of
-    the
+    Its memory holds the predicted cost of each episode and, with a shield, the first observation and the counts of the
     test.
 
     Args:

@@ -1,7 +1,6 @@
 """Implement soft Q-learning: a Q function, and a network that samples from exp(Q / alpha).
 
-Haarnoja et al. 2017, arXiv 1702.08165, Algorithm 1. The authors' later code (github.com/haarnoja/softqlearning)
-differs
+Haarnoja et al. 2017, arXiv 1702.08165, Algorithm 1. The authors' later code (github.com/haarnoja/softqlearning) differs
 from the paper's appendix. Defaults are the code's; `docs/soft-q-learning.md` lists both sets.
 """
 
@@ -398,8 +397,7 @@ class SoftQ(Method[SoftQSettings, SoftQModel]):
             noise: Random numbers as `draws` declares them.
             alpha: The temperature.
             proposal: The distribution q: "uniform" on the box, with density 2^-A, or "sampler", the sampling network,
-                with
-                density N(xi; 0, I) / |det(d a / d xi)| at its own draws, as if f were invertible.
+                with density N(xi; 0, I) / |det(d a / d xi)| at its own draws, as if f were invertible.
         """
         if proposal == "uniform":
             action = 2 * noise["value"] - 1

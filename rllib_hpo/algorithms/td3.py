@@ -1,7 +1,6 @@
 """Implement TD3 and DDPG: a deterministic policy, explored with noise (Fujimoto et al. 2018, arXiv 1802.09477).
 
-DDPG (Lillicrap et al. 2015, arXiv 1509.02971) is TD3 without its three additions: one critic, no delay, no noise at
-the
+DDPG (Lillicrap et al. 2015, arXiv 1509.02971) is TD3 without its three additions: one critic, no delay, no noise at the
 target's actions.
 """
 
