@@ -22,8 +22,8 @@ class RadialFlow(nn.Module):
     """Apply radial flows z' = z + beta h (z - z0), h = 1 / (a + r), r = |z - z0|.
 
     Rezende & Mohamed 2015 (arXiv 1505.05770), eq. (14) and A.2: a = softplus(raw_a) > 0 and
-    beta = -a + softplus(raw_b) > -a make every layer invertible. The parameters do not depend on the state. The stack is initially the identity
-    (softplus(raw_b) = a).
+    beta = -a + softplus(raw_b) > -a make every layer invertible. The parameters do not depend on the state. The
+    stack is initially the identity (softplus(raw_b) = a).
 
     Args:
         dim: Dimension D of z.

@@ -111,9 +111,7 @@ def kernel_width(squared_distances: Tensor, width: Width, floor: float) -> Tenso
 def direction(fixed: Tensor, fixed_score: Tensor, moved: Tensor, width: Width, floor: float) -> Tensor:
     """Return the direction in which SVGD moves particles, (B, K, A): Haarnoja et al. 2017, eq. (13).
 
-    It is
-
-    mean_i [k(x_i, y_j) score(x_i) + grad_{x_i} k(x_i, y_j)] with k(x, y) = exp(-|x - y|^2 / h).
+    The direction is mean_i [k(x_i, y_j) score(x_i) + grad_{x_i} k(x_i, y_j)] with k(x, y) = exp(-|x - y|^2 / h).
 
     Args:
         fixed: x, (B, M, A).
