@@ -13,7 +13,10 @@ import gymnasium as gym
 import numpy as np
 
 Outcome = dict[str, float]
-"""Outcome of an episode, where known: forward_max, forward_min, displacement, displacement_max, goal_distance_min, goal."""
+"""Outcome of one episode, where known.
+
+Keys: forward_max, forward_min, displacement, displacement_max, goal_distance_min and goal.
+"""
 
 _LARGEST = ("forward_max", "displacement_max")
 _SMALLEST = ("forward_min", "goal_distance_min")
