@@ -71,7 +71,7 @@ def algorithms() -> dict[str, ActorCriticSettings]:
 
 
 def contestants(devices: Iterable[str], *, compiled: bool = False) -> list[Contestant]:
-    """Return all contestants: per device the floor, eager updates and, on a GPU, graphs; optionally compiled updates."""
+    """Return all contestants: per device the floor, eager updates and, on a GPU, graphs; optionally compiled ones."""
     modes = {"cpu": ["floor", "eager"], "cuda": ["floor", "eager", "graph"]}
     if compiled:
         modes["cpu"].append("compiled")
