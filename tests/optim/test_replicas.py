@@ -108,7 +108,7 @@ def _distance(one: Any, other: Any) -> float:
 def test_steps_are_those_of_the_concatenated_batch(
     name: str, world_size: int, trained: Callable[[int], list[Any]]
 ) -> None:
-    """Gradients agree to 1e-6; after twenty updates parameters, targets and optimizers are bitwise equal among the learners."""
+    """Gradients agree to 1e-6; after twenty updates all tensors are bitwise equal among the learners."""
     for dtype, gradients_to, learned_to in ((torch.float32, 1e-6, 1e-4), (torch.float64, 1e-14, 1e-11)):
         first, *others = [each[name, dtype] for each in trained(world_size)]
         for other in others:
