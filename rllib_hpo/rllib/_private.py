@@ -235,7 +235,7 @@ def wants_component(checkpointable: Any, name: str, components: Any, not_compone
 
 
 def state_of_checkpoint(directory: Path) -> dict[str, Any]:
-    """Return the old stack's state in a checkpoint, which `restore` and `restore_from_path` read differently. Ray 2.60."""
+    """Return the old stack's state in a checkpoint; `restore` and `restore_from_path` read it differently. Ray 2.60."""
     from pyarrow import fs
     from ray.rllib.algorithms.algorithm import Algorithm
     from ray.rllib.utils.checkpoints import get_checkpoint_info
