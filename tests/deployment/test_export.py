@@ -45,8 +45,10 @@ class Trained(NamedTuple):
 @pytest.fixture(scope="module", params=BUILT_IN)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A policy trained for a moment on Hopper, with long leapfrog steps and decided gates where it has them."""
+    long_steps = {"step_size": 0.5, "leapfrog_steps": 3}
     own: dict[str, dict[str, Any]] = {
-        "sac-hpo": {"step_size": 0.5, "leapfrog_steps": 3},
+        "sac-hpo": long_steps,
+        "sac-hpo-lagrangian": {"shield": "none", **long_steps},  # its own tests export the shield
         "soft-q": {"evaluation_action": "zero_noise"},  # its own tests export policies that take noise
     }
     settings = own.get(request.param, {})
