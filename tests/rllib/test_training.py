@@ -19,6 +19,7 @@ from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from tests.rllib.environments import CountingEnv, NoisyEnv
 from tests.rllib.tiny import (
     EVERY_ALGORITHM,
+    EVERY_ALGORITHM_IN_TIME,
     SOFT_ALGORITHMS,
     assert_equal,
     facts,
@@ -31,7 +32,7 @@ from tests.rllib.tiny import (
 RATES = (0.25, 1.0, 2.0)
 
 
-@EVERY_ALGORITHM
+@EVERY_ALGORITHM_IN_TIME
 def test_ray_is_not_needed(algorithm: str, tmp_path: Any) -> None:
     """A local run starts no cluster: nothing listens on the network, however long it lives."""
     import ray
