@@ -1,4 +1,4 @@
-"""README's table of the papers' claims: its files load, and cost what it says."""
+"""Test README's table of the papers' claims: its files load, and have the stated cost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOT_OF_A_PAPER = {"smoke"}
 
 
 def rows() -> list[list[str]]:
-    """The cells of each line of the table."""
+    """Return the cells of each line of the table."""
     section = (
         (ROOT / "README.md")
         .read_text()
@@ -28,7 +28,7 @@ def rows() -> list[list[str]]:
 
 @cache
 def cost(file: str) -> tuple[str, str]:
-    """Trials and steps of a sweep file, as `rllib-hpo sweep FILE --dry-run` counts them."""
+    """Return trials and steps of a sweep file, as `rllib-hpo sweep FILE --dry-run` counts them."""
     sweep = read_sweep(ROOT / file)
     steps = sum(trial.config.run.steps for trial in sweep.trials)
     return str(len(sweep.trials)), f"{steps / 1_000_000:g} M"
