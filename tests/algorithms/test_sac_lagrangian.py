@@ -301,7 +301,7 @@ def test_rescaling_divides_the_policys_loss() -> None:
 
 @pytest.mark.parametrize("num", [1, 2])
 def test_the_force_is_the_gradient_of_q_less_costs(num: int) -> None:
-    """The force equals central differences, and the minimum's gradient autograd, in float64; no kink is within 1e-6."""
+    """The force equals central differences, the minimum's gradient autograd; float64, kinks over 1e-6 away."""
     generator = torch.Generator().manual_seed(3)
     critics, costs = (Critics(OBS, DIM, 16, 2, generator, n).double() for n in (2, num))
     obs = torch.randn(8, OBS, generator=generator, dtype=torch.float64)

@@ -26,7 +26,7 @@ from rllib_hpo.rllib.trained_policy import load_policy
 from rllib_hpo.settings import ActorCriticSettings
 from rllib_hpo.tasks import ActionScaling, make_env
 from tests.learning.options import SETTINGS as OPTIONS
-from tests.rllib.tiny import running, tiny_config, train_to
+from tests.rllib.tiny import IN_TIME, running, tiny_config, train_to
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("safetensors")
@@ -42,11 +42,22 @@ class Trained(NamedTuple):
     obs: np.ndarray
 
 
-@pytest.fixture(scope="module", params=BUILT_IN)
+SHARED_POLICY = ("ddpg", "sac-lagrangian")
+"""Those whose exported policies are computed as TD3's and SAC's are."""
+SEPARATE = pytest.mark.parametrize("trained", IN_TIME, indirect=True)
+"""For what needs a process of its own and depends on the file's format, not on the algorithm."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=[pytest.mark.exhaustive] if n in SHARED_POLICY else []) for n in BUILT_IN],
+)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Train a policy briefly on Hopper, with long leapfrog steps and decisive gates if it has them."""
+    long_steps = {"step_size": 0.5, "leapfrog_steps": 3}
     own: dict[str, dict[str, Any]] = {
-        "sac-hpo": {"step_size": 0.5, "leapfrog_steps": 3},
+        "sac-hpo": long_steps,
+        "sac-hpo-lagrangian": {"shield": "none", **long_steps},  # its own tests export the shield
         "soft-q": {"evaluation_action": "zero_noise"},  # its own tests export policies that take noise
     }
     settings = own.get(request.param, {})
@@ -237,6 +248,7 @@ def test_a_file_says_what_it_is(trained: Trained, file_format: str, tmp_path: Pa
 # --- without Ray, without this package ---
 
 
+@SEPARATE
 def test_the_loader_imports_no_ray(trained: Trained, tmp_path: Path) -> None:
     export_policy(trained.checkpoint, "safetensors", tmp_path / "policy.safetensors")
     code = textwrap.dedent("""
@@ -258,6 +270,7 @@ def test_the_loader_imports_no_ray(trained: Trained, tmp_path: Path) -> None:
     assert torch.allclose(torch.tensor(json.loads(done.stdout)), expected, atol=1e-6)
 
 
+@SEPARATE
 def test_the_serving_example_needs_neither_ray_nor_this_package(trained: Trained, tmp_path: Path) -> None:
     """It plays the episode that `rllib-hpo evaluate` plays from the same seed."""
     export_policy(trained.checkpoint, "onnx", tmp_path / "policy.onnx")
