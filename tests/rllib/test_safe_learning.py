@@ -16,7 +16,7 @@ from rllib_hpo.streams import seed_sequence
 from rllib_hpo.tasks import make_env
 from tests.rllib.tiny import running
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(1800)]
 
 STEPS, LIMIT, EVERY = 12_000, 12.0, 2_000
 ALPHA = 0.02

@@ -16,7 +16,7 @@ from rllib_hpo.rllib.trained_policy import newest_policy
 from tests.reference.multi_goal import GridValues
 from tests.rllib.tiny import running, train_to
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(1800)]
 
 STEPS = 10_000
 COMMON = {
