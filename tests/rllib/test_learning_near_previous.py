@@ -13,7 +13,7 @@ from rllib_hpo.streams import seed_sequence
 from rllib_hpo.tasks import ActionScaling, make_env
 from tests.rllib.tiny import running
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(1500)]
 
 GOALS = {"Pendulum-v1": -600.0, "Reacher-v4": -10.0}
 OVER_NOTHING = 1.5
