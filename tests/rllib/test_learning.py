@@ -11,7 +11,7 @@ from rllib_hpo.rllib.algorithms import make_config
 from rllib_hpo.rllib.evaluation import evaluate
 from rllib_hpo.streams import seed_sequence
 from rllib_hpo.tasks import ActionScaling, make_env
-from tests.rllib.tiny import EVERY_ALGORITHM_IN_TIME, running
+from tests.rllib.tiny import EVERY_ALGORITHM_IN_TIME, IN_TIME, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -52,9 +52,7 @@ def assert_learned(returns: list[float], algorithm: str = "") -> None:
 @pytest.mark.parametrize(
     "algorithm",
     [
-        pytest.param(
-            name, marks=pytest.mark.exhaustive if name in ("sac-nf", "ddpg", "mcmc-po", "langevin-po") else []
-        )
+        pytest.param(name, marks=[] if name in ("sac", *IN_TIME) else pytest.mark.exhaustive)
         for name in BUILT_IN
         if name
         != "soft-q"  # whose targets are copied seven times in so short a run; see test_soft_q_learning.py
