@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from reference import api_uri, modules
+
 ROOT = Path(__file__).resolve().parents[2]
 
 INCLUDED = {
@@ -22,7 +24,16 @@ INCLUDED = {
 }
 """Pages of the repository that the site has, too, by their path there: path on the site."""
 
-_SHOWN = {".py": "python", ".yaml": "yaml", ".sh": "bash", ".sbatch": "bash", ".toml": "toml", ".json": "json", "": "text"}
+_SHOWN = {
+    ".py": "python",
+    ".yaml": "yaml",
+    ".yml": "yaml",
+    ".sh": "bash",
+    ".sbatch": "bash",
+    ".toml": "toml",
+    ".json": "json",
+    "": "text",
+}
 """Languages of the files that are shown as text, by suffix."""
 _IMAGES = {".png", ".svg", ".gif"}
 _LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
@@ -68,7 +79,9 @@ def linked_files(pages: Mapping[str, str]) -> dict[str, str | Path]:
 
 def rewrite(markdown: str, uri: str) -> str:
     """The Markdown of the page at `uri` with links that lead to pages of the site."""
-    return _each_link(markdown, uri, lambda path: posixpath.relpath(page_of(path), posixpath.dirname(uri) or "."))
+    return _each_link(
+        markdown, uri, lambda path: posixpath.relpath(page_of(path), posixpath.dirname(uri) or ".")
+    )
 
 
 def page_of(path: str) -> str:
@@ -85,12 +98,13 @@ def page_of(path: str) -> str:
         raise FileNotFoundError(f"a page links to {path}, which the repository does not have")
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
-    if path.startswith("rllib_hpo/") and path.endswith(".py"):
-        return f"reference/api/{path.removesuffix('.py').removesuffix('/__init__')}.md"
-    suffix = Path(path).suffix
+    module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    if module in modules():
+        return api_uri(module)
+    shown = "files/" + "/".join(part.lstrip(".") for part in path.split("/"))  # the site has no hidden files
     if (ROOT / path).is_dir():
-        return f"files/{path}/index.md"
-    return f"files/{path}" if suffix in _IMAGES else f"files/{path}.md"
+        return f"{shown}/index.md"
+    return shown if Path(path).suffix in _IMAGES else f"{shown}.md"
 
 
 def _each_link(markdown: str, uri: str, change: Callable[[str], str]) -> str:
@@ -118,7 +132,9 @@ def _children(path: str) -> list[str]:
     folder = ROOT / path
     if not folder.is_dir():
         return []
-    return [f"{path}/{file.name}" for file in sorted(folder.iterdir()) if file.is_file() and file.suffix in _SHOWN]
+    return [
+        f"{path}/{file.name}" for file in sorted(folder.iterdir()) if file.is_file() and file.suffix in _SHOWN
+    ]
 
 
 def _shown(path: str) -> str | Path:
@@ -127,7 +143,11 @@ def _shown(path: str) -> str | Path:
     if file.suffix in _IMAGES:
         return file
     if file.is_dir():
-        items = [f"- [`{Path(child).name}`]({posixpath.relpath(page_of(child), f'files/{path}')})" for child in _children(path)]
+        here = posixpath.dirname(page_of(path))
+        items = [
+            f"- [`{Path(child).name}`]({posixpath.relpath(page_of(child), here)})"
+            for child in _children(path)
+        ]
         return f"# `{path}/`\n\n" + "\n".join(items) + "\n"
     if file.suffix not in _SHOWN:
         return f"# `{path}`\n\nThis file is in the repository.\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -34,7 +35,7 @@ def pages() -> dict[str, str]:
         "reference/sweep-file.md": sweep_file_page(),
         "reference/results.md": results_page(),
         "reference/metrics.md": metrics_page(),
-        **{api_uri(module): f"# `{module}`\n\n::: {module}\n" for module in modules()},
+        **{api_uri(module): f"::: {module}\n" for module in modules()},
     }
 
 
@@ -73,16 +74,23 @@ def commands() -> Iterator[tuple[str, Any]]:
 
 def cli_page() -> str:
     """Every command with its arguments and options."""
-    parts = ["# Command line\n\nExit codes: 0, or 2 for a mistake that one sentence explains, 1 for an internal error.\n"]
+    parts = [
+        "# Command line\n\nExit codes: 0, or 2 for a mistake that one sentence explains, 1 for an internal error.\n"
+    ]
     for name, command in commands():
         arguments = [p for p in command.params if p.param_type_name == "argument"]
         options = [p for p in command.params if p.param_type_name == "option"]
         usage = " ".join([name, *(_usage(p) for p in arguments), "[OPTIONS]" if options else ""]).strip()
         parts.append(f"\n## `{name}`\n\n{inspect.cleandoc(command.help or '')}\n\n```\n{usage}\n```\n")
         if arguments:
-            parts.append("\n" + table(("argument", "meaning"), ((code(_usage(p)), p.help or "") for p in arguments)))
+            parts.append(
+                "\n" + table(("argument", "meaning"), ((code(_usage(p)), p.help or "") for p in arguments))
+            )
         if options:
-            rows = ((code(", ".join(p.opts + p.secondary_opts)), _takes(p), _default(p), p.help or "") for p in options)
+            rows = (
+                (code(", ".join(p.opts + p.secondary_opts)), _takes(p), _default(p), p.help or "")
+                for p in options
+            )
             parts.append("\n" + table(("option", "value", "default", "meaning"), rows))
     return "".join(parts)
 
@@ -100,8 +108,12 @@ def _takes(option: Any) -> str:
         return ""
     if get_origin(annotation) is Literal:
         return " ".join(code(choice) for choice in get_args(annotation))
-    name = option.metavar or {"str": "TEXT", "int": "INTEGER", "float": "NUMBER"}.get(annotation.__name__, "PATH")
-    bounds = [f"{sign} {bound}" for sign, bound in (("≥", option.min), ("≤", option.max)) if bound is not None]
+    name = option.metavar or {"str": "TEXT", "int": "INTEGER", "float": "NUMBER"}.get(
+        annotation.__name__, "PATH"
+    )
+    bounds = [
+        f"{sign} {bound}" for sign, bound in (("≥", option.min), ("≤", option.max)) if bound is not None
+    ]
     return " ".join([code(name), ", ".join(bounds), "(many times)" if option.multiple else ""]).strip()
 
 
@@ -117,14 +129,15 @@ def _default(option: Any) -> str:
 
 def settings_index() -> str:
     """All algorithms with links, and the settings of a run that are no hyperparameters."""
-    algorithms = ((f"[`{name}`]({name}.md)", title(name), _first_sentence(find_settings(name))) for name in BUILT_IN)
+    algorithms = (
+        (f"[`{name}`]({name}.md)", title(name), _first_sentence(find_settings(name))) for name in BUILT_IN
+    )
     return (
         "# Settings\n\nThe same names are used by `--set`, in `--config` and sweep files, in Python's `training()`, and in "
         "`config_json` of result rows. `rllib-hpo settings ALGORITHM` prints them.\n\n"
         + table(("algorithm", "in figures", "settings"), algorithms)
         + "\n## Settings of a run\n\nThey apply to every algorithm. In Python they are methods of RLlib's "
-        "`AlgorithmConfig`, such as `env_runners(num_env_runners=...)`.\n\n"
-        + model_table(RunSettings)
+        "`AlgorithmConfig`, such as `env_runners(num_env_runners=...)`.\n\n" + model_table(RunSettings)
     )
 
 
@@ -204,7 +217,11 @@ def tasks_page() -> str:
     for task in all_tasks():
         cost = ", ".join(f"{key}: {value}" for key, value in task.constraint.items())
         changed = {name: task.settings_for(name) for name in task.defaults}
-        hpo = ", ".join(f"{key}={value}" for key, value in changed.get("sac-hpo", {}).items() if key not in task.constraint)
+        hpo = ", ".join(
+            f"{key}={value}"
+            for key, value in changed.get("sac-hpo", {}).items()
+            if key not in task.constraint
+        )
         rows.append((code(task.name), code(task.env_id), f"{task.steps:,}", hpo, cost))
     return (
         "# Tasks\n\n`--task` takes one of these names, or any gymnasium id. The settings shown are those of `sac-hpo`; "
@@ -228,7 +245,9 @@ def sweep_file_page() -> str:
         steps = sum(trial.config.run.steps for trial in sweep.trials) / 1e6
         link = f"[`{path.name}`](../../tune_configs/{path.name})"
         rows.append((link, len(sweep.trials), f"{steps:g} M", sweep.description))
-    parts.append("\n## Files in `tune_configs/`\n\n" + table(("file", "trials", "steps", "what it is for"), rows))
+    parts.append(
+        "\n## Files in `tune_configs/`\n\n" + table(("file", "trials", "steps", "what it is for"), rows)
+    )
     return "".join(parts)
 
 
@@ -250,12 +269,15 @@ def metrics_page() -> str:
     """The gauges that Ray exports to Prometheus."""
     tags = ", ".join(code(tag) for tag in TAGS)
     rows = ((code(f"ray_{name}"), text) for name, text in METRICS.items())
-    return f"# Metrics for Prometheus\n\nEach gauge has the tags {tags}.\n\n" + table(("gauge", "meaning"), rows)
+    return f"# Metrics for Prometheus\n\nEach gauge has the tags {tags}.\n\n" + table(
+        ("gauge", "meaning"), rows
+    )
 
 
 # --- modules ------------------------------------------------------------------------------------------------------
 
 
+@cache
 def modules() -> list[str]:
     """Names of the modules that have a page, parents first."""
     names = []
