@@ -1,4 +1,4 @@
-"""The hook of `mkdocs.yml`: adds the pages that are made from the code, and turns links to the repository into links to them."""
+"""The hook of `mkdocs.yml`: adds pages made from the code, and rewrites links to files of the repository."""
 
 from __future__ import annotations
 

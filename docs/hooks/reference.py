@@ -133,8 +133,8 @@ def settings_index() -> str:
         (f"[`{name}`]({name}.md)", title(name), _first_sentence(find_settings(name))) for name in BUILT_IN
     )
     return (
-        "# Settings\n\nThe same names are used by `--set`, in `--config` and sweep files, in Python's `training()`, and in "
-        "`config_json` of result rows. `rllib-hpo settings ALGORITHM` prints them.\n\n"
+        "# Settings\n\nThe same names are used by `--set`, in `--config` and sweep files, in Python's `training()`, "
+        "and in `config_json` of result rows. `rllib-hpo settings ALGORITHM` prints them.\n\n"
         + table(("algorithm", "in figures", "settings"), algorithms)
         + "\n## Settings of a run\n\nThey apply to every algorithm. In Python they are methods of RLlib's "
         "`AlgorithmConfig`, such as `env_runners(num_env_runners=...)`.\n\n" + model_table(RunSettings)
@@ -253,15 +253,14 @@ def sweep_file_page() -> str:
 
 def results_page() -> str:
     """The columns of a result row."""
-    rows = (
-        (code(field.name), code(field.type), "yes" if field.nullable else "", "yes" if field.name in VOLATILE_COLUMNS else "",
-         field.metadata[b"description"].decode())
-        for field in SCHEMA
-    )  # fmt: skip
+    rows = []
+    for field in SCHEMA:
+        marks = ("yes" if mark else "" for mark in (field.nullable, field.name in VOLATILE_COLUMNS))
+        rows.append((code(field.name), code(field.type), *marks, field.metadata[b"description"].decode()))
     return (
-        f"# Result columns\n\nOne row is one evaluation. This is schema version {SCHEMA_VERSION}; rows of earlier versions are "
-        "read, too. Equal runs agree in all columns but those that describe time, machine and build (volatile).\n\n"
-        + table(("column", "type", "may be null", "volatile", "meaning"), rows)
+        f"# Result columns\n\nOne row is one evaluation. This is schema version {SCHEMA_VERSION}; rows of earlier "
+        "versions are read, too. Equal runs agree in all columns but those that describe time, machine and build "
+        "(volatile).\n\n" + table(("column", "type", "may be null", "volatile", "meaning"), rows)
     )
 
 
