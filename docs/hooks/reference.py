@@ -288,8 +288,9 @@ def modules() -> list[str]:
 
 
 def api_uri(module: str) -> str:
-    """Path on the site of a module's page."""
-    return f"reference/api/{module.replace('.', '/')}.md"
+    """Path on the site of a module's page; the page of a package is the index of its folder."""
+    path = module.replace(".", "/")
+    return f"reference/api/{path}/index.md" if (ROOT / path).is_dir() else f"reference/api/{path}.md"
 
 
 def api_navigation() -> list[Any]:

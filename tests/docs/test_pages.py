@@ -143,7 +143,7 @@ def table_rows(markdown: str) -> list[list[str]]:
             "../../rllib_hpo/algorithms/td3.py",
             "../reference/api/rllib_hpo/algorithms/td3.md",
         ),
-        ("soft-q-learning.md", "../rllib_hpo/tasks/soft_q", "reference/api/rllib_hpo/tasks/soft_q.md"),
+        ("soft-q-learning.md", "../rllib_hpo/tasks/soft_q", "reference/api/rllib_hpo/tasks/soft_q/index.md"),
         ("soft-q-learning.md", "../tune_configs/safe.yaml", "files/tune_configs/safe.yaml.md"),
         ("concepts/resume.md", "../../cluster/README.md#stop", "../tutorials/clusters.md#stop"),
         ("tutorials/clusters.md", "Dockerfile", "../files/cluster/Dockerfile.md"),

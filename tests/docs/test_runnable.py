@@ -1,4 +1,4 @@
-"""Runs the blocks of the documentation that are marked as runnable, and builds the site."""
+"""Runs the blocks of the documentation that are marked as runnable, builds the site, and reads it from disk."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,21 +48,41 @@ def run(block: Block, folder: Path) -> None:
     assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.slow
-def test_site_is_built_without_a_warning_and_loads_nothing_from_a_network(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site."""
     pytest.importorskip("mkdocs", reason="make docs installs mkdocs")
+    folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)],
         cwd=ROOT,
         check=False,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    built = list(tmp_path.rglob("*.html"))
+    return folder
+
+
+@pytest.mark.slow
+def test_site_loads_nothing_from_a_network(site: Path) -> None:
+    built = list(site.rglob("*.html"))
     assert len(built) > len(pages())
     for page in built:
         text = page.read_text()
         loaded = re.findall(r'<(?:script|img|iframe)[^>]* src="?([^">\s]+)', text)
         loaded += re.findall(r'<link[^>]*rel="?(?:stylesheet|preload|icon)"?[^>]*href="?([^">\s]+)', text)
         assert [address for address in loaded if address.startswith(("http:", "https:", "//"))] == []
+
+
+@pytest.mark.slow
+def test_site_is_searched_from_disk(browser: Any, site: Path) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    browser.get(f"{(site / 'index.html').as_uri()}?q=leapfrog")
+    found = WebDriverWait(browser, 60).until(
+        lambda driver: driver.find_elements(By.CSS_SELECTOR, ".md-search-result__item a")
+    )
+    assert "sac-hpo" in " ".join(link.get_attribute("href") for link in found)
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
