@@ -1,1 +1,1 @@
-"""Speed measurements: `python -m benchmarks.train_speed` and `python -m benchmarks.update_speed`."""
+"""Measure speed: `python -m benchmarks.train_speed` and `python -m benchmarks.update_speed`."""

@@ -1,9 +1,8 @@
-"""How long a replay takes to save and to load, by its size: `python -m benchmarks.checkpoint_speed`.
+"""Measure how long a replay takes to save and to load, by its size: `python -m benchmarks.checkpoint_speed`.
 
-Rows of Hopper (108 bytes) and of Humanoid (3,084 bytes), each replay as one cold segment: the file is new,
-synchronised to disk when it is written, and dropped from the page cache, where the system allows it, before
-it is read. Both ways compute the checksum. Also measured: a segment of 10,000 new rows, which is what a run
-writes in practice.
+Rows of Hopper (108 bytes) and of Humanoid (3,084 bytes), with each replay as one cold segment: the file is new,
+synchronised to disk after writing, and dropped from the page cache before reading, where the system allows it. Saving
+and loading both compute the checksum. It also measures a segment of 10,000 new rows, which a run writes in practice.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ if TYPE_CHECKING:
     from rllib_hpo.replay.ring import Replay
 
 ENVIRONMENTS = {"Hopper-v4": (11, 3), "Humanoid-v4": (376, 17)}
-"""Observation and action dimension."""
+"""Observation and action dimension, by environment."""
 
 ROWS, NEW_ROWS, BLOCK = (10_000, 100_000, 1_000_000), 10_000, 10_000
 LIMIT_S = 2.0
-"""Most that saving, and loading, Hopper's full replay may take."""
+"""Time limit in seconds for saving, and for loading, Hopper's full replay."""
 
 
 def full_replay(obs_dim: int, action_dim: int, rows: int) -> Replay:
-    """A replay of `rows` random rows, and room for no more."""
+    """Make a replay full of `rows` random rows."""
     from rllib_hpo.replay.layout import RowLayout
     from rllib_hpo.replay.ring import Replay
 
@@ -44,14 +43,14 @@ def full_replay(obs_dim: int, action_dim: int, rows: int) -> Replay:
 
 
 def timed(function: Any, *arguments: Any) -> tuple[float, Any]:
-    """Seconds that a call takes, and its result."""
+    """Return the seconds that a call takes, and its result."""
     began = time.perf_counter()
     result = function(*arguments)
     return time.perf_counter() - began, result
 
 
 def forget(path: Path) -> None:
-    """Drops a file from the page cache, so that reading it reaches the disk."""
+    """Drop a file from the page cache, so that reading it reaches the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -61,7 +60,7 @@ def forget(path: Path) -> None:
 
 
 def measure_once(replay: Replay, directory: Path) -> dict[str, float]:
-    """Seconds to save all rows, to load them into a new replay, and to save some more."""
+    """Return the seconds to save all rows, to load them into a new replay, and to save some more."""
     from rllib_hpo.replay.ring import Replay
     from rllib_hpo.replay.segments import load_segments, save_new_segment
 
@@ -78,7 +77,7 @@ def measure_once(replay: Replay, directory: Path) -> dict[str, float]:
 
 
 def measure(env: str, rows: int, repetitions: int, root: Path) -> dict[str, Any]:
-    """Medians over the repetitions, and all of them."""
+    """Return medians over the repetitions, and all of them."""
     replay, runs = full_replay(*ENVIRONMENTS[env], rows), []
     for _ in range(repetitions):
         directory = Path(tempfile.mkdtemp(dir=root, prefix="checkpoint-speed-"))
@@ -100,7 +99,7 @@ def measure(env: str, rows: int, repetitions: int, root: Path) -> dict[str, Any]
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """The medians in Markdown."""
+    """Format the medians in Markdown."""
     lines = [
         "| replay | GB | save s | load s | save GB/s | load GB/s | new rows s |",
         "| --- " + "| ---: " * 6 + "|",
@@ -114,7 +113,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures, prints a table and writes the JSON."""
+    """Measure, print a table and write the JSON."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.checkpoint_speed", description=(__doc__ or "").split("\n")[0]
     )

@@ -1,8 +1,8 @@
-"""The training loops that `benchmarks.train_speed` compares, each behind the same three words.
+"""Define the training loops that `benchmarks.train_speed` compares, behind one interface.
 
 All train SAC (or SAC-HPO, or TD3) on Hopper-v4 with one environment, batch 256, networks of 256-256 ReLU units, one
-update per environment step after `warmup_steps` random steps, on the CPU. Libraries are imported where a
-contestant is made, because each runs in a process of its own.
+update per environment step after `warmup_steps` random steps, on the CPU. A contestant's constructor
+imports its library, because each runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 ENV_ID = "Hopper-v4"
 NEVER = 1_000_000_000
-"""Steps that no benchmark reaches: evaluations, checkpoints and logs are not what is measured."""
+"""More steps than any benchmark takes, to switch off evaluations, checkpoints and logs."""
 
 
 class Counts(NamedTuple):
@@ -23,17 +23,17 @@ class Counts(NamedTuple):
 
 
 class Contestant(Protocol):
-    """A training loop that can be asked for some more steps."""
+    """A training loop that can run a given number of further steps."""
 
     def run(self, steps: int) -> None:
-        """Trains for `steps` environment steps (the number given to its factory, or a multiple)."""
+        """Train for `steps` environment steps (the number given to its factory, or a multiple)."""
 
     def counts(self) -> Counts:
-        """Environment steps and updates done so far."""
+        """Return the environment steps and updates so far."""
 
 
 class HandWritten:
-    """The loop in `benchmarks.handwritten_sac`."""
+    """Run the loop in `benchmarks.handwritten_sac`."""
 
     def __init__(self, warmup_steps: int) -> None:
         from benchmarks.handwritten_sac import HandwrittenSAC
@@ -49,7 +49,7 @@ class HandWritten:
 
 
 class StableBaselines3:
-    """stable-baselines3's SAC with its defaults, but for the fixed temperature that all others have too."""
+    """Run stable-baselines3's SAC with its defaults, except for the fixed temperature that all contestants share."""
 
     def __init__(self, warmup_steps: int) -> None:
         from stable_baselines3 import SAC
@@ -64,7 +64,7 @@ class StableBaselines3:
 
 
 class StableBaselines3TD3:
-    """stable-baselines3's TD3 with the networks and the learning rate that TD3's authors have, as this package."""
+    """Run stable-baselines3's TD3 with the networks and learning rate of TD3's authors, as this package does."""
 
     def __init__(self, warmup_steps: int) -> None:
         import numpy as np
@@ -90,7 +90,7 @@ class StableBaselines3TD3:
 
 
 class RLlibHPO:
-    """This package's algorithms, through RLlib's `Algorithm.train()`."""
+    """Run this package's algorithms, through RLlib's `Algorithm.train()`."""
 
     def __init__(
         self, algorithm: str, warmup_steps: int, steps: int, *, new_stack: bool = True, **settings: Any
@@ -122,11 +122,11 @@ class RLlibHPO:
 
 
 class RLlibSAC:
-    """RLlib's own SAC on its new API stack, in one process, one update of batch 256 per step.
+    """Run RLlib's own SAC on its new API stack, in one process, with one update of batch 256 per step.
 
-    With "fcnet 256-256, ReLU" its policy is that of the others, but its critics are not: state and action
-    pass a 256-256 encoder each, and what joins them has three more layers by default, none if `small`. No
-    option makes them plain 256-256 networks.
+    With "fcnet 256-256, ReLU" its policy equals that of the others, but its critics do not: state and action each pass
+    a 256-256 encoder, followed by three joint layers by default, or none if `small`. No option makes them plain 256-256
+    networks.
     """
 
     def __init__(self, warmup_steps: int, steps: int, *, small: bool = False) -> None:
@@ -146,7 +146,7 @@ class RLlibSAC:
             .rl_module(model_config=model)
             .training(
                 train_batch_size_per_learner=256,
-                training_intensity=256,  # rows replayed per step sampled: one batch of 256 a step
+                training_intensity=256,  # rows replayed per sampled step: one batch of 256 per step
                 actor_lr=3e-4,
                 critic_lr=3e-4,
                 alpha_lr=3e-4,
@@ -169,7 +169,7 @@ class RLlibSAC:
         return Counts(int(steps), self.batches)
 
     def _count_updates(self) -> None:
-        """Counts calls of the learner's update, which no metric of RLlib's tells reliably."""
+        """Count calls of the learner's update, which RLlib's metrics do not report reliably."""
         update = self.algo.learner_group.update
 
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -180,7 +180,7 @@ class RLlibSAC:
 
 
 def start_ray() -> None:
-    """A Ray of one CPU for this process alone: everything measured runs in local mode."""
+    """Start a Ray with one CPU for this process alone; everything measured runs in local mode."""
     import ray
 
     ray.init(
@@ -205,7 +205,7 @@ CONTESTANTS: dict[str, Callable[[int, int], Contestant]] = {
     "rllib-sac": RLlibSAC,
     "rllib-sac-small": lambda warmup, steps: RLlibSAC(warmup, steps, small=True),
 }
-"""A factory by name, of (random warm-up steps, environment steps of a slice)."""
+"""Factories by name, called with (random warm-up steps, environment steps of a slice)."""
 
 TITLES = {
     "hand-written": "hand-written SAC loop",
@@ -219,4 +219,4 @@ TITLES = {
     "rllib-sac": "RLlib's own SAC, its default shape of critics",
     "rllib-sac-small": "RLlib's own SAC, the smallest critics it offers",
 }
-"""What the table calls them."""
+"""Names in the table."""

@@ -1,8 +1,8 @@
-"""What is lost when something dies: each part of a small sweep is broken for real, and the cost is measured.
+"""Measure what a fault costs: break each part of a small sweep, and measure the lost work.
 
     python -m benchmarks.faults
 
-takes some minutes, writes benchmarks/results/faults.json, prints the table, and puts it into cluster/README.md. The
+takes a few minutes, writes benchmarks/results/faults.json, prints the table, and writes it into cluster/README.md. The
 faults are those of tests/experiments/faults.py: one trial of SAC-HPO on Pendulum-v1, 2,000 steps, an evaluation every
 100 and a checkpoint every 500, broken after 1,250.
 """
@@ -35,10 +35,10 @@ BEGIN, END = "<!-- faults: by python -m benchmarks.faults -->", "<!-- /faults --
 
 
 def measured(fault: Fault, broken: Broken, reference: pa.Table) -> dict[str, Any]:
-    """What a fault has cost, ready for JSON.
+    """Return the cost of a fault, ready for JSON.
 
     Raises:
-        UserError: If the result is not what is promised.
+        UserError: If the result breaks a promise.
     """
     is_equal = broken.rows.equals(reference)
     if fault.is_exact and not is_equal:
@@ -52,7 +52,7 @@ def measured(fault: Fault, broken: Broken, reference: pa.Table) -> dict[str, Any
 
 
 def measure_all(names: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Breaks what is named, one after the other; its name in `FAULTS`, and what it has cost."""
+    """Inject each named fault in turn; yield its name in `FAULTS`, and its cost."""
     references: dict[str, pa.Table] = {}
     for name in names:
         fault, began = FAULTS[name], time.monotonic()
@@ -66,13 +66,13 @@ def measure_all(names: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def in_a_folder(work: Callable[[Path], _T]) -> _T:
-    """What `work` returns of a directory that is gone afterwards."""
+    """Call `work` with a temporary directory."""
     with tempfile.TemporaryDirectory(prefix="faults", ignore_cleanup_errors=True) as folder:
         return work(Path(folder))
 
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """A Markdown table of what was measured, in the order of `FAULTS`."""
+    """Format the measurements as a Markdown table, in the order of `FAULTS`."""
     lines = [HEAD, "| --- | ---: | ---: | ---: | ---: | --- |"]
     for each in (found[name] for name in FAULTS if name in found):
         promise = "" if each["equality_promised"] else ", not promised"
@@ -88,12 +88,12 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def published(text: str, found: Mapping[str, Mapping[str, Any]]) -> str:
-    """The README's `text` with the table as measured between its marks."""
+    """Return the README's `text` with the measured table between its marks."""
     return re.sub(f"{BEGIN}.*{END}", f"{BEGIN}\n\n{table(found)}\n\n{END}", text, flags=re.DOTALL)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measures, prints and writes."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

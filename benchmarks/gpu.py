@@ -1,10 +1,10 @@
-"""Every figure that wants a GPU, with one command, beside what is aimed at.
+"""Measure every figure that needs a GPU with one command, and compare it with its target.
 
     python -m benchmarks.gpu                 # about half an hour on a machine with one GPU and 16 cores
 
-It runs `update_speed` (graphs beside eager updates), `train_speed --runners` on Hopper with the learner on the GPU, and
-`grid --gpu` with one seed and with five that share it, each with runners of its own. `python -m benchmarks.grid_cost`
-then prices the paper's grid.
+It runs `update_speed` (graphs against eager updates), `train_speed --runners` on Hopper with the learner on the GPU,
+and `grid --gpu` with one seed and with five that share it, each with runners of its own. `python -m
+benchmarks.grid_cost` then prices the paper's grid.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from benchmarks import grid, machine, train_speed, update_speed
 UPDATES, RUNNERS, GRID = "update_speed_gpu.json", "train_speed_gpu.json", "grid_gpu.json"
 UPDATES_PER_S = {"sac": 5_000, "sac-hpo, K = 3": 2_500}
 TIMES_EAGER, STEPS_PER_S, TIMES_ONE_SEED = 8.0, 1_500, 3.0
-"""What is aimed at on one H100 with 16 cores, batch 256."""
+"""Targets on one H100 with 16 cores, batch 256."""
 
 
 def figures(results: Path) -> Iterator[tuple[str, float, float]]:
-    """What was measured, its value, and what is aimed at."""
+    """Return each figure, its value, and its target."""
     rows = [row for row in _read(results / UPDATES)["updates"] if row["mode"] == "graph"]
     for row in rows:
         least = UPDATES_PER_S.get(row["algorithm"])
@@ -43,7 +43,7 @@ def figures(results: Path) -> Iterator[tuple[str, float, float]]:
 
 
 def verdicts(found: Sequence[tuple[str, float, float]]) -> list[str]:
-    """A line for each figure."""
+    """Format one line per figure."""
     return [
         f"{name}: {value:,.1f}, target >= {least:,g}: {'reached' if value >= least else 'MISSED'}"
         for name, value, least in found
@@ -56,7 +56,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures everything, and prints what was reached.
+    """Measure everything, and print which targets were reached.
 
     Raises:
         SystemExit: If torch finds no GPU.

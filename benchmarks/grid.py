@@ -1,12 +1,12 @@
-"""Aggregate speed of N concurrent trials on one machine: a real sweep of N seeds, timed by its own event logs.
+"""Measure the aggregate speed of N concurrent trials on one machine, by sweeps of N seeds.
 
     python -m benchmarks.grid                                   # 1, 2, 4, ... trials, up to the machine's cores
     python -m benchmarks.grid --trials 1 5 --gpu                # seeds that share a GPU, 1/N of it each
 
-Every round runs `rllib-hpo sweep` once for each N, in turn. Counted is what all trials did while all of them were
-learning: from the last trial's first evaluation after its warm-up to the first trial's last one, steps between two
-evaluations in proportion. An evaluation is one episode, so that it costs little. Reported are medians over the rounds,
-and ratios to one trial with the 10th to 90th percentile of the rounds.
+Every round runs `rllib-hpo sweep` once for each N, in turn, and reads the times from the sweep's event logs. It counts
+the steps of all trials while all were learning: from the latest first evaluation after a warm-up to the earliest last
+evaluation, with steps between two evaluations interpolated. An evaluation is one episode, so that it costs little. The
+results are medians over the rounds, and ratios to one trial with the 10th to 90th percentile of the rounds.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from rllib_hpo.experiments.tracking.events import EVENTS_FILE, read_events
 
 WARMUP_STEPS = 500
 Curve = tuple[Sequence[float], Sequence[int]]
-"""When (s) a trial had made how many environment steps."""
+"""Times (s) at which a trial had made numbers of environment steps."""
 
 
 def sweep_file(task: str, algorithm: str, steps: int, every: int) -> dict[str, Any]:
-    """A sweep of one trial a seed, without what would disturb the measurement."""
+    """Return a sweep of one trial per seed, without anything that disturbs the measurement."""
     settings = {
         "steps": steps,
         "warmup_steps": WARMUP_STEPS,
@@ -56,10 +56,10 @@ def sweep_file(task: str, algorithm: str, steps: int, every: int) -> dict[str, A
 def run(
     sweep: Mapping[str, Any], num_trials: int, gpu: bool, num_env_runners: int, directory: Path
 ) -> list[Curve]:
-    """Runs the sweep with `num_trials` seeds, all at a time; one curve for each trial.
+    """Run the sweep with `num_trials` concurrent seeds, and return one curve per trial.
 
     Raises:
-        SystemExit: If the sweep fails, with what it said.
+        SystemExit: If the sweep fails, with its output.
     """
     source, out = directory / "sweep.yaml", directory / "out"
     source.write_text(yaml.safe_dump(dict(sweep)))
@@ -76,7 +76,7 @@ def run(
 
 
 def curve(events: Path) -> Curve:
-    """The evaluations of a trial after its warm-up: the times at which they ended, and their steps."""
+    """Return when a trial's evaluations after its warm-up ended, and their steps."""
     evaluated = [event for event in read_events(events) if event["event"] == "evaluated"]
     learning = [event for event in evaluated if event["env_steps"] >= WARMUP_STEPS]
     times = [datetime.fromisoformat(event["time"]).timestamp() for event in learning]
@@ -84,7 +84,7 @@ def curve(events: Path) -> Curve:
 
 
 def aggregate_speed(curves: Sequence[Curve]) -> float:
-    """Environment steps per second of all trials together, while all of them were learning.
+    """Return environment steps per second of all trials together, while all of them were learning.
 
     Raises:
         SystemExit: If there was no such time.
@@ -100,7 +100,7 @@ def aggregate_speed(curves: Sequence[Curve]) -> float:
 def measure(
     sweep: Mapping[str, Any], counts: Sequence[int], rounds: int, gpu: bool, num_env_runners: int = 0
 ) -> dict[int, list[float]]:
-    """Aggregate steps per second by number of trials, one number a round."""
+    """Return aggregate steps per second by number of trials, one value per round."""
     speeds: dict[int, list[float]] = {count: [] for count in counts}
     for k in range(rounds):
         for count in counts:
@@ -113,7 +113,7 @@ def measure(
 
 
 def summarise(speeds: Mapping[int, Sequence[float]]) -> dict[str, dict[str, Any]]:
-    """Medians, and ratios to the smallest number of trials, ready for JSON."""
+    """Return medians, and ratios to the smallest number of trials, ready for JSON."""
     fewest = min(speeds)
     return {
         str(count): {
@@ -127,7 +127,7 @@ def summarise(speeds: Mapping[int, Sequence[float]]) -> dict[str, dict[str, Any]
 
 
 def table(summary: Mapping[str, Mapping[str, Any]]) -> str:
-    """The summary in Markdown."""
+    """Format the summary in Markdown."""
     fewest = next(iter(summary))
     lines = [
         f"| trials at a time | steps/s in all | x {fewest} trial | efficiency |",
@@ -140,12 +140,12 @@ def table(summary: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def powers_of_two(limit: int) -> list[int]:
-    """1, 2, 4, ... and `limit` itself."""
+    """Return 1, 2, 4, ... up to `limit`, and `limit` itself."""
     return sorted({*(2**k for k in range(limit.bit_length()) if 2**k <= limit), limit})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures, prints a table and writes the JSON."""
+    """Measure, print a table and write the JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.grid", description=__doc__.split("\n")[0])
     parser.add_argument("--task", default="hopper")
     parser.add_argument("--algorithm", default="sac-hpo")

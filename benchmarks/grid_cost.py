@@ -1,14 +1,13 @@
-"""What the paper's grid costs and how long it takes, from what the other benchmarks measured.
+"""Estimate the cost and duration of the paper's grid from the other benchmarks' results.
 
     python -m benchmarks.grid_cost
 
-Of every trial of tune_configs/eight-tasks.yaml it counts the updates, the steps of its runners and those of its
-evaluations (full-length episodes). update_speed.json says how many updates a second a core makes, and
-update_speed_gpu.json a GPU; grid_gpu.json what several trials on one GPU make of that; sampling_speed.json how many
-steps a second a core takes.
-Learning, sampling and evaluating overlap, so the grid takes as long as the part with the most work for its machines, or
-its longest trial: that part saturates first. Starts, checkpoints and machines that are idle towards the end are not
-counted. Prices and their date are in prices.json. What has not been measured is said, and not guessed.
+It counts the updates, runner steps and evaluation steps (full-length episodes) of every trial in
+tune_configs/eight-tasks.yaml. The speeds come from update_speed.json (updates per second of a core),
+update_speed_gpu.json (of a GPU), grid_gpu.json (of several trials on one GPU) and sampling_speed.json (steps per second
+of a core). Learning, sampling and evaluating overlap, so the slowest part, or the longest trial, determines the
+duration. The estimate ignores starts, checkpoints and machines that idle towards the end. Prices and their date are in
+prices.json. Missing measurements are reported, not guessed.
 """
 
 from __future__ import annotations
@@ -25,19 +24,19 @@ from benchmarks import machine
 SWEEP = machine.ROOT / "tune_configs" / "eight-tasks.yaml"
 CORES_PER_GPU = 16
 EPISODE_LENGTH = 1_000
-"""Steps of a full-length episode of every one of the eight tasks."""
+"""Steps of a full-length episode, equal in all eight tasks."""
 
 
 class Trial(NamedTuple):
-    """What one trial has to do."""
+    """The work of one trial."""
 
     algorithm: str
-    """As update_speed.json calls it, K included."""
+    """Name in update_speed.json, K included."""
     size: str
-    """Of the two sizes that updates were measured with, the nearer one."""
+    """The nearer of the two input sizes at which updates were measured."""
     task: str
     sampler: str
-    """As sampling_speed.json calls the algorithm."""
+    """Name in sampling_speed.json."""
     updates: int
     steps: int
     """Environment steps of training and of evaluations."""
@@ -45,19 +44,19 @@ class Trial(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """What was measured."""
+    """Measured speeds."""
 
     updates_per_s: Mapping[tuple[str, str], float]
-    """By algorithm and size, of a trial that has the device for itself."""
+    """By algorithm and size, for a trial with the device to itself."""
     sharing: float
-    """Updates a second of several trials on one device, over those of one."""
+    """Updates per second of several trials on one device, relative to one trial."""
     steps_per_s: Mapping[tuple[str, str], float]
-    """By task and algorithm, of one core."""
+    """By task and algorithm, for one core."""
 
 
 @dataclass(frozen=True)
 class Machines:
-    """What the grid runs on; `gpus` is 0 where learners, too, have a core each."""
+    """Machines of the grid; with `gpus` 0 each learner has one core."""
 
     gpus: int
     cores: int
@@ -72,7 +71,7 @@ class Machines:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Hours by part; the largest is the grid's."""
+    """Hours of each part; the largest determines the grid's."""
 
     learning: float
     sampling: float
@@ -80,25 +79,25 @@ class Estimate:
 
     @property
     def hours(self) -> float:
-        """From the first step to the last."""
+        """Hours from the first step to the last."""
         return max(self.learning, self.sampling, self.longest_trial)
 
     def bottleneck(self, gpus: int) -> str:
-        """What saturates first."""
+        """The part that saturates first."""
         if self.hours == self.longest_trial:
             return "the longest trial"
         return "GPUs" if gpus and self.hours == self.learning else "cores"
 
 
 def trials(sweep: Path) -> list[Trial]:
-    """All trials of a sweep file."""
+    """Return all trials of a sweep file."""
     from rllib_hpo.experiments.config.sweep_config import read_sweep
 
     return [trial_of(each.config) for each in read_sweep(sweep).trials]
 
 
 def trial_of(config: Any) -> Trial:
-    """The work of one trial."""
+    """Return the work of one trial."""
     settings, steps = config.settings, config.run.steps
     algorithm = config.run.algorithm
     evaluations = steps // settings.evaluation_every + 1
@@ -116,7 +115,7 @@ def trial_of(config: Any) -> Trial:
 
 
 def estimate(work: Sequence[Trial], rates: Rates, machines: Machines) -> Estimate:
-    """How long the parts of a grid take."""
+    """Estimate the duration of each part of a grid."""
     learning = [trial.updates / rates.updates_per_s[trial.algorithm, trial.size] for trial in work]
     sampling = [trial.steps / rates.steps_per_s[trial.task, trial.sampler] for trial in work]
     evaluating = [trial.evaluation_steps / rates.steps_per_s[trial.task, trial.sampler] for trial in work]
@@ -127,7 +126,7 @@ def estimate(work: Sequence[Trial], rates: Rates, machines: Machines) -> Estimat
 
 
 def read_rates(results: Path, device: str) -> Rates | None:
-    """What was measured on a device, "cuda" or "cpu"; None where updates were not."""
+    """Read the speeds measured on a device, "cuda" or "cpu"; None if its updates were not measured."""
     mode, file = ("graph", "update_speed_gpu.json") if device == "cuda" else ("eager", "update_speed.json")
     if not (results / file).exists():
         return None
@@ -148,14 +147,14 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def price_per_hour(machines: Machines, prices: Mapping[str, Any]) -> float:
-    """US dollars."""
+    """Return the price per hour in US dollars."""
     if machines.gpus:
         return float(machines.gpus * prices["gpu_with_16_cores_per_hour"])
     return float(machines.cores * prices["core_per_hour"])
 
 
 def table(work: Sequence[Trial], results: Path) -> str:
-    """The grid on 1, 8 and 64 GPUs, and on as many cores without any, in Markdown."""
+    """Format the grid's estimate for 1, 8 and 64 GPUs, and for as many cores without GPUs, in Markdown."""
     prices = _read(results / "prices.json")
     lines = ["| machines | days | US dollars | saturates first |", "| --- | ---: | ---: | --- |"]
     for device in ("cuda", "cpu"):
@@ -174,7 +173,7 @@ def table(work: Sequence[Trial], results: Path) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.grid_cost", description=__doc__.split("\n")[0]
     )

@@ -1,9 +1,9 @@
-"""SAC as one would write it by hand, with no framework: the yardstick of `benchmarks.train_speed`.
+"""Train SAC by a hand-written loop without a framework, as baseline of `benchmarks.train_speed`.
 
-The algorithm is that of `rllib_hpo` and of its settings' defaults: tanh-Gaussian policy, twin critics, both
-two hidden layers of 256 ReLU units, Adam 3e-4, batch 256, fixed temperature 0.2, one update a step. What
-makes it quick is what any careful author would do: fused Adam, one gather per batch from a ring of rows,
-critics frozen in the policy's step, no number read back from a tensor. It imports nothing of the package.
+The algorithm equals that of `rllib_hpo` with default settings: tanh-Gaussian policy, twin critics, each with two
+hidden layers of 256 ReLU units, Adam 3e-4, batch 256, fixed temperature 0.2, one update per step. It uses the usual
+optimisations: fused Adam, one gather per batch from a ring of rows, critics frozen in the policy's step, no value read
+back from a tensor. It imports nothing from the package.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ GAMMA, TAU, ALPHA, LEARNING_RATE, BATCH_SIZE, HIDDEN_UNITS = 0.99, 0.005, 0.2, 3
 
 
 class Ring:
-    """The last `capacity` transitions, rows of [obs, action, reward, terminated, next_obs] in one array."""
+    """Hold the last `capacity` transitions, rows of [obs, action, reward, terminated, next_obs] in one array."""
 
     def __init__(self, obs_dim: int, action_dim: int, capacity: int, rng: np.random.Generator) -> None:
         self.widths = (obs_dim, action_dim, 1, 1, obs_dim)
@@ -30,18 +30,18 @@ class Ring:
         self.rng = rng
 
     def add(self, *columns: np.ndarray | tuple[float]) -> None:
-        """Stores one transition, over the oldest when the ring is full."""
+        """Store one transition; overwrite the oldest when the ring is full."""
         np.concatenate(columns, out=self.rows[self.count % len(self.rows)], casting="same_kind")
         self.count += 1
 
     def sample(self) -> tuple[Tensor, ...]:
-        """A uniform batch: obs (B, O), action (B, A), reward (B, 1), terminated (B, 1), next_obs (B, O)."""
+        """Draw a uniform batch: obs (B, O), action (B, A), reward (B, 1), terminated (B, 1), next_obs (B, O)."""
         indices = self.rng.integers(min(self.count, len(self.rows)), size=BATCH_SIZE)
         return torch.from_numpy(self.rows.take(indices, axis=0)).split(self.widths, dim=1)
 
 
 def mlp(inputs: int, outputs: int) -> nn.Sequential:
-    """Two hidden ReLU layers, (B, inputs) -> (B, outputs)."""
+    """Make two hidden ReLU layers, (B, inputs) -> (B, outputs)."""
     return nn.Sequential(
         nn.Linear(inputs, HIDDEN_UNITS),
         nn.ReLU(inplace=True),
@@ -52,7 +52,7 @@ def mlp(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class HandwrittenSAC:
-    """SAC in one environment; `step()` is one environment step and, after the warm-up, one update."""
+    """Train SAC in one environment; `step()` makes one environment step and, after the warm-up, one update."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class HandwrittenSAC:
         self.obs, _ = self.env.reset(seed=seed)
 
     def step(self) -> None:
-        """One environment step and one update (no update in the warm-up)."""
+        """Make one environment step and one update (no update in the warm-up)."""
         action = self.explore()
         next_obs, reward, terminated, truncated, _ = self.env.step(
             self.low + (action + 1) * 0.5 * (self.high - self.low)
@@ -96,7 +96,7 @@ class HandwrittenSAC:
             self.update()
 
     def explore(self) -> np.ndarray:
-        """An action in [-1, 1]: uniform in the warm-up, the policy's sample after it."""
+        """Return an action in [-1, 1]: uniform in the warm-up, a draw of the policy after it."""
         if self.env_steps < self.warmup_steps:
             return self.rng.uniform(-1, 1, self.action_dim).astype(np.float32)
         with torch.no_grad():
@@ -104,7 +104,7 @@ class HandwrittenSAC:
             return torch.tanh(mean + log_std.clamp_(-20, 2).exp_() * torch.randn_like(mean)).numpy()
 
     def sample(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Reparametrised actions (B, A) and their log-densities (B, 1)."""
+        """Draw reparametrised actions (B, A) and their log-densities (B, 1)."""
         mean, log_std = self.policy(obs).chunk(2, dim=1)
         log_std, noise = log_std.clamp(-20, 2), torch.randn_like(mean)
         u = mean + log_std.exp() * noise
@@ -113,7 +113,7 @@ class HandwrittenSAC:
         return torch.tanh(u), (log_gaussian - log_slope).sum(dim=1, keepdim=True)
 
     def update(self) -> None:
-        """One gradient step of the critics, one of the policy, one Polyak step of the targets."""
+        """Take one gradient step of the critics, one of the policy, and one Polyak step of the targets."""
         obs, action, reward, terminated, next_obs = self.replay.sample()
         with torch.no_grad():
             next_action, next_log_prob = self.sample(next_obs)
@@ -128,7 +128,7 @@ class HandwrittenSAC:
         critic_loss.backward()
         self.critic_optimizer.step()
 
-        self.critics.requires_grad_(False)  # the policy's loss differentiates them in the action only
+        self.critics.requires_grad_(False)  # the policy's loss needs only their action gradient
         new_action, log_prob = self.sample(obs)
         inputs = torch.cat((obs, new_action), dim=1)
         q = torch.minimum(self.critics[0](inputs), self.critics[1](inputs))

@@ -1,11 +1,11 @@
-"""A real grid, killed with SIGKILL in the middle and resumed; its rows and its report.
+"""Kill a real sweep with SIGKILL halfway, resume it, and publish its rows and report.
 
     python -m benchmarks.killed_sweep
 
 runs benchmarks/results/hopper-halfcheetah-30k/sweep.yaml in runs/hopper-halfcheetah-30k (about an hour on four
-cores). When half of the evaluations are there it kills the driver, resumes, and in the end demands every evaluation
-exactly once. It writes beside the sweep file: rows.parquet, tables.md, the figures, and sweep.json,
-which says when it was killed and on what machine.
+cores). It kills the driver after half of the evaluations, resumes, and finally checks that every evaluation exists
+exactly once. It writes rows.parquet, tables.md, the figures and sweep.json beside the sweep file; sweep.json records
+the time of the kill and the machine.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ FIGURES = ("curves", "intervals", "displacement")
 
 
 def rllib_hpo(*words: str) -> subprocess.Popen[bytes]:
-    """`rllib-hpo sweep WORDS`."""
+    """Run `rllib-hpo sweep WORDS`."""
     return subprocess.Popen([sys.executable, "-m", "rllib_hpo.cli", "sweep", *words, "--wandb", "disabled"])
 
 
 def kill_halfway(driver: subprocess.Popen[bytes], results: Path, num_rows: int) -> int:
-    """Kills the driver when half of the rows are there; how many there were."""
+    """Kill the driver when half of the rows exist; return their number."""
     while driver.poll() is None:
         there = read_rows(results).num_rows if results.exists() else 0
         if there >= num_rows // 2:
@@ -49,7 +49,7 @@ def kill_halfway(driver: subprocess.Popen[bytes], results: Path, num_rows: int) 
 
 
 def publish(rows: pa.Table, report: Path, folder: Path) -> None:
-    """Makes the report and puts the small files of it, and the rows, into `folder`."""
+    """Make the report, and copy its small files and the rows into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(rows, folder / "rows.parquet", compression="zstd")
     written = write_report(rows, report)
@@ -58,7 +58,7 @@ def publish(rows: pa.Table, report: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    """Runs, kills, resumes, checks and writes."""
+    """Run, kill, resume, check and write."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""What a reader needs to know about the machine, the versions and the command behind a measurement."""
+"""Record the machine, the versions and the command behind a measurement."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PACKAGES = ("torch", "ray", "numpy", "gymnasium", "mujoco", "stable-baselines3")
 
 
 def facts() -> dict[str, Any]:
-    """CPU, load, versions, date, commit and command, ready for JSON."""
+    """Return CPU, load, versions, date, commit and command, ready for JSON."""
     return {
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
@@ -33,7 +33,7 @@ def facts() -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """The processor's name, as /proc/cpuinfo or the platform tells it."""
+    """Return the processor's name from /proc/cpuinfo or the platform."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -43,7 +43,7 @@ def cpu_model() -> str:
 
 
 def version(package: str) -> str | None:
-    """Installed version of `package`, None where it is not installed."""
+    """Return the installed version of `package`; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -51,7 +51,7 @@ def version(package: str) -> str | None:
 
 
 def git_commit() -> str | None:
-    """The checked-out commit, with `+changes` where tracked files differ from it; None outside a checkout."""
+    """Return the checked-out commit, with `+changes` if tracked files differ from it; None outside a checkout."""
     try:
         commit = _git("rev-parse", "HEAD")
         return commit + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
@@ -60,14 +60,14 @@ def git_commit() -> str | None:
 
 
 def module_command() -> list[str]:
-    """The arguments that Python was started with, `-m package.module` restored."""
+    """Return Python's arguments, with `-m package.module` restored."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     program = ["-m", spec.name] if spec is not None else [Path(sys.argv[0]).name]
     return [*program, *sys.argv[1:]]
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes `content` to `path`, its folder made if need be."""
+    """Write `content` to `path`, and make its folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n")
     print(f"written to {path}")

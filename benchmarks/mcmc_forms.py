@@ -1,7 +1,8 @@
-"""MCMC policy optimization as printed, and as it is here: three short runs, and the table of docs/mcmc-po.md.
+"""Compare MCMC policy optimization as printed with the default form, for the table of docs/mcmc-po.md.
 
-python -m benchmarks.mcmc_forms              # trains, some minutes on one core; writes the rows and prints the table
-python -m benchmarks.mcmc_forms --show       # prints the table of the rows in benchmarks/results/mcmc_forms.parquet
+python -m benchmarks.mcmc_forms              # trains three short runs, a few minutes on one core; writes the rows and
+prints the table python -m benchmarks.mcmc_forms --show       # prints the table of the rows in
+benchmarks/results/mcmc_forms.parquet
 """
 
 from __future__ import annotations
@@ -33,20 +34,20 @@ RUNS = (
 
 
 def trained(options: str, directory: Path) -> pa.Table:
-    """The rows of one run, called `options`."""
+    """Return the rows of one run with `options`."""
     command = [sys.executable, "-m", "rllib_hpo.cli", "train", *options.split(), *COMMON.split()]
     subprocess.run([*command, "--wandb", "disabled", "--out", str(directory)], check=True)
     return labelled(read_rows(directory / "results"), options)
 
 
 def labelled(rows: pa.Table, options: str) -> pa.Table:
-    """What the table needs of a run's rows."""
+    """Return what the table needs from a run's rows."""
     rows = rows.select(["env_steps", "return_mean", "diagnostics", "git_commit"])
     return rows.append_column("options", pa.array([options] * len(rows)))
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The table in Markdown: a line for each run, its returns in order, and the last row's diagnostics."""
+    """Format the table in Markdown: per run a line with its returns in order, and the last row's diagnostics."""
     lines = [
         "| `rllib-hpo train` with | returns | `prior_distance` at the end | `beta` | `step_size_mean` |",
         "| --- | --- | ---: | ---: | ---: |",
@@ -63,7 +64,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains unless told to show."""
+    """Train, unless called with --show."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""Statistics of interleaved measurements: ratios of medians, and the spread of the ratios round by round."""
+"""Compute statistics of interleaved measurements: ratios of medians, and the spread of per-round ratios."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Ratio:
-    """One contestant's measurements over another's, taken in the same rounds.
+    """Ratio of one contestant's measurements to another's, taken in the same rounds.
 
     Attributes:
         value: Ratio of the two medians.
@@ -26,7 +26,7 @@ class Ratio:
 
     @classmethod
     def of(cls, numerator: Sequence[float], denominator: Sequence[float]) -> Ratio:
-        """Ratio of measurements; entry i of both was taken in round i.
+        """Return the ratio of measurements; entry i of both was taken in round i.
 
         Raises:
             ValueError: If the two do not have the same number of rounds, or none.

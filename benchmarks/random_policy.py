@@ -1,4 +1,4 @@
-"""Returns of a policy that acts uniformly at random: the zero of normalised scores.
+"""Measure returns of a uniformly random policy, the zero of normalised scores.
 
     python -m benchmarks.random_policy
 
@@ -21,7 +21,7 @@ OTHER_VERSIONS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Human
 
 
 def play(env_id: str, num_episodes: int) -> dict[str, float]:
-    """Episodes with the seeds 0, 1, ..., in one environment."""
+    """Play episodes with the seeds 0, 1, ..., in one environment."""
     env = make_env(env_id)
     checked = Boundary(env)
     env.action_space.seed(0)
@@ -40,7 +40,7 @@ def play(env_id: str, num_episodes: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measures and writes."""
+    """Measure and write."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""How long rows, statistics and a report of a whole grid take, with synthetic rows.
+"""Measure how long rows, statistics and a report of a whole grid take, with synthetic rows.
 
     python -m benchmarks.report_speed
 
@@ -42,7 +42,7 @@ ALGORITHMS = ("sac", "sac-nf", "sac-hpo")
 
 
 def synthetic_rows(num_seeds: int = 5, num_evaluations: int = 300) -> list[EvaluationRow]:
-    """Rows of the eight-task grid, with saturating curves and noise; they measure nothing."""
+    """Make rows of the eight-task grid, with saturating curves and noise; they are not measurements."""
     rng, rows = np.random.default_rng(0), []
     columns = provenance("cpu")
     for place, task in enumerate(all_tasks()):
@@ -87,7 +87,7 @@ def synthetic_rows(num_seeds: int = 5, num_evaluations: int = 300) -> list[Evalu
 
 
 def timed_rows(rows: list[EvaluationRow], root: Path) -> list[float]:
-    """Milliseconds to write each of `rows`."""
+    """Return milliseconds to write each of `rows`."""
     durations = []
     for row in rows:
         began = time.perf_counter()
@@ -97,7 +97,7 @@ def timed_rows(rows: list[EvaluationRow], root: Path) -> list[float]:
 
 
 def store(table: pa.Table, root: Path) -> None:
-    """Puts the rows on disk as a finished sweep has them, a file for each trial."""
+    """Write the rows to disk as a finished sweep stores them, one file per trial."""
     for trial in pc.unique(table["trial_id"]).to_pylist():
         own = table.filter(pc.equal(table["trial_id"], trial))
         names = (own[name][0].as_py() for name in PARTITIONS)
@@ -107,7 +107,7 @@ def store(table: pa.Table, root: Path) -> None:
 
 
 def main() -> None:
-    """Measures, prints and writes."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,10 +1,11 @@
-"""What remote runners and a remote learner gain over a run in one process, by the number of runners.
+"""Measure the speedup of remote runners and a remote learner over a run in one process.
 
-`python -m benchmarks.train_speed --runners 1 2 4 8 16` runs this. All train the same task, with one torch thread a
-process, and take turns round by round. A turn begins with as many steps as sampling may lead learning by, unmeasured,
-so that nobody learns from what was sampled in the turns of others; the measured steps follow, without evaluation or
-checkpoint. Steps per second are reported by the clock, for which the machine should be quiet and have a core for each
-process; and per second of CPU of the busiest process, which is what the clock would show with such a core.
+`python -m benchmarks.train_speed --runners 1 2 4 8 16` runs this. All contestants train the same task, with one torch
+thread per process, and take turns round by round. A turn begins with unmeasured steps, as many as sampling may lead
+learning by, so that no contestant learns from steps sampled during the turns of others. The measured steps follow,
+without evaluation or checkpoint. Steps per second are reported by wall-clock time, for which the machine should be
+quiet and have a core per process, and by CPU time of the busiest process, which equals wall-clock time with such a
+core.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ COUNTED = (
     "wire_bytes_per_transition",
     "weights_bytes_per_transition",
 )
-"""What the pipeline counts by itself."""
+"""Counters of the pipeline."""
 
 
 def workers(counts: Sequence[int]) -> dict[str, dict[str, int]]:
-    """Options of the contestants by their names: all in one process, in turns, and overlapping."""
+    """Options of the contestants by name: all in one process, in turns, and overlapping."""
     found = {
         YARDSTICK: {"num_env_runners": 0, "num_learners": 0},
         "2 runners, in turns": {"num_env_runners": 2, "num_learners": 1, "max_lead_steps": 0},
@@ -47,7 +48,7 @@ def workers(counts: Sequence[int]) -> dict[str, dict[str, int]]:
 def build(
     algorithm: str, task: str, rate: float, steps: int, workers: Mapping[str, int], gpus_per_learner: float
 ) -> Any:
-    """The algorithm after its warm-up, with iterations of `steps` and nothing between them."""
+    """Build the algorithm, run its warm-up, and use iterations of `steps` with nothing between them."""
     from rllib_hpo.rllib.algorithms import make_config
     from rllib_hpo.tasks import find_task
 
@@ -67,7 +68,7 @@ def build(
 
 
 def in_every_process(algorithm: Any, measure: Any) -> dict[str, list[Any]]:
-    """What `measure()` returns here, in every remote runner and in every remote learner."""
+    """Return the result of `measure()` in this process, every remote runner and every remote learner."""
     runners = algorithm.env_runner_group.foreach_env_runner(lambda runner: measure(), local_env_runner=False)
     found = {"driver": [measure()], "runner": list(runners), "learner": []}
     if algorithm.config.num_learners:
@@ -77,20 +78,20 @@ def in_every_process(algorithm: Any, measure: Any) -> dict[str, list[Any]]:
 
 
 def cpu_seconds(algorithm: Any) -> np.ndarray:
-    """CPU time so far of every process of a run, one number each."""
+    """Return the CPU seconds so far of every process of a run."""
     found = in_every_process(algorithm, time.process_time)
     return np.array([seconds for of in found.values() for seconds in of])
 
 
 def own_memory_mb() -> float:
-    """Memory (MB) of this process that no other shares."""
+    """Return the memory (MB) of this process that it shares with no other."""
     with open("/proc/self/smaps_rollup") as file:
         fields = [line.split() for line in file]
     return sum(int(field[1]) for field in fields if field[0].startswith("Private_")) / 1e3
 
 
 def row_bytes(task: str) -> int:
-    """Bytes of one transition in the replay."""
+    """Return the bytes of one transition in the replay."""
     from gymnasium.spaces import flatdim
 
     from rllib_hpo.replay.layout import RowLayout
@@ -103,7 +104,7 @@ def row_bytes(task: str) -> int:
 
 
 def turn(algorithm: Any, steps: int) -> dict[str, float]:
-    """One measured turn of a contestant."""
+    """Run one measured turn of a contestant."""
     lead = algorithm.config.get_max_lead_steps() if algorithm.config.num_learners else 0
     beginning = algorithm.env_steps + lead
     while algorithm.env_steps < beginning:
@@ -124,11 +125,11 @@ def turn(algorithm: Any, steps: int) -> dict[str, float]:
 def measure(
     algorithm: str, task: str, rate: float, counts: Sequence[int], rounds: int, steps: int, gpu: bool
 ) -> dict[str, dict[str, Any]]:
-    """Turns and memory of every contestant, by name."""
+    """Return turns and memory of every contestant, by name."""
     built, contestants = {}, workers(counts)
     for name, options in contestants.items():
         print(f"warming up {name} ...", flush=True)
-        # They take turns, so they share one GPU.
+        # They take turns, so they can share one GPU.
         built[name] = build(
             algorithm, task, rate, steps, options, round(1 / len(contestants), 2) if gpu else 0
         )
@@ -151,7 +152,7 @@ def measure(
 
 
 def summarise(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Medians, ratios to one process and efficiencies, ready for JSON."""
+    """Return medians, ratios to one process and efficiencies, ready for JSON."""
 
     def values(name: str, key: str) -> list[float]:
         return [turn[key] for turn in measured[name]["turns"]]
@@ -175,7 +176,7 @@ def summarise(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
 
 
 def table(summary: Mapping[str, Mapping[str, Any]]) -> str:
-    """The summary in Markdown."""
+    """Format the summary in Markdown."""
     lines = [
         "| | steps/s | x one process | efficiency | by busiest CPU | x one process | efficiency | lag | wire | MB |",
         "| --- |" + " ---: |" * 9,
@@ -208,9 +209,10 @@ def run(
     steps: int,
     gpu: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Measures at each number of updates a step, and prints a table for each."""
+    """Measure at each number of updates per step, and print a table for each."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    # All contestants alike: Ray's own processes would give way to the one that learns in this process.
+    # Equal priority for all contestants; Ray would otherwise lower that of its own processes, below the local
+    # learner's.
     os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 

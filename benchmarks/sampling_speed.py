@@ -1,9 +1,10 @@
-"""What a step of one runner costs, by task and algorithm: the environment, the acting, and the row.
+"""Measure the cost of a runner's step by task and algorithm: environment, action and row.
 
     python -m benchmarks.sampling_speed
 
-A runner of one environment samples with untrained weights, as one core of a CPU node does for a learner elsewhere.
-Algorithms take turns; reported are medians over the rounds of environment steps per second of CPU, one torch thread.
+A runner of one environment samples with untrained weights, as one core of a CPU node does for a remote learner.
+Algorithms take turns. The results are medians over the rounds of environment steps per CPU second, with one torch
+thread.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from benchmarks import machine
 
 ALGORITHMS = ("sac", "sac-nf", "sac-hpo")
 Sampler = Callable[[int], object]
-"""Takes that many environment steps."""
+"""Function that takes the given number of environment steps."""
 
 
 def runner(algorithm: str, task: str) -> Sampler:
-    """What one of RLlib's environment runner actors does, here."""
+    """Make in this process what one of RLlib's environment runner actors runs."""
     from rllib_hpo.rllib.algorithms import make_config
     from rllib_hpo.rllib.new_stack.env_runner import ColumnarEnvRunner
     from rllib_hpo.tasks import find_task
@@ -39,12 +40,12 @@ def runner(algorithm: str, task: str) -> Sampler:
 
 
 def measure(runners: Mapping[str, Sampler], rounds: int, steps: int) -> dict[str, list[float]]:
-    """Environment steps per second of CPU, by runner, one number a round."""
+    """Return environment steps per CPU second, by runner, one value per round."""
     speeds: dict[str, list[float]] = {name: [] for name in runners}
     for sample in runners.values():
         sample(steps)
     gc.collect()
-    gc.disable()  # else one algorithm's rounds may pay for all that the process holds
+    gc.disable()  # otherwise one algorithm's rounds may pay for garbage of the whole process
     try:
         for _ in range(rounds):
             for name, sample in runners.items():
@@ -57,7 +58,7 @@ def measure(runners: Mapping[str, Sampler], rounds: int, steps: int) -> dict[str
 
 
 def table(speeds: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """Medians in Markdown, a line for each task."""
+    """Format medians in Markdown, one line per task."""
     lines = [f"| task | {' | '.join(ALGORITHMS)} |", "| --- |" + " ---: |" * len(ALGORITHMS)]
     for task, row in speeds.items():
         cells = [f"{row[name]['steps_per_cpu_s']:.0f}" for name in ALGORITHMS]
@@ -66,7 +67,7 @@ def table(speeds: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures, prints a table and writes the JSON."""
+    """Measure, print a table and write the JSON."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.sampling_speed", description=__doc__.split("\n")[0]
     )

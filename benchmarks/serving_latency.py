@@ -1,10 +1,10 @@
-"""How long an exported policy takes for one observation, on one thread of a CPU.
+"""Measure how long an exported policy takes for one observation, on one CPU thread.
 
     python -m benchmarks.serving_latency
 
-Networks have the settings' default sizes (256 units) and random weights; what a policy costs does not depend
-on them. The ways to serve it take turns, some calls each per round; reported are the median and the 99th
-percentile over all calls.
+Networks have the settings' default sizes (256 units) and random weights, on which the cost does not
+depend. The ways to serve a policy take turns, with several calls each per round. The results are the median and the
+99th percentile over all calls.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 WAYS = {"live": "in this package, eager", "torch-export": "torch-export", "onnx": "ONNX Runtime"}
 CHUNK = 50
-"""Calls in a row of one way to serve."""
+"""Consecutive calls of one way to serve."""
 
 
 def servers(env_id: str, policy: str, directory: Path) -> dict[str, Callable[[], Any]]:
-    """Functions that serve one fixed observation, by way."""
+    """Return functions that serve one fixed observation, by way to serve."""
     import numpy as np
     import onnxruntime
     import torch
@@ -74,12 +74,12 @@ def servers(env_id: str, policy: str, directory: Path) -> dict[str, Callable[[],
 
 
 def measure(serve: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each call, by way to serve."""
+    """Return milliseconds of each call, by way to serve."""
     import torch
 
     times: dict[str, list[float]] = {name: [] for name in serve}
     with torch.no_grad():
-        for round_ in range(-1, rounds):  # one to warm up
+        for round_ in range(-1, rounds):  # one more, to warm up
             for name, call in serve.items():
                 for _ in range(CHUNK):
                     start = time.perf_counter()
@@ -90,12 +90,12 @@ def measure(serve: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The value below which a share of them lies."""
+    """Return the value below which the given share of values lies."""
     return sorted(values)[int(share * (len(values) - 1))]
 
 
 def summarise(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    """Median and 99th percentile (ms), by way to serve."""
+    """Return median and 99th percentile (ms), by way to serve."""
     return {
         name: {"median_ms": quantile(values, 0.5), "p99_ms": quantile(values, 0.99)}
         for name, values in times.items()
@@ -103,7 +103,7 @@ def summarise(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 
 
 def table(summary: dict[str, dict[str, dict[str, float]]]) -> str:
-    """The summary in Markdown: median, and in brackets the 99th percentile, in milliseconds."""
+    """Format the summary in Markdown: median, and in parentheses the 99th percentile, in milliseconds."""
     lines = [f"| policy | {' | '.join(WAYS.values())} |", "| --- |" + " ---: |" * len(WAYS)]
     for name, ways in summary.items():
         cells = [f"{ways[way]['median_ms']:.3f} ({ways[way]['p99_ms']:.3f})" for way in WAYS]
@@ -112,7 +112,7 @@ def table(summary: dict[str, dict[str, dict[str, float]]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures, prints a table and writes the JSON."""
+    """Measure, print a table and write the JSON."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.serving_latency", description=__doc__.split("\n")[0]
     )

@@ -1,13 +1,13 @@
-"""Environment steps per second of whole training loops, measured side by side.
+"""Measure environment steps per second of whole training loops, interleaved.
 
-    python -m benchmarks.train_speed                     # about 5 minutes; wants a quiet machine
+    python -m benchmarks.train_speed                     # about 5 minutes; needs a quiet machine
     python -m benchmarks.train_speed --quick --only sac --only hand-written
-    python -m benchmarks.train_speed --runners 1 2 4 8 16    # remote ones, another comparison: benchmarks/runners.py
+    python -m benchmarks.train_speed --runners 1 2 4 8 16    # remote runners: see benchmarks/runners.py
 
-Each contestant lives in a process of its own, with one torch thread, all of them on the same core. They are
-warmed up until they learn, and then take turns, A B C ... A B C ..., one slice of some seconds each: whatever
-else the machine does meets all of them alike. Reported are medians over the rounds, ratios of medians, and
-in brackets the 10th to 90th percentile of the ratios round by round. Ratios are of CPU time.
+Each contestant has a process with one torch thread; all share one core. After a warm-up they take turns, A B C ...
+A B C ..., one slice of a few seconds each, so that other load on the machine affects all alike. The results are medians
+over the rounds, ratios of medians, and in brackets the 10th to 90th percentile of the per-round ratios. Ratios are of
+CPU time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from benchmarks.pairs import Ratio
 
 YARDSTICK, STOCK = "hand-written", "rllib-sac"
 OTHERS = (YARDSTICK, STOCK, "rllib-sac-small", "stable-baselines3", "stable-baselines3-td3")
-"""Whom everybody is compared with."""
+"""Contestants to which all are compared."""
 STARTUP_LIMIT_S, SLICE_LIMIT_S = 600.0, 600.0
 CHILD_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -44,12 +44,12 @@ CHILD_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured.
+    """Size of the measurement.
 
     Attributes:
-        rounds: Slices of each contestant.
-        steps: Environment steps of a slice.
-        slow_steps: Environment steps of a slice of RLlib's SAC, about ten times slower than the others.
+        rounds: Number of slices of each contestant.
+        steps: Environment steps per slice.
+        slow_steps: Environment steps per slice of RLlib's SAC, which is about ten times slower than the others.
         warmup_steps: Random steps without updates; each contestant then learns for one unmeasured slice.
     """
 
@@ -67,7 +67,7 @@ QUICK = Plan(rounds=2, steps=50, slow_steps=10, warmup_steps=300)
 
 @dataclass(frozen=True)
 class Slice:
-    """What one contestant did in its turn, and the time (s) that it took."""
+    """Steps and updates of one contestant in its turn, and their time (s)."""
 
     env_steps: int
     updates: int
@@ -79,7 +79,7 @@ class Slice:
 
 
 def serve(name: str, plan: Plan, core: int | None, log: str, pipe: Connection) -> None:
-    """Makes and warms up a contestant, then runs a slice for every message, until one is None."""
+    """Make and warm up a contestant, then run a slice for every message until one is None."""
     redirect_output(log)
     try:
         contestant = prepare(name, plan, core)
@@ -91,14 +91,14 @@ def serve(name: str, plan: Plan, core: int | None, log: str, pipe: Connection) -
 
 
 def prepare(name: str, plan: Plan, core: int | None) -> Contestant:
-    """A contestant past its warm-up, on `core` alone."""
+    """Return a contestant after its warm-up, pinned to `core`."""
     import torch
 
     torch.set_num_threads(1)
     steps = plan.steps_of(name)
     contestant = CONTESTANTS[name](plan.warmup_steps, steps)
     if core is not None:
-        os.sched_setaffinity(0, {core})  # this thread only: Ray's own processes stay where they are
+        os.sched_setaffinity(0, {core})  # pins only this thread: Ray's own processes stay on their cores
     warmup_slices = -(-plan.warmup_steps // steps)
     contestant.run(warmup_slices * steps)
     contestant.run(steps)
@@ -106,7 +106,7 @@ def prepare(name: str, plan: Plan, core: int | None) -> Contestant:
 
 
 def run_slice(contestant: Contestant, steps: int) -> Slice:
-    """One measured turn."""
+    """Run one measured turn."""
     before = contestant.counts()
     cpu, wall = time.process_time(), time.perf_counter()
     contestant.run(steps)
@@ -116,7 +116,7 @@ def run_slice(contestant: Contestant, steps: int) -> Slice:
 
 
 def redirect_output(log: str) -> None:
-    """Sends what this process and the libraries in it print to a file."""
+    """Redirect the output of this process and its libraries to a file."""
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -127,7 +127,7 @@ def redirect_output(log: str) -> None:
 
 @contextlib.contextmanager
 def started(names: Sequence[str], plan: Plan) -> Iterator[dict[str, Connection]]:
-    """Processes of the contestants, ready to run, by name; they end with the block."""
+    """Start the contestants' processes, yield them by name when ready, and end them with the block."""
     os.environ.update(CHILD_ENVIRONMENT)
     core = max(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     spawn = multiprocessing.get_context("spawn")
@@ -154,10 +154,10 @@ def started(names: Sequence[str], plan: Plan) -> Iterator[dict[str, Connection]]
 
 
 def receive(name: str, pipe: Connection, limit_s: float, log: Path | None = None) -> Any:
-    """The next message of a contestant.
+    """Return the next message of a contestant.
 
     Raises:
-        SystemExit: If it failed, died or says nothing for `limit_s` seconds.
+        SystemExit: If it failed, died or sent nothing for `limit_s` seconds.
     """
     try:
         message = pipe.recv() if pipe.poll(limit_s) else f"no answer within {limit_s:.0f} s"
@@ -170,7 +170,7 @@ def receive(name: str, pipe: Connection, limit_s: float, log: Path | None = None
 
 
 def measure(names: Sequence[str], plan: Plan) -> dict[str, list[Slice]]:
-    """Slices of each contestant, taken in turn."""
+    """Return slices of each contestant, taken in turn."""
     slices: dict[str, list[Slice]] = {name: [] for name in names}
     with started(names, plan) as pipes:
         for k in range(plan.rounds):
@@ -183,7 +183,7 @@ def measure(names: Sequence[str], plan: Plan) -> dict[str, list[Slice]]:
 
 
 def check_work(slices: dict[str, list[Slice]]) -> None:
-    """Refuses a comparison in which somebody did not do one update per environment step."""
+    """Reject a comparison in which a contestant did not make one update per environment step."""
     for name, taken in slices.items():
         for one in taken:
             if not one.env_steps == one.updates > 0:
@@ -191,12 +191,12 @@ def check_work(slices: dict[str, list[Slice]]) -> None:
 
 
 def speeds(slices: Sequence[Slice], clock: str) -> list[float]:
-    """Environment steps per second of each slice, by its "cpu" or "wall" time."""
+    """Return environment steps per second of each slice, by its "cpu" or "wall" time."""
     return [one.env_steps / getattr(one, f"{clock}_s") for one in slices]
 
 
 def summarise(slices: dict[str, list[Slice]]) -> dict[str, dict[str, Any]]:
-    """Medians and ratios by contestant, ready for JSON."""
+    """Return medians and ratios by contestant, ready for JSON."""
     summary: dict[str, dict[str, Any]] = {}
     for name, taken in slices.items():
         summary[name] = {f"steps_per_{clock}_s": median(speeds(taken, clock)) for clock in ("cpu", "wall")}
@@ -210,13 +210,13 @@ def summarise(slices: dict[str, list[Slice]]) -> dict[str, dict[str, Any]]:
 
 
 def median(values: Sequence[float]) -> float:
-    """The middle value, or the mean of the middle two."""
+    """Return the middle value, or the mean of the middle two."""
     ordered = sorted(values)
     return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
 
 
 def table(summary: dict[str, dict[str, Any]]) -> str:
-    """The summary in Markdown, quickest first."""
+    """Format the summary in Markdown, fastest first."""
     lines = [
         "| training loop | steps/s | steps/s of CPU | x hand-written loop | x RLlib's own SAC |",
         "| --- | ---: | ---: | ---: | ---: |",
@@ -237,7 +237,7 @@ def ratio_cell(row: dict[str, Any], name: str, other: str) -> str:
 
 
 def targets(summary: dict[str, dict[str, Any]]) -> list[str]:
-    """One line for each speed that this package promises, where both sides were measured."""
+    """Format one line per promised speed, where both sides were measured."""
     promises = [
         ("sac", YARDSTICK, 0.95),
         ("sac", STOCK, 8.0),
@@ -279,7 +279,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures, prints a table and writes the JSON."""
+    """Measure, print a table and write the JSON."""
     options = parse(arguments)
     if options.runners:
         compare_runners(options)
@@ -301,12 +301,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def has_stable_baselines3() -> bool:
-    """Whether it is installed."""
+    """Return whether it is installed."""
     return importlib.util.find_spec("stable_baselines3") is not None
 
 
 def compare_runners(options: argparse.Namespace) -> None:
-    """Remote runners in numbers, against one process; see `benchmarks.runners`."""
+    """Compare remote runners with one process; see `benchmarks.runners`."""
     from benchmarks import runners
 
     facts, plan = machine.facts(), plan_of(options)

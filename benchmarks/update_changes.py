@@ -1,9 +1,10 @@
-"""What each change that `PROFILE.md` tells of is worth: updates with one of them undone, beside updates with all.
+"""Measure the speedup of each change in `PROFILE.md`: updates with one undone, against updates with all.
 
     python -m benchmarks.update_changes
 
-On a CPU, one thread, in the process's own time. All take turns in one process, a chunk of each per round; reported are
-medians, and the 10th to 90th percentile of the ratios by round. Above 1 the change makes updates faster.
+It runs on one CPU thread, and measures the process's CPU time. All variants take turns in one process, one chunk each
+per round. The results are medians, and the 10th to 90th percentile of the per-round ratios. Above 1 the change makes
+updates faster.
 """
 
 from __future__ import annotations
@@ -100,11 +101,11 @@ CHANGES: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
     "the chain's backward pass written out": _chain_by_autograd,
     "Adam's kernel called directly": _adam_as_torch_has_it,
 }
-"""What undoes each."""
+"""Functions that undo each change."""
 
 
 def measure(algorithm: str, size: str, rounds: int, chunk: int, warm_up: int) -> dict[str, list[float]]:
-    """Milliseconds per update, one number a round, with nothing undone ("") and with each change undone."""
+    """Return milliseconds per update, one value per round, with nothing undone ("") and with each change undone."""
     contexts = {"": nullcontext, **CHANGES}
     if not algorithm.startswith("sac-hpo"):
         del contexts["the chain's backward pass written out"]
@@ -124,7 +125,7 @@ def measure(algorithm: str, size: str, rounds: int, chunk: int, warm_up: int) ->
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures, prints a table and writes the JSON."""
+    """Measure, print a table and write the JSON."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.update_changes", description=__doc__.split("\n")[0]
     )
@@ -151,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """Times of an update without each change, over those with all, in Markdown."""
+    """Format times of an update without each change, relative to those with all, in Markdown."""
     lines = [f"| without | {' | '.join(found)} |", f"| --- |{' ---: |' * len(found)}"]
     for name in CHANGES:
         cells = [str(Ratio(**row["undone"][name])) if name in row["undone"] else "" for row in found.values()]

@@ -1,19 +1,19 @@
-"""What an update costs: by algorithm, input size, device and how it runs, beside its bare matrix products.
+"""Measure the cost of an update by algorithm, input size, device and mode, against its matrix products.
 
     python -m benchmarks.update_speed
-    python -m benchmarks.update_speed --compiled          # on a CPU, beside torch.compile
-    python -m benchmarks.update_speed --devices cuda      # on a GPU alone, which then does not idle in between
+    python -m benchmarks.update_speed --compiled          # on a CPU, with torch.compile too
+    python -m benchmarks.update_speed --devices cuda      # only on a GPU, which then does not idle in between
 
-Batches hold 256 transitions, everything else is the settings' defaults: equal critics, and a base policy of one
-hidden layer where SAC has two. The floor of an update is every matrix product that the algorithm needs, forward and
-backward, first layers and both chains' gradients included, by whichever of torch's libraries is fastest here,
-and nothing else. Updates and floors take turns in one process, a chunk of each per round, on one CPU thread;
-reported are medians, ratios of medians, and the 10th to 90th percentile of the ratios by round.
+Batches hold 256 transitions; everything else is the settings' defaults, with equal critics, and a base policy of one
+hidden layer where SAC has two. The floor of an update consists of only the matrix products that the algorithm needs,
+forward and backward, including first layers and both chains' gradients, by the fastest of torch's libraries on this
+machine. Updates and floors take turns in one process, one chunk each per round, on one CPU thread. The results are
+medians, ratios of medians, and the 10th to 90th percentile of the per-round ratios.
 
-A CPU is timed by the process's own time, so that others on the machine disturb little; a GPU by the clock, with
-updates drawn from a replay and made as a CUDA graph and kernel by kernel, beside a floor that is a graph too. There a
-chunk is what takes a quarter of a second, and the same again goes before it, since an idle GPU is a slow one; updates
-have their diagnostics, every hundredth time, as in a run.
+On a CPU the time is the process's CPU time, which other load affects little. On a GPU it is wall-clock time, with
+updates drawn from a replay, as a CUDA graph and kernel by kernel, against a floor that is also a graph. A chunk on a
+GPU takes a quarter of a second, after an unmeasured one of the same length, since an idle GPU runs slowly. Every
+hundredth update computes diagnostics, as in a run.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ if TYPE_CHECKING:
 
 BATCH_SIZE, REPLAY_ROWS = 256, 10_000
 WARM_UP = 200
-"""Updates before the first that counts: oneDNN's first meeting with a number of rows costs a millisecond."""
+"""Unmeasured first updates; oneDNN's first call for a number of rows costs a millisecond."""
 GPU_SECONDS = 0.25
-"""How long a chunk takes on a GPU."""
+"""Seconds of a chunk on a GPU."""
 SIZES = {"Hopper": (11, 3), "Humanoid": (376, 17)}
 """Dimensions of observations and actions."""
 
 AT_MOST_TIMES_SAC = {"sac-hpo, K = 2": 2.0, "sac-hpo, K = 3": 2.5}
 AT_MOST_TIMES_FLOOR = {"Humanoid": 2.0}
-"""What is aimed at on a CPU."""
+"""Targets on a CPU: largest ratio to the floor."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Contestant:
 
 
 def algorithms() -> dict[str, ActorCriticSettings]:
-    """The settings that are compared, the yardstick first."""
+    """Return the compared settings, the reference first."""
     from rllib_hpo.settings import SACHPOSettings, SACNFSettings, SACSettings
 
     hpo = {f"sac-hpo, K = {steps}": SACHPOSettings(leapfrog_steps=steps) for steps in (1, 2, 3)}
@@ -71,7 +71,7 @@ def algorithms() -> dict[str, ActorCriticSettings]:
 
 
 def contestants(devices: Iterable[str], *, compiled: bool = False) -> list[Contestant]:
-    """All that take turns: on every device the floor, eager updates and, on a GPU, graphs; perhaps compiled ones."""
+    """Return all contestants: per device the floor, eager updates and, on a GPU, graphs; optionally compiled ones."""
     modes = {"cpu": ["floor", "eager"], "cuda": ["floor", "eager", "graph"]}
     if compiled:
         modes["cpu"].append("compiled")
@@ -86,7 +86,7 @@ def contestants(devices: Iterable[str], *, compiled: bool = False) -> list[Conte
 
 @dataclass(frozen=True)
 class Product:
-    """(M, K) times (K, N), so many times in an update."""
+    """A product (M, K) times (K, N), and how often an update computes it."""
 
     m: int
     k: int
@@ -95,12 +95,12 @@ class Product:
 
     @property
     def operations(self) -> int:
-        """Multiplications and additions."""
+        """Number of multiplications and additions."""
         return 2 * self.m * self.k * self.n * self.times
 
 
 def needed_products(settings: ActorCriticSettings, obs_dim: int, action_dim: int) -> list[Product]:
-    """Every matrix product that one update needs, with B transitions; products of a layer's outputs with 1 count, too.
+    """Return every matrix product of one update with B transitions, including those of layers with one output.
 
     The next actions and the actions are one batch of 2B, of which B rows have gradients.
     """
@@ -121,7 +121,7 @@ def needed_products(settings: ActorCriticSettings, obs_dim: int, action_dim: int
 
 
 def _chain_products(settings: ActorCriticSettings, obs_dim: int, action_dim: int) -> list[Product]:
-    """Those of the leapfrog steps: the states' parts of first layers once, the rest at every force."""
+    """Return the products of the leapfrog steps: the states' parts of first layers once, the rest per force."""
     steps = getattr(settings, "leapfrog_steps", 0)
     if steps == 0:
         return []
@@ -151,7 +151,7 @@ def _forward(units: Sequence[int], rows: int, networks: int = 1) -> list[Product
 
 
 def _backward(units: Sequence[int], rows: int, networks: int = 1) -> list[Product]:
-    """Gradients of all weights, and of all layers' values but the inputs."""
+    """Return the products for gradients of all weights, and of all layers' values except the inputs."""
     of_weights = [Product(b, rows, a, networks) for a, b in itertools.pairwise(units)]
     return [*of_weights, *_to_inputs(units[1:], rows, networks)]
 
@@ -161,7 +161,7 @@ def _to_inputs(units: Sequence[int], rows: int, networks: int = 1) -> list[Produ
 
 
 def make_floor(products: Sequence[Product], device: str) -> Callable[[], None]:
-    """A function that multiplies matrices of these shapes, each with the library that is fastest for it here."""
+    """Make a function that multiplies matrices of these shapes, each with the fastest library for it."""
     import torch
 
     calls: list[tuple[Callable[[], Tensor], int]] = []
@@ -211,7 +211,7 @@ def _median_cpu_seconds(call: Callable[[], Any]) -> float:
 
 
 def make_updates(contestant: Contestant) -> Callable[[int], None]:
-    """A function that makes so many updates, or the products of so many."""
+    """Make a function that runs a given number of updates, or of their products."""
     import torch
 
     from rllib_hpo.algorithms.registry import make_method
@@ -260,7 +260,7 @@ def _repeat(function: Callable[[], None], times: int) -> None:
 def measure(
     entrants: Sequence[Contestant], rounds: int, chunk: int, warm_up: int = WARM_UP
 ) -> dict[Contestant, list[float]]:
-    """Milliseconds per update, one number a round: of the process on a CPU, of the clock on a GPU."""
+    """Return milliseconds per update, one value per round: CPU time on a CPU, wall-clock time on a GPU."""
     runs = {entrant: make_updates(entrant) for entrant in entrants}
     chunks = {}
     for entrant, run in runs.items():
@@ -274,7 +274,7 @@ def measure(
 
 
 def _chunk_for(seconds: float, run: Callable[[int], None], least: int) -> int:
-    """As many updates as take so long on a GPU."""
+    """Return the number of updates that fill a chunk on a GPU."""
     return max(least, round(seconds * 1e3 / _timed(run, least, "cuda")))
 
 
@@ -294,7 +294,7 @@ def _timed(run: Callable[[int], None], chunk: int, device: str) -> float:
 
 
 def summarise(times: dict[Contestant, list[float]]) -> list[dict[str, Any]]:
-    """Per contestant medians and ratios: to its floor, to SAC made in the same way, to the same made eagerly."""
+    """Return per contestant medians and ratios: to its floor, to SAC in the same mode, to itself run eagerly."""
     rows = []
     for entrant, rounds in times.items():
         if entrant.mode == "floor":
@@ -317,7 +317,7 @@ def summarise(times: dict[Contestant, list[float]]) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The summary in Markdown."""
+    """Format the summary in Markdown."""
     lines = [
         "| update | ms | updates/s | x floor | x SAC | x eager |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
@@ -335,7 +335,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def misses(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What is aimed at on a CPU and not reached."""
+    """Return the targets on a CPU that were missed."""
     found = []
     for row in rows:
         limits = {
@@ -358,7 +358,7 @@ def misses(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures, prints a table and writes the JSON."""
+    """Measure, print a table and write the JSON."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.update_speed", description=__doc__.split("\n")[0]
     )

@@ -1,7 +1,7 @@
-"""Maximum-entropy actor-critics whose policies are expressive samplers, and what they are compared with, on Ray RLlib.
+"""Train maximum-entropy actor-critics with expressive policies, and their baselines, on Ray RLlib.
 
-`SACHPOConfig`, `SACNFConfig`, `SACGaussianConfig`, `TD3Config` and so on are RLlib AlgorithmConfigs; `SACHPO`
-and so on the Algorithms to hand to Tune; `SACHPOTorchPolicy` and so on their policies on RLlib's old API stack.
+`SACHPOConfig`, `SACNFConfig`, `SACGaussianConfig`, `TD3Config` and so on are RLlib AlgorithmConfigs. `SACHPO` and so
+on are the Algorithms for Tune. `SACHPOTorchPolicy` and so on are their policies on RLlib's old API stack.
 Importing this package registers its tasks with gymnasium; ray is imported when one of these names is first used.
 """
 
@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "ActorCriticAlgorithm": "rllib_hpo.rllib.algorithm",
-    "ActorCriticConfig": "rllib_hpo.rllib.algorithms",  # which also imports what it builds
+    "ActorCriticConfig": "rllib_hpo.rllib.algorithms",  # it also imports the algorithms
     **{
         f"{name}{kind}": f"rllib_hpo.rllib.{module}"
         for name in ("SACGaussian", "SACNF", "SACHPO", "TD3", "DDPG", "MCMCPO", "LangevinPO", "SoftQ")
@@ -29,7 +29,7 @@ _LAZY = {
             ("TorchPolicy", "old_stack.policy"),
         )
     },
-    **{  # which the old API stack has no columns for
+    **{  # the old API stack has no columns for their data
         f"{name}{kind}": "rllib_hpo.rllib.algorithms"
         for name in ("SACLagrangian", "SACHPOLagrangian")
         for kind in ("", "Config")

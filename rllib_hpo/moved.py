@@ -1,4 +1,4 @@
-"""Modules and names that have moved: the old ones still import, and pickles that hold them still load."""
+"""Keep old names of moved modules and classes importable, so that pickles that hold them still load."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ MOVED = {
         "rllib.torch_policy": "rllib.old_stack.policy",
     }.items()
 }
-"""Old name of each module that has moved since 0.1.0, and the new one.
+"""New name of each module that has moved since 0.1.0, by its old name.
 
 Checkpoints name classes by module: never remove a line of `rllib` here, and add one with each module that moves.
 """
@@ -79,11 +79,11 @@ MOVED_NAMES = {
     "rllib_hpo.rllib.algorithm": "rllib_hpo.rllib.algorithms",
     "rllib_hpo.rllib.config": "rllib_hpo.rllib.algorithms",
 }
-"""Modules that have lost names but still exist, and where those names are."""
+"""Names that modules have lost, by module, and their new modules."""
 
 
 def moved_names(module: str) -> Callable[[str], Any]:
-    """The `__getattr__` of a module of `MOVED_NAMES`: finds the names that it has lost."""
+    """Return the `__getattr__` of a module in `MOVED_NAMES`, which finds its lost names."""
 
     def find(name: str) -> Any:
         if not name.startswith("_"):
@@ -95,21 +95,21 @@ def moved_names(module: str) -> Callable[[str], Any]:
 
 
 class MovedModules(MetaPathFinder, Loader):
-    """Imports a module that has moved under its old name, as the same module object."""
+    """Import a moved module under its old name, as the same module object."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """How to import `fullname`; None unless it has moved."""
+        """Return how to import `fullname`; None unless it has moved."""
         return importlib.util.spec_from_loader(fullname, self) if fullname in MOVED else None
 
     def exec_module(self, module: ModuleType) -> None:
-        """Puts the module of the new name in the place of `module`, which importlib has just made."""
+        """Replace `module`, which importlib has just made, by the module of the new name."""
         sys.modules[module.__name__] = importlib.import_module(MOVED[module.__name__])
 
 
 def install() -> None:
-    """Makes the old names importable in this process."""
+    """Make the old names importable in this process."""
     if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
-        # First, or the usual finder would find the modules of a moved package a second time.
+        # First, because the usual finder would load the modules of a moved package a second time.
         sys.meta_path.insert(0, MovedModules())

@@ -1,9 +1,9 @@
-"""Hyperparameters: one typed, validated model per algorithm, one name from the command line to the tensors.
+"""Define hyperparameters: one typed, validated model per algorithm.
 
-The same names are `rllib-hpo train --set NAME=VALUE`, keys of a YAML file, keyword arguments of
+A setting has one name in `rllib-hpo train --set NAME=VALUE`, keys of a YAML file, keyword arguments of
 `SACHPOConfig.training()`, attributes of the RLlib config and columns of `config_json` in the results.
-Defaults are Table I of Xu & Fekri, "Improving Actor-Critic Reinforcement Learning via Hamiltonian
-Monte Carlo Method" (arXiv 2103.12020); where a value depends on the task, Ant's.
+Defaults are those of Table I of Xu & Fekri, "Improving Actor-Critic Reinforcement Learning via Hamiltonian
+Monte Carlo Method" (arXiv 2103.12020), and Ant's where a value depends on the task.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ UnitInterval = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
 class Settings(BaseModel):
-    """What every algorithm has: discount, optimizer, replay, schedule, evaluation, processes."""
+    """Settings of every algorithm: discount, optimizer, replay, schedule, evaluation, processes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     sampler: ClassVar[str]
-    """What draws this algorithm's actions, as results name it; of an actor-critic here a registered sampler."""
+    """Name in results of what draws this algorithm's actions; for an actor-critic a registered sampler."""
     changeable: ClassVar[frozenset[str]] = frozenset(
         """
         gamma lr tau train_batch_size_per_learner
@@ -37,12 +37,12 @@ class Settings(BaseModel):
         diagnostics_interval num_torch_threads cuda_graph tf32 cost_limit cost_discounting
         """.split()
     )
-    """Settings that may differ where a checkpoint is loaded into another configuration, and hold from there on.
+    """Settings that may change when a checkpoint is loaded into another configuration.
 
-    All others are refused: shapes of what the checkpoint holds (`hidden_units`, the numbers of layers,
-    `replay_capacity`, ...), beginnings that are past (`initial_alpha`) and counts that reach back to step 0
-    (`warmup_steps`, `update_to_data`). A subclass adds those of its own that no network, optimizer or
-    buffer in the checkpoint is made of. `may_change` knows the exceptions.
+    A change of any other is rejected: shapes in the checkpoint (`hidden_units`, the numbers of layers,
+    `replay_capacity`, ...), values used only at step 0 (`initial_alpha`), and values that the step counters assume
+    (`warmup_steps`, `update_to_data`). Subclasses add their own settings on which no network, optimizer or buffer in
+    the checkpoint depends. `may_change` handles exceptions. From the load on, the new value applies.
     """
 
     gamma: Annotated[float, Field(ge=0, le=1, description="Discount factor.")] = 0.99
@@ -152,33 +152,33 @@ class Settings(BaseModel):
         return self
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
-        """Unpickles settings of any version: those that came later have their defaults."""
+        """Unpickle settings of any version; settings added later get their defaults."""
         complete = complete_settings(type(self), state["__dict__"])
         super().__setstate__({**state, "__dict__": complete})
 
     def may_change(self, name: str, saved: Any) -> bool:
-        """Whether the setting `name` may be `saved` in a checkpoint that is loaded into this configuration."""
+        """Return whether the setting `name` may differ from `saved`, its value in a checkpoint."""
         return name in self.changeable
 
     def largest_cost(self) -> float | None:
-        """The most that a step may cost, where learning depends on it; None for no such limit."""
+        """Return the largest cost of a step, if learning depends on it; None for no such limit."""
         return None
 
     def refuse_idle(self) -> None:
-        """Refuses settings that have no effect beside others.
+        """Reject settings that have no effect beside others.
 
-        Configurations that an earlier version saved are not asked: it accepted them.
+        Skip this for configurations that an earlier version saved, since it accepted them.
 
         Raises:
-            SettingsError: Naming the setting, and what gives it an effect.
+            SettingsError: If there is one; names it, and what gives it an effect.
         """
 
     def evaluation_sampler(self) -> str:
-        """Name of what acts in evaluations: what is trained, without noise."""
+        """Return the name of what acts in evaluations: by default the trained sampler, without noise."""
         return self.sampler
 
     def notices(self) -> list[str]:
-        """Sentences on settings that are valid and change nothing, for people to read before a run starts."""
+        """Return sentences on valid settings without effect, to show before a run starts."""
         return []
 
 
@@ -195,7 +195,7 @@ class NetworkSettings(Settings):
 
 
 class ActorCriticSettings(NetworkSettings):
-    """What every maximum-entropy actor-critic here shares; SAC, SAC-NF and SAC-HPO differ in their sampler."""
+    """Settings shared by maximum-entropy actor-critics; SAC, SAC-NF and SAC-HPO differ in their sampler."""
 
     changeable: ClassVar[frozenset[str]] = Settings.changeable | {
         "alpha",
@@ -222,12 +222,12 @@ class ActorCriticSettings(NetworkSettings):
     ] = "online"
 
     def may_change(self, name: str, saved: Any) -> bool:
-        """As `Settings.may_change`; a temperature that is learned has an optimizer, a fixed one has none."""
+        """Check as `Settings.may_change`; a learned temperature has an optimizer, a fixed one has none."""
         is_other_kind = name == "alpha" and "auto" in (self.alpha, saved)
         return super().may_change(name, saved) and not is_other_kind
 
     def refuse_idle(self) -> None:
-        """As `Settings.refuse_idle`: refuses settings of a tuned temperature where `alpha` is a number."""
+        """Check as `Settings.refuse_idle`; reject settings of a tuned temperature if `alpha` is a number."""
         if self.alpha == "auto":
             return
         for name in ("initial_alpha", "target_entropy"):
@@ -334,11 +334,11 @@ class SACHPOSettings(ActorCriticSettings):
         return self
 
     def may_change(self, name: str, saved: Any) -> bool:
-        """As `ActorCriticSettings.may_change`; a step size that is learned is in the checkpoint."""
+        """Check as `ActorCriticSettings.may_change`; a checkpoint holds a learned step size."""
         return super().may_change(name, saved) and not (name == "step_size" and self.learn_step_size)
 
     def notices(self) -> list[str]:
-        """Says where every factor of the tempering is 1: eq. (17) leads from the momentum's std to 1."""
+        """Warn if every factor of the tempering is 1; eq. (17) leads from the momentum's std to 1."""
         idle = {
             f"in {what}": self._why_untempered(sampler, name)
             for what, sampler, name in (
@@ -350,7 +350,7 @@ class SACHPOSettings(ActorCriticSettings):
         return [f"tempering=true changes nothing {' and '.join(found)}."] if self.tempering and found else []
 
     def _why_untempered(self, sampler: str, std_name: str) -> str:
-        """Why tempering would leave a chain as it is; empty if it would not."""
+        """Explain why tempering would not change a chain; empty if it would."""
         if sampler != "hamiltonian":
             return "the sampler there is the Gaussian"
         if self.leapfrog_steps == 0:
@@ -358,7 +358,7 @@ class SACHPOSettings(ActorCriticSettings):
         return f"{std_name} is 1, so every factor is 1" if getattr(self, std_name) == 1 else ""
 
     def evaluation_sampler(self) -> str:
-        """The sampler of the losses, which for the baselines of Table II may not be the one that explores."""
+        """Return the sampler of the losses, which for the baselines of Table II may differ from the exploring one."""
         return self.train_sampler
 
 
@@ -366,7 +366,7 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
 def without_numpy(value: Any) -> Any:
-    """Converts NumPy scalars and arrays, also inside a list or tuple, to Python's own numbers and lists."""
+    """Convert NumPy scalars and arrays, also inside a list or tuple, to Python numbers and lists."""
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
     if isinstance(value, (list, tuple)):
@@ -375,15 +375,15 @@ def without_numpy(value: Any) -> Any:
 
 
 def parse_settings(model: type[SettingsT], values: Mapping[str, Any], source: str = "") -> SettingsT:
-    """Validates `values` against `model`.
+    """Validate `values` against `model`.
 
     Args:
         model: The settings class of an algorithm.
-        values: Hyperparameters by name; missing ones take their defaults.
-        source: Where the values come from, to begin the message with (a file name).
+        values: Hyperparameters by name; missing ones get their defaults.
+        source: Source of the values, such as a file name, which begins the message.
 
     Raises:
-        SettingsError: Naming the key, the value, what is allowed and the nearest valid name.
+        SettingsError: If one is invalid; names the key, the value, what is allowed and the nearest valid name.
     """
     try:
         plain = {key: without_numpy(value) for key, value in values.items()}
@@ -394,14 +394,14 @@ def parse_settings(model: type[SettingsT], values: Mapping[str, Any], source: st
 
 
 def complete_settings(model: type[Settings], saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Fills hyperparameters that an earlier version stored with the defaults of those that came later.
+    """Complete hyperparameters that an earlier version stored, by the defaults of newer settings.
 
-    The default of a new setting is what earlier versions did. Every stored configuration goes through here:
-    pickled settings and configs, manifests of checkpoints, exported policies, and rows that are compared.
+    The default of a new setting is the behaviour of earlier versions. Every stored configuration passes through this
+    function: pickled settings and configs, manifests of checkpoints, exported policies, and rows that are compared.
 
     Args:
         model: The settings class of an algorithm.
-        saved: Hyperparameters by name, other values among them.
+        saved: Hyperparameters by name, possibly with other values among them.
 
     Returns:
         Every hyperparameter of `model`, and nothing else.
@@ -415,7 +415,7 @@ def complete_settings(model: type[Settings], saved: Mapping[str, Any]) -> dict[s
 def _describe(
     model: type[BaseModel], values: Mapping[str, Any], error: pydantic.ValidationError
 ) -> list[str]:
-    """What pydantic found, in a user's words: one phrase per key."""
+    """Describe pydantic's errors in a user's words: one phrase per key."""
     allowed: dict[str, list[str]] = {}
     phrases = []
     for details in error.errors():
@@ -432,11 +432,11 @@ def _describe(
 
 
 def _reason(details: Any, value: Any) -> str:
-    """What a value must be; of a mapping, which of its keys is wrong."""
+    """Describe what a value must be; for a mapping, which of its keys is wrong."""
     reason: str = details["msg"].removeprefix("Input should be ").removeprefix("a valid ")
     if details["type"].startswith("union_tag"):
         return "a mapping whose 'kind' is 'speed', 'torque' or 'info'"
-    path = details["loc"][2:]  # after the setting and the kind
+    path = details["loc"][2:]  # path after the setting and the kind
     if not isinstance(value, Mapping) or not path:
         return reason
     instead = {"missing": "given", "extra_forbidden": "left out, since there is no such key"}
@@ -451,10 +451,10 @@ def _unknown_key(model: type[BaseModel], key: str) -> str:
 
 
 def check_learners(num_learners: int, num_gpus_per_learner: float, settings: Settings) -> None:
-    """Refuses several learners that could not work together.
+    """Reject several learners that could not work together.
 
     Raises:
-        SettingsError: Naming key, value and what is allowed.
+        SettingsError: If they could not; names key, value and what is allowed.
     """
     if num_learners > settings.replay_capacity:
         raise SettingsError(
@@ -469,7 +469,7 @@ def check_learners(num_learners: int, num_gpus_per_learner: float, settings: Set
 
 
 def __getattr__(name: str) -> Any:
-    """Names of the registry, which were here in 0.1.0 and which other packages import from here."""
+    """Resolve names of the registry, which this module held in 0.1.0 and other packages import from it."""
     if name in ("register_algorithm", "find_settings"):
         return getattr(importlib.import_module("rllib_hpo.algorithms.registry"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,6 @@
 """Derive named, independent random streams from one run seed; checkpoints hold their states.
 
-Streams never share a generator, so switching one off (the momentum, say) leaves every other draw as it was.
+Streams never share a generator, so disabling one (such as the momentum) does not change any other draw.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ _logger = logging.getLogger(__name__)
 
 
 def seed_sequence(seed: int, *names: str | int) -> np.random.SeedSequence:
-    """Seed sequence of the stream `names` of the run `seed`, independent of all others."""
+    """Return the seed sequence of the stream `names` of the run `seed`, independent of all others."""
     key = [zlib.crc32(name.encode()) if isinstance(name, str) else name for name in names]
     return np.random.SeedSequence(entropy=seed, spawn_key=key)
 
 
 def derived_seed(seed: int, *names: str | int) -> int:
-    """A seed from 0 to 2**31 - 1, for libraries that take no seed sequence."""
+    """Return a seed from 0 to 2**31 - 1, for libraries that take no seed sequence."""
     return int(seed_sequence(seed, *names).generate_state(1)[0] >> 1)
 
 
 def torch_generator(seed: int, *names: str | int, device: str | torch.device = "cpu") -> torch.Generator:
-    """Torch generator of the stream `names` of the run `seed`."""
+    """Make the torch generator of the stream `names` of the run `seed`."""
     generator = torch.Generator(device=device)
     generator.manual_seed(int(seed_sequence(seed, *names).generate_state(1, np.uint64)[0]))
     return generator
 
 
 def numpy_generator(seed: int, *names: str | int) -> np.random.Generator:
-    """NumPy generator of the stream `names` of the run `seed`."""
+    """Make the NumPy generator of the stream `names` of the run `seed`."""
     return np.random.Generator(np.random.PCG64(seed_sequence(seed, *names)))
 
 
@@ -56,13 +56,13 @@ class Draw(NamedTuple):
 
 
 class TorchStreams:
-    """Torch generators by name, made on first use, all derived from one seed.
+    """Make torch generators by name, on first use, all derived from one seed.
 
     Args:
         seed: The run's seed.
-        owner: Words that tell this owner's streams from another's, e.g. ("runner", 3).
-        device: Where the generators draw.
-        on_host: Names of streams that draw on the CPU, wherever the others do.
+        owner: Words that distinguish this owner's streams from another's, e.g. ("runner", 3).
+        device: Device on which the generators draw.
+        on_host: Names of streams that always draw on the CPU.
     """
 
     def __init__(
@@ -83,14 +83,14 @@ class TorchStreams:
         return self._generators[name]
 
     def get_state(self) -> dict[str, Any]:
-        """The position of every stream used so far, as NumPy arrays."""
+        """Return the position of every stream used so far, as NumPy arrays."""
         return {name: generator.get_state().numpy().copy() for name, generator in self._generators.items()}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore the position of every stream in `state`; other streams start at their beginning.
 
-        So does a stream that drew on another kind of device, whose state means nothing here; it repeats nothing
-        that it drew before, here or there.
+        A stream saved on another kind of device gets a fresh sequence, since its state does not transfer. It repeats
+        none of its earlier draws, on either device.
         """
         self._generators.clear()
         foreign = [name for name, value in state.items() if not self._set_state(name, value)]
@@ -107,7 +107,7 @@ class TorchStreams:
         if len(state) == generator.get_state().numel():
             generator.set_state(torch.tensor(state))
             return True
-        position = zlib.crc32(state.tobytes())  # where it left off, as others join at a step
+        position = zlib.crc32(state.tobytes())  # where it stopped, as streams that join at a step
         names = (*self._owner, name, position)
         self._generators[name] = torch_generator(self._seed, *names, device=generator.device)
         return False
@@ -117,7 +117,7 @@ def draw_all(draws: Mapping[str, Draw], batch_size: int, streams: TorchStreams) 
     """Draw the random numbers of one update, each from the stream of its name, on that stream's device."""
     noise = {}
     for name, draw in draws.items():
-        generator = streams[name]  # torch refuses to draw anywhere but on the generator's device
+        generator = streams[name]  # torch draws only on the generator's own device
         noise[name] = torch.empty((draw.rows * batch_size, *draw.shape), device=generator.device)
         draw.fill(noise[name], generator)
     return noise

@@ -1,4 +1,4 @@
-"""Environments, for `--import`, that no algorithm here can handle, or that go bad after some steps."""
+"""Define environments, for `--import`, that no algorithm can handle, or that fail after some steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FINITE = Box(-1.0, 1.0, (2,), np.float32)
 
 
 class Still(gym.Env[Any, Any]):
-    """Observes zeros, episodes of 10 steps."""
+    """Observe zeros, in episodes of 10 steps."""
 
     def __init__(
         self, observation_space: Box = FINITE, action_space: Box = FINITE, bad: str = "", **_: Any
@@ -41,7 +41,7 @@ class Still(gym.Env[Any, Any]):
 
 
 LIMIT = 126
-"""Steps of all instances, those of evaluations and of the trial at the start included, before they go bad."""
+"""Steps of all instances before they fail, including those of evaluations and of the trial run at the start."""
 steps_taken: Counter[str] = Counter()
 
 SPACES = {

@@ -1,4 +1,4 @@
-"""The environment of every test, set before torch, Ray or Weights & Biases are imported."""
+"""Set the environment of every test before torch, Ray or Weights & Biases are imported."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ settings.load_profile("suite")
 
 @pytest.fixture(autouse=True, scope="module")
 def no_ray_left_behind() -> Iterator[None]:
-    """A file that leaves Ray running in this process is a fault of that file, not of the next one that meets it."""
+    """Fail the file that leaves Ray running in this process, instead of the next one."""
     yield
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
@@ -37,7 +37,7 @@ REAL_RUNS = "tests/cluster/"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Says what the tests that bring clusters up took; cluster/README.md has the figure of one day."""
+    """Report how long the tests that bring clusters up took; cluster/README.md has the figure of one day."""
     reports = [
         report
         for reports in terminalreporter.stats.values()
@@ -54,7 +54,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
-    """Says, as the very last, which tests of several machines were skipped, and why: that is easily overlooked."""
+    """Report last which tests of several machines were skipped, and why, since that is easily overlooked."""
     yield
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is None or hasattr(

@@ -1,4 +1,4 @@
-"""The files that a repository has beside its code: hooks, images, templates, the release workflow, the changelog."""
+"""Test the files that a repository has beside its code: hooks, images, templates, workflow, changelog."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_hooks_run_what_make_lint_runs() -> None:
 
 
 def instructions(path: Path) -> list[tuple[str, str]]:
-    """The instructions of a Dockerfile, as (keyword, rest); comments and line ends are resolved."""
+    """Return the instructions of a Dockerfile, as (keyword, rest); comments and line ends are resolved."""
     lines = [line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]
     joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
     return [
@@ -82,7 +82,7 @@ def test_image_keeps_the_rules_of_hadolint(path: Path) -> None:
 
 @pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.parent.name)
 def test_image_copies_what_the_context_has(path: Path) -> None:
-    """.dockerignore leaves everything out but what it names."""
+    """Test COPY against .dockerignore, which leaves everything out but what it names."""
     ignored, *named = (ROOT / ".dockerignore").read_text().split()
     assert ignored == "*"
     kept = {line.removeprefix("!") for line in named if line.startswith("!")}

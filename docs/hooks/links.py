@@ -1,4 +1,4 @@
-"""Links between the site's pages and the repository's files.
+"""Link the site's pages to the repository's files.
 
 A page is written so that its links work where the file is read in the repository. On the site a link to a module leads
 to its page in the reference, a link to a page outside `docs/` to the site's copy, and any other file is shown as it is.
@@ -40,17 +40,17 @@ _LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
 
 
 def included_pages() -> dict[str, str]:
-    """Text of the repository's own pages, by path on the site."""
+    """Return the text of the repository's own pages, by path on the site."""
     return {uri: (ROOT / path).read_text() for path, uri in INCLUDED.items()}
 
 
 def source(uri: str) -> str:
-    """Where a page of the site is in the repository, relative to its root."""
+    """Return where a page of the site is in the repository, relative to its root."""
     return {site: path for path, site in INCLUDED.items()}.get(uri, f"docs/{uri}")
 
 
 def repository_links(markdown: str, uri: str) -> Iterator[str]:
-    """Paths in the repository that a page links to and the site's pages do not have, relative to the root."""
+    """Return paths in the repository that a page links to and the site's pages do not have, relative to the root."""
     found: list[str] = []
 
     def note(path: str) -> str:
@@ -62,7 +62,7 @@ def repository_links(markdown: str, uri: str) -> Iterator[str]:
 
 
 def linked_files(pages: Mapping[str, str]) -> dict[str, str | Path]:
-    """What the site has to hold beside its pages, by path on the site: text of a page, or a file to copy.
+    """Return what the site has to hold beside its pages, by path on the site: text of a page, or a file to copy.
 
     Args:
         pages: Markdown by path on the site.
@@ -78,14 +78,14 @@ def linked_files(pages: Mapping[str, str]) -> dict[str, str | Path]:
 
 
 def rewrite(markdown: str, uri: str) -> str:
-    """The Markdown of the page at `uri` with links that lead to pages of the site."""
+    """Return the Markdown of the page at `uri` with links that lead to pages of the site."""
     return _each_link(
         markdown, uri, lambda path: posixpath.relpath(page_of(path), posixpath.dirname(uri) or ".")
     )
 
 
 def page_of(path: str) -> str:
-    """Path on the site of a file or folder of the repository.
+    """Return the path on the site of a file or folder of the repository.
 
     Raises:
         FileNotFoundError: If the repository has no such file.
@@ -108,7 +108,7 @@ def page_of(path: str) -> str:
 
 
 def _each_link(markdown: str, uri: str, change: Callable[[str], str]) -> str:
-    """Replaces the target of each link outside code by what `change` makes of its path in the repository.
+    """Replace the target of each link outside code by what `change` makes of its path in the repository.
 
     Links within `docs/` stay.
     """
@@ -128,7 +128,7 @@ def _each_link(markdown: str, uri: str, change: Callable[[str], str]) -> str:
 
 
 def _children(path: str) -> list[str]:
-    """Files of a folder that its page links to."""
+    """Return files of a folder that its page links to."""
     folder = ROOT / path
     if not folder.is_dir():
         return []
@@ -138,7 +138,7 @@ def _children(path: str) -> list[str]:
 
 
 def _shown(path: str) -> str | Path:
-    """A page with a file's text or a folder's files; the file itself where it is an image."""
+    """Return a page with a file's text or a folder's files; the file itself where it is an image."""
     file = ROOT / path
     if file.suffix in _IMAGES:
         return file

@@ -1,4 +1,4 @@
-"""The hook of `mkdocs.yml`: adds pages made from the code, and rewrites links to files of the repository."""
+"""The hook of `mkdocs.yml`: add pages made from the code, and rewrite links to files of the repository."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mkdocs.structure.pages import Page
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the reference, the repository's own pages and the files that pages link to."""
+    """Add the reference, the repository's own pages and the files that pages link to."""
     pages = {**reference.pages(), **links.included_pages()}
     for uri, text in pages.items():
         files.append(File.generated(config, uri, content=text))
@@ -26,5 +26,5 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Rewrites links that leave `docs/`."""
+    """Rewrite links that leave `docs/`."""
     return links.rewrite(markdown, page.file.src_uri)

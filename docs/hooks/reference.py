@@ -1,4 +1,4 @@
-"""The pages of the reference, made from the code: commands, settings, tasks, sweep files, result rows, modules."""
+"""Make the pages of the reference from the code: commands, settings, tasks, sweep files, result rows, modules."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NO_PAGE = ("rllib_hpo.moved", "rllib_hpo.cli", "rllib_hpo.rllib._private")
 
 
 def pages() -> dict[str, str]:
-    """Markdown by path on the site."""
+    """Return Markdown by path on the site."""
     return {
         "reference/cli.md": cli_page(),
         "reference/settings/index.md": settings_index(),
@@ -40,7 +40,7 @@ def pages() -> dict[str, str]:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table."""
+    """Write a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines) + "\n"
 
@@ -50,7 +50,7 @@ def _cell(value: object) -> str:
 
 
 def code(value: object) -> str:
-    """A value as inline code, as YAML writes it; nothing for nothing."""
+    """Write a value as inline code, as YAML writes it; nothing for nothing."""
     if value is None or isinstance(value, bool):
         value = {None: "null", True: "true", False: "false"}[value]
     return f"`{value}`" if str(value) else ""
@@ -60,7 +60,7 @@ def code(value: object) -> str:
 
 
 def commands() -> Iterator[tuple[str, Any]]:
-    """Each command with its full name, in the order of `rllib-hpo --help`."""
+    """Yield each command with its full name, in the order of `rllib-hpo --help`."""
 
     def walk(name: str, command: Any) -> Iterator[tuple[str, Any]]:
         if hasattr(command, "commands"):
@@ -73,7 +73,7 @@ def commands() -> Iterator[tuple[str, Any]]:
 
 
 def cli_page() -> str:
-    """Every command with its arguments and options."""
+    """List every command with its arguments and options."""
     parts = [
         "# Command line\n\nExit codes: 0, or 2 for a mistake that one sentence explains, 1 for an internal error.\n"
     ]
@@ -102,7 +102,7 @@ def _usage(argument: Any) -> str:
 
 
 def _takes(option: Any) -> str:
-    """The values of an option: what its annotation says, or its own name for them."""
+    """Say what an option takes: what its annotation says, or its own name for them."""
     annotation = option.type_descriptor.annotation
     if annotation is bool:
         return ""
@@ -128,7 +128,7 @@ def _default(option: Any) -> str:
 
 
 def settings_index() -> str:
-    """All algorithms with links, and the settings of a run that are no hyperparameters."""
+    """List all algorithms with links, and the settings of a run that are no hyperparameters."""
     algorithms = (
         (f"[`{name}`]({name}.md)", title(name), _first_sentence(find_settings(name))) for name in BUILT_IN
     )
@@ -142,7 +142,7 @@ def settings_index() -> str:
 
 
 def settings_page(algorithm: str) -> str:
-    """Every setting of one algorithm, those of its own first."""
+    """List every setting of one algorithm, those of its own first."""
     model = find_settings(algorithm)
     parts = [f"# Settings of `{algorithm}`\n\n{inspect.cleandoc(model.__doc__ or '')}\n"]
     left = set(model.model_fields)
@@ -156,7 +156,7 @@ def settings_page(algorithm: str) -> str:
 
 
 def model_table(model: type[BaseModel], names: Iterable[str] | None = None) -> str:
-    """Fields of a model, by default all: name, values, default, meaning."""
+    """List fields of a model, by default all: name, values, default, meaning."""
     schema = model.model_json_schema()
     documented = attribute_docstrings(model)
     properties, definitions = schema["properties"], schema.get("$defs", {})
@@ -170,7 +170,7 @@ def model_table(model: type[BaseModel], names: Iterable[str] | None = None) -> s
 
 
 def values(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
-    """The values that a JSON schema allows, in words."""
+    """Say in words what values a JSON schema allows."""
     if "anyOf" in schema or "oneOf" in schema:
         return " or ".join(values(part, definitions) for part in schema.get("anyOf") or schema["oneOf"])
     if "$ref" in schema:
@@ -191,7 +191,7 @@ def values(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
 
 
 def attribute_docstrings(model: type) -> dict[str, str]:
-    """The string below each attribute of a class."""
+    """Return the string below each attribute of a class."""
     body = ast.parse(inspect.getsource(model)).body[0]
     assert isinstance(body, ast.ClassDef)
     return {
@@ -212,7 +212,7 @@ def _first_sentence(documented: Any) -> str:
 
 
 def tasks_page() -> str:
-    """Registered tasks with the settings that they change."""
+    """List registered tasks with the settings that they change."""
     rows = []
     for task in all_tasks():
         cost = ", ".join(f"{key}: {value}" for key, value in task.constraint.items())
@@ -231,7 +231,7 @@ def tasks_page() -> str:
 
 
 def sweep_file_page() -> str:
-    """The format of a sweep file, and the files that come with the package."""
+    """Describe a sweep file, and list the files that come with the package."""
     parts = [f"# Sweep file\n\n{inspect.cleandoc(sweep_config.__doc__ or '')}\n"]
     for heading, model in (
         ("Keys", sweep_config.SweepFile),
@@ -252,7 +252,7 @@ def sweep_file_page() -> str:
 
 
 def results_page() -> str:
-    """The columns of a result row."""
+    """List the columns of a result row."""
     rows = []
     for field in SCHEMA:
         marks = ("yes" if mark else "" for mark in (field.nullable, field.name in VOLATILE_COLUMNS))
@@ -265,7 +265,7 @@ def results_page() -> str:
 
 
 def metrics_page() -> str:
-    """The gauges that Ray exports to Prometheus."""
+    """List the gauges that Ray exports to Prometheus."""
     tags = ", ".join(code(tag) for tag in TAGS)
     rows = ((code(f"ray_{name}"), text) for name, text in METRICS.items())
     return f"# Metrics for Prometheus\n\nEach gauge has the tags {tags}.\n\n" + table(
@@ -278,7 +278,7 @@ def metrics_page() -> str:
 
 @cache
 def modules() -> list[str]:
-    """Names of the modules that have a page, parents first."""
+    """Return names of the modules that have a page, parents first."""
     names = []
     for path in sorted((ROOT / "rllib_hpo").rglob("*.py")):
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
@@ -288,13 +288,13 @@ def modules() -> list[str]:
 
 
 def api_uri(module: str) -> str:
-    """Path on the site of a module's page; the page of a package is the index of its folder."""
+    """Return the path on the site of a module's page; the page of a package is the index of its folder."""
     path = module.replace(".", "/")
     return f"reference/api/{path}/index.md" if (ROOT / path).is_dir() else f"reference/api/{path}.md"
 
 
 def api_navigation() -> list[Any]:
-    """The modules as nested entries of the navigation."""
+    """Return the modules as nested entries of the navigation."""
 
     def entries(prefix: str) -> list[Any]:
         depth = prefix.count(".") + 1

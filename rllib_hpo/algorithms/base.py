@@ -1,4 +1,4 @@
-"""What an algorithm is: its networks, the random numbers of one update, and the update.
+"""Define the interface of an algorithm: its networks, the random numbers of one update, and the update.
 
 A `Method` holds settings and no state. Three rules make every method work with bulk updates, CUDA graphs, several
 learners, checkpoints, clones, both API stacks and exports, without code of its own:
@@ -31,7 +31,7 @@ from rllib_hpo.streams import Draw, TorchStreams
 Noise = dict[str, Tensor]
 Metrics = dict[str, Tensor]
 Memory = dict[str, Tensor]
-"""What acting remembers of B episodes, by name, each (B, ...)."""
+"""Tensors that acting carries from step to step, by name, each (B, ...) for B episodes."""
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 ModelT = TypeVar("ModelT", bound="Actor")
@@ -46,41 +46,41 @@ class Episode(NamedTuple):
     episode_return: float
     length: int
     seconds: float = 0.0
-    """From its reset to its end, by the clock."""
+    """Wall-clock seconds from its reset to its end."""
     cost: float = 0.0
-    """Sum of its costs, where the task or a column "cost" says what steps cost."""
+    """Sum of its costs, where the task or a column "cost" defines the cost of a step."""
     failed: bool = False
-    """Whether an error of the environment cut it; the environment was built anew."""
+    """Whether an error of the environment cut it short; the environment was then rebuilt."""
     cost_discounted: float = 0.0
-    """The same sum, the cost of step t times gamma^t."""
+    """Discounted sum of its costs: the cost of step t times gamma^t."""
     ended_at: int = 0
-    """Environment steps of the run when it ended; as a runner hands it on, steps of the rollout."""
+    """Environment steps of the run when it ended. In a runner's reply: steps of the rollout."""
     recorded: Mapping[str, tuple[float, ...]] = _NOTHING
-    """What acting remembered at its end, by name: where `Remembered.recorded` says so."""
+    """Last value of each memory tensor that sets `Remembered.recorded`, by name."""
     outcome: Mapping[str, float] | None = None
-    """How far it went and what it reached, where the environment says; see `rllib_hpo.tasks.outcomes`."""
+    """Distances covered and goals reached, where the environment reports them; see `rllib_hpo.tasks.outcomes`."""
 
 
 class Remembered(NamedTuple):
-    """One tensor that acting remembers of each episode."""
+    """One tensor that acting carries through an episode."""
 
     shape: tuple[int, ...]
     only_exploring: bool = False
-    """Whether noise-free actions do without it: evaluations and exported policies then have none."""
+    """Whether only exploration uses it; evaluations and exported policies then do not hold it."""
     recorded: bool = False
-    """Whether finished training episodes carry its last value, of one dimension at most (`Episode.recorded`)."""
+    """Whether finished training episodes carry its last value, of at most one dimension (`Episode.recorded`)."""
     drawn: bool = False
-    """Whether it is noise of evaluations: whoever acts draws it anew before each action, standard normal."""
+    """Whether it is standard normal noise of evaluations, which the caller of `act` redraws before each action."""
 
     def is_held(self, *, explores: bool) -> bool:
-        """Whether episodes of training (`explores`), or of evaluations, have it."""
+        """Whether training episodes (`explores`) or evaluation episodes hold it."""
         return not (self.drawn if explores else self.only_exploring)
 
 
 class Actor(nn.Module, ABC):
-    """What acting needs: runners, evaluations and exported policies hold it, and nothing else.
+    """Hold what acting needs, and nothing else: for runners, evaluations and exported policies.
 
-    A subclass is made with (obs_dim, action_dim, settings, seed).
+    Subclasses are constructed with (obs_dim, action_dim, settings, seed).
     """
 
     obs_dim: int
@@ -89,25 +89,25 @@ class Actor(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where its parameters are."""
+        """The device of its parameters."""
         return next(self.parameters()).device
 
     @property
     def acting(self) -> nn.Module:
-        """The networks that draw actions; those of the base policy are its submodule `policy`."""
+        """The networks that draw actions. The base policy's networks are its submodule `policy`."""
         return self
 
     @property
     def memory(self) -> Mapping[str, Remembered]:
-        """What `act` remembers of each episode; nothing by default."""
+        """The tensors that `act` carries through an episode, by name; none by default."""
         return {}
 
     def begin(self, obs: Tensor, *, explores: bool = True) -> Memory:
-        """The memory at the start of B episodes: zeros, unless a subclass knows better.
+        """Return the memory at the start of B episodes: zeros, unless a subclass overrides this.
 
         Args:
             obs: First observations, (B, S).
-            explores: Whether the episodes are of training.
+            explores: Whether these are training episodes.
         """
         return {
             name: torch.zeros((len(obs), *remembered.shape), device=obs.device)
@@ -117,24 +117,24 @@ class Actor(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, obs: Tensor, memory: Memory | None = None) -> Tensor:
-        """Noise-free actions (B, A) in [-1, 1] for obs (B, S).
+        """Return noise-free actions (B, A) in [-1, 1] for obs (B, S).
 
-        It is traced for export, so it must not branch on values. New values of `memory` are put into that dict;
-        without one, each observation is the first of its episode.
+        Export traces this method, so it must not branch on values. It writes new values into the dict `memory`; without
+        one, each observation is the first of its episode.
         """
 
     @abstractmethod
     def explore(self, obs: Tensor, streams: TorchStreams, memory: Memory) -> Tensor:
-        """Actions (B, A) in [-1, 1] with noise of `streams`; new values of `memory` are put into that dict."""
+        """Return actions (B, A) in [-1, 1] with noise of `streams`; write new values into the dict `memory`."""
 
     @torch.no_grad()
     def act(self, obs: Tensor, streams: TorchStreams | None = None, memory: Memory | None = None) -> Tensor:
-        """Actions (B, A) in [-1, 1] for obs (B, S).
+        """Return actions (B, A) in [-1, 1] for obs (B, S).
 
         Args:
-            obs: (B, S).
-            streams: Where the noise of exploration is drawn; None for noise-free actions.
-            memory: Of these episodes, from `begin`; new values are put into the dict. None for episodes that
+            obs: Observations, (B, S).
+            streams: Streams of the exploration noise; None for noise-free actions.
+            memory: Memory of these episodes, from `begin`; new values are written into the dict. None for episodes that
                 begin with `obs`.
         """
         if streams is None:
@@ -143,13 +143,13 @@ class Actor(nn.Module, ABC):
 
 
 class EvaluationNoise:
-    """Noise that an actor's evaluations draw, each episode from a stream of its own.
+    """Draw the noise that an actor's evaluations need, with one stream per episode.
 
-    Most actors draw none.
+    Most actors need none.
 
     Args:
-        actor: Whose memory names it.
-        seeds: Of the episodes.
+        actor: The actor; its `memory` names the tensors.
+        seeds: Seeds of the episodes.
     """
 
     def __init__(self, actor: Actor, seeds: Sequence[int]) -> None:
@@ -157,7 +157,7 @@ class EvaluationNoise:
         self._streams = [TorchStreams(seed, "evaluation") for seed in seeds] if self._shapes else []
 
     def draw(self, memory: Memory, which: Sequence[int]) -> None:
-        """Writes the noise of the next action of the episodes `which` into the memory of all."""
+        """Write the noise of the next action of the episodes `which` into the memory of all episodes."""
         for name, shape in self._shapes.items():
             for i in which:
                 drawn = torch.randn(shape, generator=self._streams[i][name])
@@ -173,107 +173,107 @@ class Method(ABC, Generic[SettingsT, ModelT]):
 
     actor_class: ClassVar[type[Actor]]
     model_class: ClassVar[type[Any]]
-    """A subclass of `actor_class`, made in the same way, with what only the learner needs."""
+    """Subclass of `actor_class` with the same constructor, plus what only the learner needs."""
     columns: ClassVar[tuple[Column, ...]] = ()
-    """What a transition holds beyond the usual five columns; environments report it in `info` by that name."""
+    """Columns of a transition beyond the usual five; environments report each in `info` under its name."""
 
     def __init__(self, settings: SettingsT) -> None:
         self.settings = settings
 
     def make_actor(self, obs_dim: int, action_dim: int, seed: int) -> Actor:
-        """What acts; its weights are those of `make_model` with the same seed."""
+        """Make the actor; its weights equal those of `make_model` with the same seed."""
         return self.actor_class(obs_dim, action_dim, self.settings, seed)
 
     def make_model(self, obs_dim: int, action_dim: int, seed: int) -> ModelT:
-        """All that is learned."""
+        """Make the model: the actor and everything else that is learned."""
         model: ModelT = self.model_class(obs_dim, action_dim, self.settings, seed)
         return model
 
     @abstractmethod
     def trained(self, model: ModelT) -> Mapping[str, Sequence[Tensor]]:
-        """Parameters by the name of the loss that drives them."""
+        """Return the parameters that each loss trains, by the name of the loss."""
 
     def learning_rate(self, loss: str) -> float:
-        """The learning rate of the parameters that a loss drives."""
+        """Return the learning rate of the parameters that a loss trains."""
         return self.settings.lr
 
     def make_optimizers(self, model: ModelT) -> dict[str, torch.optim.Optimizer]:
-        """One Adam for each loss."""
+        """Make one Adam optimizer per loss."""
         parts = self.trained(model)
         return {name: make_adam(list(parts[name]), self.learning_rate(name)) for name in parts}
 
     @abstractmethod
     def draws(self, model: ModelT) -> Mapping[str, Draw]:
-        """The random numbers of one update, each name with a stream of its own."""
+        """Declare the random numbers of one update; each name has its own stream."""
 
     def kind(self, update: int) -> str:
-        """The kind of update number `update` (from 1). Each kind is captured as a CUDA graph: have at most 4."""
+        """Return the kind of update number `update` (from 1). Each kind is one CUDA graph; have at most 4."""
         return "update"
 
     @abstractmethod
     def update(self, model: ModelT, batch: Batch, noise: Noise, steps: Steps, kind: str) -> Metrics:
-        """Makes one update.
+        """Make one update.
 
         Args:
-            model: Changed in place, by `steps`.
+            model: The model, changed in place by `steps`.
             batch: B transitions.
-            noise: As `draws` declares.
-            steps: What takes gradient steps and writes buffers.
-            kind: Of this update.
+            noise: Random numbers as `draws` declares them.
+            steps: Takes gradient steps and writes buffers.
+            kind: Kind of this update.
 
         Returns:
-            Scalars without gradient that describe it.
+            Scalar metrics without gradient.
 
         Raises:
             NonFiniteError: If a loss is not finite.
-            WorkerDiedError: If another replica is gone.
+            WorkerDiedError: If another replica has died.
         """
 
     def rows_added(self, model: ModelT, rows: npt.NDArray[np.float32]) -> None:
-        """Takes note of transitions (N, width) that arrive, in the order of learning, on every learner alike."""
+        """Process transitions (N, width) as they arrive. Every learner calls this, in the order of learning."""
 
     @property
     def watches_rows(self) -> bool:
-        """Whether `rows_added` does anything, so that rows must reach every learner."""
+        """Whether `rows_added` is overridden, so that rows must reach every learner."""
         return type(self).rows_added is not Method.rows_added
 
     def episodes_ended(self, model: ModelT, episodes: Sequence[Episode]) -> None:
-        """Takes note of training episodes that ended, in the order of learning, on every learner alike."""
+        """Process training episodes that ended. Every learner calls this, in the order of learning."""
 
     @property
     def watches_episodes(self) -> bool:
-        """Whether `episodes_ended` does anything."""
+        """Whether `episodes_ended` is overridden."""
         return type(self).episodes_ended is not Method.episodes_ended
 
     def diagnose(self, model: ModelT, batch: Batch, noise: Noise) -> Metrics:
-        """Scalars that are too costly for every update."""
+        """Return scalar diagnostics that cost too much for every update."""
         return {}
 
     def concerns(self, diagnostics: Mapping[str, float]) -> Mapping[str, str]:
-        """Sentences by name on diagnostics that deserve a warning; each name is warned of once."""
+        """Return warnings about diagnostics, by name; each name is reported once."""
         return {}
 
     def restored(self, model: ModelT) -> None:
-        """Makes settings hold again that loaded weights may have overwritten."""
+        """Reapply settings that loaded weights may have overwritten."""
 
     def networks(self, model: ModelT) -> list[str]:
-        """Names in the model's state dict of what a run may take over from another: all that submodules hold.
+        """Return the names in the model's state dict that a run may take over from another: those of submodules.
 
-        What a method counts or tunes is best a parameter or buffer of the model itself, and then begins anew.
+        Make a counter or a tuned value a direct parameter or buffer of the model; it then restarts.
         """
         return [name for name in model.state_dict() if "." in name]
 
     def check(self, actor: Actor) -> None:
-        """Refuses settings that cannot work with these networks.
+        """Reject settings that cannot work with these networks.
 
         Raises:
-            SettingsError: Naming the setting and what to set.
+            SettingsError: If a setting cannot work; it names the setting and a remedy.
         """
 
     def actor_parts(self, obs_dim: int, action_dim: int) -> list[Part]:
-        """The least memory that an actor takes."""
+        """Return lower bounds on the memory of an actor."""
         return []
 
     def learner_parts(self, obs_dim: int, action_dim: int) -> list[Part]:
-        """The least memory that a learner takes without its replay."""
+        """Return lower bounds on the memory of a learner without its replay."""
         return self.actor_parts(obs_dim, action_dim)

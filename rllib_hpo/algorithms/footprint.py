@@ -1,6 +1,6 @@
-"""The least memory that networks, batches and replay take, compared with what there is before any is taken.
+"""Compare lower bounds on the memory of networks, batches and replay with what the machine has.
 
-All numbers are lower bounds, so nothing that would fit is refused.
+All numbers are lower bounds, so nothing that would fit is rejected.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from rllib_hpo.errors import SettingsError
 from rllib_hpo.settings import NetworkSettings, Settings
 
 FLOAT = 4
-"""Bytes of a number."""
+"""Bytes of a float32 number."""
 COPIES_LEARNED, COPIES_WITH_TARGET = 4, 5
-"""Of what is learned: weights, gradients and Adam's two moments; and with its target."""
+"""Copies of a learned weight: itself, its gradient and Adam's two moments; and with a target network."""
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 class Part(NamedTuple):
-    """What something takes, and the setting that makes it so large."""
+    """A number of bytes, and the setting that dominates it."""
 
     num_bytes: int
     setting: str
@@ -37,7 +37,7 @@ def policy_and_critics(
     policy_outputs: int,
     num_critics: int = 2,
 ) -> Part:
-    """The weights of ReLU networks, so many times."""
+    """Return the size of the given numbers of copies of the policy's and the critics' weights."""
     hidden = settings.hidden_units
     critics = num_critics * mlp_weights(obs_dim + action_dim, hidden, settings.critic_layers, 1)
     policy = mlp_weights(obs_dim, hidden, settings.policy_layers, policy_outputs)
@@ -45,26 +45,26 @@ def policy_and_critics(
 
 
 def batch_part(settings: NetworkSettings, obs_dim: int, action_dim: int) -> Part:
-    """One batch with the hidden values of a critic."""
+    """Return the size of one batch with the hidden values of a critic."""
     numbers = row_width(obs_dim, action_dim) + settings.critic_layers * settings.hidden_units
     size = settings.train_batch_size_per_learner
     return Part(FLOAT * size * numbers, "train_batch_size_per_learner")
 
 
 def row_width(obs_dim: int, action_dim: int) -> int:
-    """Numbers in a transition: observation, action, reward, flag, next observation."""
+    """Return the numbers in a transition: observation, action, reward, flag, next observation."""
     return 2 * obs_dim + action_dim + 2
 
 
 def refuse_too_large(parts: list[Part], memory: int | None = None) -> None:
-    """Refuses what takes more than all memory of this machine.
+    """Reject parts that together exceed the memory of this machine.
 
     Args:
-        parts: What is to be held at a time.
-        memory: Bytes there are. Default: this machine's, or its container's.
+        parts: Parts that are held at the same time.
+        memory: Available bytes. Default: those of this machine or its container.
 
     Raises:
-        SettingsError: Naming the setting that takes most, and both amounts.
+        SettingsError: If they exceed it; it names the setting of the largest part, and both amounts.
     """
     memory = machine_memory() if memory is None else memory
     needed = sum(part.num_bytes for part in parts)
@@ -79,10 +79,10 @@ def refuse_too_large(parts: list[Part], memory: int | None = None) -> None:
 def refuse_replay(
     settings: Settings, obs_dim: int, action_dim: int, steps: int, memory: int | None = None
 ) -> None:
-    """Refuses a replay that `steps` environment steps would fill beyond all memory of this machine.
+    """Reject a replay that `steps` environment steps would fill beyond the memory of this machine.
 
     Raises:
-        SettingsError: Naming `replay_capacity`, and both amounts.
+        SettingsError: If it is too large; it names `replay_capacity` and both amounts.
     """
     memory = machine_memory() if memory is None else memory
     rows = min(settings.replay_capacity, steps)
@@ -97,21 +97,21 @@ def refuse_replay(
 
 @cache
 def machine_memory() -> int:
-    """Bytes of memory of this machine, or of the container that this process is in."""
+    """Return the bytes of memory of this machine, or of the container of this process."""
     amounts = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for file in map(Path, _CGROUP_LIMITS):
         try:
             amounts.append(int(file.read_text()))
-        except (OSError, ValueError):  # there is none, or it says "max"
+        except (OSError, ValueError):  # no such file, or it says "max"
             continue
     return min(amounts)
 
 
 def gigabytes(num_bytes: int) -> str:
-    """An amount in words; beyond any machine in powers of ten."""
+    """Format an amount of bytes for a message; beyond any machine's size in powers of ten."""
     return f"{num_bytes / 1e9:,.1f} GB" if num_bytes < 10**15 else f"1e{len(str(num_bytes)) - 10} GB"
 
 
 def mlp_weights(inputs: int, hidden: int, layers: int, outputs: int) -> int:
-    """Weights of a network, biases left out."""
+    """Count the weights of a network, without biases."""
     return inputs * hidden + (layers - 1) * hidden * hidden + hidden * outputs

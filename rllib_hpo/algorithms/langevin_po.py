@@ -1,13 +1,14 @@
-"""MCMC policy optimization of a deterministic policy: TD3 whose action takes a learned flow near the previous policy.
+"""Implement MCMC policy optimization with a Langevin flow: TD3 whose actions go through a learned flow.
 
-Johnson, "Markov Chain Monte Carlo Policy Optimization", 3.1 and 4. The policy's action goes through K coupling layers
-that follow the gradient of Q (eq. (8) and (9)); policy and layers maximise (eq. (10))
+Johnson, "Markov Chain Monte Carlo Policy Optimization", 3.1 and 4. K coupling layers move the policy's action
+along the gradient of Q and keep it near the previous policy's (eq. (8) and (9)). Policy and layers maximise
+(eq. (10))
 
     J = E[Q(s, a_K) - beta |a_K - a_t|]
 
 where a_t is the action of delayed copies of both, and beta is set by PID control that holds the mean distance at a
-target (4.1). As printed, a_t is the previous policy's action before the flow: `form: paper`, which drifts, since
-whatever the flow moves an action by is a distance that the policy then makes up for.
+target (4.1). With `form: paper`, as printed, a_t is the previous policy's action before the flow. That form drifts: the
+distance includes the flow's own displacement, which the policy then compensates.
 """
 
 from __future__ import annotations
@@ -95,11 +96,14 @@ class LangevinPOSettings(TD3Settings, MultiplierSettings):
 
     @override
     def notices(self) -> list[str]:
-        """Warns of the equations as printed."""
+        """Warn of the equations as printed."""
         return [*super().notices(), *([PAPER_FORM_NOTICE] if self.form == "paper" else [])]
 
     def distance_target(self, action_dim: int) -> float:
-        """What the PID control aims at: 'auto' is about how far a policy moves from its copy by itself."""
+        """Return the distance that the PID control aims at.
+
+        'auto' is about how far a policy moves from its copy without any control.
+        """
         target = self.target_distance
         return 0.05 * math.sqrt(action_dim / 2) if target == "auto" else target
 
@@ -112,13 +116,13 @@ _Part = Callable[[ForceParts], Tensor]
 
 
 class LangevinPOActor(DeterministicActor):
-    """The policy, the flow, what its force follows (the previous policy and the target critics), and the multiplier.
+    """Hold the policy, the flow, the previous policy and target critics that set its force, and the multiplier.
 
     Args:
         obs_dim: Observation dimension S.
         action_dim: Action dimension A.
         settings: The algorithm's hyperparameters.
-        seed: Of the initial weights.
+        seed: The seed of the initial weights.
 
     Raises:
         SettingsError: If the networks take more than all memory of this machine.
@@ -142,7 +146,7 @@ class LangevinPOActor(DeterministicActor):
         self.previous_policy = copy.deepcopy(self.policy).requires_grad_(False)
         stream = torch_generator(seed, "initial weights", "critics")
         sizes = settings.hidden_units, settings.critic_layers
-        # Those that a model holds already are equal: they come from the same stream.
+        # A model's own critics are equal: they come from the same stream.
         self.target_critics = Critics(
             obs_dim, action_dim, *sizes, stream, settings.num_critics
         ).requires_grad_(False)
@@ -154,7 +158,7 @@ class LangevinPOActor(DeterministicActor):
         return nn.ModuleDict({"policy": self.policy, "flow": self.flow})
 
     def target(self, obs: Tensor, beta: Tensor | None = None) -> FlowTarget:
-        """What flows at obs (B, S) follow; `beta` is by default the multiplier's."""
+        """Return the target of the flow at obs (B, S); `beta` defaults to the multiplier's."""
         critic = self.target_critics.condition(obs, num=1)
         with torch.no_grad():
             previous = self.previous_policy(obs)
@@ -163,7 +167,7 @@ class LangevinPOActor(DeterministicActor):
         return PreTanhTarget(critic, previous)
 
     def whole(self, parts: ForceParts) -> Tensor:
-        """The force: both parts, or that of Q alone without `proximity`."""
+        """Return the force: both parts, or without `proximity` that of Q alone."""
         return parts.value + parts.proximity if self.settings.proximity else parts.value
 
     def flowed(
@@ -174,14 +178,14 @@ class LangevinPOActor(DeterministicActor):
         target: FlowTarget,
         part: _Part | None = None,
     ) -> Tensor:
-        """x_K (B, A) of a policy and a flow, in coordinates of the target.
+        """Return x_K (B, A) of a policy and a flow, in the target's coordinates.
 
         Args:
-            policy: Where the flow starts.
-            flow: What follows.
+            policy: The policy, whose actions the flow starts from.
+            flow: The flow.
             obs: States, (B, S).
-            target: There.
-            part: What of the force moves the action; by default `whole`.
+            target: The flow's target at these states.
+            part: Selects the part of the force that moves the action; by default `whole`.
         """
         force = self.whole if part is None else part
         last: Tensor = flow(target.position(policy(obs)), obs, lambda position: force(target.parts(position)))
@@ -195,7 +199,7 @@ class LangevinPOActor(DeterministicActor):
 
 
 class LangevinPOModel(LangevinPOActor, TD3Model):
-    """The actor with its critics, the targets of all, and the previous flow."""
+    """Add the critics, the targets of all networks, and the previous flow to the actor."""
 
     def __init__(self, obs_dim: int, action_dim: int, settings: LangevinPOSettings, seed: int) -> None:
         refuse_too_large(_learner_parts(settings, obs_dim, action_dim))
@@ -210,14 +214,14 @@ class LangevinPOModel(LangevinPOActor, TD3Model):
 
     @torch.no_grad()
     def previous_action(self, obs: Tensor, target: FlowTarget) -> Tensor:
-        """What the distance is measured from, (B, A), in coordinates of actions."""
+        """Return the action (B, A) from which the distance is measured, in coordinates of actions."""
         if self.settings.form == "paper":
             return torch.tanh(self.previous_policy(obs))
         return target.action(self.flowed(self.previous_policy, self.previous_flow, obs, target))
 
 
 class LangevinPO(TD3[LangevinPOSettings, LangevinPOModel]):
-    """Updates as TD3; where the policy is due, policy and flow, previous ones, multiplier, and all targets."""
+    """Update the critics as TD3 does; with the policy, update flow, previous copies, multiplier and targets."""
 
     actor_class: ClassVar[type[Any]] = LangevinPOActor
     model_class: ClassVar[type[Any]] = LangevinPOModel
@@ -230,7 +234,7 @@ class LangevinPO(TD3[LangevinPOSettings, LangevinPOModel]):
 
     @override
     def improve(self, model: LangevinPOModel, obs: Tensor, steps: Steps) -> Metrics:
-        """Ascends eq. (10), then moves the previous policy and flow and the multiplier."""
+        """Ascend eq. (10), then update the previous policy, the previous flow and the multiplier."""
         scale = model.multiplier.next_scale(steps.mean(self.gradient_norm(model, obs)))
         beta = model.multiplier.beta(scale)
         loss, distance = self.loss(model, obs, beta)
@@ -248,17 +252,17 @@ class LangevinPO(TD3[LangevinPOSettings, LangevinPOModel]):
 
     @torch.no_grad()
     def gradient_norm(self, model: LangevinPOModel, obs: Tensor) -> Tensor:
-        """The mean norm of Q_1's gradient at the actions before the flow, a scalar."""
+        """Return the mean norm of Q_1's gradient at the actions before the flow, a scalar."""
         critic = model.target_critics.condition(obs, num=1)
         _, gradient = critic.minimum_and_gradient(torch.tanh(model.policy(obs)))
         return torch.linalg.vector_norm(gradient, dim=-1).mean()
 
     def loss(self, model: LangevinPOModel, obs: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-        """-E[Q_1(s, a_K) - beta |a_K - a_t|], eq. (10), and the mean distance, scalars."""
+        """Return the loss -E[Q_1(s, a_K) - beta |a_K - a_t|], eq. (10), and the mean distance, both scalars."""
         target = model.target(obs, beta)
         last = model.flowed(model.policy, model.flow, obs, target)
         action = target.action(last)
-        # As printed an action may be outside, where only the distance can bring it back.
+        # As printed, an action may lie outside the bounds, where only the distance can bring it back.
         measured = last if self.settings.form == "paper" else action
         distance = smooth_norm(measured - model.previous_action(obs, target)).mean()
         return beta * distance - model.critics.first(obs, action).mean(), distance
@@ -266,9 +270,9 @@ class LangevinPO(TD3[LangevinPOSettings, LangevinPOModel]):
     @override
     @torch.no_grad()
     def diagnose(self, model: LangevinPOModel, batch: Batch, noise: Noise) -> Metrics:
-        """Distance, multiplier, gain in Q_1, and how far flow, each part of its force, and its networks move an action.
+        """Return distance, multiplier, gain in Q_1, and how far the flow and each of its parts move an action.
 
-        Parts are told apart by flows under one of them: what its networks do without a force is subtracted.
+        A flow under one part of the force alone measures that part, minus what the networks do without a force.
         """
         obs, target = batch.obs, model.target(batch.obs)
 
@@ -305,12 +309,12 @@ def _mean_norm(vectors: Tensor) -> Tensor:
 
 
 def _actor_parts(settings: LangevinPOSettings, obs_dim: int, action_dim: int) -> list[Part]:
-    """The weights of the policy, the previous one, the target critics and the flow."""
+    """Return the sizes of the policy, the previous policy, the target critics and the flow."""
     return [_networks(settings, obs_dim, action_dim, 2, 1), _flow_part(settings, action_dim, 1)]
 
 
 def _learner_parts(settings: LangevinPOSettings, obs_dim: int, action_dim: int) -> list[Part]:
-    """All networks with their copies and optimizers, and a batch."""
+    """Return the sizes of all networks with their copies and optimizers, and of a batch."""
     copies = COPIES_WITH_TARGET + 1, COPIES_WITH_TARGET
     flow = _flow_part(settings, action_dim, COPIES_LEARNED + 2)
     return [
@@ -335,6 +339,6 @@ def _networks(
 
 
 def _flow_part(settings: LangevinPOSettings, action_dim: int, copies: int) -> Part:
-    """The weights of the layers' networks, those of the state left out."""
+    """Return the size of the layers' networks, without their weights of the state."""
     per_network = 2 * action_dim * settings.flow_units
     return Part(FLOAT * copies * settings.flow_layers * 3 * per_network, "flow_units")

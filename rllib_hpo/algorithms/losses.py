@@ -1,7 +1,7 @@
-"""The losses of a maximum-entropy actor-critic, one function per equation.
+"""Compute the losses of a maximum-entropy actor-critic, one function per equation.
 
 Soft actor-critic: Haarnoja et al. 2018, arXiv 1812.05905. Hamiltonian policy: Xu & Fekri, arXiv 2103.12020.
-All arguments are (B,) unless said otherwise; log_prob may be None where a sampler has no density.
+All arguments are (B,) unless noted; log_prob may be None if a sampler has no density.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ def bellman_target(
     alpha: Tensor | None,
     gamma: float,
 ) -> Tensor:
-    """r + gamma (1 - terminated) (min target Q(s', a') - alpha log pi(a'|s')), (B,); SAC eq. (3) in (2).
+    """Return r + gamma (1 - terminated) (min target Q(s', a') - alpha log pi(a'|s')), (B,); SAC eq. (3) in (2).
 
-    `terminated` is 1.0 at the end of an episode proper; a time limit is no end, and bootstraps.
+    `terminated` is 1.0 at a terminal state. A time limit is not terminal, so its target bootstraps.
     """
     if next_log_prob is None or alpha is None:
         value = next_q
@@ -31,12 +31,12 @@ def bellman_target(
 
 
 def critic_loss(q: Tensor, target: Tensor) -> Tensor:
-    """Sum over N critics of the mean squared Bellman error; q (N, B), target (B,) without gradient."""
+    """Return the mean squared Bellman error, summed over N critics; q (N, B), target (B,) without gradient."""
     return F.mse_loss(q, target.expand_as(q), reduction="sum") / len(target)
 
 
 def policy_loss(q: Tensor, log_prob: Tensor | None, penalty: Tensor | None, alpha: Tensor) -> Tensor:
-    """-E[min Q(s, a_K) - alpha log pi(a_0|s) - penalty]: arXiv 2103.12020 eq. (12), and SAC's eq. (7)."""
+    """Return -E[min Q(s, a_K) - alpha log pi(a_0|s) - penalty]: arXiv 2103.12020 eq. (12), and SAC's eq. (7)."""
     cost = -q if log_prob is None else alpha * log_prob - q
     if penalty is not None:
         cost = cost + penalty
@@ -44,5 +44,5 @@ def policy_loss(q: Tensor, log_prob: Tensor | None, penalty: Tensor | None, alph
 
 
 def temperature_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
-    """-E[alpha (log pi(a_0|s) + target entropy)], SAC's eq. (18); log_alpha is a scalar."""
+    """Return -E[alpha (log pi(a_0|s) + target entropy)], SAC's eq. (18); log_alpha is a scalar."""
     return -(log_alpha.exp() * (log_prob.detach() + target_entropy)).mean()

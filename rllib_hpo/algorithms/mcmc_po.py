@@ -1,13 +1,13 @@
-"""MCMC policy optimization: a Gaussian policy whose actions take Hamiltonian steps near the previous policy.
+"""Implement MCMC policy optimization: a Gaussian policy with Hamiltonian steps near the previous policy.
 
-Johnson, "Markov Chain Monte Carlo Policy Optimization", 3.2 and 4. Actions start at the policy's, a_0 ~ pi_theta(.|s)
-with momentum rho_0 ~ N(0, I), and take K leapfrog steps towards exp(Q / beta) pi_t N(0, I) (eq. (12) and (13)), where
-pi_t is a delayed copy of the policy. Policy and steps maximise (eq. (17))
+Johnson, "Markov Chain Monte Carlo Policy Optimization", 3.2 and 4. An action starts as the policy's draw, a_0 ~
+pi_theta(.|s), with momentum rho_0 ~ N(0, I), and takes K leapfrog steps towards exp(Q / beta) pi_t N(0, I) (eq. (12)
+and (13)), where pi_t is a delayed copy of the policy. Policy and steps maximise (eq. (17))
 
     J = E[Q(s, a_K) - beta D],   D = log pi_theta(a_0|s) N(rho_0) - log pi_t(a_K|s) N(rho_K).
 
 beta is set by PID control that holds the mean of D at a target (4.1). By default the chain moves in the previous
-policy's whitened coordinates; `form: paper` has the equations as printed, which diverge.
+policy's whitened coordinates; `form: paper` uses the equations as printed, which diverge.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class MCMCPOSettings(NetworkSettings, MultiplierSettings):
 
     @override
     def notices(self) -> list[str]:
-        """Names settings without effect, and warns of the equations as printed."""
+        """List settings without effect, and warn of the equations as printed."""
         unused = {
             "force_gate='none'": ("gate_layers", "gate_units") if self.force_gate == "none" else (),
             f"prior={self.prior!r}": ("prior_tau",) if self.prior == "snapshot" else ("prior_every",),
@@ -138,7 +138,7 @@ PAPER_FORM_NOTICE = (
 
 
 class Drawn(NamedTuple):
-    """Actions at B states, and where they came from."""
+    """Actions at B states, their distance, and the actions where the chains started."""
 
     action: Tensor
     """a_K, (B, A) in [-1, 1]."""
@@ -149,13 +149,13 @@ class Drawn(NamedTuple):
 
 
 class GaussianNetwork(nn.Module):
-    """Mean and bounded log standard deviation before the tanh, of states.
+    """Predict the mean and the bounded log standard deviation before the tanh.
 
     Args:
         obs_dim: Observation dimension S.
         action_dim: Action dimension A.
-        settings: Sizes and the least log standard deviation.
-        generator: Where the initial weights are drawn from.
+        settings: Network sizes and the least log standard deviation.
+        generator: Generator of the initial weights.
     """
 
     def __init__(
@@ -168,13 +168,13 @@ class GaussianNetwork(nn.Module):
         self._min_log_std = settings.min_log_std
 
     def forward(self, obs: Tensor) -> Gaussian:
-        """The Gaussian at obs (B, S)."""
+        """Return the Gaussian at obs (B, S)."""
         mean, log_std = self.network(obs).chunk(2, dim=-1)
         return Gaussian(mean, log_std.clamp(self._min_log_std, LOG_STD_MAX))
 
 
 class MCMCSampler(nn.Module):
-    """What is learned of how actions are drawn: the policy, the step size of each dimension, the gate.
+    """Hold the learned parts of sampling: the policy, the step size of each dimension, and the gate.
 
     Raises:
         SettingsError: If `step_size` is a list whose length is not the action dimension.
@@ -198,7 +198,7 @@ class MCMCSampler(nn.Module):
         return F.softplus(self.raw_step_size)
 
     def chain_parameters(self) -> list[nn.Parameter]:
-        """h: what the chain has beside the policy."""
+        """Return h: the parameters of the chain, without the policy's."""
         return [self.raw_step_size, *([] if self.gate is None else self.gate.parameters())]
 
     def evolve(
@@ -212,16 +212,16 @@ class MCMCSampler(nn.Module):
         *,
         final_kick: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """(x_K, rho_K) from (x_0, rho_0), each (B, A), by K leapfrog steps, eq. (13), (18) and (19).
+        """Evolve (x_0, rho_0) into (x_K, rho_K), each (B, A), by K leapfrog steps, eq. (13), (18) and (19).
 
         Args:
-            target: At the states.
+            target: The chain's target at these states.
             obs: States, (B, S).
             beta: Scalar.
             position: x_0.
             momentum: rho_0.
-            part: What of the force moves the chain.
-            final_kick: Whether rho_K is wanted, which costs one more evaluation of the force.
+            part: Selects the part of the force that moves the chain.
+            final_kick: Whether to compute rho_K, which costs one more evaluation of the force.
         """
 
         def force(position: Tensor) -> Tensor:
@@ -237,13 +237,13 @@ class MCMCSampler(nn.Module):
 
 
 class MCMCPOActor(Actor):
-    """The sampler, the previous policy and the target critics that its chain follows, and the multiplier.
+    """Hold the sampler, the previous policy and target critics that its chain follows, and the multiplier.
 
     Args:
         obs_dim: Observation dimension S.
         action_dim: Action dimension A.
         settings: The algorithm's hyperparameters.
-        seed: Of the initial weights.
+        seed: The seed of the initial weights.
 
     Raises:
         SettingsError: If the networks take more than all memory of this machine.
@@ -270,7 +270,7 @@ class MCMCPOActor(Actor):
         return self.sampler
 
     def target(self, obs: Tensor) -> ChainTarget:
-        """What chains at obs (B, S) move towards."""
+        """Return the target of chains at obs (B, S)."""
         critic: ActionValue = self.target_critics.condition(obs)
         with torch.no_grad():
             previous_policy: Gaussian = self.previous(obs)
@@ -278,13 +278,13 @@ class MCMCPOActor(Actor):
         return kind(critic, previous_policy)
 
     def draw(self, obs: Tensor, noise: Noise, beta: Tensor, target: ChainTarget | None = None) -> Drawn:
-        """Draws actions.
+        """Draw actions and their distance to the previous policy.
 
         Args:
             obs: States, (B, S).
             noise: Standard normals "base" and "momentum", each (B, A).
             beta: Scalar.
-            target: At the states, if it is at hand.
+            target: The chain's target at these states, if the caller already has it.
         """
         target = self.target(obs) if target is None else target
         base: Gaussian = self.sampler.policy(obs)
@@ -295,7 +295,7 @@ class MCMCPOActor(Actor):
         return Drawn(target.action(last), distance, target.action(position))
 
     def draw_actions(self, obs: Tensor, noise: Noise, beta: Tensor) -> Tensor:
-        """The actions (B, A) of `draw`, without their distance."""
+        """Return the actions (B, A) of `draw`, without computing their distance."""
         target, base = self.target(obs), self.sampler.policy(obs)
         position, momentum = target.position(base.draw(noise["base"])), noise["momentum"]
         last, _ = self.sampler.evolve(target, obs, beta, position, momentum, final_kick=False)
@@ -303,7 +303,7 @@ class MCMCPOActor(Actor):
 
     @override
     def forward(self, obs: Tensor, memory: Memory | None = None) -> Tensor:
-        """See `Actor.forward`: from the mean, with no momentum."""
+        """Return noise-free actions: start at the mean, with zero momentum. See `Actor.forward`."""
         nothing = torch.zeros((obs.shape[0], self.action_dim), device=obs.device, dtype=obs.dtype)
         return self.draw_actions(obs, {"base": nothing, "momentum": nothing}, self.multiplier.beta())
 
@@ -312,13 +312,13 @@ class MCMCPOActor(Actor):
         """See `Actor.explore`."""
         shape, noise = (len(obs), self.action_dim), {}
         for name in ("base", "momentum"):
-            generator = streams[name]  # torch refuses to draw anywhere but on the generator's device
+            generator = streams[name]  # torch draws only on the generator's own device
             noise[name] = torch.randn(shape, generator=generator, device=generator.device).to(obs.device)
         return self.draw_actions(obs, noise, self.multiplier.beta())
 
 
 class MCMCPOModel(MCMCPOActor):
-    """The actor, and its online critics, which start equal to the targets."""
+    """Add online critics, initially equal to the targets, to the actor."""
 
     def __init__(self, obs_dim: int, action_dim: int, settings: MCMCPOSettings, seed: int) -> None:
         refuse_too_large(_learner_parts(settings, obs_dim, action_dim))
@@ -327,7 +327,7 @@ class MCMCPOModel(MCMCPOActor):
 
 
 class MCMCPO(Method[MCMCPOSettings, MCMCPOModel]):
-    """Updates, in this order: critics; policy and chain; previous policy and multiplier; target critics."""
+    """Update critics; policy and chain; previous policy and multiplier; target critics, in this order."""
 
     actor_class = MCMCPOActor
     model_class = MCMCPOModel
@@ -341,7 +341,7 @@ class MCMCPO(Method[MCMCPOSettings, MCMCPOModel]):
 
     @override
     def draws(self, model: MCMCPOModel) -> Mapping[str, Draw]:
-        """For the next states first and then for the states."""
+        """Declare noise for the next states (first half) and the states (second half)."""
         return {name: Draw(2, (model.action_dim,)) for name in ("base", "momentum")}
 
     @override
@@ -366,14 +366,14 @@ class MCMCPO(Method[MCMCPOSettings, MCMCPOModel]):
 
     @torch.no_grad()
     def gradient_norm(self, model: MCMCPOModel, obs: Tensor, noise: Noise) -> Tensor:
-        """The mean norm of Q's gradient where the chains start, in their coordinates, a scalar."""
+        """Return the mean norm of Q's gradient at the chains' starts, in their coordinates, a scalar."""
         target, base = model.target(obs), model.sampler.policy(obs)
         gradient = target.gradient(target.position(base.draw(noise["base"])))
         return torch.linalg.vector_norm(gradient, dim=-1).mean()
 
     @torch.no_grad()
     def bellman_target(self, model: MCMCPOModel, batch: Batch, noise: Noise, beta: Tensor) -> Tensor:
-        """r + gamma min target Q(s', a_K), or with `value_kl` that of min target Q - beta D, (B,)."""
+        """Return r + gamma min target Q(s', a_K), or with `value_kl` r + gamma (min target Q - beta D), (B,)."""
         distance: Tensor | None = None
         if self.settings.value_kl:
             action, distance, _ = model.draw(batch.next_obs, noise, beta)
@@ -385,15 +385,15 @@ class MCMCPO(Method[MCMCPOSettings, MCMCPOModel]):
     def improve(
         self, model: MCMCPOModel, obs: Tensor, noise: Noise, steps: Steps, kind: str, scale: Tensor
     ) -> Metrics:
-        """Ascends eq. (17), then moves the previous policy and the multiplier.
+        """Ascend eq. (17), then update the previous policy and the multiplier.
 
         Args:
-            model: Changed in place, by `steps`.
+            model: The model, changed in place by `steps`.
             obs: States, (B, S).
-            noise: Of the draws there, each (B, A).
-            steps: What takes gradient steps and writes buffers.
-            kind: Of this update.
-            scale: S of the multiplier.
+            noise: Noise of the draws at these states, each (B, A).
+            steps: Takes gradient steps and writes buffers.
+            kind: Kind of this update.
+            scale: The multiplier's scale S.
         """
         beta, target = model.multiplier.beta(scale), model.target(obs)
         drawn = model.draw(obs, noise, beta, target)
@@ -411,16 +411,16 @@ class MCMCPO(Method[MCMCPOSettings, MCMCPOModel]):
         return {"policy_loss": loss.detach(), "prior_distance_mean": distance}
 
     def loss(self, model: MCMCPOModel, obs: Tensor, drawn: Drawn, beta: Tensor) -> Tensor:
-        """-E[min Q(s, a_K) - beta D], eq. (17), a scalar."""
+        """Return the loss -E[min Q(s, a_K) - beta D], eq. (17), a scalar."""
         return (beta * drawn.distance - model.critics.minimum(obs, drawn.action)).mean()
 
     @override
     @torch.no_grad()
     def diagnose(self, model: MCMCPOModel, batch: Batch, noise: Noise) -> Metrics:
-        """Distance, multiplier, step sizes, gain in Q, and how far each part of the force moves an action.
+        """Return distance, multiplier, step sizes, gain in Q, and how far each part of the force moves an action.
 
-        Parts are told apart by chains that only one of them moves: Q's gradient, the previous policy's density, and
-        both (drift), each with no momentum; noise is the distance between the ends with and without momentum.
+        Chains moved by one part alone measure that part: Q's gradient, the previous policy's density, and both (drift),
+        each with zero momentum. Noise is the distance between the ends with and without momentum.
         """
         obs, own_noise = batch.obs, _rows(noise, slice(len(batch.reward), None))
         beta, target = model.multiplier.beta(), model.target(batch.obs)
@@ -458,7 +458,7 @@ class MCMCPO(Method[MCMCPOSettings, MCMCPOModel]):
 
 
 def _step_sizes(settings: MCMCPOSettings, action_dim: int) -> list[float]:
-    """Where they start, one per action dimension."""
+    """Return the initial step sizes, one per action dimension."""
     step_size = settings.step_size
     if not isinstance(step_size, list):
         return [step_size] * action_dim
@@ -479,13 +479,13 @@ def _mean_norm(vectors: Tensor) -> Tensor:
 
 
 def _actor_parts(settings: MCMCPOSettings, obs_dim: int, action_dim: int) -> list[Part]:
-    """The weights of the policy, the previous one and the target critics."""
+    """Return the sizes of the policy, the previous policy and the target critics."""
     sizes = {"copies_of_policy": 2, "copies_of_critics": 1, "policy_outputs": 2 * action_dim}
     return [policy_and_critics(settings, obs_dim, action_dim, **sizes), _gate_part(settings)]
 
 
 def _learner_parts(settings: MCMCPOSettings, obs_dim: int, action_dim: int) -> list[Part]:
-    """All networks with their copies and optimizers, and a batch."""
+    """Return the sizes of all networks with their copies and optimizers, and of a batch."""
     networks = policy_and_critics(
         settings,
         obs_dim,
@@ -500,6 +500,6 @@ def _learner_parts(settings: MCMCPOSettings, obs_dim: int, action_dim: int) -> l
 
 
 def _gate_part(settings: MCMCPOSettings) -> Part:
-    """The hidden layers of the gate's networks."""
+    """Return the size of the hidden layers of the gate's networks."""
     units = settings.gate_units if settings.force_gate == "gated" else 0
     return Part(FLOAT * 2 * (settings.gate_layers - 1) * units * units + FLOAT * 2 * units, "gate_units")

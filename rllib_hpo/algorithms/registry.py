@@ -1,6 +1,6 @@
-"""Finds an algorithm by its name, its settings or its configuration; other packages add theirs here.
+"""Find an algorithm by its name, its settings or its configuration; other packages register theirs here.
 
-Built-in algorithms are named by strings, so that reading results imports no torch.
+Built-in algorithms are registered as strings, so that reading results does not import torch.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 class _Entry(NamedTuple):
     settings: str | type[Settings]
-    """The class, or "module:Class" of one that is imported when first asked for."""
+    """The settings class, or "module:Class" to import on first use."""
     title: str
-    """In figures and tables."""
+    """Name in figures and tables."""
 
 
 _ENTRIES: dict[str, _Entry] = {
@@ -52,7 +52,7 @@ _METHODS: dict[str, str | type[Method[Any, Any]]] = {
     ),
     "rllib_hpo.algorithms.soft_q:SoftQSettings": "rllib_hpo.algorithms.soft_q:SoftQ",
 }
-"""What learns with settings of a class, named by "module:Class", and with those of its subclasses."""
+"""Methods by the settings class ("module:Class") that they learn with; subclasses of it use the same method."""
 
 
 def register_algorithm(
@@ -62,14 +62,14 @@ def register_algorithm(
     *,
     title: str | None = None,
 ) -> None:
-    """Adds an algorithm, or replaces one of that name.
+    """Register an algorithm, or replace the one of that name.
 
     Args:
-        name: On the command line, in sweeps and in results.
-        settings: Its hyperparameters. A subclass of `ActorCriticSettings` that names another registered `sampler` makes
-            a soft actor-critic with that sampler.
-        method: What learns; by default what learns with the settings' base class.
-        title: In figures and tables; by default the name.
+        name: Name on the command line, in sweeps and in results.
+        settings: Class of its hyperparameters. A subclass of `ActorCriticSettings` that names another registered
+            `sampler` makes a soft actor-critic with that sampler.
+        method: The `Method` subclass; by default that of the settings' base class.
+        title: Name in figures and tables; by default `name`.
     """
     _ENTRIES[name] = _Entry(settings, title or name)
     if method is not None:
@@ -77,18 +77,18 @@ def register_algorithm(
 
 
 def algorithm_names() -> tuple[str, ...]:
-    """Names of the algorithms that are registered now; installed packages offer more (`find_settings`)."""
+    """Return the names of all registered algorithms; installed packages offer more (`find_settings`)."""
     return tuple(_ENTRIES)
 
 
 def find_settings(algorithm: str) -> type[Settings]:
-    """The settings class of a registered algorithm, or of one that an installed package offers.
+    """Return the settings class of a registered algorithm, or of one that an installed package offers.
 
     Packages offer algorithms with an entry point of the group "rllib_hpo.algorithms": a module that calls
     `register_algorithm`, and `register_sampler` where it adds one, when imported.
 
     Raises:
-        UnknownNameError: Naming the nearest algorithm.
+        UnknownNameError: If there is none; it names the nearest algorithm.
     """
     if algorithm not in _ENTRIES:
         for entry_point in importlib.metadata.entry_points(group="rllib_hpo.algorithms"):
@@ -100,7 +100,7 @@ def find_settings(algorithm: str) -> type[Settings]:
 
 
 def make_method(settings: Settings) -> Method[Any, Any]:
-    """What learns with these settings.
+    """Make the `Method` that learns with these settings.
 
     Raises:
         TypeError: If no method was registered for their class or a base of it.
@@ -113,18 +113,18 @@ def make_method(settings: Settings) -> Method[Any, Any]:
 
 
 def method_of_others(settings: type[Settings]) -> type[Method[Any, Any]] | None:
-    """The method that was registered from outside this package for just this class of settings."""
+    """Return the method that another package registered for exactly this class of settings, or None."""
     found = _METHODS.get(_path(settings))
     return None if isinstance(found, str) else found
 
 
 def title(algorithm: str) -> str:
-    """What figures and tables call an algorithm; its name where it is not registered here."""
+    """Return an algorithm's name in figures and tables; its own name where it is not registered."""
     return _ENTRIES[algorithm].title if algorithm in _ENTRIES else algorithm
 
 
 def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A row's whole configuration, completed as `complete_settings` does, if its algorithm is known here."""
+    """Complete a row's configuration as `complete_settings` does, if its algorithm is registered."""
     entry = _ENTRIES.get(str(config.get("algorithm")))
     return {**config, **(complete_settings(_loaded(entry.settings), config) if entry is not None else {})}
 

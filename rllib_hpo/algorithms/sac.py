@@ -1,4 +1,4 @@
-"""Soft actor-critic with any sampler: SAC, SAC-NF and SAC-HPO are this file with three samplers.
+"""Implement soft actor-critic with any sampler; SAC, SAC-NF and SAC-HPO differ only in theirs.
 
 Haarnoja et al. 2018, arXiv 1812.05905; Xu & Fekri, arXiv 2103.12020, Algorithm 1, lines 8 to 10.
 """
@@ -34,18 +34,18 @@ from rllib_hpo.settings import ActorCriticSettings
 from rllib_hpo.streams import Draw, TorchStreams, torch_generator
 
 _STATES_TO_CHECK = 7
-"""States that a sampler is tried on; another number than a dimension is likely to be."""
+"""States on which to try a sampler; the number is unlikely to equal a dimension."""
 
 
 class SamplerActor(Actor):
-    """A sampler, the target critics that its force follows, and the temperature.
+    """Hold a sampler, the target critics that its force follows, and the temperature.
 
     Args:
         obs_dim: Observation dimension S.
         action_dim: Action dimension A.
         settings: The algorithm's hyperparameters; they name the sampler.
-        seed: Of the initial weights. Critics and sampler have streams of their own, so two samplers
-            start from the same critics and, where they share it, the same policy.
+        seed: The seed of the initial weights. Critics and sampler have separate streams, so two samplers start from
+            the same critics and, if both have one, the same policy.
 
     Raises:
         SettingsError: If the networks take more than all memory of this machine.
@@ -72,7 +72,7 @@ class SamplerActor(Actor):
 
     @property
     def num_critics(self) -> int:
-        """N; a subclass may have an ensemble."""
+        """Number of critics N; a subclass may have an ensemble."""
         return 2
 
     @property
@@ -85,7 +85,7 @@ class SamplerActor(Actor):
         return torch.tensor(float(self.settings.initial_alpha if alpha == "auto" else alpha)).log()
 
     def fix_alpha(self) -> None:
-        """Sets a fixed temperature to that of the settings again, whatever weights were loaded."""
+        """Reset a fixed temperature to that of the settings, after weights were loaded."""
         if self.settings.alpha != "auto":
             self.log_alpha.data.copy_(self._initial_log_alpha())
 
@@ -96,12 +96,12 @@ class SamplerActor(Actor):
 
     @property
     def target_entropy(self) -> float:
-        """What 'alpha: auto' aims at, in nats."""
+        """The entropy that 'alpha: auto' aims at, in nats."""
         target = self.settings.target_entropy
         return -float(self.action_dim) if target == "auto" else float(target)
 
     def force_critic(self, obs: Tensor, target_critics: ConditionedCritic) -> ActionValue:
-        """What the sampler's force follows at obs (B, S): the target critics there, unless a subclass subtracts."""
+        """Return the value that the sampler's force follows at obs (B, S): by default the target critics."""
         return target_critics
 
     def sample(
@@ -113,7 +113,7 @@ class SamplerActor(Actor):
         critic: ConditionedCritic | None = None,
         detached_rows: int = 0,
     ) -> Sample:
-        """Draws actions for obs (B, S); `critic` are the target critics at obs, if they are at hand."""
+        """Draw actions for obs (B, S); pass `critic`, the target critics at obs, if they are already conditioned."""
         sample: Sample = self.sampler(
             obs,
             noise,
@@ -136,7 +136,7 @@ class SamplerActor(Actor):
 
 
 class SoftActorCriticModel(SamplerActor):
-    """An actor and its online critics, which start equal to the targets."""
+    """Add online critics, initially equal to the targets, to the actor."""
 
     def __init__(self, obs_dim: int, action_dim: int, settings: ActorCriticSettings, seed: int) -> None:
         refuse_too_large(_learner_parts(settings, obs_dim, action_dim))
@@ -149,10 +149,10 @@ SoftModelT = TypeVar("SoftModelT", bound=SoftActorCriticModel)
 
 
 class SoftActorCritic(Method[SoftSettingsT, SoftModelT]):
-    """Updates, in this order: critics; policy and the sampler's networks; temperature; target critics.
+    """Update critics; policy and the sampler's networks; temperature; target critics, in this order.
 
-    A method that only adds to this update overrides `learn`, `learn_critics` or `objective`; one with another order
-    writes its own `update` from `sample_both`, `critic_loss` and `policy_loss`.
+    To add to this update, override `learn`, `learn_critics` or `objective`. For another order, write an `update` from
+    `sample_both`, `critic_loss` and `policy_loss`.
     """
 
     actor_class: ClassVar[type[SamplerActor]] = SamplerActor
@@ -165,7 +165,7 @@ class SoftActorCritic(Method[SoftSettingsT, SoftModelT]):
 
     @override
     def draws(self, model: SoftModelT) -> Mapping[str, Draw]:
-        """Noise of the sampler, for the next states first and then for the states."""
+        """Declare the sampler's noise for the next states (first half) and the states (second half)."""
         return {name: Draw(2, shape) for name, shape in model.sampler.noise_shapes.items()}
 
     @override
@@ -181,7 +181,7 @@ class SoftActorCritic(Method[SoftSettingsT, SoftModelT]):
         target_critics: ConditionedCritic,
         steps: Steps,
     ) -> Metrics:
-        """Makes the update, given what `sample_both` returns."""
+        """Make the update from what `sample_both` returns."""
         alpha = model.alpha
         metrics = self.learn_critics(model, batch, next_sample, target_critics, alpha, steps)
 
@@ -207,7 +207,7 @@ class SoftActorCritic(Method[SoftSettingsT, SoftModelT]):
         alpha: Tensor,
         steps: Steps,
     ) -> Metrics:
-        """Takes the critics' step; those of other critics follow in a subclass."""
+        """Take the critics' gradient step. Subclasses add the steps of other critics."""
         loss, q = self.critic_loss(model, batch, next_sample, target_critics, alpha)
         steps.descend("critic", loss)
         return {"critic_loss": loss.detach(), "q_mean": q.detach().mean()}
@@ -215,9 +215,9 @@ class SoftActorCritic(Method[SoftSettingsT, SoftModelT]):
     def sample_both(
         self, model: SoftModelT, batch: Batch, noise: Noise
     ) -> tuple[Sample, Sample, ConditionedCritic]:
-        """Draws actions at the next states, for the target, and at the states, for the policy, in one batch of 2B.
+        """Draw actions at the next states, for the target, and the states, for the policy, in one batch of 2B.
 
-        Neither sees a parameter that this update changes before both are drawn, so one chain serves both.
+        Both are drawn before this update changes a parameter, so one chain can draw both.
 
         Returns:
             The samples at the next states and at the states, and the target critics at both, (2B, S).
@@ -236,7 +236,7 @@ class SoftActorCritic(Method[SoftSettingsT, SoftModelT]):
         target_critics: ConditionedCritic,
         alpha: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """The critics' loss, a scalar, and their values of the batch, (2, B)."""
+        """Return the critics' loss, a scalar, and their values on the batch, (2, B)."""
         with torch.no_grad():
             next_q = target_critics.rows(slice(0, len(batch.reward))).minimum(next_sample.action)
             target = bellman_target(
@@ -253,16 +253,16 @@ class SoftActorCritic(Method[SoftSettingsT, SoftModelT]):
         target_critics: ConditionedCritic,
         alpha: Tensor,
     ) -> Tensor:
-        """The policy's loss, a scalar."""
+        """Return the policy's loss, a scalar."""
         q = self.objective(model, batch, sample.action, target_critics)
         return policy_loss(q, sample.log_prob, sample.penalty, alpha)
 
     def objective(
         self, model: SoftModelT, batch: Batch, action: Tensor, target_critics: ConditionedCritic
     ) -> Tensor:
-        """What the policy maximises beside its entropy, (B,) of actions (B, A).
+        """Return what the policy maximises besides its entropy, (B,), for actions (B, A).
 
-        The smallest of the online critics after their step, or of the targets.
+        It is the minimum of the online critics after their step, or of the targets.
         """
         if self.settings.objective_critic == "online":
             return model.critics.minimum(batch.obs, action)
@@ -281,7 +281,7 @@ class SoftActorCritic(Method[SoftSettingsT, SoftModelT]):
     @override
     @torch.no_grad()
     def check(self, actor: Actor) -> None:
-        """Refuses a sampler that does not return what it must, or no density where 'alpha: auto' needs one."""
+        """Reject a sampler with invalid output, or without a density where 'alpha: auto' needs one."""
         assert isinstance(actor, SamplerActor)
         name, device = self.settings.sampler, actor.device
         streams = TorchStreams(0, "check of the sampler", device=device)
@@ -306,7 +306,7 @@ class SoftActorCritic(Method[SoftSettingsT, SoftModelT]):
 
 
 def _actor_parts(settings: ActorCriticSettings, obs_dim: int, action_dim: int) -> list[Part]:
-    """The weights of policy and target critics."""
+    """Return the sizes of the policy and the target critics."""
     networks = policy_and_critics(
         settings, obs_dim, action_dim, copies_of_policy=1, copies_of_critics=1, policy_outputs=2 * action_dim
     )
@@ -314,7 +314,7 @@ def _actor_parts(settings: ActorCriticSettings, obs_dim: int, action_dim: int) -
 
 
 def _learner_parts(settings: ActorCriticSettings, obs_dim: int, action_dim: int) -> list[Part]:
-    """All networks with their optimizers, and a batch."""
+    """Return the sizes of all networks with their optimizers, and of a batch."""
     networks = policy_and_critics(
         settings,
         obs_dim,
@@ -328,7 +328,7 @@ def _learner_parts(settings: ActorCriticSettings, obs_dim: int, action_dim: int)
 
 
 def _sampler_parts(settings: ActorCriticSettings, action_dim: int) -> list[Part]:
-    """What the samplers have beside the policy."""
+    """Return the sizes of the samplers' networks besides the policy."""
     gates = getattr(settings, "leapfrog_units", 0) if getattr(settings, "force_gate", "") == "gated" else 0
     return [
         Part(FLOAT * gates * 4 * action_dim, "leapfrog_units"),

@@ -1,6 +1,6 @@
-"""SAC and SAC-HPO under a limit on costs: a cost critic and a Lagrange multiplier, and for SAC-HPO a shield.
+"""Implement SAC and SAC-HPO under a cost limit: cost critics, a Lagrange multiplier and a shield.
 
-Xu & Fekri 2021, arXiv 2103.12020, IV-D and V-B. The policy maximises
+Xu & Fekri 2021, arXiv 2103.12020, IV-D and V-B. The shield is SAC-HPO's. The policy maximises
 
     E[min Q(s, a) - lambda Q_C(s, a) - alpha log pi(a|s)],
 
@@ -50,14 +50,14 @@ from rllib_hpo.streams import TorchStreams, torch_generator
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 LATEST_EPISODES = 10
-"""Finished episodes that J_C is the mean of."""
+"""Number of finished episodes over which J_C is averaged."""
 _MOVE = "update and multiplier"
 _DELAY = 10
-"""Moves of the multiplier that the derivative of "pid" looks back."""
+"""Multiplier updates that the derivative of "pid" looks back."""
 
 
 class ConstraintSettings(ActorCriticSettings):
-    """What SAC and SAC-HPO under a limit on costs have in common."""
+    """Settings shared by SAC and SAC-HPO under a cost limit."""
 
     changeable: ClassVar[frozenset[str]] = ActorCriticSettings.changeable | frozenset(
         """
@@ -130,7 +130,7 @@ class ConstraintSettings(ActorCriticSettings):
 
     @override
     def notices(self) -> list[str]:
-        """Says which gains have no effect."""
+        """List gains without effect."""
         names = "lagrange_kp lagrange_kd lagrange_smoothing" if self.lagrange == "integral" else ""
         return [*super().notices(), *_without_effect(self, names, "lagrange='integral'")]
 
@@ -142,22 +142,23 @@ class ConstraintSettings(ActorCriticSettings):
 
     @property
     def most_to_come(self) -> float | None:
-        """The largest discounted sum of costs that there can be, C_max / (1 - gamma); None for no bound."""
+        """The largest possible discounted sum of costs, C_max / (1 - gamma); None if unbounded."""
         largest = self.largest_cost()
         return None if largest is None or self.gamma == 1 else largest / (1 - self.gamma)
 
     @property
     def steps_that_count(self) -> float:
-        """What a constant cost of 1 adds up to in a full episode: discounted, without end, or undiscounted."""
+        """The sum of a constant cost of 1: discounted without end, or undiscounted over a full episode."""
         if self.cost_discounting == "undiscounted" or self.gamma == 1:
             return float(self.cost_horizon)
         return 1 / (1 - self.gamma)
 
     @property
     def discounted_limit(self) -> float:
-        """d_0 for a discounted sum; an undiscounted limit is spread evenly over a full episode of T steps.
+        """The limit d_0 for a discounted sum of costs.
 
-        It is then cost_limit (1 - gamma^T) / ((1 - gamma) T).
+        An undiscounted limit is spread evenly over a full episode of T steps: cost_limit (1 - gamma^T) / ((1 - gamma)
+        T).
         """
         limit = self.cost_limit or 0.0
         if self.cost_discounting == "discounted" or self.gamma == 1:
@@ -166,18 +167,18 @@ class ConstraintSettings(ActorCriticSettings):
         return limit * (1 - self.gamma**steps) / ((1 - self.gamma) * steps)
 
     def estimate(self, episode: Episode) -> float:
-        """J_C of an episode, in the terms of `cost_limit`."""
+        """Return J_C of an episode, in the units of `cost_limit`."""
         if self.lagrange_estimate == "mean":
             return self.steps_that_count * episode.cost / max(episode.length, 1)
         return episode.cost if self.cost_discounting == "undiscounted" else episode.cost_discounted
 
 
 class SACLagrangianSettings(SACSettings, ConstraintSettings):
-    """SAC that keeps an episode's costs within a limit, by a Lagrange multiplier (arXiv 2103.12020, V-B)."""
+    """SAC that keeps the cost of an episode within a limit, by a Lagrange multiplier (arXiv 2103.12020, V-B)."""
 
 
 class SACHPOLagrangianSettings(SACHPOSettings, ConstraintSettings):
-    """SAC-HPO under a limit on costs: a multiplier, and leapfrog steps under a test (arXiv 2103.12020, Algorithm 3)."""
+    """SAC-HPO under a cost limit: a multiplier, and leapfrog steps under a test (arXiv 2103.12020, Algorithm 3)."""
 
     changeable: ClassVar[frozenset[str]] = (
         SACHPOSettings.changeable
@@ -231,28 +232,29 @@ class SACHPOLagrangianSettings(SACHPOSettings, ConstraintSettings):
 
     @override
     def notices(self) -> list[str]:
-        """Says which of the shield's settings have no effect."""
+        """List settings of the shield without effect."""
         names = "shield_steps test_initial momentum_refresh fallback" if self.shield == "none" else ""
         return [*super().notices(), *_without_effect(self, names, "shield='none'")]
 
 
 def _without_effect(settings: ActorCriticSettings, names: str, because: str) -> list[str]:
-    """A sentence on each of these settings that was changed."""
+    """Return a sentence on each of these settings that was changed."""
     fields = type(settings).model_fields
     changed = [name for name in names.split() if getattr(settings, name) != fields[name].default]
     return [f"{name}={getattr(settings, name)!r} changes nothing with {because}." for name in changed]
 
 
 class ConstrainedActor(SamplerActor):
-    """A sampler whose force costs hold back, the multiplier and the target cost critics; perhaps with a shield.
+    """Hold a sampler whose force accounts for costs, the multiplier, the target cost critics and perhaps a shield.
 
-    It remembers the predicted cost of each episode and, with a shield, where it began and what passed.
+    Its memory holds the predicted cost of each episode and, with a shield, the first observation and the counts of the
+    test.
 
     Args:
         obs_dim: Observation dimension S.
         action_dim: Action dimension A.
         settings: The algorithm's hyperparameters.
-        seed: Of the initial weights; those that SAC has too are the same.
+        seed: The seed of the initial weights; those that SAC shares are equal.
     """
 
     settings: ConstraintSettings
@@ -270,7 +272,7 @@ class ConstrainedActor(SamplerActor):
 
     @property
     def has_shield(self) -> bool:
-        """Whether actions are tested."""
+        """Whether a shield tests actions."""
         return isinstance(self.settings, SACHPOLagrangianSettings) and self.settings.shield != "none"
 
     @property
@@ -296,11 +298,11 @@ class ConstrainedActor(SamplerActor):
 
     @override
     def force_critic(self, obs: Tensor, target_critics: ConditionedCritic) -> ActionValue:
-        """min Q - lambda Q_C of the targets."""
+        """Return min Q - lambda Q_C of the target critics."""
         return SubtractedCritic(target_critics, self.target_cost_critics.condition(obs), self.multiplier)
 
     def reference(self, obs: Tensor) -> Tensor:
-        """b(s), the noise-free actions (B, A) of the policy itself."""
+        """Return b(s), the policy's noise-free actions (B, A) without the shield."""
         return self.sample(obs, zero_noise(self.sampler, obs.shape[0], obs.device), "train").action
 
     @override
@@ -331,7 +333,7 @@ class ConstrainedActor(SamplerActor):
     def _shielded(
         self, obs: Tensor, first_obs: Tensor, noise: Noise, refreshed: Tensor, mode: Mode
     ) -> Shielded:
-        """Algorithm 3 in states (B, S) of episodes that began in `first_obs` (B, S)."""
+        """Run Algorithm 3 at states (B, S) of episodes that began at `first_obs` (B, S)."""
         sampler, settings = self.sampler, self.settings
         assert isinstance(sampler, HamiltonianSampler)
         assert isinstance(settings, SACHPOLagrangianSettings)
@@ -359,12 +361,12 @@ class ConstrainedActor(SamplerActor):
 
 
 class ConstrainedModel(ConstrainedActor, SoftActorCriticModel):
-    """Adds the online cost critics, the last finished episodes, and what the multiplier's rule remembers."""
+    """Add online cost critics, the last finished episodes, and the state of the multiplier's rule to the actor."""
 
     latest: Tensor
-    """(10, 6) of the last episodes, the newest last: J_C, discounted cost, predicted cost, and counts of the shield."""
+    """(10, 6), the last episodes, newest last: J_C, discounted cost, predicted cost, and counts of the shield."""
     num_latest: Tensor
-    """How many of those there are."""
+    """Number of valid rows in `latest`."""
     pid_integral: Tensor
     pid_error: Tensor
     pid_cost: Tensor
@@ -382,12 +384,12 @@ class ConstrainedModel(ConstrainedActor, SoftActorCriticModel):
 
     @property
     def mean_of_latest(self) -> Tensor:
-        """(6,) means over the last episodes; zeros before the first."""
+        """Return means (6,) over the last episodes; zeros before the first."""
         return self.latest.sum(0) / self.num_latest.clamp(min=1)
 
 
 class ConstrainedSoftActorCritic(SoftActorCritic[ConstraintSettings, ConstrainedModel]):
-    """Updates as SAC does, the cost critics after the critics, and from time to time the multiplier."""
+    """Update as SAC does, with the cost critics after the critics and the multiplier at intervals."""
 
     actor_class = ConstrainedActor
     model_class = ConstrainedModel
@@ -399,8 +401,10 @@ class ConstrainedSoftActorCritic(SoftActorCritic[ConstraintSettings, Constrained
 
     @override
     def kind(self, update: int) -> str:
-        """The multiplier moves at the update that the `lagrange_every`-th environment step calls for."""
-        between = self.settings.lagrange_every * self.settings.update_to_data or 1.0  # there are none at 0
+        """Return the kind; the multiplier changes at the update due at each `lagrange_every`-th environment step."""
+        between = (
+            self.settings.lagrange_every * self.settings.update_to_data or 1.0
+        )  # no update is due at step 0
         return _MOVE if update // between > (update - 1) // between else "update"
 
     @override
@@ -430,9 +434,10 @@ class ConstrainedSoftActorCritic(SoftActorCritic[ConstraintSettings, Constrained
 
     @torch.no_grad()
     def cost_target(self, model: ConstrainedModel, batch: Batch, next_action: Tensor) -> Tensor:
-        """c + gamma Q_C of what follows, (B,): that of the next action, within what is possible.
+        """Return c + gamma Q_C(s', a'), (B,), with Q_C clipped to its possible range.
 
-        The next action (B, A) is the sampler's, without a shield, so costs are not flattered.
+        At a terminal state `terminated_cost` replaces Q_C. The next action a' (B, A) is drawn without the shield, so
+        that costs are not underestimated.
         """
         settings = self.settings
         to_come = model.target_cost_critics.maximum(batch.next_obs, next_action)
@@ -444,7 +449,7 @@ class ConstrainedSoftActorCritic(SoftActorCritic[ConstraintSettings, Constrained
     def objective(
         self, model: ConstrainedModel, batch: Batch, action: Tensor, target_critics: ConditionedCritic
     ) -> Tensor:
-        """min Q - lambda Q_C, (B,)."""
+        """Return min Q - lambda Q_C, (B,)."""
         is_online = self.settings.objective_critic == "online"
         critics = model.cost_critics if is_online else model.target_cost_critics
         cost = critics.maximum(batch.obs, action)
@@ -464,9 +469,9 @@ class ConstrainedSoftActorCritic(SoftActorCritic[ConstraintSettings, Constrained
 
     @torch.no_grad()
     def move_multiplier(self, model: ConstrainedModel, steps: Steps) -> None:
-        """lambda <- [lambda + eta (J_C - d_0)], within [0, lagrange_max], or the PID rule's value.
+        """Set lambda <- lambda + eta (J_C - d_0), clipped to [0, lagrange_max], or to the PID rule's value.
 
-        Nothing moves before an episode has ended after the warm-up.
+        It does not change before an episode has ended after the warm-up.
         """
         settings, has_any = self.settings, model.num_latest > 0
         assert settings.cost_limit is not None
@@ -479,7 +484,10 @@ class ConstrainedSoftActorCritic(SoftActorCritic[ConstraintSettings, Constrained
         steps.assign(model.multiplier, torch.where(has_any, value, model.multiplier))
 
     def _move_pid(self, model: ConstrainedModel, steps: Steps, cost: Tensor, has_any: Tensor) -> Tensor:
-        """The multiplier by Stooke et al. 2020, arXiv 2007.03964, Algorithm 2, of J_C / d_0, a scalar."""
+        """Return the multiplier by PID control of J_C / d_0, a scalar.
+
+        Stooke et al. 2020, arXiv 2007.03964, Algorithm 2.
+        """
         settings, keep, past = self.settings, self.settings.lagrange_smoothing, model.pid_past_costs
         error = cost - 1
         integral = (model.pid_integral + settings.lagrange_lr * error).clamp(0.0, settings.lagrange_max)
@@ -498,7 +506,7 @@ class ConstrainedSoftActorCritic(SoftActorCritic[ConstraintSettings, Constrained
     @override
     @torch.no_grad()
     def episodes_ended(self, model: ConstrainedModel, episodes: Sequence[Episode]) -> None:
-        """Keeps the last episodes that ended after the warm-up, whose actions were not all the policy's."""
+        """Store the last episodes that ended after the warm-up, whose actions are random."""
         rows = [
             [
                 self.settings.estimate(episode),
@@ -517,7 +525,7 @@ class ConstrainedSoftActorCritic(SoftActorCritic[ConstraintSettings, Constrained
     @override
     @torch.no_grad()
     def diagnose(self, model: ConstrainedModel, batch: Batch, noise: Noise) -> Metrics:
-        """Adds multiplier, J_C, predicted and realised discounted cost of the last episodes, and what passed."""
+        """Add multiplier, J_C, predicted and realised discounted cost of the last episodes, and counts of the test."""
         cost, discounted, predicted, decisions, passed, taken = model.mean_of_latest
         found = {
             "lambda": model.multiplier.clone(),
@@ -539,7 +547,7 @@ class ConstrainedSoftActorCritic(SoftActorCritic[ConstraintSettings, Constrained
 
     @override
     def concerns(self, diagnostics: Mapping[str, float]) -> Mapping[str, str]:
-        """Warns of a shield that tells nothing apart."""
+        """Warn of a shield whose test does not discriminate."""
         accepted = diagnostics.get("shield_accept", 0.5)
         if 0.05 <= accepted <= 0.95:
             return {}
@@ -555,10 +563,10 @@ class ConstrainedSoftActorCritic(SoftActorCritic[ConstraintSettings, Constrained
 
     @override
     def check(self, actor: Actor) -> None:
-        """Refuses a task that says nothing of costs.
+        """Reject a task that does not report costs.
 
         Raises:
-            SettingsError: Naming what to set.
+            SettingsError: If no cost is defined; it names what to set.
         """
         if self.settings.cost is None:
             raise SettingsError(

@@ -1,7 +1,7 @@
-"""Soft Q-learning: a Q function whose policy is exp(Q / alpha), and a network that draws from it.
+"""Implement soft Q-learning: a Q function, and a network that samples from exp(Q / alpha).
 
 Haarnoja et al. 2017, arXiv 1702.08165, Algorithm 1. The authors' later code (github.com/haarnoja/softqlearning) differs
-from the paper's appendix; defaults are the code's, and `docs/soft-q-learning.md` has both sets.
+from the paper's appendix. Defaults are the code's; `docs/soft-q-learning.md` lists both sets.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ Annealing = TypedDict(
     "Annealing",
     {"from": PositiveFloat, "to": PositiveFloat, "steps": PositiveInt, "law": NotRequired[Literal["log"]]},
 )
-"""A number that goes from one value to another, linearly in its logarithm, in so many environment steps."""
+"""A number that changes from one value to another, linearly in its logarithm, over a number of environment steps."""
 Annealing.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[attr-defined]
 Shrinking = TypedDict(
     "Shrinking",
     {"from": PositiveInt, "to": PositiveInt, "steps": PositiveInt, "law": NotRequired[Literal["log"]]},
 )
-"""As `Annealing`, of a whole number."""
+"""As `Annealing`, for a whole number."""
 Shrinking.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[attr-defined]
 
 CANDIDATES = 16
-"""Actions of which `evaluation_action: best_of_particles` takes that of the largest Q."""
+"""Actions among which `evaluation_action: best_of_particles` chooses the one with the largest Q."""
 _LEAST_VOLUME = math.log(1e-3)
-"""Bounds the weight of an action in V, for each of its dimensions: where f is singular it would be infinite."""
+"""Bound on an action's weight in V, per action dimension; where f is singular the weight would be infinite."""
 
 
 class SoftQSettings(NetworkSettings):
@@ -174,12 +174,12 @@ class SoftQSettings(NetworkSettings):
 
     @override
     def evaluation_sampler(self) -> str:
-        """Says which action of the sampler was evaluated."""
+        """Name the sampler, and how the evaluated action was chosen."""
         return f"{self.sampler} ({self.evaluation_action})"
 
     @override
     def notices(self) -> list[str]:
-        """Names settings that have no effect beside others."""
+        """List settings without effect."""
         no_kernel = "kernel='none'" if self.kernel == "none" else ""
         is_process = self.exploration_process == "ou" and self.exploration_noise > 0
         why = {
@@ -196,26 +196,26 @@ class SoftQSettings(NetworkSettings):
         ]
 
     def updates_to_steps(self, num_updates: Tensor) -> Tensor:
-        """Environment steps at which so many updates have been made."""
+        """Return the environment steps at which this many updates have been made."""
         rate = self.update_to_data
         return self.warmup_steps + num_updates / rate if rate else num_updates + self.warmup_steps
 
 
 def annealed(schedule: Mapping[str, Any], env_steps: Tensor) -> Tensor:
-    """from (to / from)^(t / steps) at step t, and `to` from `steps` on; a scalar as `env_steps` is."""
+    """Return the value at step t: from * (to / from)^(t / steps), and `to` after `steps`; a scalar like `env_steps`."""
     progress = (env_steps / schedule["steps"]).clamp(0, 1)
     logarithm = math.log(schedule["from"]) + progress * math.log(schedule["to"] / schedule["from"])
     return logarithm.exp()
 
 
 class SoftQActor(Actor):
-    """The sampling network, the target critics, and how many updates have been made.
+    """Hold the sampling network, the target critics, and the number of updates made.
 
     Args:
         obs_dim: Observation dimension S.
         action_dim: Action dimension A.
         settings: The algorithm's hyperparameters.
-        seed: Of the initial weights and of the set of noise vectors.
+        seed: The seed of the initial weights and of the set of noise vectors.
 
     Raises:
         SettingsError: If the networks take more than all memory of this machine.
@@ -251,7 +251,7 @@ class SoftQActor(Actor):
     @property
     @override
     def memory(self) -> Mapping[str, Remembered]:
-        """The noise of an evaluation's action, and the state of the process that explores."""
+        """The noise of an evaluation's action, and the state of the exploration process."""
         settings, held = self.settings, {}
         if settings.evaluation_action != "zero_noise":
             number = (CANDIDATES,) if settings.evaluation_action == "best_of_particles" else ()
@@ -270,7 +270,7 @@ class SoftQActor(Actor):
 
     @property
     def noise_set_size(self) -> Tensor:
-        """Noise vectors in use, from 1; a float64 scalar."""
+        """Number of noise vectors in use, at least 1; a float64 scalar."""
         size = self.settings.noise_set
         if isinstance(size, dict):
             steps = self.settings.updates_to_steps(self.num_updates)
@@ -278,7 +278,7 @@ class SoftQActor(Actor):
         return self.num_updates.new_full((), len(self.noise_set))
 
     def latent(self, drawn: Tensor) -> Tensor:
-        """The network's noise (..., A): standard normals (..., A), or vectors of the set that they choose."""
+        """Return the network's noise (..., A): the standard normals (..., A), or vectors of the set that they index."""
         if self.settings.noise_set is None:
             return drawn
         quantile, size = (
@@ -289,12 +289,12 @@ class SoftQActor(Actor):
         return self.noise_set[index.long()]
 
     def actions(self, obs: Tensor, drawn: Tensor) -> Tensor:
-        """Actions (B, N, A) for obs (B, S) and standard normals (B, N, A)."""
+        """Return actions (B, N, A) for obs (B, S) and standard normals (B, N, A)."""
         return torch.tanh(self.sampler(obs, self.latent(drawn)))
 
     @override
     def forward(self, obs: Tensor, memory: Memory | None = None) -> Tensor:
-        """See `Actor.forward`; without drawn noise it is 0."""
+        """Return the action of the drawn noise, or of zero noise. See `Actor.forward`."""
         drawn = self.begin(obs, explores=False) if memory is None else memory
         if "latent" not in drawn:
             return self.actions(obs, obs.new_zeros(obs.shape[0], 1, self.action_dim)).squeeze(1)
@@ -319,7 +319,7 @@ class SoftQActor(Actor):
 
 
 class SoftQModel(SoftQActor):
-    """The actor and the online critics, which start equal to the targets."""
+    """Add online critics, initially equal to the targets, to the actor."""
 
     def __init__(self, obs_dim: int, action_dim: int, settings: SoftQSettings, seed: int) -> None:
         refuse_too_large(_learner_parts(settings, obs_dim, action_dim))
@@ -328,7 +328,7 @@ class SoftQModel(SoftQActor):
 
 
 class SoftQ(Method[SoftQSettings, SoftQModel]):
-    """Updates, in this order: critics; sampling network; at every `copy_every`-th update the target critics."""
+    """Update critics and sampling network, and copy the target critics at every `copy_every`-th update."""
 
     actor_class = SoftQActor
     model_class = SoftQModel
@@ -387,15 +387,17 @@ class SoftQ(Method[SoftQSettings, SoftQModel]):
 
     @torch.no_grad()
     def value(self, model: SoftQModel, obs: Tensor, noise: Noise, alpha: Tensor, proposal: str) -> Tensor:
-        """V(s) = alpha log E_q[exp(Q(s, a) / alpha) / q(a)], (B,): Haarnoja et al. 2017, eq. (10), target critics.
+        """Return V(s) = alpha log E_q[exp(Q(s, a) / alpha) / q(a)], (B,), of the target critics.
+
+        Haarnoja et al. 2017, eq. (10).
 
         Args:
-            model: Whose V.
-            obs: (B, S).
-            noise: As `draws` declares.
+            model: The model.
+            obs: States, (B, S).
+            noise: Random numbers as `draws` declares them.
             alpha: The temperature.
-            proposal: q: "uniform" on the box, of density 2^-A, or "sampler", the sampling network's at its own draws,
-                N(xi; 0, I) / |det(d a / d xi)|, as if f were invertible.
+            proposal: The distribution q: "uniform" on the box, with density 2^-A, or "sampler", the sampling network,
+                with density N(xi; 0, I) / |det(d a / d xi)| at its own draws, as if f were invertible.
         """
         if proposal == "uniform":
             action = 2 * noise["value"] - 1
@@ -411,20 +413,20 @@ class SoftQ(Method[SoftQSettings, SoftQModel]):
         return alpha * (torch.logsumexp(q / alpha - log_density, -1) - math.log(number))
 
     def policy_loss(self, model: SoftQModel, obs: Tensor, drawn: Tensor, alpha: Tensor) -> Tensor:
-        """A scalar whose gradient is minus SVGD's direction through the sampling network: eqs. (13) and (14).
+        """Return a scalar whose gradient is minus SVGD's direction through the sampling network, eqs. (13) and (14).
 
-        Summed over moved particles and action dimensions, and averaged over states.
+        It is summed over moved particles and action dimensions, and averaged over states.
 
         Args:
-            model: Whose sampling network, and whose online critics.
-            obs: (B, S).
+            model: The model; its sampling network and online critics are used.
+            obs: States, (B, S).
             drawn: Standard normals, (B, M + K, A).
             alpha: The temperature.
         """
         settings, latent = self.settings, model.latent(drawn)
         num_fixed = self._num_fixed
         moved = model.sampler(obs, latent[:, num_fixed:])
-        # Scores are those of the fixed particles, or without a kernel of the moved ones, which are all there are.
+        # Scores are those of the fixed particles; without a kernel there are only moved particles.
         with torch.no_grad():
             fixed = model.sampler(obs, latent[:, :num_fixed]) if num_fixed else moved
             scored = torch.tanh(fixed)
@@ -462,7 +464,7 @@ class SoftQ(Method[SoftQSettings, SoftQModel]):
 def _networks(settings: SoftQSettings, obs_dim: int, action_dim: int, policies: int, critics: int) -> Part:
     return policy_and_critics(
         settings,
-        obs_dim + action_dim,  # the sampling network's inputs; critics see no less than that
+        obs_dim + action_dim,  # inputs of the sampling network; critics have no fewer
         0,
         copies_of_policy=policies,
         copies_of_critics=critics,
@@ -472,12 +474,12 @@ def _networks(settings: SoftQSettings, obs_dim: int, action_dim: int, policies: 
 
 
 def _actor_parts(settings: SoftQSettings, obs_dim: int, action_dim: int) -> list[Part]:
-    """The weights of the sampling network and the target critics."""
+    """Return the sizes of the sampling network and the target critics."""
     return [_networks(settings, obs_dim, action_dim, policies=1, critics=1)]
 
 
 def _learner_parts(settings: SoftQSettings, obs_dim: int, action_dim: int) -> list[Part]:
-    """All networks with their optimizers, a batch, and its particles."""
+    """Return the sizes of all networks with their optimizers, of a batch, and of its particles."""
     batch = batch_part(settings, obs_dim, action_dim)
     of_each_state = FLOAT * settings.train_batch_size_per_learner * settings.hidden_units
     pairs = FLOAT * settings.train_batch_size_per_learner * settings.particles * settings.particles_updated

@@ -1,4 +1,4 @@
-"""TD3 and DDPG: a deterministic policy, explored with noise (Fujimoto et al. 2018, arXiv 1802.09477).
+"""Implement TD3 and DDPG: a deterministic policy, explored with noise (Fujimoto et al. 2018, arXiv 1802.09477).
 
 DDPG (Lillicrap et al. 2015, arXiv 1509.02971) is TD3 without its three additions: one critic, no delay, no noise at the
 target's actions.
@@ -75,16 +75,16 @@ class TD3Settings(NetworkSettings):
 
     @override
     def notices(self) -> list[str]:
-        """Says where a setting of the target's noise has no effect."""
+        """List settings of the target's noise without effect."""
         if self.target_noise == 0 and "target_noise_clip" in self.model_fields_set:
             return ["target_noise_clip changes nothing with target_noise=0."]
         return []
 
 
 class DDPGSettings(TD3Settings):
-    """Deep deterministic policy gradient, as the "OurDDPG" of TD3's authors: networks and optimizer as TD3's.
+    """Deep deterministic policy gradient, as "OurDDPG" of TD3's authors: with TD3's networks and optimizer.
 
-    `tune_configs/deterministic.yaml` has it as published, with noise of an Ornstein-Uhlenbeck process.
+    `tune_configs/deterministic.yaml` runs it as published, with noise of an Ornstein-Uhlenbeck process.
     """
 
     num_critics: Annotated[
@@ -100,13 +100,13 @@ class DDPGSettings(TD3Settings):
 
 
 class DeterministicActor(Actor):
-    """a = tanh(mu(s)), with noise where it explores.
+    """Act by a = tanh(mu(s)), with added noise in exploration.
 
     Args:
         obs_dim: Observation dimension S.
         action_dim: Action dimension A.
         settings: The algorithm's hyperparameters.
-        seed: Of the initial weights.
+        seed: The seed of the initial weights.
 
     Raises:
         SettingsError: If the networks take more than all memory of this machine.
@@ -124,7 +124,7 @@ class DeterministicActor(Actor):
     @property
     @override
     def memory(self) -> Mapping[str, Remembered]:
-        """The state of the noise process, where it has one."""
+        """The state of the Ornstein-Uhlenbeck process, if exploration uses one."""
         is_process = self.settings.exploration_process == "ou"
         return {"noise": Remembered((self.action_dim,), only_exploring=True)} if is_process else {}
 
@@ -141,7 +141,7 @@ class DeterministicActor(Actor):
 
 
 class TD3Model(DeterministicActor):
-    """The actor, the critics, and the targets of both."""
+    """Add the critics, and the targets of policy and critics, to the actor."""
 
     def __init__(self, obs_dim: int, action_dim: int, settings: TD3Settings, seed: int) -> None:
         refuse_too_large(_learner_parts(settings, obs_dim, action_dim))
@@ -154,7 +154,7 @@ class TD3Model(DeterministicActor):
         self.target_policy = copy.deepcopy(self.policy).requires_grad_(False)
 
     def target_action(self, obs: Tensor) -> Tensor:
-        """Actions (B, A) of the target policy, without noise, for obs (B, S)."""
+        """Return noise-free actions (B, A) of the target policy for obs (B, S)."""
         return torch.tanh(self.target_policy(obs))
 
 
@@ -163,9 +163,9 @@ DelayedModelT = TypeVar("DelayedModelT", bound=TD3Model)
 
 
 class TD3(Method[DelayedSettingsT, DelayedModelT]):
-    """Updates the critics each time; the policy and all targets at every `policy_delay`-th update.
+    """Update the critics each time, and the policy and all targets every `policy_delay` updates.
 
-    A method with another objective of the policy overrides `improve`.
+    Override `improve` for another objective of the policy.
     """
 
     actor_class: ClassVar[type[Any]] = DeterministicActor
@@ -203,14 +203,14 @@ class TD3(Method[DelayedSettingsT, DelayedModelT]):
         return metrics
 
     def improve(self, model: DelayedModelT, obs: Tensor, steps: Steps) -> Metrics:
-        """Ascends Q_1 at the policy's actions for obs (B, S)."""
+        """Ascend Q_1 at the policy's actions for obs (B, S)."""
         loss = -model.critics.first(obs, model(obs)).mean()
         steps.descend("policy", loss)
         return {"policy_loss": loss.detach()}
 
     @torch.no_grad()
     def target(self, model: DelayedModelT, batch: Batch, noise: Noise) -> Tensor:
-        """r + gamma min target Q(s', a') with a' the target policy's action under clipped noise, (B,)."""
+        """Return r + gamma (1 - terminated) min target Q(s', a'), (B,), where a' has clipped noise."""
         action = model.target_action(batch.next_obs)
         if "target" in noise:
             bound = self.settings.target_noise_clip
@@ -230,13 +230,13 @@ class TD3(Method[DelayedSettingsT, DelayedModelT]):
 
 
 def _actor_parts(settings: TD3Settings, obs_dim: int, action_dim: int) -> list[Part]:
-    """The weights of the policy."""
+    """Return the size of the policy."""
     sizes = {"copies_of_policy": 1, "copies_of_critics": 0, "policy_outputs": action_dim}
     return [policy_and_critics(settings, obs_dim, action_dim, **sizes)]
 
 
 def _learner_parts(settings: TD3Settings, obs_dim: int, action_dim: int) -> list[Part]:
-    """All networks with their targets and optimizers, and a batch."""
+    """Return the sizes of all networks with their targets and optimizers, and of a batch."""
     networks = policy_and_critics(
         settings,
         obs_dim,

@@ -1,9 +1,10 @@
-"""The command line: one command per verb. Failures a user can mend end in one sentence and exit code 2.
+"""Run the command line: one command per verb.
 
-Whatever else is raised is an internal error, exit code 1, with its traceback in a file.
+Errors that the user can fix end in one sentence and exit code 2. Any other error is internal: exit code 1, with its
+traceback in a file.
 
-This module lists the commands, in the order of `rllib-hpo --help`; each is a function of the module that its subject
-names. They import what they need when they are called, so that `--help` need not wait for Ray and torch.
+This module lists the commands, in the order of `rllib-hpo --help`; each is a function of the module named
+after its subject. Commands import what they need when they run, so that `--help` does not wait for Ray and torch.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ app.command()(policy_shape)
 app.command()(trajectories)
 app.command()(report)
 app.command(
-    # The options of `sweep` reach `submit` as they are.
+    # Pass the options of `sweep` to `submit` unparsed.
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     options_metavar="SWEEP.yaml [OPTIONS] [OPTIONS OF rllib-hpo sweep]",
 )(submit)
@@ -70,14 +71,14 @@ app.add_typer(cluster_app, name="cluster")
 
 
 def main() -> None:
-    """The entry point `rllib-hpo`."""
+    """Run `rllib-hpo`; this is its entry point."""
     make_streams_safe()
     logging.basicConfig(
         level=logging.WARNING,
         format="%(message)s",
         handlers=[RichHandler(console=errors, show_time=False, show_path=False)],
     )
-    # On a new machine it warns that it makes its cache of fonts.
+    # matplotlib warns on a new machine that it builds its font cache.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         app()

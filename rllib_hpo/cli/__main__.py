@@ -1,4 +1,4 @@
-"""`python -m rllib_hpo.cli`, as `rllib-hpo`."""
+"""Run `python -m rllib_hpo.cli` as `rllib-hpo`."""
 
 from rllib_hpo.cli import main
 

@@ -1,4 +1,4 @@
-"""What is wrong with cluster files, this machine or a cluster: `rllib-hpo cluster check` and `doctor`."""
+"""Find problems of cluster files, this machine or a cluster: `rllib-hpo cluster check` and `doctor`."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def check_cluster(
 
 
 def _plan_sweep(sweep_file: Path, changes: dict[str, Any], cluster: Path) -> str:
-    """How many trials of a sweep a cluster runs at a time.
+    """Describe how many trials of a sweep a cluster runs at a time.
 
     Raises:
-        SettingsError: If one of them never could.
+        SettingsError: If it could never run one of them.
     """
     from rllib_hpo.experiments.cluster.check.placement import read_machines
     from rllib_hpo.experiments.config.sweep_config import read_sweep

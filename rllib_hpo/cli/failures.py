@@ -1,4 +1,4 @@
-"""The last net: what nobody expected ends in one line too, with the traceback in a file."""
+"""Report unexpected errors in one line, with the traceback in a file."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _directory: list[Path] = []
 
 
 def keep_log_in(directory: Path) -> None:
-    """From now on the traceback of an internal error goes below the directory of this run or sweep."""
+    """Write tracebacks of internal errors into the directory of this run or sweep from now on."""
     _directory[:] = [directory]
 
 
 def report(error: Exception) -> int:
-    """Prints what ended the command, in one line; a traceback only where no file can hold it.
+    """Print the error that ended the command in one line, and the traceback only if no file can hold it.
 
     Returns:
-        The exit code: 2 where a file or the memory is what is wrong, else 1.
+        The exit code: 2 for an error of a file or of memory, else 1.
     """
     if isinstance(error, OSError) and error.filename is not None:
         errors.print(f"Error: {error.filename}: {reason(error)}.", style="red", soft_wrap=True)
@@ -44,13 +44,13 @@ def report(error: Exception) -> int:
 
 
 def _write(trace: str) -> Path | None:
-    """Appends a traceback to the first file that can be written; None where none can."""
+    """Append a traceback to the first writable file; return its path, or None without one."""
     time = datetime.now(UTC).isoformat(timespec="seconds")
     for directory in (*_directory, None):
         try:
             if directory is None:
                 directory = Path(tempfile.mkdtemp(prefix="rllib-hpo-"))
-            elif not directory.is_dir():  # a start that failed leaves none behind
+            elif not directory.is_dir():  # a start that failed leaves no directory
                 continue
             path = directory / LOG_FILE
             with path.open("a", encoding="utf-8", errors="backslashreplace") as file:

@@ -1,4 +1,4 @@
-"""Sweeps on a cluster: `rllib-hpo submit`, `status`, `fetch` and `stop`."""
+"""Run sweeps on a cluster: `rllib-hpo submit`, `status`, `fetch` and `stop`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rllib_hpo.cli.sweeps import sweep
 from rllib_hpo.errors import SettingsError
 
 DASHBOARD = "http://127.0.0.1:8265"
-"""Where `ray dashboard CLUSTER.yaml` or an ssh tunnel puts the dashboard of a cluster."""
+"""Address of a cluster's dashboard through `ray dashboard CLUSTER.yaml` or an ssh tunnel."""
 
 Address = Annotated[
     str,
@@ -74,14 +74,14 @@ def submit(
 
 
 def sweep_request(words: list[str], pip: bool) -> Any:
-    """A sweep to send, validated here first.
+    """Validate a sweep on this machine, and make the request to submit.
 
     Args:
         words: Arguments and options of `rllib-hpo sweep`.
-        pip: Whether to send this package too.
+        pip: Whether to send this package along.
 
     Raises:
-        UserError: If there is anything in it that could not run there.
+        UserError: If part of it could not run on the cluster.
     """
     from rllib_hpo.experiments.config.sweep_config import read_sweep
     from rllib_hpo.experiments.jobs import request as job_request
@@ -92,7 +92,7 @@ def sweep_request(words: list[str], pip: bool) -> Any:
         "out",
         "storage",
         "resume",
-    } & given.keys():  # places of the cluster, whose home is another one
+    } & given.keys():  # paths on the cluster, whose home directory differs
         given[name] = _literal(words, f"--{name}")
     file, resume, imports = given.pop("file", None), given.get("resume"), given.get("imports") or ()
     storage, out = given.get("storage"), given.pop("out", None)
@@ -129,14 +129,14 @@ def sweep_request(words: list[str], pip: bool) -> Any:
 
 
 def _sweep_command() -> Any:
-    """What parses the command line of `rllib-hpo sweep`."""
+    """Return the parser of the command line of `rllib-hpo sweep`."""
     alone = typer.Typer(add_completion=False)
     alone.command()(sweep)
     return typer.main.get_command(alone)
 
 
 def _given(command: Any, words: list[str]) -> dict[str, Any]:
-    """Values of a command's parameters that stand in `words`, by the parameters' names; defaults are left out."""
+    """Return the parameters given in `words`, by name, without defaults."""
     parsed = command.make_context("rllib-hpo submit", list(words))
     return {
         option.name: parsed.params[option.name]
@@ -146,14 +146,14 @@ def _given(command: Any, words: list[str]) -> dict[str, Any]:
 
 
 def _literal(words: list[str], option: str) -> str:
-    """An option's value as it was written, the last if it stands there several times."""
+    """Return an option's value as written; the last one if it is repeated."""
     values = [word for before, word in itertools.pairwise(words) if before == option]
     joined = [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]
     return [*values, *joined][-1]
 
 
 def _as_words(command: Any, given: dict[str, Any]) -> list[str]:
-    """Options as words of a command line again."""
+    """Format options as words of a command line."""
     words: list[str] = []
     for option in command.params:
         value = given.get(option.name)

@@ -1,4 +1,4 @@
-"""What there is to choose from: `rllib-hpo tasks` and `settings`."""
+"""List the available choices: `rllib-hpo tasks` and `settings`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def tasks(imports: Imports = None) -> None:
 
 
 def _cost(cost: Any) -> str:
-    """A task's cost as a setting is written."""
+    """Format a task's cost as the setting is written."""
     return ", ".join(f"{name}: {value}" for name, value in cost.items())
 
 

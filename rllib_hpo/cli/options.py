@@ -1,4 +1,4 @@
-"""Options that several commands take, and how their values are read."""
+"""Define options that several commands share, and parse their values."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rllib_hpo.errors import SettingsError
 from rllib_hpo.results.paths import absolute
 
 ALGORITHMS = ", ".join(BUILT_IN)
-"""The built-in algorithms, for help texts."""
+"""Names of the built-in algorithms, for help texts."""
 path_option = partial(typer.Option, parser=absolute, metavar="PATH")
-"""An option that is a path: `~` is expanded, and a relative one is made absolute before anything else happens."""
+"""Option for a path: expands `~`, and makes a relative path absolute before any other processing."""
 path_argument = partial(typer.Argument, parser=absolute)
-"""An argument that is a path; as `path_option`."""
+"""Argument for a path, processed as in `path_option`."""
 
 Imports = Annotated[
     list[str] | None,
@@ -51,13 +51,13 @@ _SETTINGS = {
 
 
 def trial_settings(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of every trial, by their names, that were given as options of `rllib-hpo sweep`."""
+    """Return the settings of every trial that were given as options of `rllib-hpo sweep`, by name."""
     given = {setting: options.get(option) for option, setting in _SETTINGS.items()}
     return {setting: value for setting, value in given.items() if value is not None}
 
 
 def import_all(modules: list[str] | None) -> None:
-    """Imports the modules of --import, which may lie in the working directory.
+    """Import the modules of --import, which may be in the working directory.
 
     Raises:
         UserError: If one of them cannot be imported.
@@ -72,7 +72,7 @@ def pairs(texts: Iterable[str]) -> dict[str, str]:
     """Parse `KEY=VALUE,...` of each --only into one mapping.
 
     Raises:
-        SettingsError: If a part is no such pair, or a key has two values.
+        SettingsError: If a part is not such a pair, or a key has two values.
     """
     found: dict[str, str] = {}
     for text in texts:

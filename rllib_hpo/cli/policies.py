@@ -1,4 +1,4 @@
-"""What becomes of a trained policy: `rllib-hpo evaluate`, `export`, `convert`, `policy-shape`, `trajectories`."""
+"""Use a trained policy: `rllib-hpo evaluate`, `export`, `convert`, `policy-shape`, `trajectories`."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def _print_table(numbers: Any) -> None:
 
 
 def _of_checkpoint(path: Path) -> Any:
-    """The policy of a checkpoint or run directory."""
+    """Load the policy of a checkpoint or run directory."""
     from rllib_hpo.experiments.runs.train import quiet_ray
     from rllib_hpo.experiments.storage.export import load_deployed
 

@@ -1,4 +1,4 @@
-"""Evaluation rows: `rllib-hpo report`, and `rllib-hpo results show`, `compact`, `add` and `check`."""
+"""Process evaluation rows: `rllib-hpo report`, and `rllib-hpo results show`, `compact`, `add` and `check`."""
 
 from __future__ import annotations
 

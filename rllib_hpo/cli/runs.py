@@ -1,4 +1,4 @@
-"""One training run: `rllib-hpo train`."""
+"""Train one run: `rllib-hpo train`."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _print_results(resolved: Any, files: Any) -> None:
 
 
 def _settings(assignments: list[str] | None) -> dict[str, Any]:
-    """`--set NAME=VALUE` as a mapping, values read as YAML."""
+    """Parse `--set NAME=VALUE` into a mapping, with values read as YAML."""
     from rllib_hpo.documents import parse_value
 
     values = {}
@@ -171,7 +171,7 @@ def _print_config(config: Any) -> None:
 
 
 def _print_last_evaluation(rows: Any, every: int) -> None:
-    """What the run has come to, of which step, and whether that is a step of the schedule."""
+    """Print the last evaluation, its step, and whether that step is on the schedule."""
     last = max(
         rows.select(["env_steps", "return_mean", "return_std"]).to_pylist(), key=itemgetter("env_steps")
     )

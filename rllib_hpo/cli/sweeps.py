@@ -1,4 +1,4 @@
-"""Sweeps: `rllib-hpo sweep`, and `dashboard`, which compares the trials of one."""
+"""Run sweeps and compare their trials: `rllib-hpo sweep` and `dashboard`."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def _run(run: Callable[..., Any], files: Any, remote: Any, *, is_new: bool) -> N
 def _started(
     grid: Any, source: Path, out: Path | None, storage: str | None, imports: list[str] | None
 ) -> tuple[Any, Any]:
-    """Directory and storage of a new sweep, both made; no storage where there is to be none."""
+    """Make the directory and storage of a new sweep, and return both; the storage is None if there is none."""
     from rllib_hpo.experiments.storage.folder import Storage
     from rllib_hpo.experiments.sweeps import sweep as sweeps
 
@@ -169,7 +169,7 @@ def _started(
 
 
 def _resumed(resume: str | None, storage: str | None, out: Path | None) -> tuple[Any, Any]:
-    """Directory and storage of the sweep to go on with, fetched from storage where `resume` is a URI."""
+    """Return directory and storage of a resumed sweep; fetch it from storage if `resume` is a URI."""
     from rllib_hpo.experiments.storage.folder import Storage, is_uri
     from rllib_hpo.experiments.sweeps import sweep as sweeps
 
@@ -187,7 +187,7 @@ def _resumed(resume: str | None, storage: str | None, out: Path | None) -> tuple
 
 
 def _print_notices(grid: Any) -> None:
-    """Once each, with the first trial that it is about."""
+    """Print each notice once, with the first trial it concerns."""
     found: dict[str, list[str]] = {}
     for trial in grid.trials:
         for notice in trial.config.notices():
@@ -198,12 +198,12 @@ def _print_notices(grid: Any) -> None:
 
 
 def _print_sweep(grid: Any) -> None:
-    """What a sweep would run, on what, and for how long; trials that cannot begin are named in the end."""
+    """Print what a sweep would run, on which resources, for how long, and last the trials that could not begin."""
     from rllib_hpo.experiments.sweeps import estimate
     from rllib_hpo.experiments.sweeps import sweep as sweeps
     from rllib_hpo.experiments.sweeps.resources import describe, resources
 
-    with console.status("timing the trials on this machine", spinner="line"):  # ASCII
+    with console.status("timing the trials on this machine", spinner="line"):  # this spinner is ASCII
         broken = sweeps.broken_trials(grid)
         grid = grid.without(broken)
         if not grid.trials:

@@ -1,4 +1,4 @@
-"""Reads the files that users hand in: text, YAML and JSON, bounded in size, with errors that name file and line."""
+"""Read text, YAML and JSON files from users, with bounded size and errors that name file and line."""
 
 from rllib_hpo.documents.json_reader import parse_json, read_json
 from rllib_hpo.documents.scalars import Dialect

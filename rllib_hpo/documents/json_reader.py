@@ -1,4 +1,4 @@
-"""JSON that users may have handed in or damaged."""
+"""Read JSON files, which users may have written or damaged."""
 
 from __future__ import annotations
 
@@ -10,34 +10,36 @@ from rllib_hpo.documents.text import read_bytes
 from rllib_hpo.errors import UserError
 
 MAX_JSON_BYTES = 2**28
-"""The manifest of a long run lists some thousand segments of its replay."""
+"""Size limit; the manifest of a long run lists a few thousand segments of its replay."""
 _MAX_DIGITS = 100
 
 
 def read_json(path: Path, kind: str) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Read the object in a JSON file.
 
     Raises:
-        UserError: If it cannot be read, is not JSON, or holds something other than an object.
+        UserError: If it cannot be read, is not JSON, or is not an object.
     """
     return parse_json(read_bytes(path, kind, MAX_JSON_BYTES), f"The {kind} {path}")
 
 
 def parse_json(text: str | bytes, what: str) -> dict[str, Any]:
-    """The object in a JSON text.
+    """Parse the object in a JSON text.
 
     Args:
         text: The text, or its UTF-8 bytes.
-        what: What messages call it, as "The file a.json".
+        what: Its name in messages, such as "The file a.json".
 
     Raises:
-        UserError: If it is not JSON, is nested too deeply, or is something other than an object.
+        UserError: If it is not JSON, is nested too deeply, or is not an object.
     """
     try:
         if isinstance(text, bytes):
             text = text.decode()
         value = json.loads(text, parse_int=_integer)
-        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair cannot be printed or stored
+        json.dumps(
+            value, ensure_ascii=False
+        ).encode()  # half of a surrogate pair can be neither printed nor stored
     except RecursionError as error:
         raise UserError(f"{what} is not readable JSON: it is nested too deeply.") from error
     except ValueError as error:

@@ -1,8 +1,8 @@
-"""What plain words in YAML stand for.
+"""Resolve plain scalars in YAML.
 
 Files of this package follow YAML 1.2's core schema, with underscores in numbers: `null`, `true`, `5_000`, `3e-4` and
-`.inf` mean something, and everything else is a string, dates, `yes`, `010`, `0x10` and `1:30` included. Files that
-other programs read too (of `ray up`, of Kubernetes) follow YAML 1.1 as those programs do, but for dates.
+`.inf` have a meaning, and everything else is a string, including dates, `yes`, `010`, `0x10` and `1:30`. Files that
+other programs also read (those of `ray up` and Kubernetes) follow YAML 1.1 as those programs do, except for dates.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _WORDS: dict[str, Any] = {
 
 
 def plain_value(text: str, dialect: Dialect) -> Any:
-    """The value of a word without quotes.
+    """Return the value of a scalar without quotes.
 
     Raises:
-        ValueError: If it is a number that cannot be held.
+        ValueError: If it is a number that Python cannot represent.
     """
     if dialect == "1.1":
         return _value_1_1(text)
@@ -63,5 +63,5 @@ def _value_1_1(text: str) -> Any:
     node = yaml.ScalarNode(f"{_TAG}{kind}", text)
     try:
         return _LOADER.construct_object(node)
-    except (ValueError, IndexError):  # "0x" and "0b" look like numbers to PyYAML, and are none
+    except (ValueError, IndexError):  # PyYAML takes a bare "0x" or "0b" for a number
         raise ValueError(f"{text!r} is no number; put it in quotes if it is text") from None

@@ -1,4 +1,4 @@
-"""Text out of files of users, and what is said of input that nobody expected."""
+"""Read text from users' files, and report unexpected errors of reading."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from pathlib import Path
 from rllib_hpo.errors import SettingsError, UserError
 
 MAX_BYTES = 2**20
-"""Of a file that people write; the largest of this repository has 12 kB."""
+"""Size limit of files that people write; the largest in this repository has 12 kB."""
 _MAX_REASON = 300
 
 
 def read_bytes(path: Path, kind: str, max_bytes: int = MAX_BYTES) -> bytes:
-    """The content of a file, or of a pipe such as /dev/stdin.
+    """Read the content of a file, or of a pipe such as /dev/stdin.
 
     Args:
         path: The file.
-        kind: What messages call it, as "sweep file".
-        max_bytes: The most that it may hold.
+        kind: Its kind in messages, such as "sweep file".
+        max_bytes: Size limit.
 
     Raises:
-        UserError: If it cannot be read, is no file, or is larger.
+        UserError: If it cannot be read, is not a file, or is larger.
     """
     try:
-        # Opening a pipe that nobody writes to would wait for ever; a shell's `<(command)` is one of /dev/fd.
+        # Opening a pipe without a writer would block forever; a shell's `<(command)` is in /dev/fd.
         if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir() and not str(path).startswith("/dev/"):
             raise UserError(f"The {kind} {path} is not a regular file; name one.")
         with path.open("rb") as file:
@@ -40,15 +40,15 @@ def read_bytes(path: Path, kind: str, max_bytes: int = MAX_BYTES) -> bytes:
 
 
 def read_text(path: Path, kind: str, max_bytes: int = MAX_BYTES) -> str:
-    """The text of a UTF-8 file, without a byte order mark.
+    """Read the text of a UTF-8 file, without a byte order mark.
 
     Raises:
         UserError: As `read_bytes`.
-        SettingsError: Naming the line that is not UTF-8.
+        SettingsError: If a line is not UTF-8; names that line.
     """
     data = read_bytes(path, kind, max_bytes)
     try:
-        # Line ends as Python's text files have them.
+        # Convert line ends as Python's text files do.
         return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
@@ -58,7 +58,7 @@ def read_text(path: Path, kind: str, max_bytes: int = MAX_BYTES) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """What an exception says, on one line, without the full stop."""
+    """Return the message of an exception on one line, without the full stop."""
     if isinstance(error, OSError) and error.errno:
         return error.strerror or os.strerror(error.errno)
     said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
@@ -68,13 +68,13 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Turns whatever is raised while input of a user is read into one sentence; the net below all checks.
+    """Turn any error raised while reading a user's input into one sentence; the last resort below all checks.
 
     Args:
-        what: The input, as messages name it: "The sweep file a.yaml".
+        what: The input's name in messages, such as "The sweep file a.yaml".
 
     Raises:
-        UserError: Naming the input and what was raised; a UserError goes through as it is.
+        UserError: If anything is raised; names the input and the error. A UserError passes unchanged.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""The strict YAML reader: bounded, without tags, every key a string and there once, every mistake with its line."""
+"""Read YAML strictly: bounded, without tags, with unique string keys; errors name the line."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from rllib_hpo.documents.text import MAX_BYTES, read_text
 from rllib_hpo.errors import SettingsError, UserError
 
 Place = tuple[Any, ...]
-"""Keys and indices that lead from the top of a document to something in it."""
+"""Keys and indices that lead from the top of a document to an element."""
 
 MAX_DEPTH = 50
 MAX_NODES = 20_000
-"""Of a file, what aliases repeat counted each time."""
+"""Limit on nodes of a file; repetitions by aliases count each time."""
 _MERGE = "<<"
 
 
 @dataclass(eq=False)
 class _Node:
-    """A value, and the lines of what is in it."""
+    """A value, with the lines of its elements."""
 
     value: Any
     line: int
@@ -45,18 +45,18 @@ class _Node:
     size: int = 1
     depth: int = 1
     is_open: bool = False
-    """Whether its end is still to come, so that an alias to it would hold itself."""
+    """Whether its end was not read yet; an alias to it would then contain itself."""
 
 
 class YamlLines:
-    """A document, a mapping at its top, and the line of everything in it."""
+    """A document with a mapping at its top, and the line of every element."""
 
     def __init__(self, path: Path, root: _Node) -> None:
         self.path, self.root = path, root
         self.values: dict[str, Any] = root.value
 
     def line(self, place: Place) -> int:
-        """The line (from 1) of a place, or of what is nearest above it where it does not exist."""
+        """Return the line (from 1) of a place, or of its nearest ancestor that exists."""
         node, line = self.root, self.root.line
         for part in place:
             found = node.children.get(part)
@@ -66,7 +66,7 @@ class YamlLines:
         return line
 
     def error(self, place: Place, message: str) -> SettingsError:
-        """An error that begins with the file and the line of `place`."""
+        """Make an error that begins with the file and the line of `place`."""
         message = message if message.endswith((".", "?")) else f"{message}."
         return SettingsError(f"{self.path}, line {self.line(place)}: {message}")
 
@@ -74,18 +74,18 @@ class YamlLines:
 def read_documents(
     path: Path, kind: str, many: bool = True, dialect: Dialect = "core", max_bytes: int = MAX_BYTES
 ) -> list[YamlLines]:
-    """The documents of a file.
+    """Read the documents of a file.
 
     Args:
-        path: YAML, and so JSON too.
-        kind: What messages call the file, as "sweep file".
-        many: Whether it may hold more than one document, or none.
-        dialect: What plain words stand for.
-        max_bytes: The most that the file may hold.
+        path: A YAML file, which may be JSON.
+        kind: The file's kind in messages, such as "sweep file".
+        many: Whether it may hold several documents, or none.
+        dialect: Rules of plain scalars.
+        max_bytes: Size limit of the file.
 
     Raises:
-        SettingsError: Naming the line of what is not YAML, or not of the kind that is read here.
-        UserError: If the file cannot be read, or something other than a mapping is at the top of a document.
+        SettingsError: If part of it is invalid or unsupported YAML; names the line.
+        UserError: If the file cannot be read, or the top of a document is not a mapping.
     """
     documents = []
     builder = _Builder(read_text(path, kind, max_bytes), f"{path}, line ", dialect)
@@ -102,7 +102,7 @@ def read_documents(
 
 
 def read_mapping(path: Path, kind: str) -> dict[str, Any]:
-    """The values of a file with one document of `name: value` lines.
+    """Read the values of a file with one document of `name: value` lines.
 
     Raises:
         UserError: As `read_documents`.
@@ -111,10 +111,10 @@ def read_mapping(path: Path, kind: str) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """The value that `text` stands for, as behind the colon of a YAML line.
+    """Parse `text` as a value, as after the colon of a YAML line.
 
     Raises:
-        SettingsError: If it is none.
+        SettingsError: If it is not a value.
     """
     roots = list(_Builder(text, "line ", "core").documents())
     if len(roots) > 1:
@@ -123,12 +123,12 @@ def parse_value(text: str) -> Any:
 
 
 class _Builder:
-    """Builds nodes from the events of PyYAML's parser, which neither recurses nor reads ahead of what is refused.
+    """Build nodes from the events of PyYAML's parser, which neither recurses nor reads past a rejected event.
 
     Args:
-        text: YAML.
-        where: What stands before a line's number in messages.
-        dialect: What plain words stand for.
+        text: YAML text.
+        where: Text before the line number in messages.
+        dialect: Rules of plain scalars.
     """
 
     def __init__(self, text: str, where: str, dialect: Dialect) -> None:
@@ -137,10 +137,10 @@ class _Builder:
         self._num_nodes, self._line = 0, 1
 
     def documents(self) -> Iterable[_Node]:
-        """The top node of each document.
+        """Return the top node of each document.
 
         Raises:
-            SettingsError: Naming line and mistake.
+            SettingsError: If the YAML is invalid; names line and mistake.
         """
         try:
             self._events = yaml.parse(self._text, yaml.SafeLoader)
@@ -159,7 +159,7 @@ class _Builder:
         except (ValueError, OverflowError) as error:
             if isinstance(error, SettingsError):
                 raise
-            # PyYAML turns escapes and versions into numbers without looking at them.
+            # PyYAML converts escapes and versions to numbers without checking them.
             raise self._error(self._line, f"this is not YAML: {error}") from None
 
     def _error(self, line: int, message: str) -> SettingsError:
@@ -171,7 +171,7 @@ class _Builder:
         return event
 
     def _node(self, event: Event, depth: int) -> _Node:
-        """The node that begins with `event`."""
+        """Return the node that begins with `event`."""
         self._count(1)
         if depth > MAX_DEPTH:
             raise self._error(self._line, f"this is nested more than {MAX_DEPTH} levels deep")
@@ -215,11 +215,11 @@ class _Builder:
     def _scalar(self, event: ScalarEvent) -> Any:
         text: str = event.value
         if any("\ud800" <= character <= "\udfff" for character in text):
-            try:  # JSON writes a character beyond 16 bits as two escapes
+            try:  # JSON escapes a character beyond 16 bits as a surrogate pair
                 text = text.encode("utf-16", "surrogatepass").decode("utf-16")
             except UnicodeDecodeError:
                 raise self._error(self._line, "half of a surrogate pair is not a character") from None
-        if not event.implicit[0]:  # in quotes, or a block
+        if not event.implicit[0]:  # quoted, or a block
             return text
         try:
             return plain_value(text, self._dialect)
@@ -269,7 +269,7 @@ class _Builder:
         return key, line
 
     def _merge(self, node: _Node, line: int, child: _Node) -> None:
-        """Adds the keys of `<<: *other`, or of a list of others, that are not there yet."""
+        """Add the missing keys of `<<: *other`, or of a list of other mappings."""
         others = [one for _, one in child.children.values()] if isinstance(child.value, list) else [child]
         for other in others:
             if not isinstance(other.value, dict):

@@ -1,7 +1,7 @@
-"""Hand-written forward and backward passes, each with a gradcheck in `tests/kernels`, and the matrix products below.
+"""Compute hand-written forward and backward passes and matrix products, each tested in `tests/kernels`.
 
-They replace autograd where it would run many small operations. The mathematics elsewhere calls them by name, and calls
-plain torch instead where nobody wants a gradient, or where a program is traced for export (`wants_gradients`).
+The passes replace autograd where it would run many small operations; each has a gradcheck. Callers use plain torch
+instead when no gradient is needed or when export or a compiler traces the program (`wants_gradients`).
 """
 
 from __future__ import annotations
@@ -10,5 +10,5 @@ import torch
 
 
 def wants_gradients() -> bool:
-    """Whether to run the hand-written passes: autograd records, and no compiler or exporter traces."""
+    """Return whether to run the hand-written passes: autograd records, and neither compiler nor exporter traces."""
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()

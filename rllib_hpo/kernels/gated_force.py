@@ -1,4 +1,7 @@
-"""The gated force of the Hamiltonian policy, equation (13) of arXiv 2103.12020: the one place where it is computed."""
+"""Compute the gated force of the Hamiltonian policy, equation (13) of arXiv 2103.12020.
+
+All other code calls this function for it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ class ForceLayers(NamedTuple):
     bias: Tensor
     """(2 U,)."""
     action_weight: Tensor
-    """(2 U, 2 A), of action and direction."""
+    """(2 U, 2 A), for action and direction."""
     transform_weight: Tensor
     """(A, U)."""
     transform_bias: Tensor
@@ -27,7 +30,7 @@ class ForceLayers(NamedTuple):
 
 
 class ForceValues(NamedTuple):
-    """One evaluation of the force."""
+    """The force, and the values of both networks."""
 
     force: Tensor
     """F, (B, A)."""
@@ -38,7 +41,7 @@ class ForceValues(NamedTuple):
 
 
 class Buffers(NamedTuple):
-    """Where to write what a backward pass will read."""
+    """Tensors to fill with what a backward pass reads."""
 
     inputs: Tensor
     """(B, 2 A)."""
@@ -49,16 +52,16 @@ class Buffers(NamedTuple):
 def gated_force(
     action: Tensor, direction: Tensor, state_part: Tensor, layers: ForceLayers, buffers: Buffers | None = None
 ) -> ForceValues:
-    """Computes F = sigma_h * g + (1 - sigma_h) * T_h, elementwise, eq. (13).
+    """Compute F = sigma_h * g + (1 - sigma_h) * T_h, elementwise, eq. (13).
 
-    T_h (tanh out) and sigma_h (sigmoid out) have one hidden ELU layer each over [s, a, g].
+    T_h (tanh output) and sigma_h (sigmoid output) each have one hidden ELU layer over [s, a, g].
 
     Args:
         action: a, (B, A).
         direction: g, (B, A).
-        state_part: What the state adds to both hidden layers, bias included, (B, 2 U) or (2 U,).
-        layers: Of both networks.
-        buffers: Where inputs and hidden layers are written; autograd then sees nothing.
+        state_part: Contribution of state and bias to both hidden layers, (B, 2 U) or (2 U,).
+        layers: Parameters of both networks.
+        buffers: Buffers for inputs and hidden layers; with them autograd records nothing.
     """
     inputs, hidden = (None, None) if buffers is None else buffers
     inputs = torch.cat([action, direction], dim=-1, out=inputs)

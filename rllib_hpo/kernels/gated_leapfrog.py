@@ -1,9 +1,9 @@
-"""A chain of leapfrog steps under the gated force whose backward pass is written out: the chain run in reverse.
+"""Differentiate a chain of gated leapfrog steps by running it in reverse.
 
-Gradients of action and momentum go back through kick, drift and kick (eq. (13) of arXiv 2103.12020), and every
-force hands its own on to the action and to the two networks, whose parameters' gradients are products over all
-forces at once. The direction of a force, the gradient of Q, is a constant. Autograd would go through some hundred
-small operations, and through the rows without a gradient as well.
+Gradients of action and momentum go back through kick, drift and kick (eq. (13) of arXiv 2103.12020). Each force
+backpropagates to the action and to the two networks, whose parameter gradients are one product over all forces. The
+direction of a force, the gradient of Q, is a constant. Autograd would run about a hundred small operations, also for
+the rows without a gradient.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from rllib_hpo.kernels.gated_force import Buffers, ForceLayers, gated_force
 from rllib_hpo.kernels.products import add_scaled
 
 Direction = Callable[[Tensor], Tensor]
-"""Action (B, A) to the direction of the force (B, A), a constant for the backward pass."""
+"""Function from actions (B, A) to directions of the force (B, A), constant for the backward pass."""
 Integrator = Callable[..., tuple[Tensor, Tensor]]
-"""`rllib_hpo.samplers.leapfrog.leapfrog`, whose steps the backward pass below reverses."""
+"""The function `rllib_hpo.samplers.leapfrog.leapfrog`, whose steps the backward pass reverses."""
 
 
 class LeapfrogOptions(NamedTuple):
-    """The options of `leapfrog` that are constants here."""
+    """Options of `leapfrog` that are constant in this kernel."""
 
     step_size: float | Tensor
     num_steps: int
@@ -37,7 +37,7 @@ class LeapfrogOptions(NamedTuple):
     momentum_scales: Sequence[float] | None = None
 
     def scale(self, step: int) -> float:
-        """The factor of the momentum after a step."""
+        """Return the factor of the momentum after a step."""
         return 1.0 if self.momentum_scales is None else self.momentum_scales[step]
 
 
@@ -51,17 +51,17 @@ def gated_leapfrog(
     integrate: Integrator,
     detached_rows: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Evolves (a_0, rho_0) by K leapfrog steps under the gated force; differentiable in all but `direction`.
+    """Evolve (a_0, rho_0) by K gated leapfrog steps, differentiably in all but `direction`.
 
     Args:
         action: a_0, (B, A).
         momentum: rho_0, (B, A).
         obs: States, (B, S).
-        direction: Of the force, before the gate.
-        layers: Of the force's networks.
-        options: Of the integrator.
+        direction: Direction of the force, before the gate.
+        layers: Parameters of the force's networks.
+        options: Options of the integrator.
         integrate: The integrator.
-        detached_rows: No gradient comes from the first so many rows.
+        detached_rows: Number of leading rows without a gradient.
 
     Returns:
         (a_K, rho_K), each (B, A).
@@ -87,7 +87,7 @@ class _GatedLeapfrog(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         forces = _Forces(obs, direction, ForceLayers(*parameters), options.num_steps + options.final_kick)
         end = integrate(action, momentum, forces, **options._asdict())
-        # Kept in this way, since autograd need not know of what this function makes for itself.
+        # Stored on ctx, not by save_for_backward: nothing else writes to them, so autograd need not check versions.
         ctx.forces, ctx.options, ctx.detached_rows = forces, options, detached_rows
         ctx.save_for_backward(*parameters)
         ctx.set_materialize_grads(False)
@@ -114,14 +114,14 @@ class _GatedLeapfrog(torch.autograd.Function):
 def _reverse(
     back: _ForcesInReverse, of_action: Tensor, of_momentum: Tensor | None, options: LeapfrogOptions
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of a_0 and rho_0 from those of a_K and rho_K; None is none."""
+    """Return the gradients of a_0 and rho_0 from those of a_K and rho_K, where None stands for zero."""
     half_kick, drift = -0.5 * options.step_size, options.step_size * options.inverse_mass
     for k in reversed(range(options.num_steps)):
         is_last = k == options.num_steps - 1
         if of_momentum is None:
             of_momentum = of_action * drift
             continue
-        # A force kicks at the end of its step and, but for the last, at the start of the next.
+        # A force kicks at the end of its step and, except for the last, at the start of the next.
         if options.final_kick or not is_last:
             of_force = of_momentum * (half_kick * (options.scale(k) + (not is_last)))
             of_action = back.through(k + 1, of_force, of_action)
@@ -134,7 +134,7 @@ def _reverse(
 
 
 class _Forces:
-    """The forces of one chain, in their order, and what their backward pass needs of each."""
+    """Evaluate the forces of one chain in order, and store what their backward pass needs."""
 
     def __init__(self, obs: Tensor, direction: Direction, layers: ForceLayers, number: int) -> None:
         self.obs, self._direction, self._layers = obs, direction, layers
@@ -146,7 +146,7 @@ class _Forces:
         self.heads: list[tuple[Tensor, Tensor]] = []
 
     def __call__(self, action: Tensor) -> Tensor:
-        """F(a), (B, A)."""
+        """Return F(a), (B, A)."""
         number = len(self.heads)
         buffers = Buffers(self.inputs[number], self.hidden[number])
         values = gated_force(action, self._direction(action), self._state_part, self._layers, buffers)
@@ -155,7 +155,7 @@ class _Forces:
 
 
 class _ForcesInReverse:
-    """The backward pass of `_Forces`, for some of the rows: R of them."""
+    """Run the backward pass of `_Forces` for R of the rows."""
 
     def __init__(self, forces: _Forces, layers: ForceLayers, rows: slice) -> None:
         self._layers, self._obs = layers, forces.obs[rows]
@@ -168,12 +168,12 @@ class _ForcesInReverse:
         self._num_used = 0
 
     def direction(self, number: int) -> Tensor:
-        """g, (R, A), of a force."""
+        """Return the direction g of a force, (R, A)."""
         return self._inputs[number, :, self._action_dim :]
 
     def through(self, number: int, of_force: Tensor, of_action: Tensor) -> Tensor:
-        """The gradient of the action, (R, A), that of a force at it included."""
-        self._num_used = max(self._num_used, number + 1)  # the last may have no gradient
+        """Return the gradient of the action, (R, A), including the part through a force."""
+        self._num_used = max(self._num_used, number + 1)  # the last action may have no gradient
         (transform, gate), layers = self._heads[number], self._layers
         before_transform, before_gate = self._before_heads[:, number]
         aten, units = torch.ops.aten, self._units
@@ -189,7 +189,7 @@ class _ForcesInReverse:
         return torch.addmm(of_action, before_hidden, layers.action_weight[:, : self._action_dim])
 
     def of_layers(self, *, needs_obs: bool) -> tuple[Tensor | None, ...]:
-        """Gradients of the states, (R, S), if they are needed, and of all parameters, in the order of `ForceLayers`."""
+        """Return the gradients of the states, (R, S), if needed, and of all parameters, ordered as in `ForceLayers`."""
         used, weight = slice(0, self._num_used), self._layers.state_weight
         before_hidden, of_state_part = self._before_hidden[used], self._before_hidden[used].sum(0)
         before_transform, before_gate = self._before_heads[:, used]

@@ -1,6 +1,6 @@
-"""N Q networks in one call: their values with parameter gradients, and their minimum with its gradient in the action.
+"""Evaluate N Q networks: values with parameter gradients, or the minimum with its action gradient.
 
-On a CPU the networks are evaluated one by one, which is fastest there; elsewhere as one batched product per layer.
+On a CPU the networks run one by one, which is fastest there; elsewhere each layer is one batched product.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from rllib_hpo.kernels import products
 from rllib_hpo.kernels.relu_mlp import input_gradient, layer_values, parameter_gradients
 
 ROWS_WORTH_SPLITTING = 64
-"""Rows from which, on a CPU, going back through the smaller of two critics alone beats masking the larger."""
+"""Rows above which, on a CPU, backpropagating the smaller of two critics alone beats masking the larger."""
 
 
 class Layers(NamedTuple):
-    """Parameters of one Q network, or of N with N in front of every shape."""
+    """Parameters of one Q network, or of N, with N in front of every shape."""
 
     weights: list[Tensor]
     """(H, S + A), (H, H), ..., (1, H)."""
     biases: list[Tensor]
-    """(H,), ..., (1,); of N networks (N, 1, H), ..., (N, 1, 1)."""
+    """(H,), ..., (1,); for N networks (N, 1, H), ..., (N, 1, 1)."""
 
 
 class DifferentiableMinimum(Protocol):
-    """A function of actions that knows its gradient."""
+    """A function of actions with an analytic gradient."""
 
     def minimum_and_gradient(self, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Values (B,) at actions (B, A), and their gradient (B, A)."""
+        """Return values (B,) at actions (B, A), and their gradient (B, A)."""
 
 
 def separate(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Layers]:
-    """What to evaluate: the networks one by one on a CPU, elsewhere all at a time.
+    """Split stacked networks on a CPU, to evaluate them one by one; elsewhere keep them together.
 
     Args:
         weights: (N, H, S + A), ..., (N, 1, H).
@@ -47,29 +47,29 @@ def separate(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Layers
 
 
 def is_split(networks: Sequence[Layers]) -> bool:
-    """Whether `separate` took the networks apart."""
+    """Return whether `separate` split the networks."""
     return networks[0].weights[0].dim() == 2
 
 
 def join(parts: Sequence[Tensor], networks: Sequence[Layers]) -> Tensor:
-    """(N, ...) of what was computed for each element of `networks`."""
+    """Stack the results of each element of `networks` into (N, ...)."""
     return torch.stack(list(parts)) if is_split(networks) else parts[0]
 
 
 def inputs_of(network: Layers, inputs: Tensor) -> Tensor:
-    """Inputs (B, I) as `network` takes them: (N, B, I) where it is N networks."""
+    """Return inputs (B, I) in the shape of `network`: (N, B, I) if it holds N networks."""
     weight = network.weights[0]
     return inputs.expand(len(weight), -1, -1) if weight.dim() == 3 else inputs
 
 
 def q_values(inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
-    """Q_1 to Q_N, (N, B), of [state, action] (B, S + A); differentiable in everything."""
+    """Return Q_1 to Q_N, (N, B), for [state, action] (B, S + A); differentiable in everything."""
     result: Tensor = _QValues.apply(inputs, *weights, *biases)  # type: ignore[no-untyped-call]
     return result
 
 
 def minimum(critic: DifferentiableMinimum, action: Tensor) -> Tensor:
-    """The critic's minimum (B,) at actions (B, A), differentiable in the action alone."""
+    """Return the critic's minimum (B,) at actions (B, A), differentiable in the action alone."""
     result: Tensor = _Minimum.apply(action, critic)  # type: ignore[no-untyped-call]
     return result
 
@@ -77,13 +77,13 @@ def minimum(critic: DifferentiableMinimum, action: Tensor) -> Tensor:
 def minimum_gradient(
     networks: Sequence[Layers], hidden: Sequence[Sequence[Tensor]], q: Tensor, obs_dim: int
 ) -> Tensor:
-    """The gradient in the action, (B, A), of the smallest Q.
+    """Return the action gradient, (B, A), of the smallest Q.
 
     Args:
-        networks: From `separate`.
-        hidden: The hidden layers' values of each.
-        q: Their outputs, (N, B).
-        obs_dim: S, the first inputs, which are left out.
+        networks: Networks from `separate`.
+        hidden: Values of the hidden layers of each network.
+        q: Outputs of the networks, (N, B).
+        obs_dim: Number S of leading inputs, for which no gradient is computed.
     """
     is_pair = len(q) == 2 and is_split(networks)
     if is_pair and q.shape[1] >= ROWS_WORTH_SPLITTING and not torch.compiler.is_compiling():
@@ -100,9 +100,12 @@ def minimum_gradient(
 def _gradient_of_rows(
     networks: Sequence[Layers], hidden: Sequence[Sequence[Tensor]], q: Tensor, obs_dim: int
 ) -> Tensor:
-    """The same of two, going back through each with those rows only where it is the smaller: half the work."""
+    """Return `minimum_gradient` of two networks, with half the work.
+
+    It backpropagates each network only for the rows where it is the smaller.
+    """
     first_is_larger = q[0] > q[1]
-    order = first_is_larger.to(torch.uint8).argsort(stable=True)  # the first network's rows come first
+    order = first_is_larger.to(torch.uint8).argsort(stable=True)  # rows of the first network come first
     num_first = len(order) - int(first_is_larger.sum())
     result = q.new_empty(len(order), networks[0].weights[0].shape[1] - obs_dim)
     for network, values, rows in zip(networks, hidden, (order[:num_first], order[num_first:]), strict=True):
@@ -113,12 +116,12 @@ def _gradient_of_rows(
 
 
 def _from_action(network: Layers, obs_dim: int) -> list[Tensor]:
-    """Weights of a network that sees the action alone."""
+    """Return the weights of a network without their columns of the state."""
     return [network.weights[0][..., obs_dim:], *network.weights[1:]]
 
 
 def _is_smallest(q: Tensor) -> Tensor:
-    """1.0 where a Q is the smallest, else 0.0, (N, B), of (N, B); the first one where some are equal."""
+    """Return 1.0 where a Q is the smallest, else 0.0, (N, B), for q (N, B); ties go to the first."""
     if len(q) == 1:
         return torch.ones_like(q)
     if len(q) > 2:
@@ -132,7 +135,7 @@ def _is_smallest(q: Tensor) -> Tensor:
 
 
 class _Minimum(torch.autograd.Function):
-    """A minimum whose backward pass is the analytic gradient computed on the way forward."""
+    """Compute a minimum whose backward pass is the analytic gradient found in the forward pass."""
 
     @staticmethod
     def forward(ctx: Any, action: Tensor, critic: DifferentiableMinimum) -> Tensor:
@@ -147,13 +150,14 @@ class _Minimum(torch.autograd.Function):
 
 
 class _QValues(torch.autograd.Function):
-    """N Q networks, whose backward pass is matrix products, written out."""
+    """Evaluate N Q networks with a hand-written backward pass of matrix products."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, *parameters: Tensor) -> Tensor:
         networks = _networks(parameters)
         values = [layer_values(inputs_of(network, inputs), *network) for network in networks]
-        # Kept in this way, since autograd need not know of what this function makes for itself.
+        # Stored on ctx, not by save_for_backward: nothing writes to the hidden values, so autograd need not check
+        # versions. The inputs among them are unguarded too: callers must not modify them before the backward pass.
         ctx.values = [before for *before, _ in values]
         ctx.save_for_backward(*parameters)
         return join([output for *_, output in values], networks).squeeze(-1)
@@ -195,9 +199,9 @@ def _gradient_of_inputs(ctx: Any, networks: list[Layers], parts: Sequence[Tensor
 def first_layers(
     networks: Sequence[Layers], obs: Tensor, action: Tensor, state_parts: Sequence[Tensor] | None
 ) -> list[Tensor]:
-    """The first hidden layer of each network, (B, H), at obs (B, S) and actions (B, A).
+    """Return the first hidden layer of each network, (B, H), at obs (B, S) and actions (B, A).
 
-    `state_parts` are those of `state_parts_of`, if they are known.
+    Pass `state_parts`, the result of `state_parts_of`, if it is known.
     """
     if state_parts is None:
         inputs = torch.cat([obs, action], dim=-1)
@@ -213,7 +217,7 @@ def first_layers(
 
 
 def state_parts_of(networks: Sequence[Layers], obs: Tensor) -> list[Tensor]:
-    """What the states obs (B, S) add to the first hidden layer of each network, (B, H), bias included."""
+    """Return the contribution of obs (B, S) and bias to each network's first hidden layer, (B, H)."""
     obs_dim = obs.shape[-1]
     return [
         products.linear(inputs_of(network, obs), network.weights[0][..., :obs_dim], network.biases[0])

@@ -1,4 +1,4 @@
-"""Radial flow layers whose derivatives are written out: autograd's would take four times as many small operations."""
+"""Compute radial flow layers with hand-written derivatives; autograd would run four times as many small operations."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import Tensor
 from rllib_hpo.kernels import wants_gradients
 
 SMALL = 1e-20
-"""Radii below it count as this one where they divide: a center has no direction, and needs no NaN."""
+"""Lower bound on radii in divisions; it avoids NaN at a center, which has no direction."""
 
 
 def radial_flow(
     z: Tensor, centers: Tensor, a: Tensor, beta: Tensor, detached_rows: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Moves z by L layers z' = z + beta h (z - z0), h = 1 / (a + |z - z0|).
+    """Transform z by L layers z' = z + beta h (z - z0), h = 1 / (a + |z - z0|).
 
     Args:
-        z: (B, D).
-        centers: z0 of each layer, (L, D).
-        a: (L,), positive.
-        beta: (L,), above -a.
-        detached_rows: The first so many rows carry no gradient.
+        z: Inputs, (B, D).
+        centers: Centers z0, (L, D).
+        a: Parameters a, (L,), positive.
+        beta: Parameters beta, (L,), above -a.
+        detached_rows: Number of leading rows that carry no gradient.
 
     Returns:
         z' (B, D), and sum log |det dz'/dz| (B,).
@@ -36,7 +36,7 @@ def radial_flow(
 
 
 class _Layers(NamedTuple):
-    """What the derivatives of L layers need."""
+    """Values of L layers that their derivatives need."""
 
     offsets: list[Tensor]
     """z - z0, L times (B, D)."""
@@ -49,7 +49,7 @@ class _Layers(NamedTuple):
 
 
 def _flow(z: Tensor, centers: Tensor, a: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, _Layers]:
-    """z' (B, D), sum log |det dz'/dz| (B,), and the layers' values."""
+    """Return z' (B, D), sum log |det dz'/dz| (B,), and the layers' values."""
     offsets, radii, hs, stretches = [], [], [], []
     for center, a_k, beta_k in zip(centers, a, beta, strict=True):
         offset = z - center
@@ -82,7 +82,7 @@ class _RadialFlow(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         a, beta, radius, h, stretch, *offsets = ctx.saved_tensors
         of_z, of_log_det = grad_outputs[0][ctx.detached_rows :], grad_outputs[1][ctx.detached_rows :, None]
-        # Of all determinants at once: D - 1 times log(1 + stretch), and log(1 + stretch a h).
+        # All determinants at once: D - 1 times log(1 + stretch), and log(1 + stretch a h).
         last = of_log_det / (1 + stretch * a * h)
         of_h, of_a = last * stretch * a, last * stretch * h
         of_stretch = (of_z.shape[-1] - 1) * of_log_det / (1 + stretch) + last * a * h

@@ -1,4 +1,4 @@
-"""ReLU networks whose backward pass is matrix products, written out."""
+"""Evaluate ReLU networks with a hand-written backward pass of matrix products."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from rllib_hpo.kernels import products, wants_gradients
 def relu_mlp(
     inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], detached_rows: int = 0
 ) -> Tensor:
-    """Evaluates linear layers with ReLU between them.
+    """Evaluate linear layers with ReLU between them.
 
     Args:
-        inputs: (B, I).
-        weights: (H, I), (H, H), ..., (O, H).
-        biases: (H,), ..., (O,).
-        detached_rows: The first so many rows carry no gradient, which saves their backward pass.
+        inputs: Inputs, (B, I).
+        weights: Weights, (H, I), (H, H), ..., (O, H).
+        biases: Biases, (H,), ..., (O,).
+        detached_rows: Number of leading rows that carry no gradient; their backward pass is skipped.
 
     Returns:
-        (B, O).
+        Outputs, (B, O).
     """
     if not wants_gradients():
         return layer_values(inputs, weights, biases)[-1]
@@ -33,9 +33,9 @@ def relu_mlp(
 
 
 def layer_values(inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Tensor]:
-    """The inputs (B, I), the hidden layers' values, each (B, H), and the output of a ReLU network.
+    """Return inputs (B, I), hidden layers' values, each (B, H), and the output of a ReLU network.
 
-    Networks may be evaluated N at a time, with N in front of every shape; see `products.linear`.
+    N networks can be evaluated together, with N in front of every shape; see `products.linear`.
     """
     values = [inputs]
     for k, (weight, bias) in enumerate(zip(weights, biases, strict=True), start=1):
@@ -46,7 +46,7 @@ def layer_values(inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Ten
 def parameter_gradients(
     values: Sequence[Tensor], weights: Sequence[Tensor], gradient: Tensor
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Gradients of weights and biases, from that of the output and the values of all layers before it."""
+    """Return the gradients of weights and biases, from the output's gradient and the values of all preceding layers."""
     of_weights, of_biases = [], []
     for k in reversed(range(len(weights))):
         of_weights.append(products.product(gradient.mT, values[k]))
@@ -57,7 +57,7 @@ def parameter_gradients(
 
 
 def input_gradient(hidden: Sequence[Tensor], weights: Sequence[Tensor], gradient: Tensor) -> Tensor:
-    """The gradient of the inputs, from that of the output and the hidden layers' values."""
+    """Return the gradient of the inputs, from the output's gradient and the hidden layers' values."""
     for weight, value in zip(weights[:0:-1], reversed(hidden), strict=True):
         gradient = products.through_relu(products.product(gradient, weight), value)
     return products.product(gradient, weights[0])

@@ -1,4 +1,4 @@
-"""A reparametrised Gaussian draw and the tanh that bounds it, with their log-densities; backward passes written out."""
+"""Draw reparametrised Gaussians and bound them by tanh, with log-densities and hand-written backward passes."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 
 
 def mean_and_log_std(outputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and log-std, clamped to [-20, 2], each (B, A), of a network's outputs (B, 2 A)."""
+    """Return mean and log-std, clamped to [-20, 2], each (B, A), for a network's outputs (B, 2 A)."""
     mean, log_std = outputs.chunk(2, dim=-1)
     return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
 
 def gaussian_draw(outputs: Tensor, noise: Tensor, detached_rows: int = 0) -> tuple[Tensor, Tensor]:
-    """u = mean + std * noise, (B, A), and its log-density, (B,), of outputs (B, 2 A) and noise (B, A).
+    """Return u = mean + std * noise, (B, A), and its log-density, (B,), for outputs (B, 2 A) and noise (B, A).
 
-    No gradient comes from the first `detached_rows` rows.
+    The first `detached_rows` rows carry no gradient.
     """
     drawn: tuple[Tensor, Tensor] = _Draw.apply(outputs, noise, detached_rows)  # type: ignore[no-untyped-call]
     return drawn
 
 
 def tanh_squash(pre_tanh: Tensor, log_density: Tensor, detached_rows: int = 0) -> tuple[Tensor, Tensor]:
-    """tanh(u), (B, A), and its log-density, (B,), of u (B, A) and that of u (B,).
+    """Return tanh(u), (B, A), and its log-density, (B,), for u (B, A) and its log-density (B,).
 
-    log |d tanh(u) / du| is computed as -2 log cosh(u). No gradient comes from the first `detached_rows` rows.
+    log |d tanh(u) / du| is computed as -2 log cosh(u). The first `detached_rows` rows carry no gradient.
     """
     squashed: tuple[Tensor, Tensor] = _Squash.apply(pre_tanh, log_density, detached_rows)  # type: ignore[no-untyped-call]
     return squashed

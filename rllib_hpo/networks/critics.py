@@ -1,4 +1,4 @@
-"""N Q networks as one batched network, with an analytic gradient in the action."""
+"""Evaluate N Q networks as one batched network, with an analytic gradient in the action."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from rllib_hpo.networks.mlp import uniform
 
 
 class ActionValue(Protocol):
-    """A value of actions at fixed states: what a force follows."""
+    """Define a value of actions at fixed states, whose gradient drives a force."""
 
     def minimum(self, action: Tensor) -> Tensor:
-        """Values (B,) at actions (B, A), differentiable in the action alone."""
+        """Return values (B,) at actions (B, A), differentiable in the action alone."""
 
     def minimum_and_gradient(self, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Values (B,) and their gradient in the action (B, A), both without a graph."""
+        """Return values (B,) and their action gradient (B, A), both without a graph."""
 
     def rows(self, rows: slice) -> ActionValue:
-        """The same at some of the states."""
+        """Return the same function at some of the states."""
 
 
 class Critics(nn.Module):
-    """Q_1 to Q_N: ReLU networks over [state, action], evaluated as one batched matrix product per layer.
+    """Evaluate Q_1 to Q_N, ReLU networks over [state, action], with one batched matrix product per layer.
 
     Args:
         obs_dim: Observation dimension S.
         action_dim: Action dimension A.
         hidden_units: Units of each hidden layer.
-        num_layers: Hidden layers, at least 1.
-        generator: Where the initial weights are drawn from.
-        num: N; two are the twins of SAC and TD3.
+        num_layers: Number of hidden layers, at least 1.
+        generator: Generator of the initial weights.
+        num: Number of networks N; 2 for the twin critics of SAC and TD3.
     """
 
     def __init__(
@@ -59,45 +59,44 @@ class Critics(nn.Module):
         )
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        """Q_1 to Q_N, (N, B), of obs (B, S) and action (B, A)."""
+        """Return Q_1 to Q_N, (N, B), for obs (B, S) and action (B, A)."""
         inputs = torch.cat([obs, action], dim=-1)
         return q_networks.q_values(inputs, list(self.weights), list(self.biases))
 
     def condition(self, obs: Tensor, num: int | None = None) -> ConditionedCritic:
-        """The critics, or the first `num` of them, as functions of the action alone, for obs (B, S)."""
+        """Return the critics, or the first `num` of them, as functions of the action alone, for obs (B, S)."""
         return ConditionedCritic(self, obs, num=num)
 
     def minimum(self, obs: Tensor, action: Tensor) -> Tensor:
-        """min(Q_1, ..., Q_N), (B,). Gradients flow to `action` only: neither parameters nor obs receive any."""
+        """Return min(Q_1, ..., Q_N), (B,). Gradients flow to `action` only: neither parameters nor obs receive any."""
         return ConditionedCritic(self, obs, reuse=False).minimum(action)
 
     def maximum(self, obs: Tensor, action: Tensor) -> Tensor:
-        """max(Q_1, ..., Q_N), (B,). Gradients flow to `action` only."""
+        """Return max(Q_1, ..., Q_N), (B,). Gradients flow to `action` only."""
         return ConditionedCritic(self, obs, reuse=False).maximum(action)
 
     def first(self, obs: Tensor, action: Tensor) -> Tensor:
-        """Q_1, (B,), without evaluating the others. Gradients flow to `action` only."""
+        """Return Q_1, (B,), without evaluating the others. Gradients flow to `action` only."""
         return ConditionedCritic(self, obs, reuse=False, num=1).minimum(action)
 
 
 class ConditionedCritic:
-    """min(Q_1, ..., Q_N) at fixed states, for many actions each (`reuse`) or for one.
+    """Evaluate min(Q_1, ..., Q_N) at fixed states, for one action each or for many (`reuse`).
 
-    With `reuse` the state's part of the first layer is computed once, when first needed. The gradient in the
-    action is analytic. A ReLU network is piecewise linear, so its action-gradient is piecewise constant:
-    treating it as a constant in a backward pass is what autograd's double backward would give, without
-    computing it.
+    With `reuse` the state's part of the first layer is computed once, on first use. The action gradient is analytic. A
+    ReLU network is piecewise linear, so its action gradient is piecewise constant. Treating it as constant in a
+    backward pass therefore equals autograd's double backward, without the cost.
 
     Args:
         critic: The networks.
         obs: States, (B, S).
-        reuse: Whether several actions will be asked about.
-        num: The first so many networks only; None for all.
+        reuse: Whether to expect several actions per state.
+        num: Number of leading networks to use; None for all.
     """
 
     def __init__(self, critic: Critics, obs: Tensor, *, reuse: bool = True, num: int | None = None) -> None:
         self._critic, self._obs, self._reuse, self._num = critic, obs, reuse, num
-        # Lists, since slicing a ParameterList makes a new module.
+        # Lists, because slicing a ParameterList makes a new module.
         weights, biases = list(critic.weights), list(critic.biases)
         if num is not None:
             weights, biases = [w[:num] for w in weights], [b[:num] for b in biases]
@@ -105,14 +104,14 @@ class ConditionedCritic:
         self._state_parts: list[Tensor] | None = None
 
     def rows(self, rows: slice) -> ConditionedCritic:
-        """The same critics at some of the states, for one action each."""
+        """Return the same critics at some of the states, for one action each."""
         part = ConditionedCritic(self._critic, self._obs[rows], reuse=False, num=self._num)
         if self._state_parts is not None:
             part._state_parts = [state_part[..., rows, :] for state_part in self._state_parts]
         return part
 
     def minimum(self, action: Tensor) -> Tensor:
-        """min(Q_1, ..., Q_N), (B,), at action (B, A); differentiable in the action alone."""
+        """Return min(Q_1, ..., Q_N), (B,), at action (B, A); differentiable in the action alone."""
         if torch.is_grad_enabled() and action.requires_grad:
             return q_networks.minimum(self, action)
         with torch.no_grad():
@@ -120,13 +119,13 @@ class ConditionedCritic:
 
     @torch.no_grad()
     def minimum_and_gradient(self, action: Tensor) -> tuple[Tensor, Tensor]:
-        """min(Q_1, ..., Q_N), (B,), and its gradient in the action, (B, A); autograd sees neither."""
+        """Return min(Q_1, ..., Q_N), (B,), and its action gradient, (B, A), both without a graph."""
         q, hidden = self._evaluate(action)
         gradient = q_networks.minimum_gradient(self._networks, hidden, q, self._critic.obs_dim)
         return q.amin(0), gradient
 
     def maximum(self, action: Tensor) -> Tensor:
-        """max(Q_1, ..., Q_N), (B,), at action (B, A); differentiable in the action alone."""
+        """Return max(Q_1, ..., Q_N), (B,), at action (B, A); differentiable in the action alone."""
         if torch.is_grad_enabled() and action.requires_grad:
             return q_networks.minimum(_Maximum(self), action)
         with torch.no_grad():
@@ -134,13 +133,13 @@ class ConditionedCritic:
 
     @torch.no_grad()
     def maximum_and_gradient(self, action: Tensor) -> tuple[Tensor, Tensor]:
-        """max(Q_1, ..., Q_N), (B,), and its gradient in the action, (B, A); autograd sees neither."""
+        """Return max(Q_1, ..., Q_N), (B,), and its action gradient, (B, A), both without a graph."""
         q, hidden = self._evaluate(action)
         gradient = q_networks.minimum_gradient(self._networks, hidden, -q, self._critic.obs_dim)
         return q.amax(0), gradient
 
     def _evaluate(self, action: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
-        """Q_1 to Q_N, (N, B), and the hidden layers' values of each network."""
+        """Return Q_1 to Q_N, (N, B), and the hidden layers' values of each network."""
         if self._state_parts is None and self._reuse:
             self._state_parts = q_networks.state_parts_of(self._networks, self._obs)
         first_layers = q_networks.first_layers(self._networks, self._obs, action, self._state_parts)
@@ -153,18 +152,18 @@ class ConditionedCritic:
 
 
 class _Maximum:
-    """The largest of a critic's networks, where a function with a gradient is asked for."""
+    """Compute the largest of a critic's networks, for callers that expect a `DifferentiableMinimum`."""
 
     def __init__(self, critic: ConditionedCritic) -> None:
         self.minimum_and_gradient = critic.maximum_and_gradient
 
 
 class SubtractedCritic:
-    """min Q - weight max Q_C at fixed states, with its gradient in the action: a force that costs hold back.
+    """Evaluate min Q - weight max Q_C at fixed states, with its gradient in the action.
 
     Args:
-        critic: Q.
-        cost: Q_C, at the same states; of several networks the largest, since costs are not to be underestimated.
+        critic: The reward critics Q.
+        cost: The cost critics Q_C at the same states; their maximum counts, so that costs are not underestimated.
         weight: A scalar without gradient, such as a Lagrange multiplier.
     """
 
@@ -172,15 +171,15 @@ class SubtractedCritic:
         self._critic, self._cost, self._weight = critic, cost, weight
 
     def minimum(self, action: Tensor) -> Tensor:
-        """The difference, (B,), at action (B, A); differentiable in the action alone."""
+        """Return the difference, (B,), at action (B, A); differentiable in the action alone."""
         return self._critic.minimum(action) - self._weight * self._cost.maximum(action)
 
     def minimum_and_gradient(self, action: Tensor) -> tuple[Tensor, Tensor]:
-        """The difference, (B,), and its gradient in the action, (B, A); autograd sees neither."""
+        """Return the difference, (B,), and its action gradient, (B, A), both without a graph."""
         q, gradient = self._critic.minimum_and_gradient(action)
         cost, cost_gradient = self._cost.maximum_and_gradient(action)
         return q - self._weight * cost, gradient - self._weight * cost_gradient
 
     def rows(self, rows: slice) -> SubtractedCritic:
-        """The same at some of the states."""
+        """Return the same function at some of the states."""
         return SubtractedCritic(self._critic.rows(rows), self._cost.rows(rows), self._weight)

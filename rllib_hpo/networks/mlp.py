@@ -1,4 +1,4 @@
-"""Building blocks of policies and critics, initialised from a generator of their own."""
+"""Build linear layers and ReLU networks, initialised from an explicit generator."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rllib_hpo.kernels.relu_mlp import relu_mlp
 def uniform(
     shape: tuple[int, ...], fan_in: int, generator: torch.Generator | None, scale: float = 1.0
 ) -> Tensor:
-    """Values in +-scale / sqrt(fan_in), the distribution `nn.Linear` starts from."""
+    """Draw values in +-scale / sqrt(fan_in), the initial distribution of `nn.Linear`."""
     bound = scale / math.sqrt(fan_in)
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
 def linear(in_units: int, out_units: int, generator: torch.Generator | None, scale: float = 1.0) -> nn.Linear:
-    """A linear layer drawn from `generator` (the global one is left alone)."""
+    """Make a linear layer with weights from `generator`; the global generator is unused."""
     layer = nn.utils.skip_init(nn.Linear, in_units, out_units)
     layer.weight.data = uniform((out_units, in_units), in_units, generator, scale)
     layer.bias.data = uniform((out_units,), in_units, generator, scale)
@@ -27,14 +27,14 @@ def linear(in_units: int, out_units: int, generator: torch.Generator | None, sca
 
 
 class ReluMLP(nn.Sequential):
-    """Linear layers with ReLU between them; the backward pass is written out as matrix products.
+    """Apply linear layers with ReLU between them, with a hand-written backward pass of matrix products.
 
     Args:
-        in_units: Inputs.
+        in_units: Number of inputs.
         hidden_units: Units of each hidden layer.
-        num_layers: Hidden layers.
-        out_units: Outputs of the last layer, which is linear.
-        generator: Where the initial weights are drawn from.
+        num_layers: Number of hidden layers.
+        out_units: Number of outputs of the last layer, which is linear.
+        generator: Generator of the initial weights.
     """
 
     def __init__(
@@ -51,9 +51,9 @@ class ReluMLP(nn.Sequential):
         super().__init__(*layers, linear(hidden_units, out_units, generator))
 
     def forward(self, inputs: Tensor, detached_rows: int = 0) -> Tensor:
-        """Outputs (B, out_units) of inputs (B, in_units).
+        """Return outputs (B, out_units) for inputs (B, in_units).
 
-        No gradient comes from the first `detached_rows` rows.
+        The first `detached_rows` rows carry no gradient.
         """
         layers = [layer for layer in self if isinstance(layer, nn.Linear)]
         weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]

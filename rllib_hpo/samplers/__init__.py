@@ -1,6 +1,6 @@
-"""Samplers: what differs between the algorithms. Pure torch; nothing here imports ray.
+"""Register samplers, the parts in which SAC, SAC-NF and SAC-HPO differ. Pure torch, without ray.
 
-One line of `SAMPLERS` per built-in sampler; `register_sampler` adds one from another package.
+`SAMPLERS` has one line per built-in sampler; `register_sampler` adds one from another package.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ SAMPLERS: dict[str, SamplerFactory] = {
 
 
 def register_sampler(name: str, factory: SamplerFactory) -> None:
-    """Makes `factory` the sampler of algorithms whose settings class says `sampler = name`."""
+    """Register `factory` as the sampler of algorithms whose settings class sets `sampler = name`."""
     SAMPLERS[name] = factory
 
 
 def find_sampler(name: str) -> SamplerFactory:
-    """The sampler registered as `name`.
+    """Return the sampler registered as `name`.
 
     Raises:
-        UnknownNameError: Naming the nearest registered one.
+        UnknownNameError: If there is none; it names the nearest one.
     """
     if name not in SAMPLERS:
         raise unknown_name("sampler", name, SAMPLERS)

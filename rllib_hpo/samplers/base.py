@@ -1,8 +1,9 @@
-"""What a sampler is: state in, (action, log-density) out. All algorithms here differ in nothing else.
+"""Define samplers, which map states to actions and log-densities.
 
-To add one from another package: subclass `Sampler`, subclass
-`rllib_hpo.settings.ActorCriticSettings` for its hyperparameters, and register both
-(`rllib_hpo.samplers.register_sampler`). README.md has a complete example.
+SAC, SAC-NF and SAC-HPO differ only in their samplers.
+
+To add one from another package, subclass `Sampler`, subclass `rllib_hpo.settings.ActorCriticSettings` for its
+hyperparameters, and register both (`rllib_hpo.samplers.register_sampler`). README.md has a complete example.
 """
 
 from __future__ import annotations
@@ -18,34 +19,34 @@ from rllib_hpo.networks.critics import ActionValue
 from rllib_hpo.streams import TorchStreams
 
 Mode = Literal["explore", "train"]
-"""Which of its two sets of constants a sampler uses; evaluation is "train" with zero noise."""
+"""Selects one of a sampler's two sets of constants; evaluations use "train" with zero noise."""
 
 Noise = dict[str, Tensor]
 """Standard normal draws by name, each (B, ...)."""
 
 
 class Sample(NamedTuple):
-    """What a sampler draws for a batch of B states."""
+    """Actions for a batch of B states, with their log-densities."""
 
     action: Tensor
     """(B, A), within [-1, 1]."""
     log_prob: Tensor | None
-    """(B,), the log-density that enters the entropy; None where a sampler has no tractable one."""
+    """(B,), the log-density in the entropy; None if the sampler has no tractable one."""
     penalty: Tensor | None = None
-    """(B,), subtracted from the policy's objective; None for none."""
+    """(B,), subtracted from the policy's objective; or None."""
 
     def rows(self, rows: slice) -> Sample:
-        """The sample of some of the states."""
+        """Return the sample at some of the states."""
         log_prob = None if self.log_prob is None else self.log_prob[rows]
         penalty = None if self.penalty is None else self.penalty[rows]
         return Sample(self.action[rows], log_prob, penalty)
 
 
 class Sampler(nn.Module, ABC):
-    """Draws actions for states; owns the policy and whatever networks the sampling needs."""
+    """Draw actions for states; own the policy and all other networks that sampling needs."""
 
     noise_shapes: dict[str, tuple[int, ...]]
-    """Standard normal noise that one draw consumes, by name, without the batch dimension."""
+    """Shapes of the standard normal noise of one draw, by name, without the batch dimension."""
 
     @abstractmethod
     def forward(
@@ -58,35 +59,35 @@ class Sampler(nn.Module, ABC):
         alpha: Tensor,
         detached_rows: int = 0,
     ) -> Sample:
-        """Draws one action per state.
+        """Draw one action per state.
 
         Args:
-            obs: (B, S).
-            noise: Standard normals named and shaped as in `noise_shapes`; zeros make it noise-free.
-            mode: "explore" when acting in training, "train" in losses and evaluations.
-            critic: The target critics at `obs`; their parameters never receive gradients from here.
+            obs: States, (B, S).
+            noise: Standard normals with the names and shapes of `noise_shapes`; zeros for a noise-free draw.
+            mode: "explore" to act in training, "train" for losses and evaluations.
+            critic: The target critics at `obs`; the draw gives their parameters no gradients.
             alpha: Temperature, a scalar tensor without gradient.
-            detached_rows: The first so many rows need no gradient, which saves their backward pass.
+            detached_rows: Number of leading rows that need no gradient; their backward pass is skipped.
         """
 
     def diagnose(
         self, obs: Tensor, noise: Noise, *, mode: Mode, critic: ActionValue, alpha: Tensor
     ) -> dict[str, Tensor]:
-        """Scalars that describe how actions come about; costlier than a draw, so asked for now and then."""
+        """Return scalars that describe how actions arise; costlier than a draw, so called only at intervals."""
         return {}
 
 
 def check_sample(sample: Sample, name: str, num_states: int, action_dim: int) -> None:
-    """Refuses a draw that is not what `Sample` says.
+    """Reject a draw that does not match `Sample`.
 
     Args:
-        sample: For `num_states` states, with actions of `action_dim` components.
-        name: Of the sampler.
-        num_states: B.
-        action_dim: A.
+        sample: The draw.
+        name: Name of the sampler.
+        num_states: Expected number of states B.
+        action_dim: Expected action dimension A.
 
     Raises:
-        UserCodeError: Naming the sampler, and what it returned.
+        UserCodeError: If it does not match; names the sampler and what it returned.
     """
     whose = f"The sampler '{name}' returned"
     if tuple(sample.action.shape) != (num_states, action_dim):
@@ -111,17 +112,17 @@ def check_sample(sample: Sample, name: str, num_states: int, action_dim: int) ->
 def draw_noise(
     sampler: Sampler, num_rows: int, streams: TorchStreams, device: torch.device | None = None
 ) -> Noise:
-    """Standard normals for `num_rows` draws, each kind from its own stream, where that draws, and then on `device`."""
+    """Draw standard normals for `num_rows` draws, each name from its own stream, and move them to `device`."""
     noise = {}
     for name, shape in sampler.noise_shapes.items():
-        generator = streams[name]  # torch refuses to draw anywhere but on the generator's device
+        generator = streams[name]  # torch draws only on the generator's own device
         drawn = torch.randn((num_rows, *shape), generator=generator, device=generator.device)
         noise[name] = drawn if device is None else drawn.to(device)
     return noise
 
 
 def zero_noise(sampler: Sampler, num_rows: int, device: torch.device | None = None) -> Noise:
-    """The noise of an evaluation: none."""
+    """Return zeros as noise, for evaluations."""
     return {
         name: torch.zeros((num_rows, *shape), device=device) for name, shape in sampler.noise_shapes.items()
     }

@@ -1,4 +1,4 @@
-"""Noise that explores, added to actions: independent at each step, or an Ornstein-Uhlenbeck process."""
+"""Add exploration noise to actions: independent at each step, or an Ornstein-Uhlenbeck process."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ def explored(
     theta: float = 1.0,
     memory: dict[str, Tensor] | None = None,
 ) -> Tensor:
-    """Actions with noise, (B, A), clipped to [-1, 1].
+    """Return actions with noise, (B, A), clipped to [-1, 1].
 
     Args:
-        action: (B, A).
-        generator: Where standard normals are drawn.
-        std: Of the noise of one step.
+        action: Actions without noise, (B, A).
+        generator: Generator of standard normals.
+        std: Standard deviation of the noise of one step.
         theta: Rate at which an Ornstein-Uhlenbeck process returns to 0, per step.
-        memory: With "noise" (B, A) in it the noise is that process, x <- (1 - theta) x + std xi, which goes on there.
+        memory: If it holds "noise" (B, A), that is the process x <- (1 - theta) x + std xi, and is updated in place.
     """
     drawn = torch.randn(action.shape, generator=generator, device=generator.device).to(action.device)
     noise = std * drawn

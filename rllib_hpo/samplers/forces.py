@@ -1,4 +1,4 @@
-"""The force of the Hamiltonian policy, composed of independent choices: its scale and its gate."""
+"""Compose the force of the Hamiltonian policy from two independent choices: its scale and its gate."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from rllib_hpo.kernels.gated_force import ForceLayers, gated_force
 from rllib_hpo.networks.mlp import linear, uniform
 
 SMALL = 0.01
-"""Scale of the gate networks' last layers: at first sigma is about 0.5 and T about 0."""
+"""Scale of the gate networks' last layers, so that initially sigma is about 0.5 and T about 0."""
 
 
 def unit_gradient(gradient: Tensor, eps: float = 1e-8) -> Tensor:
-    """g = -grad Q / (|grad Q| + eps), (B, A), of grad Q (B, A) (arXiv 2103.12020, below eq. (13))."""
+    """Return g = -grad Q / (|grad Q| + eps), (B, A), for grad Q (B, A) (arXiv 2103.12020, below eq. (13))."""
     return gradient / (-eps - torch.linalg.vector_norm(gradient, dim=-1, keepdim=True))
 
 
 class GatedForce(nn.Module):
-    """The networks T_h and sigma_h of the gated force (arXiv 2103.12020, eq. (13)): `kernels.gated_force`.
+    """Hold the networks T_h and sigma_h of the gated force (arXiv 2103.12020, eq. (13)): `kernels.gated_force`.
 
-    All leapfrog steps share them. Their first layers are one matrix product, of which the state's part is
+    All leapfrog steps share the networks. One matrix product computes their first layers; the state's part of it is
     computed once per chain.
 
     Args:
@@ -31,7 +31,7 @@ class GatedForce(nn.Module):
         action_dim: Action dimension A.
         hidden_units: h_n, per network.
         state_input: Whether the networks see the state.
-        generator: Where the initial weights are drawn from.
+        generator: Generator of the initial weights.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class GatedForce(nn.Module):
         self.gate = linear(hidden_units, action_dim, generator, scale=SMALL)
 
     def condition(self, obs: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """The force at fixed states obs (B, S): (action, g) -> (force, gate), all (B, A)."""
+        """Return the force at fixed states obs (B, S): (action, g) -> (force, gate), all (B, A)."""
         parameters = self.layers()
         state_part = self.bias if self.state_weight is None else F.linear(obs, self.state_weight, self.bias)
 
@@ -65,7 +65,7 @@ class GatedForce(nn.Module):
         return force
 
     def layers(self) -> ForceLayers:
-        """The parameters."""
+        """The parameters of both networks."""
         return ForceLayers(
             self.bias,
             self.action_weight,

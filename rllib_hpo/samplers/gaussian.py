@@ -1,4 +1,4 @@
-"""The tanh-Gaussian policy of SAC (Haarnoja et al. 2018, arXiv 1801.01290)."""
+"""Draw actions from the tanh-Gaussian policy of SAC (Haarnoja et al. 2018, arXiv 1801.01290)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rllib_hpo.settings import ActorCriticSettings
 
 
 class GaussianPolicy(nn.Module):
-    """Mean and log standard deviation of a diagonal Gaussian, (B, S) -> (B, A), (B, A)."""
+    """Predict mean and log standard deviation of a diagonal Gaussian, (B, S) -> (B, A), (B, A)."""
 
     def __init__(
         self,
@@ -31,11 +31,11 @@ class GaussianPolicy(nn.Module):
         self.network = ReluMLP(obs_dim, hidden_units, num_layers, 2 * action_dim, generator)
 
     def forward(self, obs: Tensor, detached_rows: int = 0) -> tuple[Tensor, Tensor]:
-        """Mean and log-std (clamped to [-20, 2]); the first `detached_rows` rows carry no gradient."""
+        """Return mean and log-std (clamped to [-20, 2]); the first `detached_rows` rows carry no gradient."""
         return mean_and_log_std(self.network(obs, detached_rows))
 
     def draw(self, obs: Tensor, noise: Tensor, detached_rows: int = 0) -> tuple[Tensor, Tensor]:
-        """u = mean + std * noise, (B, A), and its log-density, (B,), of obs (B, S) and noise (B, A)."""
+        """Return u = mean + std * noise, (B, A), and its log-density, (B,), for obs (B, S) and noise (B, A)."""
         outputs = self.network(obs, detached_rows)
         if not wants_gradients():
             mean, log_std = mean_and_log_std(outputs)
@@ -44,29 +44,32 @@ class GaussianPolicy(nn.Module):
 
 
 def gaussian_log_prob(noise: Tensor, log_std: Tensor) -> Tensor:
-    """log N(mean + std * noise; mean, std^2), (B,), of noise and log_std (B, A)."""
+    """Return log N(mean + std * noise; mean, std^2), (B,), for noise and log_std (B, A)."""
     return (-0.5 * (noise * noise + math.log(2 * math.pi)) - log_std).sum(-1)
 
 
 def tanh_log_det(pre_tanh: Tensor) -> Tensor:
-    """log |d tanh(u) / du|, (B,), of u (B, A): log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)), exactly."""
+    """Return log |d tanh(u) / du|, (B,), for u (B, A): log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)), exactly."""
     return (2 * (math.log(2) - pre_tanh - F.softplus(-2 * pre_tanh))).sum(-1)
 
 
 def tanh_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Action tanh(mean + std * noise), (B, A), and its log-density, (B,)."""
+    """Return the action tanh(mean + std * noise), (B, A), and its log-density, (B,)."""
     return squash(mean + log_std.exp() * noise, gaussian_log_prob(noise, log_std))
 
 
 def squash(pre_tanh: Tensor, log_density: Tensor, detached_rows: int = 0) -> tuple[Tensor, Tensor]:
-    """tanh(u), (B, A), and its log-density, (B,), of u (B, A) and that of u; some rows without a gradient."""
+    """Return tanh(u), (B, A), and its log-density, (B,), for u (B, A) and its log-density.
+
+    The first `detached_rows` rows carry no gradient.
+    """
     if not wants_gradients():
         return torch.tanh(pre_tanh), log_density - tanh_log_det(pre_tanh)
     return tanh_squash(pre_tanh, log_density, detached_rows)
 
 
 class GaussianSampler(Sampler):
-    """SAC's sampler: a = tanh(u), u ~ N(mean(s), std(s)^2)."""
+    """Draw SAC's actions: a = tanh(u), u ~ N(mean(s), std(s)^2)."""
 
     def __init__(
         self,
@@ -91,5 +94,5 @@ class GaussianSampler(Sampler):
         alpha: Tensor,
         detached_rows: int = 0,
     ) -> Sample:
-        """Draws one action per state; see `Sampler.forward`."""
+        """Draw one action per state; see `Sampler.forward`."""
         return Sample(*squash(*self.policy.draw(obs, noise["base"], detached_rows), detached_rows))

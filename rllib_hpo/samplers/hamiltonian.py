@@ -1,4 +1,4 @@
-"""SAC-HPO's sampler: a tanh-Gaussian action evolved by leapfrog steps along the gradient of Q.
+"""Draw SAC-HPO's actions: a tanh-Gaussian draw, evolved by leapfrog steps along the gradient of Q.
 
 Xu & Fekri, arXiv 2103.12020, Algorithm 2 and eq. (9)-(13).
 """
@@ -27,14 +27,14 @@ from rllib_hpo.settings import SACHPOSettings
 
 @dataclass(frozen=True)
 class Chain:
-    """The constants in which exploring and training differ."""
+    """The constants of a chain that differ between exploration and training."""
 
     num_steps: int
-    """K; 0 where the sampler is the Gaussian (Table II)."""
+    """K; 0 where the sampler is the plain Gaussian (Table II)."""
     momentum_std: float
     """1 / sqrt(beta_0)."""
     inverse_mass: float
-    """1 for unit mass, beta_0 for the mass consistent with the momentum's variance."""
+    """1 for unit mass; beta_0 for the mass that matches the momentum's variance."""
     momentum_scales: tuple[float, ...] | None
     """Tempering factors, one per step."""
 
@@ -50,9 +50,11 @@ def _chain(settings: SACHPOSettings, sampler: str, momentum_std: float) -> Chain
 
 
 class HamiltonianSampler(Sampler):
-    """a_0 = tanh(u), u ~ N(mean(s), std(s)^2); rho_0 ~ N(0, I / beta_0); K leapfrog steps; clipped once.
+    """Draw a_0 = tanh(u) and rho_0 ~ N(0, I / beta_0), take K leapfrog steps, and clip once.
 
-    Each half kick is a shear, so log q(a_K, rho_K | s) = log pi(a_0 | s) + log N(rho_0), eq. (10): a joint
+    u ~ N(mean(s), std(s)^2).
+
+    Each half kick and drift is a shear, so log q(a_K, rho_K | s) = log pi(a_0 | s) + log N(rho_0), eq. (10): a joint
     density, not that of a_K alone. `Sample.log_prob` is log pi(a_0 | s), the part that depends on
     parameters.
 
@@ -98,12 +100,12 @@ class HamiltonianSampler(Sampler):
         if self.settings.learn_step_size:
             self.raw_step_size = nn.Parameter(steps + torch.log(-torch.expm1(-steps)))  # inverse softplus
         elif isinstance(step_size, list):
-            # Not in checkpoints: it is a setting, which may be another one when they are loaded.
+            # Not in checkpoints: a setting may change when a checkpoint is loaded.
             self.register_buffer("fixed_step_size", steps, persistent=False)
 
     @property
     def step_size(self) -> float | Tensor:
-        """eps: a number, or (A,)."""
+        """The step size eps: a number, or (A,)."""
         if self.settings.learn_step_size:
             return F.softplus(self.raw_step_size)
         if isinstance(self.settings.step_size, list):
@@ -120,7 +122,7 @@ class HamiltonianSampler(Sampler):
         alpha: Tensor,
         detached_rows: int = 0,
     ) -> Sample:
-        """Draws one action per state; see `Sampler.forward`."""
+        """Draw one action per state; see `Sampler.forward`."""
         action, log_prob = self.initial_action(obs, noise, detached_rows)
         momentum = self.initial_momentum(action, noise, mode)
         final_kick = self.settings.momentum_penalty
@@ -137,11 +139,11 @@ class HamiltonianSampler(Sampler):
         return Sample(self._clip(action), log_prob, penalty)
 
     def initial_action(self, obs: Tensor, noise: Noise, detached_rows: int = 0) -> tuple[Tensor, Tensor]:
-        """a_0 (B, A) and its log-density (B,): the Gaussian's, where the chain begins."""
+        """Return a_0 (B, A), the Gaussian's draw where the chain starts, and its log-density (B,)."""
         return squash(*self.policy.draw(obs, noise["base"], detached_rows), detached_rows)
 
     def initial_momentum(self, action: Tensor, noise: Noise, mode: Mode) -> Tensor:
-        """rho_0 = noise / sqrt(beta_0), (B, A); zero without momentum noise."""
+        """Return rho_0 = noise / sqrt(beta_0), (B, A); zero without momentum noise."""
         if not self.settings.momentum_noise:
             return torch.zeros_like(action)
         return self.chains[mode].momentum_std * noise["momentum"]
@@ -153,9 +155,9 @@ class HamiltonianSampler(Sampler):
         alpha: Tensor,
         observe: Callable[[Tensor, Tensor], None] | None = None,
     ) -> Callable[[Tensor], Tensor]:
-        """F(a) at fixed states, (B, A) -> (B, A): the gradient scaled, eq. (9) or (13), and gated, eq. (13).
+        """Return F at fixed states, (B, A) -> (B, A): the scaled gradient, eq. (9) or (13), gated by eq. (13).
 
-        `observe` is shown (gradient of Q, gate) at every evaluation.
+        Every evaluation calls `observe` with (gradient of Q, gate).
         """
         gate = None if self.gated_force is None else self.gated_force.condition(obs)
 
@@ -180,11 +182,11 @@ class HamiltonianSampler(Sampler):
         *,
         final_kick: bool,
     ) -> tuple[Tensor, Tensor]:
-        """(a_K, rho_K) from (a_0, rho_0), each (B, A), before clipping."""
+        """Evolve (a_0, rho_0) into (a_K, rho_K), each (B, A), before clipping."""
         return leapfrog(action, momentum, force, **self._options(mode, final_kick)._asdict())
 
     def step(self, state: LeapfrogState, force: Callable[[Tensor], Tensor], mode: Mode) -> LeapfrogState:
-        """One whole leapfrog step, with both half kicks and without tempering."""
+        """Take one whole leapfrog step, with both half kicks and without tempering."""
         mass = self.chains[mode].inverse_mass
         return leapfrog_step(state, force, step_size=self.step_size, inverse_mass=mass)
 
@@ -198,15 +200,15 @@ class HamiltonianSampler(Sampler):
         return unit_gradient(gradient) if self.settings.force_scale == "unit" else -gradient / alpha
 
     def _directions(self, critic: ActionValue, alpha: Tensor) -> Direction:
-        """g of an action, (B, A) -> (B, A), a constant for autograd."""
+        """Return g as a function of the action, (B, A) -> (B, A), constant for autograd."""
         return lambda action: self._direction(critic.minimum_and_gradient(action.detach())[1], alpha)
 
     def _learns_from_the_chain(self, mode: Mode) -> bool:
-        """Whether gradients are asked for, of a chain that has steps of constant size."""
+        """Return whether the hand-written backward pass applies: gradients are needed, and step sizes are constant."""
         return wants_gradients() and self.chains[mode].num_steps > 0 and not self.settings.learn_step_size
 
     def _momentum_penalty(self, momentum: Tensor, alpha: Tensor) -> Tensor:
-        """alpha beta_0 |rho_K|^2 / 2, (B,), the last term of eq. (12), with the beta_0 of training."""
+        """Return alpha beta_0 |rho_K|^2 / 2, (B,), the last term of eq. (12), with the beta_0 of training."""
         beta = self.settings.momentum_std_train**-2
         return 0.5 * beta * alpha * (momentum * momentum).sum(-1)
 
@@ -220,9 +222,9 @@ class HamiltonianSampler(Sampler):
     def diagnose(
         self, obs: Tensor, noise: Noise, *, mode: Mode, critic: ActionValue, alpha: Tensor
     ) -> dict[str, Tensor]:
-        """Gate, gradient, gain in Q, clipping, momentum, and |a_K - a_0| split into drift and noise.
+        """Return gate, gradient, gain in Q, clipping, momentum, and |a_K - a_0| split into drift and noise.
 
-        Drift is how far the chain with rho_0 = 0 moves; noise is the distance between the two chains' ends.
+        Drift is the displacement of the chain with rho_0 = 0; noise is the distance between the two chains' ends.
         """
         gates, norms = [], []
 

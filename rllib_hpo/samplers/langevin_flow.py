@@ -1,13 +1,13 @@
-"""Coupling layers that follow a force: a deterministic action improved by a learned flow.
+"""Improve deterministic actions by a learned flow of coupling layers that follow a force.
 
 Johnson, "Markov Chain Monte Carlo Policy Optimization", eq. (6), (8) and (9); coupling layers as in Gu, Sun & Liu
 2019, "Dynamical Sampling with Langevin Normalization Flows". A layer with mask m transforms x (B, A) to
 
     y = m x + (1 - m) ((x + (eps^2 / 2) F(x) + eps exp(sigma)) exp(S) + T)
 
-with networks sigma, S and T of m x (and the state). Unless the literal form is asked for, exponents are bounded, and
-sigma starts at -5, so that a layer at first is nearly the identity. Where (eps^2 / 2) F is a contraction, a layer can
-be inverted.
+with networks sigma, S and T of m x (and the state). Except in the literal form, exponents are bounded and
+sigma starts at -5, so that a layer is initially close to the identity. A layer is invertible where (eps^2 / 2) F is a
+contraction.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from rllib_hpo.networks.mlp import linear
 from rllib_hpo.samplers.forces import SMALL
 
 SMOOTHING = 1e-4
-"""Added below the root of a distance, whose gradient would else be singular at 0."""
+"""Added under the root of a distance, whose gradient is otherwise singular at 0."""
 LARGEST_EXPONENT = 5.0
-"""Bound of sigma and S, and what sigma starts below 0: exp of a network without a bound is soon not finite."""
+"""Bound of sigma and S, and minus the initial sigma; the exp of an unbounded network soon overflows."""
 
 Force = Callable[[Tensor], Tensor]
 """Position (B, A) to force (B, A)."""
 
 
 class ForceParts(NamedTuple):
-    """The two parts of a flow's force."""
+    """The two parts of the force of a flow."""
 
     value: Tensor
     """Along the gradient of Q, (B, A)."""
@@ -41,39 +41,39 @@ class ForceParts(NamedTuple):
 
 
 class FlowTarget(Protocol):
-    """What a flow moves in and towards. A position x is (B, A), in coordinates of the target's own."""
+    """Define the coordinates and the force of a flow. Positions x are (B, A), in the target's own coordinates."""
 
     def position(self, pre_tanh: Tensor) -> Tensor:
-        """x of u, (B, A)."""
+        """Return x for u, (B, A)."""
 
     def action(self, position: Tensor) -> Tensor:
-        """a of x, (B, A) in [-1, 1]."""
+        """Return a for x, (B, A) in [-1, 1]."""
 
     def parts(self, position: Tensor) -> ForceParts:
-        """The force at x. grad_a Q is a constant for autograd, exactly so of ReLU critics."""
+        """Return the force at x. Autograd treats grad_a Q as constant, which is exact for ReLU critics."""
 
 
 class PreTanhTarget:
-    """x = u before the tanh, where no step can leave the actions; the force of Q has a norm below 1.
+    """Use x = u, before the tanh, so that no step leaves the bounds; Q's force has a norm below 1.
 
     Args:
-        critic: Q at the states.
-        previous: The previous policy's u there, (B, A), without gradient.
+        critic: Q at these states.
+        previous: The previous policy's u at these states, (B, A), without gradient.
     """
 
     def __init__(self, critic: ActionValue, previous: Tensor) -> None:
         self._critic, self._previous = critic, previous
 
     def position(self, pre_tanh: Tensor) -> Tensor:
-        """u."""
+        """Return u."""
         return pre_tanh
 
     def action(self, position: Tensor) -> Tensor:
-        """tanh(u)."""
+        """Return tanh(u)."""
         return torch.tanh(position)
 
     def parts(self, position: Tensor) -> ForceParts:
-        """g / (1 + |g|) with g = (1 - a^2) grad_a Q, and -(x - x_t) / |x - x_t|."""
+        """Return g / (1 + |g|) with g = (1 - a^2) grad_a Q, and -(x - x_t) / |x - x_t|."""
         action = torch.tanh(position)
         _, gradient = self._critic.minimum_and_gradient(action.detach())
         gradient = (1 - action * action) * gradient
@@ -82,11 +82,11 @@ class PreTanhTarget:
 
 
 class ActionTarget:
-    """x = a, and the force is that of eq. (9) as printed, -grad U, which descends U = Q / beta - |a - a_t|.
+    """Use x = a and eq. (9) as printed: -grad U, which descends U = Q / beta - |a - a_t|.
 
     Args:
-        critic: Q at the states.
-        previous: The previous policy's u there, (B, A), without gradient.
+        critic: Q at these states.
+        previous: The previous policy's u at these states, (B, A), without gradient.
         beta: A scalar without gradient.
     """
 
@@ -94,48 +94,48 @@ class ActionTarget:
         self._critic, self._previous, self._beta = critic, torch.tanh(previous), beta
 
     def position(self, pre_tanh: Tensor) -> Tensor:
-        """tanh(u)."""
+        """Return tanh(u)."""
         return torch.tanh(pre_tanh)
 
     def action(self, position: Tensor) -> Tensor:
-        """x, clipped."""
+        """Return x, clipped to [-1, 1]."""
         return position.clamp(-1.0, 1.0)
 
     def parts(self, position: Tensor) -> ForceParts:
-        """-grad_a Q / beta, and (a - a_t) / |a - a_t|."""
+        """Return -grad_a Q / beta, and (a - a_t) / |a - a_t|."""
         _, gradient = self._critic.minimum_and_gradient(self.action(position).detach())
         return ForceParts(-gradient / self._beta, -_towards(self._previous, position))
 
 
 def smooth_norm(vectors: Tensor) -> Tensor:
-    """sqrt(|x|^2 + 1e-4), (B,), of (B, A)."""
+    """Return sqrt(|x|^2 + 1e-4), (B,), for x (B, A)."""
     return ((vectors * vectors).sum(-1) + SMOOTHING).sqrt()
 
 
 def _towards(place: Tensor, position: Tensor) -> Tensor:
-    """A vector of norm below 1 towards a place, each (B, A)."""
+    """Return a vector of norm below 1 that points to a target, each (B, A)."""
     offset = place - position
     return offset / smooth_norm(offset).unsqueeze(-1)
 
 
 def half_mask(action_dim: int, layer: int) -> Tensor:
-    """m of a layer, (A,): 1.0 at every other dimension, from the first or the second one in turn.
+    """Return the mask m of a layer, (A,): 1.0 at every other dimension, starting at the first or second in turn.
 
-    A single dimension has nothing to be conditioned on but the state: its m is 0 in every layer.
+    With one dimension m is 0 in every layer: there is only the state to condition on.
     """
     return ((torch.arange(action_dim) + layer) % 2 == 0).float() if action_dim > 1 else torch.zeros(1)
 
 
 class CouplingLayer(nn.Module):
-    """One layer of the flow, eq. (9).
+    """Apply one layer of the flow, eq. (9).
 
     Args:
-        obs_dim: Observation dimension S, 0 where the networks do not see the state.
-        mask: m, (A,).
-        hidden_units: Units of the one hidden layer of sigma, S and T.
-        step_size: eps.
-        literal: Whether sigma and S are the networks' outputs, as printed.
-        generator: Where the initial weights are drawn from.
+        obs_dim: Observation dimension S; 0 if the networks do not see the state.
+        mask: The mask m, (A,).
+        hidden_units: Units of the single hidden layer of sigma, S and T.
+        step_size: The step size eps.
+        literal: Whether sigma and S are the networks' raw outputs, as printed.
+        generator: Generator of the initial weights.
     """
 
     mask: Tensor
@@ -151,7 +151,7 @@ class CouplingLayer(nn.Module):
     ) -> None:
         super().__init__()
         self._step_size, self._literal, self._sees_state = step_size, literal, obs_dim > 0
-        self.register_buffer("mask", mask, persistent=False)  # not learned: it follows from the sizes
+        self.register_buffer("mask", mask, persistent=False)  # not learned: derived from the sizes
         inputs, outputs = len(mask) + obs_dim, len(mask)
         self.offset, self.scale, self.shift = (
             nn.Sequential(
@@ -163,7 +163,7 @@ class CouplingLayer(nn.Module):
         )
 
     def forward(self, position: Tensor, obs: Tensor, force: Force) -> Tensor:
-        """y (B, A) of x (B, A), at obs (B, S)."""
+        """Return y (B, A) for x (B, A), at obs (B, S)."""
         kept, step_size = self.mask * position, self._step_size
         inputs = torch.cat([kept, obs], dim=-1) if self._sees_state else kept
         moved = position + 0.5 * step_size**2 * force(position)
@@ -173,7 +173,7 @@ class CouplingLayer(nn.Module):
         return kept + (1 - self.mask) * moved
 
     def _exponents(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """sigma and S, each (B, A)."""
+        """Return sigma and S, each (B, A)."""
         offset, scale = self.offset(inputs), self.scale(inputs)
         if self._literal:
             return offset, scale
@@ -181,21 +181,21 @@ class CouplingLayer(nn.Module):
 
 
 def _bounded(exponent: Tensor) -> Tensor:
-    """c tanh(x / c) with c = 5, nearly x where x is small."""
+    """Return c tanh(x / c) with c = 5, which is close to x for small x."""
     return LARGEST_EXPONENT * torch.tanh(exponent / LARGEST_EXPONENT)
 
 
 class LangevinFlow(nn.Module):
-    """K coupling layers with complementary masks, eq. (8).
+    """Apply K coupling layers with complementary masks, eq. (8).
 
     Args:
-        obs_dim: Observation dimension S, 0 where the networks do not see the state.
+        obs_dim: Observation dimension S; 0 if the networks do not see the state.
         action_dim: Action dimension A.
-        num_layers: K.
-        hidden_units: Of each network.
-        step_size: eps.
+        num_layers: Number of layers K.
+        hidden_units: Hidden units of each network.
+        step_size: The step size eps.
         literal: See `CouplingLayer`.
-        generator: Where the initial weights are drawn from.
+        generator: Generator of the initial weights.
     """
 
     def __init__(
@@ -215,7 +215,7 @@ class LangevinFlow(nn.Module):
         )
 
     def forward(self, position: Tensor, obs: Tensor, force: Force) -> Tensor:
-        """x_K (B, A) of x_0 (B, A), at obs (B, S)."""
+        """Return x_K (B, A) for x_0 (B, A), at obs (B, S)."""
         for layer in self.layers:
             position = layer(position, obs, force)
         return position

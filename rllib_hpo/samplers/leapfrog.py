@@ -1,4 +1,4 @@
-"""The leapfrog integrator. It knows a force and a step size, and nothing else.
+"""Integrate Hamilton's equations by leapfrog steps, given a force and a step size.
 
 Xu & Fekri, arXiv 2103.12020, eq. (9) and (13): half kick, drift, half kick,
 
@@ -19,18 +19,18 @@ from torch import Tensor
 from rllib_hpo.kernels.products import add_scaled
 
 Force = Callable[[Tensor], Tensor]
-"""Action (B, A) to force (B, A); the negative gradient of Q where Q is to rise."""
+"""Function from actions (B, A) to forces (B, A): the negative gradient of Q where Q should increase."""
 
 
 class LeapfrogState(NamedTuple):
-    """Where a chain stands. The force after step k is the force before step k + 1, so it travels along."""
+    """State of a chain. The force after step k is the force before step k + 1, so it is kept."""
 
     action: Tensor
     """a_k, (B, A)."""
     momentum: Tensor
     """rho_k, (B, A)."""
     force: Tensor | None
-    """F(a_k), (B, A); None once the final kick was left out."""
+    """F(a_k), (B, A); None if the final kick was skipped."""
 
 
 def leapfrog_step(
@@ -41,14 +41,14 @@ def leapfrog_step(
     inverse_mass: float | Tensor = 1.0,
     final_kick: bool = True,
 ) -> LeapfrogState:
-    """One step: half kick, drift and, with `final_kick`, half kick.
+    """Take one step: half kick, drift and, with `final_kick`, half kick.
 
     Args:
         state: a_k, rho_k and F(a_k).
-        force: Evaluated once, at a_{k+1}; not at all without the final kick.
-        step_size: eps, a number or (A,).
+        force: The force F, evaluated once, at a_{k+1}; not at all without the final kick.
+        step_size: Step size eps, a number or (A,).
         inverse_mass: M^-1, a number or (A,).
-        final_kick: False where rho_{k+1} is not needed; the momentum returned is then rho_{k+1/2}.
+        final_kick: Whether to compute rho_{k+1}; otherwise the returned momentum is rho_{k+1/2}.
 
     Raises:
         ValueError: If `state.force` is None.
@@ -74,19 +74,19 @@ def leapfrog(
     inverse_mass: float | Tensor = 1.0,
     momentum_scales: Sequence[float] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Evolves (a_0, rho_0) by `num_steps` leapfrog steps; pure, nothing is modified.
+    """Evolve (a_0, rho_0) by `num_steps` leapfrog steps, without modifying its inputs.
 
-    The force is evaluated num_steps + 1 times, num_steps times without the final kick, never for 0 steps.
+    It evaluates the force num_steps + 1 times, num_steps times without the final kick, and never for 0 steps.
 
     Args:
         action: a_0, (B, A).
         momentum: rho_0, (B, A).
-        force: F, called with (B, A).
-        step_size: eps, a number or (A,).
-        num_steps: K >= 0.
-        final_kick: Whether the last half kick is done; a_K does not depend on it.
+        force: The force F, (B, A) -> (B, A).
+        step_size: Step size eps, a number or (A,).
+        num_steps: Number of steps K >= 0.
+        final_kick: Whether to take the last half kick; a_K does not depend on it.
         inverse_mass: M^-1 of the drift, a number or (A,).
-        momentum_scales: K factors; the momentum is multiplied by the k-th after step k (tempering).
+        momentum_scales: K tempering factors; the k-th multiplies the momentum after step k.
 
     Returns:
         (a_K, rho_K), each (B, A).

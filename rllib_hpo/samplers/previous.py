@@ -1,12 +1,12 @@
-"""Hamiltonian steps whose target is Q and the previous policy.
+"""Define targets of Hamiltonian steps that combine Q and the previous policy.
 
 Johnson, "Markov Chain Monte Carlo Policy Optimization", eq. (12), (13), (18) and (19). The target of a chain is
 
     p(a, rho | s)  ~  exp(Q(s, a) / beta) pi_t(a|s) N(rho; 0, I)
 
-with pi_t the previous policy, a tanh-Gaussian. `WhitenedTarget` has it in the Gaussian's own coordinates, where it is
-smooth and near N(0, I); `ActionTarget` has it in those of actions, as printed, where its force is singular at the
-bounds. Either is made for B states and knows no parameter that is learned.
+with pi_t the previous policy, a tanh-Gaussian. `WhitenedTarget` uses the Gaussian's own coordinates, in which the
+target is smooth and close to N(0, I). `ActionTarget` uses actions, as printed, where the force is singular at the
+bounds. Each is constructed for B states and holds no learned parameter.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rllib_hpo.samplers.forces import SMALL
 from rllib_hpo.samplers.gaussian import gaussian_log_prob, tanh_log_det
 
 BORDER = 1e-6
-"""How far from +-1 `ActionTarget` evaluates the density of an action at most."""
+"""Least distance from +-1 at which `ActionTarget` evaluates the density of an action."""
 
 
 class Gaussian(NamedTuple):
@@ -35,7 +35,7 @@ class Gaussian(NamedTuple):
     """(B, A)."""
 
     def draw(self, noise: Tensor) -> Tensor:
-        """u = mean + std * noise, (B, A)."""
+        """Return u = mean + std * noise, (B, A)."""
         return self.mean + self.log_std.exp() * noise
 
 
@@ -49,139 +49,140 @@ class ForceParts(NamedTuple):
 
 
 class ChainTarget(Protocol):
-    """What a chain moves in and towards. A position x is (B, A), in coordinates of the target's own."""
+    """Define the coordinates and the force of a chain. Positions x are (B, A), in the target's own coordinates."""
 
     def position(self, pre_tanh: Tensor) -> Tensor:
-        """x of u, (B, A)."""
+        """Return x for u, (B, A)."""
 
     def action(self, position: Tensor) -> Tensor:
-        """a of x, (B, A) in [-1, 1]."""
+        """Return a for x, (B, A) in [-1, 1]."""
 
     def gate_input(self, position: Tensor, force: Tensor) -> tuple[Tensor, Tensor]:
-        """What a gate sees of position and force, each (B, A)."""
+        """Return position and force as inputs of a gate, each (B, A)."""
 
     def gradient(self, position: Tensor) -> Tensor:
-        """The gradient of Q in x, (B, A). grad_a Q is a constant for autograd, exactly so of ReLU critics."""
+        """Return the gradient of Q in x, (B, A). Autograd treats grad_a Q as constant, exact for ReLU critics."""
 
     def parts(self, position: Tensor, beta: Tensor) -> ForceParts:
-        """The force at x, for a scalar beta."""
+        """Return the force at x, for a scalar beta."""
 
     def log_prior(self, position: Tensor) -> Tensor:
-        """log pi_t, (B,), by the measure of `log_base`."""
+        """Return log pi_t, (B,), in the measure of `log_base`."""
 
     def log_base(self, base: Gaussian, noise: Tensor) -> Tensor:
-        """log pi_theta of what `base` draws with `noise`, (B,)."""
+        """Return log pi_theta, (B,), of the draw of `base` with `noise`."""
 
 
 class WhitenedTarget:
-    """x = (u - mu_t) / sigma_t with a = tanh(u): there the target is exp(Q / beta) N(x; 0, I) N(rho; 0, I).
+    """Use x = (u - mu_t) / sigma_t with a = tanh(u), where the target is exp(Q / beta) N(x; 0, I) N(rho; 0, I).
 
     The tanh's Jacobian in log pi_t cancels that of the change of variables.
 
     Args:
-        critic: Q at the states.
-        previous: mu_t and sigma_t there, without gradient.
+        critic: Q at these states.
+        previous: mu_t and sigma_t at these states, without gradient.
     """
 
     def __init__(self, critic: ActionValue, previous: Gaussian) -> None:
         self._critic, self._previous, self._std = critic, previous, previous.log_std.exp()
 
     def position(self, pre_tanh: Tensor) -> Tensor:
-        """x of u."""
+        """Return x for u."""
         return (pre_tanh - self._previous.mean) / self._std
 
     def pre_tanh(self, position: Tensor) -> Tensor:
-        """u of x."""
+        """Return u for x."""
         return self._previous.mean + self._std * position
 
     def action(self, position: Tensor) -> Tensor:
-        """tanh(u)."""
+        """Return tanh(u)."""
         return torch.tanh(self.pre_tanh(position))
 
     def gate_input(self, position: Tensor, force: Tensor) -> tuple[Tensor, Tensor]:
-        """u, and the force g as g / (1 + |g|): an unbounded one saturates the gate's networks."""
+        """Return u and g / (1 + |g|): an unbounded force g would saturate the gate's networks."""
         norm = torch.linalg.vector_norm(force, dim=-1, keepdim=True)
         return self.pre_tanh(position), force / (1 + norm)
 
     def gradient(self, position: Tensor) -> Tensor:
-        """sigma_t (1 - a^2) grad_a Q, (B, A)."""
+        """Return sigma_t (1 - a^2) grad_a Q, (B, A)."""
         action = self.action(position)
         _, gradient = self._critic.minimum_and_gradient(action.detach())
         return self._std * (1 - action * action) * gradient
 
     def parts(self, position: Tensor, beta: Tensor) -> ForceParts:
-        """-sigma_t (1 - a^2) grad_a Q / beta and x."""
+        """Return -sigma_t (1 - a^2) grad_a Q / beta, and x."""
         return ForceParts(-self.gradient(position) / beta, position)
 
     def log_prior(self, position: Tensor) -> Tensor:
-        """log N(u; mu_t, sigma_t^2), (B,): the tanh's Jacobian is left out here and in `log_base`."""
+        """Return log N(u; mu_t, sigma_t^2), (B,), without the tanh's Jacobian, which `log_base` also omits."""
         return gaussian_log_prob(position, self._previous.log_std)
 
     def log_base(self, base: Gaussian, noise: Tensor) -> Tensor:
-        """log N(u; mu_theta, sigma_theta^2), (B,)."""
+        """Return log N(u; mu_theta, sigma_theta^2), (B,)."""
         return gaussian_log_prob(noise, base.log_std)
 
 
 class ActionTarget:
-    """x = a, eq. (12) and (13) as printed: grad log pi_t = (-(u - mu_t) / sigma_t^2 + 2a) / (1 - a^2), u = atanh(a).
+    """Use x = a, eq. (12) and (13) as printed.
 
-    A chain can leave the actions; densities are then those at a distance of 1e-6 from the bound.
+    grad log pi_t = (-(u - mu_t) / sigma_t^2 + 2a) / (1 - a^2) with u = atanh(a). A chain can leave the bounds;
+    densities are then evaluated at a distance of 1e-6 inside the bound.
 
     Args:
-        critic: Q at the states.
-        previous: mu_t and sigma_t there, without gradient.
+        critic: Q at these states.
+        previous: mu_t and sigma_t at these states, without gradient.
     """
 
     def __init__(self, critic: ActionValue, previous: Gaussian) -> None:
         self._critic, self._previous = critic, previous
 
     def position(self, pre_tanh: Tensor) -> Tensor:
-        """tanh(u)."""
+        """Return tanh(u)."""
         return torch.tanh(pre_tanh)
 
     def action(self, position: Tensor) -> Tensor:
-        """x, clipped."""
+        """Return x, clipped to [-1, 1]."""
         return position.clamp(-1.0, 1.0)
 
     def gate_input(self, position: Tensor, force: Tensor) -> tuple[Tensor, Tensor]:
-        """Both as they are."""
+        """Return both unchanged."""
         return position, force
 
     def gradient(self, position: Tensor) -> Tensor:
-        """grad_a Q, (B, A)."""
+        """Return grad_a Q, (B, A)."""
         return self._critic.minimum_and_gradient(self.action(position).detach())[1]
 
     def parts(self, position: Tensor, beta: Tensor) -> ForceParts:
-        """-grad_a Q / beta and -grad_a log pi_t."""
+        """Return -grad_a Q / beta and -grad_a log pi_t."""
         action, pre_tanh = self._inside(position)
         pull = (pre_tanh - self._previous.mean) / (2 * self._previous.log_std).exp() - 2 * action
         return ForceParts(-self.gradient(position) / beta, pull / (1 - action * action))
 
     def log_prior(self, position: Tensor) -> Tensor:
-        """log pi_t(a|s), (B,)."""
+        """Return log pi_t(a|s), (B,)."""
         _, pre_tanh = self._inside(position)
         noise = (pre_tanh - self._previous.mean) / self._previous.log_std.exp()
         return gaussian_log_prob(noise, self._previous.log_std) - tanh_log_det(pre_tanh)
 
     def log_base(self, base: Gaussian, noise: Tensor) -> Tensor:
-        """log pi_theta(a_0|s), (B,)."""
+        """Return log pi_theta(a_0|s), (B,)."""
         return gaussian_log_prob(noise, base.log_std) - tanh_log_det(base.draw(noise))
 
     def _inside(self, position: Tensor) -> tuple[Tensor, Tensor]:
-        """a, kept off the bounds, and u = atanh(a)."""
+        """Return a, clamped inside the bounds, and u = atanh(a)."""
         action = position.clamp(BORDER - 1, 1 - BORDER)
         return action, 0.5 * (torch.log1p(action) - torch.log1p(-action))
 
 
 class ScalarGate(nn.Module):
-    """F = sigma_h g + (1 - sigma_h) T_h, eq. (18) and (19), with a scalar sigma_h for all action dimensions.
+    """Compute F = sigma_h g + (1 - sigma_h) T_h, eq. (18) and (19), with one scalar sigma_h per state.
 
     Args:
         obs_dim: Observation dimension S.
         action_dim: Action dimension A.
-        num_layers: Hidden layers of either network.
-        hidden_units: Their units.
-        generator: Where the initial weights are drawn from.
+        num_layers: Hidden layers of each network.
+        hidden_units: Units of each hidden layer.
+        generator: Generator of the initial weights.
     """
 
     def __init__(
@@ -198,7 +199,10 @@ class ScalarGate(nn.Module):
         self.transform = _elu_network(inputs, num_layers, hidden_units, action_dim, generator)
 
     def forward(self, obs: Tensor, position: Tensor, seen_force: Tensor, force: Tensor) -> Tensor:
-        """F (B, A) of a force g (B, A) at obs (B, S); position and g as the networks see them, each (B, A)."""
+        """Return F (B, A) for a force (B, A) at obs (B, S).
+
+        The networks see the state, and position and g as `ChainTarget.gate_input` gives them, each (B, A).
+        """
         inputs = torch.cat([obs, position, seen_force], dim=-1)
         return torch.lerp(torch.tanh(self.transform(inputs)), force, torch.sigmoid(self.gate(inputs)))
 
@@ -206,7 +210,7 @@ class ScalarGate(nn.Module):
 def _elu_network(
     inputs: int, num_layers: int, hidden_units: int, outputs: int, generator: torch.Generator | None
 ) -> nn.Sequential:
-    """Linear layers with ELU between them; the last one starts small."""
+    """Make linear layers with ELU between them and a small initial last layer."""
     layers: list[nn.Module] = []
     for k in range(num_layers):
         layers += [linear(hidden_units if k else inputs, hidden_units, generator), nn.ELU()]
@@ -214,18 +218,20 @@ def _elu_network(
 
 
 Part = Callable[[ForceParts], Tensor]
-"""What of a force moves a chain, (B, A)."""
+"""Function that selects the part of a force that moves a chain, (B, A)."""
 
 
 def whole(parts: ForceParts) -> Tensor:
-    """The force itself."""
+    """Return the whole force."""
     return parts.value + parts.prior
 
 
 def joint_distance(
     log_base: Tensor, log_prior: Tensor, first_momentum: Tensor, last_momentum: Tensor
 ) -> Tensor:
-    """D = log pi_theta(a_0) N(rho_0) / (pi_t(a_K) N(rho_K)), (B,), below eq. (17): its mean is that of the paper's 4.1.
+    """Return D = log pi_theta(a_0) N(rho_0) / (pi_t(a_K) N(rho_K)), (B,), below eq. (17).
+
+    Its mean is the distance of the paper's 4.1.
 
     Args:
         log_base: log pi_theta(a_0|s), (B,).
@@ -238,6 +244,6 @@ def joint_distance(
 
 
 def inverse_softplus(values: Sequence[float] | Tensor) -> Tensor:
-    """x with softplus(x) = `values`, which are above 0."""
+    """Return x with softplus(x) = `values`, for values above 0."""
     steps = torch.as_tensor(values)
     return steps + torch.log(-torch.expm1(-steps))

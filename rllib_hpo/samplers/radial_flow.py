@@ -1,4 +1,4 @@
-"""SAC-NF's sampler: radial flows between the Gaussian and the tanh (Mazoure et al. 2019, arXiv 1905.06893)."""
+"""Draw SAC-NF's actions: radial flows between the Gaussian and the tanh (Mazoure et al. 2019, arXiv 1905.06893)."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from rllib_hpo.samplers.gaussian import GaussianPolicy, squash
 from rllib_hpo.settings import SACNFSettings
 
 CENTER_STD = 0.1
-"""Std of the initial centers: with equal centers the layers would stay copies of each other."""
+"""Std of the initial centers; with equal centers all layers would stay equal."""
 
 
 class RadialFlow(nn.Module):
-    """A stack of radial flows z' = z + beta h (z - z0), h = 1 / (a + r), r = |z - z0|.
+    """Apply radial flows z' = z + beta h (z - z0), h = 1 / (a + r), r = |z - z0|.
 
     Rezende & Mohamed 2015 (arXiv 1505.05770), eq. (14) and A.2: a = softplus(raw_a) > 0 and
-    beta = -a + softplus(raw_b) > -a make every layer invertible. The parameters are global, not
-    functions of the state. The stack starts as the identity (softplus(raw_b) = a).
+    beta = -a + softplus(raw_b) > -a make every layer invertible. The parameters do not depend on the state. The
+    stack is initially the identity (softplus(raw_b) = a).
 
     Args:
         dim: Dimension D of z.
-        num_flows: Layers.
-        generator: Where the initial centers are drawn from.
+        num_flows: Number of layers.
+        generator: Generator of the initial centers.
     """
 
     def __init__(self, dim: int, num_flows: int, generator: torch.Generator | None = None) -> None:
@@ -39,18 +39,21 @@ class RadialFlow(nn.Module):
         self.raw_b = nn.Parameter(torch.full((num_flows,), raw_one))
 
     def forward(self, z: Tensor, detached_rows: int = 0) -> tuple[Tensor, Tensor]:
-        """z' (B, D) and sum log |det dz'/dz| (B,) of z (B, D); the first `detached_rows` rows carry no gradient."""
+        """Return z' (B, D) and sum log |det dz'/dz| (B,) for z (B, D).
+
+        The first `detached_rows` rows carry no gradient.
+        """
         return radial_flow(z, self.center, *self._a_and_beta(), detached_rows)
 
     def inverse(self, z: Tensor) -> Tensor:
-        """The z (B, D) that `forward` maps to the given one: per layer the positive root of a quadratic in r."""
+        """Return the z (B, D) that `forward` maps to the given one: per layer the positive root of a quadratic in r."""
         layers = list(zip(self.center, *self._a_and_beta(), strict=True))
         for center, a, beta in reversed(layers):
             offset = z - center
             stretched = torch.linalg.vector_norm(offset, dim=-1)
             b = a + beta - stretched
             root = torch.sqrt(b * b + 4 * a * stretched)
-            # The form of the root that does not cancel, for either sign of b.
+            # This form of the root avoids cancellation for either sign of b.
             r = torch.where(b > 0, 2 * a * stretched / (b + root), 0.5 * (root - b))
             z = center + offset / (1 + beta / (a + r)).unsqueeze(-1)
         return z
@@ -61,7 +64,7 @@ class RadialFlow(nn.Module):
 
 
 class RadialFlowSampler(Sampler):
-    """a = tanh(flow(z)), z ~ N(mean(s), std(s)^2); noise-free it is the mean through the flow."""
+    """Draw a = tanh(flow(z)), z ~ N(mean(s), std(s)^2); the noise-free action is that of the mean."""
 
     def __init__(
         self,
@@ -87,7 +90,7 @@ class RadialFlowSampler(Sampler):
         alpha: Tensor,
         detached_rows: int = 0,
     ) -> Sample:
-        """Draws one action per state; see `Sampler.forward`."""
+        """Draw one action per state; see `Sampler.forward`."""
         z, log_density = self.policy.draw(obs, noise["base"], detached_rows)
         pre_tanh, log_det = self.flow(z, detached_rows)
         return Sample(*squash(pre_tanh, log_density - log_det, detached_rows))

@@ -1,6 +1,9 @@
-"""Leapfrog steps until an action passes a test of its future costs (Xu & Fekri 2021, arXiv 2103.12020, Algorithm 3).
+"""Take leapfrog steps until an action passes a test of its future costs.
 
-An action a of state s passes if it satisfies the Lyapunov constraint, eq. (14), of Chow et al. 2019, arXiv 1901.10031:
+Xu & Fekri 2021, arXiv 2103.12020, Algorithm 3.
+
+An action a of state s passes if it satisfies the Lyapunov constraint, eq. (14), of Chow et al. 2019, arXiv
+1901.10031:
 
     Q_C(s, a) - Q_C(s, b) <= (1 - gamma) (d_0 - Q_C(s_0, b_0))
 
@@ -21,44 +24,44 @@ from rllib_hpo.samplers.leapfrog import LeapfrogState
 MomentumRefresh = Literal["add", "replace", "partial"]
 Fallback = Literal["last", "safest"]
 KEPT = 0.9
-"""c of the partial refresh rho <- c rho + sqrt(1 - c^2) z, which keeps the momentum's variance."""
+"""c of the partial refresh rho <- c rho + sqrt(1 - c^2) z, which preserves the momentum's variance."""
 
 
 class ShieldOptions(NamedTuple):
-    """What Algorithm 3 leaves open, with what it says as defaults."""
+    """Options that Algorithm 3 leaves open; the defaults are the algorithm's."""
 
     test_initial: bool = False
     """Whether the action before the first step may pass."""
     momentum_refresh: MomentumRefresh = "add"
     fallback: Fallback = "last"
-    """What acts where no action passes: the last one, or the one that costs least, the reference's among them."""
+    """The action where none passes: the last one, or the one of least cost, including the reference's."""
 
 
 class Shielded(NamedTuple):
-    """What acts in each of B states."""
+    """The actions at B states, and how the test chose them."""
 
     action: Tensor
     """(B, A)."""
     accepted: Tensor
     """(B,), 1.0 where an action passed, else 0.0."""
     num_steps: Tensor
-    """(B,), leapfrog steps to the action that acts, K where it is the fallback."""
+    """(B,), leapfrog steps to the chosen action; K for the fallback."""
 
 
 def lyapunov_bound(cost: Tensor, cost_at_start: Tensor, limit: float, gamma: float) -> Tensor:
-    """The most that an action may cost to satisfy eq. (14), (B,).
+    """Return the largest cost of an action that satisfies eq. (14), (B,).
 
     Args:
         cost: Q_C(s, b), (B,).
         cost_at_start: Q_C(s_0, b_0), (B,).
-        limit: d_0.
+        limit: Discounted limit d_0.
         gamma: Discount factor.
     """
     return cost + (1 - gamma) * (limit - cost_at_start)
 
 
 def refresh(momentum: Tensor, noise: Tensor, how: MomentumRefresh) -> Tensor:
-    """The momentum (B, A) before another step, of noise (B, A) with the variance of the first momentum."""
+    """Return the momentum (B, A) before another step, from noise (B, A) with the variance of the first momentum."""
     if how == "add":
         return momentum + noise
     if how == "replace":
@@ -75,16 +78,17 @@ def shielded(
     reference: Tensor,
     options: ShieldOptions = ShieldOptions(),  # noqa: B008  (a constant)
 ) -> Shielded:
-    """Algorithm 3 for B states at once: every chain makes all K steps, and the first action that passes is taken.
+    """Run Algorithm 3 for B states at once.
 
-    So it branches on no value, and draws do not depend on what passes.
+    Every chain takes all K steps, and the first action that passes is chosen. So the code never branches on values, and
+    draws do not depend on what passes.
 
     Args:
-        start: a_0, rho_0 and F(a_0).
-        noise: (B, K, A), of the momentum's variance.
-        step: One whole leapfrog step.
-        cost: Q_C of actions (B, A) within [-1, 1], (B,).
-        bound: The most that an action may cost, (B,).
+        start: Initial state: a_0, rho_0 and F(a_0).
+        noise: Noise (B, K, A) with the momentum's variance.
+        step: Takes one whole leapfrog step.
+        cost: Returns Q_C, (B,), of actions (B, A) within [-1, 1].
+        bound: Largest cost that passes, (B,).
         reference: b, (B, A).
         options: Variants of the algorithm.
     """

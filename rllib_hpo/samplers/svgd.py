@@ -1,4 +1,4 @@
-"""Stein variational gradient descent on actions, and the network whose draws it moves.
+"""Move a sampling network's actions by Stein variational gradient descent (SVGD).
 
 Liu & Wang 2016, arXiv 1608.04471; amortised as in Haarnoja et al. 2017, arXiv 1702.08165 (soft Q-learning), eqs. (12)
 to (14).
@@ -22,14 +22,14 @@ BORDER = 1e-6
 
 
 class SamplingNetwork(nn.Module):
-    """a = tanh(f(xi; s)): the noise joins the state as inputs of a ReLU network.
+    """Draw a = tanh(f(xi; s)) by a ReLU network of state and noise.
 
     Args:
         obs_dim: Observation dimension S.
-        action_dim: Action dimension A, which is that of the noise too.
+        action_dim: Dimension A of actions and of the noise.
         hidden_units: Units of each hidden layer.
-        num_layers: Hidden layers.
-        generator: Where the initial weights are drawn from.
+        num_layers: Number of hidden layers.
+        generator: Generator of the initial weights.
     """
 
     def __init__(
@@ -45,16 +45,16 @@ class SamplingNetwork(nn.Module):
         self.policy = ReluMLP(obs_dim + action_dim, hidden_units, num_layers, action_dim, generator)
 
     def forward(self, obs: Tensor, latent: Tensor) -> Tensor:
-        """Pre-tanh actions f(xi; s), (B, N, A), of obs (B, S) and noise (B, N, A)."""
+        """Return pre-tanh actions f(xi; s), (B, N, A), for obs (B, S) and noise (B, N, A)."""
         states = obs.unsqueeze(1).expand(-1, latent.shape[1], -1)
         outputs: Tensor = self.policy(torch.cat([states, latent], -1).flatten(0, 1))
         return outputs.view_as(latent)
 
     @torch.no_grad()
     def log_volume(self, obs: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions (B, N, A), and log |det(d a / d xi)| there, (B, N); -inf where the map is singular.
+        """Return actions (B, N, A) and their log |det(d a / d xi)|, (B, N); -inf where the map is singular.
 
-        The Jacobian is carried forward through the layers, which are linear wherever they are differentiable.
+        The Jacobian is computed in forward mode; the layers are linear wherever they are differentiable.
         """
         states = obs.unsqueeze(1).expand(-1, latent.shape[1], -1)
         values = torch.cat([states, latent], -1).flatten(0, 1)
@@ -70,19 +70,20 @@ class SamplingNetwork(nn.Module):
 
 
 def log_slope(pre_tanh: Tensor) -> Tensor:
-    """log(d tanh(u) / du) = 2 (log 2 - u - softplus(-2u)), elementwise."""
+    """Return log(d tanh(u) / du) = 2 (log 2 - u - softplus(-2u)), elementwise."""
     return 2 * (math.log(2) - pre_tanh - nn.functional.softplus(-2 * pre_tanh))
 
 
 def score(action: Tensor, gradient: Tensor, space: Space) -> Tensor:
-    """The gradient of the log-density that particles are to have, (..., A).
+    """Return the gradient of the particles' target log-density, (..., A).
 
     Args:
         action: a, (..., A), within (-1, 1).
         gradient: grad_a Q(s, a) / alpha, (..., A).
-        space: Where the particles live. In "action" the density is exp(Q / alpha) on the box, and this is `gradient`.
-            In "pre_tanh" it is that of u = artanh(a): (1 - a^2) gradient - 2 a. "official" is what the authors' code
-            does: the factor prod(1 - a^2) of the density of u, differentiated in a, so that border and corners repel.
+        space: Space of the particles. "action": the density is exp(Q / alpha) on the box, and the score is `gradient`.
+            "pre_tanh": the density is that of u = artanh(a), and the score (1 - a^2) gradient - 2 a. "official": as the
+            authors' code, which differentiates the factor prod(1 - a^2) of the density of u in a, so that border and
+            corners repel.
     """
     if space == "action":
         return gradient
@@ -92,12 +93,12 @@ def score(action: Tensor, gradient: Tensor, space: Space) -> Tensor:
 
 
 def kernel_width(squared_distances: Tensor, width: Width, floor: float) -> Tensor:
-    """The width h of exp(-d^2 / h), one for each state, (B,).
+    """Return the width h of exp(-d^2 / h), one per state, (B,).
 
     Args:
         squared_distances: d^2 between M fixed and K moved particles, (B, M, K).
         width: "official": median / log M, as the authors' code; "paper": median / (2 log(M + 1)), as Haarnoja et al.
-            2017, Appendix D.1. Of an even number of distances the median is the lower middle one.
+            2017, Appendix D.1. For an even number of distances the median is the lower middle one.
         floor: The least h.
     """
     num_fixed = squared_distances.shape[1]
@@ -108,9 +109,9 @@ def kernel_width(squared_distances: Tensor, width: Width, floor: float) -> Tenso
 
 @torch.no_grad()
 def direction(fixed: Tensor, fixed_score: Tensor, moved: Tensor, width: Width, floor: float) -> Tensor:
-    """Where SVGD moves particles, (B, K, A): Haarnoja et al. 2017, eq. (13).
+    """Return the direction in which SVGD moves particles, (B, K, A): Haarnoja et al. 2017, eq. (13).
 
-    mean_i [k(x_i, y_j) score(x_i) + grad_{x_i} k(x_i, y_j)] with k(x, y) = exp(-|x - y|^2 / h).
+    The direction is mean_i [k(x_i, y_j) score(x_i) + grad_{x_i} k(x_i, y_j)] with k(x, y) = exp(-|x - y|^2 / h).
 
     Args:
         fixed: x, (B, M, A).
@@ -124,6 +125,6 @@ def direction(fixed: Tensor, fixed_score: Tensor, moved: Tensor, width: Width, f
     h = kernel_width(squared, width, floor)[:, None, None]
     kernel = torch.exp(-squared / h)
     attraction = torch.einsum("bmk,bma->bka", kernel, fixed_score)
-    # From differences, so that particles that coincide repel each other by exactly 0.
+    # Computed from differences, so that the repulsion of coincident particles is exactly 0.
     repulsion = torch.einsum("bmk,bmka->bka", -2 * kernel / h, differences)
     return (attraction + repulsion) / fixed.shape[1]

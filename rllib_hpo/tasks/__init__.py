@@ -1,4 +1,4 @@
-"""Tasks: which environments exist, what the paper's table says for each, and how their simulators are saved.
+"""Register tasks: their environments, the paper's settings for each, and how to save their simulators.
 
 Importing this package registers the PyBullet environments with gymnasium, without importing a simulator.
 """

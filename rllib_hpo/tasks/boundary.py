@@ -1,6 +1,7 @@
-"""The boundary to environments: what one hands over becomes numbers here, or a sentence that says why it cannot.
+"""Make, reset and step environments, and check what they return.
 
-Runners, evaluations and films all make, reset and step environments through this module.
+Runners, evaluations and films all use environments through this module. It converts what they return into numbers, or
+raises an error that says why it cannot.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _logger = logging.getLogger(__name__)
 Env = gym.Env[Any, Any]
 _LARGEST = float(np.finfo(np.float32).max)
 _NUMBERS = "fiub"
-"""Kinds of NumPy dtypes that are real numbers."""
+"""Kinds of NumPy dtypes of real numbers."""
 _OLD_API = (
     "wrap an environment of the old gym API with shimmy.GymV21CompatibilityV0 or shimmy.GymV26CompatibilityV0"
 )
@@ -34,15 +35,15 @@ _VECTOR_REWARD = (
 
 
 def env_name(env: Env) -> str:
-    """The gymnasium id of an environment, or the name of its class."""
+    """Return the gymnasium id of an environment, or the name of its class."""
     return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
 
 
 def made(create: Callable[[], Any], name: str) -> Env:
-    """The environment that `create` returns.
+    """Return the environment that `create` makes.
 
     Raises:
-        UserCodeError: If it raises an error, or returns something else than an environment.
+        UserCodeError: If it raises an error, or returns anything else than an environment.
     """
     try:
         env = create()
@@ -64,7 +65,7 @@ def made(create: Callable[[], Any], name: str) -> Env:
 
 
 def close(env: Env, name: str = "") -> None:
-    """Closes an environment; what it raises is a warning, since nothing depends on it."""
+    """Close an environment; log an error as a warning, since nothing depends on closing."""
     try:
         env.close()
     except Exception as error:  # noqa: BLE001  (the user's code may raise anything)
@@ -77,11 +78,11 @@ def close(env: Env, name: str = "") -> None:
 
 
 class Boundary:
-    """Resets and steps environments of one kind, and checks what they hand over.
+    """Reset and step environments of one kind, and check what they return.
 
     Args:
-        env: One of them.
-        name: What errors call it; by default its gymnasium id or class.
+        env: An environment of that kind.
+        name: Its name in errors; by default its gymnasium id or class.
     """
 
     def __init__(self, env: Env, name: str | None = None) -> None:
@@ -89,10 +90,10 @@ class Boundary:
         self._shape = env.observation_space.shape
 
     def reset(self, env: Env, seed: int | None = None) -> NDArray[np.float32]:
-        """The first observation (S,) of an episode.
+        """Return the first observation (S,) of an episode.
 
         Raises:
-            UserCodeError: If the environment raises an error, or returns what its space does not declare.
+            UserCodeError: If the environment raises an error, or returns something outside its space.
             NonFiniteError: If the observation is not finite in float32.
         """
         try:
@@ -113,16 +114,16 @@ class Boundary:
         return self._observation(result[0], "reset")
 
     def step(self, env: Env, action: NDArray[Any]) -> tuple[NDArray[np.float32], float, bool, bool]:
-        """Observation (S,), reward, terminated and truncated; see `step_with_info`."""
+        """Return observation (S,), reward, terminated and truncated; see `step_with_info`."""
         return self.step_with_info(env, action)[:4]
 
     def step_with_info(
         self, env: Env, action: NDArray[Any]
     ) -> tuple[NDArray[np.float32], float, bool, bool, Any]:
-        """Observation (S,), reward, terminated, truncated, and the environment's info as it is.
+        """Return observation (S,), reward, terminated, truncated, and the unchanged info of the environment.
 
         Raises:
-            UserCodeError: If the environment raises an error, or returns what gymnasium or its space does not allow.
+            UserCodeError: If the environment raises an error, or returns what gymnasium or its space forbids.
             NonFiniteError: If the observation or the reward is not finite in float32.
         """
         try:
@@ -146,10 +147,10 @@ class Boundary:
         return obs, float(reward), terminated, truncated, info
 
     def column(self, info: Any, name: str, size: int) -> NDArray[np.float32]:
-        """Numbers (size,) that an algorithm needs of every step, from the step's info.
+        """Return the numbers (size,) of a column that an algorithm needs, from the step's info.
 
         Raises:
-            UserCodeError: If they are missing, or something else.
+            UserCodeError: If they are missing, or not `size` numbers.
             NonFiniteError: If they are not finite in float32.
         """
         if not isinstance(info, Mapping) or name not in info:
@@ -224,18 +225,18 @@ class Boundary:
 
 
 class CheckedEnv(gym.Wrapper[Any, Any, Any, Any]):
-    """The outermost wrapper for callers that step an environment themselves, as RLlib's RolloutWorkers do."""
+    """Check an environment that callers step themselves, as RLlib's RolloutWorkers do. Use it as outermost wrapper."""
 
     def __init__(self, env: Env, name: str | None = None) -> None:
         super().__init__(env)
         self._boundary = Boundary(env, name)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        """As `Boundary.reset`, in the dtype of the space; `options` are not handed on."""
+        """Reset as `Boundary.reset`, in the dtype of the space; `options` are not passed on."""
         return self._in_space(self._boundary.reset(self.env, seed)), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """As `Boundary.step`; actions are brought inside the bounds in the environment's dtype."""
+        """Step as `Boundary.step`, with actions clipped to the bounds in the environment's dtype."""
         space = self.env.action_space
         assert isinstance(space, gym.spaces.Box)
         inside = np.clip(np.asarray(action, space.dtype), space.low, space.high)
@@ -243,11 +244,11 @@ class CheckedEnv(gym.Wrapper[Any, Any, Any, Any]):
         return self._in_space(obs), reward, terminated, truncated, {}
 
     def _in_space(self, obs: NDArray[np.float32]) -> NDArray[Any]:
-        """RLlib looks whether observations are in their space, dtype included."""
+        """Cast to the space's dtype: RLlib checks that observations are in their space, dtype included."""
         return obs.astype(self.env.observation_space.dtype, copy=False)
 
     def close(self) -> None:
-        """As the function `close`."""
+        """Close as the function `close` does."""
         close(self.env, self._boundary.name)
 
 
@@ -259,7 +260,7 @@ def _as_array(value: Any) -> NDArray[Any] | None:
 
 
 def _described(value: Any) -> str:
-    """A value from an environment as a noun phrase: its type, and what tells it apart."""
+    """Describe a value from an environment as a noun phrase: its type and distinguishing features."""
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {len(value)}"
     if isinstance(value, np.ndarray) and value.size != 1:
@@ -269,7 +270,7 @@ def _described(value: Any) -> str:
 
 
 def _raised(error: Exception, name: str, what: str, method: str = "") -> UserCodeError:
-    """An error of the environment's as a sentence, with its traceback from the environment on."""
+    """Describe an environment's error as a sentence, with its traceback from the environment on."""
     trace = error.__traceback__.tb_next if error.__traceback__ is not None else None
     text = "".join(traceback.format_exception(type(error), error, trace))
     where = f" in {method}()" if method else ""

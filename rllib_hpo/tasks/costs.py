@@ -1,4 +1,4 @@
-"""The wrapper that says in `info` what a step costs, directly around the environment."""
+"""Wrap an environment so that `info` reports the cost of each step; it is the innermost wrapper."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from rllib_hpo.errors import SettingsError, shown
 
 Env = gym.Env[Any, Any]
 COST = "cost"
-"""The key of `info` that every step's cost stands under."""
+"""The key of a step's cost in `info`."""
 
 
 class CostWrapper(gym.Wrapper[Any, Any, Any, Any]):
-    """Writes the cost of each step into `info["cost"]`.
+    """Write the cost of each step into `info["cost"]`.
 
     Args:
         env: An environment whose actions are a bounded Box.
-        cost: What a step costs.
+        cost: Definition of a step's cost.
     """
 
     def __init__(self, env: Env, cost: Cost) -> None:
@@ -31,30 +31,30 @@ class CostWrapper(gym.Wrapper[Any, Any, Any, Any]):
         self._of_step = lambda action, info: step_cost(cost, env.action_space, action, info)
 
     def step(self, action: Any) -> Any:
-        """The environment's, with the cost.
+        """Step the environment, and add the cost to its info.
 
         Raises:
-            SettingsError: If the environment reports nothing to compute it from, or a number that is no cost.
+            SettingsError: If the environment reports nothing to compute the cost from, or an invalid cost.
         """
         result: Any = self.env.step(action)
         if not isinstance(result, (tuple, list)) or len(result) != 5:
-            return result  # which the boundary refuses
+            return result  # the boundary rejects that
         *others, info = result
         reported = info if isinstance(info, Mapping) else {}
         return *others, {**reported, COST: self._of_step(action, reported)}
 
 
 def step_cost(cost: Cost, space: gym.Space[Any], action: Any, info: Any) -> float:
-    """The cost of one step.
+    """Return the cost of one step.
 
     Args:
-        cost: How it is defined.
-        space: The environment's actions.
-        action: What was executed, (A,), within the bounds.
-        info: What the environment reported.
+        cost: Definition of the cost.
+        space: The environment's action space.
+        action: The executed action, (A,), within the bounds.
+        info: The step's info.
 
     Raises:
-        SettingsError: Naming the setting, the key and the keys that were found.
+        SettingsError: If the info lacks a number for it; names the setting, the key and the keys found.
     """
     if isinstance(cost, SpeedCost):
         velocity = _number(cost, info, "x_velocity")

@@ -1,4 +1,4 @@
-"""Arguments of environments as manifests and result rows record them: JSON, or a note that they could not be."""
+"""Record arguments of environments in manifests and result rows: as JSON, or as a note that they could not be."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 from rllib_hpo.errors import UserError
 
 NOT_RECORDED = "__not_recorded__"
-"""The key of the note that stands for a value that JSON cannot hold; beside it stands the value's type."""
+"""The key of the note in place of a value that JSON cannot hold; its value is the type's name."""
 
 
 def recorded(env_config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments as JSON reads them back: NumPy's values as numbers and lists, tuples as lists.
+    """Return the arguments as JSON reads them back, with NumPy values as numbers and lists, and tuples as lists.
 
     A value that JSON cannot hold becomes `{NOT_RECORDED: its type}`.
     """
@@ -30,7 +30,7 @@ def _json_value(value: Any) -> Any:
 
 
 def not_recorded(arguments: Any, name: str = "") -> dict[str, str]:
-    """The types of the values in `recorded` arguments that were not recorded, by their names ("a.b")."""
+    """Return the types of the values in `recorded` arguments that were not recorded, by dotted name ("a.b")."""
     if isinstance(arguments, Mapping):
         if isinstance(kind := arguments.get(NOT_RECORDED), str):
             return {name: kind}
@@ -43,10 +43,10 @@ def not_recorded(arguments: Any, name: str = "") -> dict[str, str]:
 
 
 def refuse_not_recorded(arguments: Mapping[str, Any]) -> None:
-    """Refuses arguments that are missing a value, since another environment would be made of them.
+    """Reject arguments with an unrecorded value, which would make another environment.
 
     Raises:
-        UserError: Naming the argument and its type.
+        UserError: If a value is missing; names the argument and its type.
     """
     for name, kind in not_recorded(arguments).items():
         raise UserError(

@@ -1,4 +1,4 @@
-"""Making environments: quietly, with errors a user understands, and with actions in [-1, 1]."""
+"""Make environments quietly, with clear errors, and scale actions to [-1, 1]."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ PYBULLET_IDS = (
 )
 
 _RESERVED = frozenset({"env_id", "id", "training", "step_cost"})
-"""Arguments of `make_env` and `gymnasium.make` that are no keyword of an environment's class."""
+"""Arguments of `make_env` and `gymnasium.make` that are not keywords of an environment's class."""
 
 _logger = logging.getLogger(__name__)
 
 
 def register_environments() -> None:
-    """Make our ids known to gymnasium; their simulators are imported when one of them is made."""
+    """Register our ids with gymnasium; simulators are imported when an environment is made."""
     for env_id in PYBULLET_IDS:
         if env_id not in gym.registry:
             class_name = env_id.removesuffix("-v0")
@@ -47,10 +47,10 @@ def register_environments() -> None:
 
 
 def find_spec(env_id: str) -> EnvSpec | None:
-    """The gymnasium registration of `env_id` ("Hopper-v4", or "module:Id-v0"), or None where there is none.
+    """Return the gymnasium registration of `env_id` ("Hopper-v4", or "module:Id-v0"), or None.
 
     Raises:
-        UnknownNameError: The module before the colon cannot be imported.
+        UnknownNameError: If the module before the colon cannot be imported.
     """
     register_environments()
     module, _, name = env_id.rpartition(":")
@@ -65,10 +65,10 @@ def find_spec(env_id: str) -> EnvSpec | None:
 
 
 def check_env_config(env_config: Mapping[str, Any]) -> None:
-    """Refuses arguments of an environment that cannot be right whatever its class.
+    """Reject arguments of an environment that are invalid for every class.
 
     Raises:
-        SettingsError: Naming the key, its value and what is allowed.
+        SettingsError: If one is invalid; names the key, its value and what is allowed.
         UserError: If the record of a run lacks one of them.
     """
     refuse_not_recorded(env_config)
@@ -96,20 +96,20 @@ def make_env(
     step_cost: Cost | None = None,
     **kwargs: Any,
 ) -> gym.Env[Any, Any]:
-    """`gymnasium.make` without a deprecation warning for -v4, a log file of MuJoCo's, or output on stdout.
+    """Call `gymnasium.make` without its deprecation warning for -v4, MuJoCo's log file, or output on stdout.
 
     Args:
         env_id: A gymnasium id, or "module:Id-v0" for one that `module` registers.
-        wrappers: What to put around it, by name: see `rllib_hpo.tasks.wrappers`.
-        training: Whether to train in it; evaluations leave out wrappers that change rewards only.
-        step_cost: What a step costs, if its info is to say so.
-        **kwargs: As of `gymnasium.make`, e.g. `render_mode` and `max_episode_steps`.
+        wrappers: Wrappers by name: see `rllib_hpo.tasks.wrappers`.
+        training: Whether to train in it; evaluations omit wrappers that only change rewards.
+        step_cost: Definition of a step's cost, if `info` is to report it.
+        **kwargs: Arguments of `gymnasium.make`, such as `render_mode` and `max_episode_steps`.
 
     Raises:
-        UnknownNameError: No such id.
-        SettingsError: `max_episode_steps` or a wrapper is impossible.
-        UserError: It exists but cannot be made here, for instance because its simulator is not installed.
-        UserCodeError: Its constructor raises an error.
+        UnknownNameError: If there is no such id.
+        SettingsError: If `max_episode_steps` or a wrapper is invalid.
+        UserError: If it exists but cannot be made, for instance because its simulator is not installed.
+        UserCodeError: If its constructor raises an error.
     """
     check_env_config(kwargs)
     layers, spec = parse_wrappers(wrappers), find_spec(env_id)
@@ -131,7 +131,7 @@ def _make(spec: EnvSpec, env_id: str, kwargs: dict[str, Any]) -> gym.Env[Any, An
         if isinstance(spec.entry_point, str):
             importlib.import_module(spec.entry_point.partition(":")[0])
         _send_mujoco_warnings_to_logging()
-        # A spec instead of an id: gymnasium warns of newer versions only where it looks up an id.
+        # A spec instead of an id, because gymnasium warns of newer versions only when it looks up an id.
         return gym.make(spec, **kwargs)
     except (gym.error.Error, ImportError, TypeError, OSError) as error:
         if isinstance(error, TypeError) and not _is_gymnasiums(error):
@@ -141,7 +141,7 @@ def _make(spec: EnvSpec, env_id: str, kwargs: dict[str, Any]) -> gym.Env[Any, An
 
 
 def _is_gymnasiums(error: TypeError) -> bool:
-    """Whether gymnasium raised it, or the call of a constructor with arguments that it does not take."""
+    """Return whether gymnasium raised it, or a constructor called with arguments that it does not take."""
     first = error.__cause__ or error.__context__ or error
     trace = first.__traceback__
     while trace is not None and trace.tb_next is not None:
@@ -150,7 +150,10 @@ def _is_gymnasiums(error: TypeError) -> bool:
 
 
 def _send_mujoco_warnings_to_logging() -> None:
-    """Without a handler MuJoCo prints its warnings and writes them to MUJOCO_LOG.TXT where we stand."""
+    """Send MuJoCo's warnings to logging.
+
+    Without a handler MuJoCo prints them and writes them to MUJOCO_LOG.TXT in the working directory.
+    """
     mujoco = sys.modules.get("mujoco")
     if mujoco is not None and mujoco.get_mju_user_warning() is None:
         mujoco.set_mju_user_warning(_log_mujoco_warning)
@@ -161,10 +164,10 @@ def _log_mujoco_warning(message: str) -> None:
 
 
 def check_spaces(env: gym.Env[Any, Any]) -> None:
-    """Refuse an environment whose spaces no algorithm here can handle.
+    """Reject an environment whose spaces no algorithm can handle.
 
     Raises:
-        UserError: Actions are not a bounded one-dimensional Box of floats, or observations are not a
+        UserError: If actions are not a bounded one-dimensional Box of floats, or observations are not a
             one-dimensional Box.
     """
     name = env_name(env)
@@ -180,14 +183,14 @@ def check_spaces(env: gym.Env[Any, Any]) -> None:
 
 
 def _action_problem(space: gym.Space[Any]) -> str | None:
-    """What is wrong with an action space, as a noun phrase."""
+    """Describe what is wrong with an action space, as a noun phrase."""
     if not isinstance(space, gym.spaces.Box):
         return f"{type(space).__name__} actions"
     if len(space.shape) != 1 or space.shape[0] == 0:
         return f"actions of shape {space.shape}"
     if not np.issubdtype(space.dtype, np.floating):
         return f"actions of type {space.dtype}"
-    with np.errstate(over="ignore"):  # actions are computed in float32: what it cannot hold is no bound
+    with np.errstate(over="ignore"):  # actions are float32, so a bound beyond its range is no bound
         low, high = space.low.astype(np.float32), space.high.astype(np.float32)
         is_bounded = np.isfinite(low).all() and np.isfinite(high).all() and np.isfinite(high - low).all()
     if not is_bounded:
@@ -198,7 +201,7 @@ def _action_problem(space: gym.Space[Any]) -> str | None:
 
 
 def _observation_problem(space: gym.Space[Any]) -> str | None:
-    """What is wrong with an observation space, as a noun phrase."""
+    """Describe what is wrong with an observation space, as a noun phrase."""
     if not isinstance(space, gym.spaces.Box):
         return f"{type(space).__name__} observations"
     if len(space.shape) == 3:
@@ -209,10 +212,10 @@ def _observation_problem(space: gym.Space[Any]) -> str | None:
 
 
 class ActionScaling:
-    """Between the learner's actions in [-1, 1] and an environment's bounds, elementwise."""
+    """Scale actions between [-1, 1] and an environment's bounds, elementwise."""
 
     def __init__(self, low: ArrayLike, high: ArrayLike, dtype: DTypeLike = np.float32) -> None:
-        """Takes the environment's bounds, each of shape (A,), and the dtype of its actions."""
+        """Take the environment's bounds, each of shape (A,), and the dtype of its actions."""
         bottom, top = np.asarray(low, np.float64), np.asarray(high, np.float64)
         self.low: NDArray[np.float32] = _rounded_inwards(bottom, np.inf)
         self.high: NDArray[np.float32] = _rounded_inwards(top, -np.inf)
@@ -223,27 +226,27 @@ class ActionScaling:
 
     @classmethod
     def of(cls, space: gym.Space[Any]) -> ActionScaling:
-        """The scaling to the bounded action space of an environment that passed `check_spaces`."""
+        """Make the scaling for an environment that passed `check_spaces`."""
         assert isinstance(space, gym.spaces.Box)
         return cls(space.low, space.high, space.low.dtype)
 
     def to_env(self, action: ArrayLike) -> NDArray[Any]:
-        """Actions of any shape (..., A), clipped to [-1, 1] and rescaled to the bounds, in the environment's dtype."""
+        """Clip actions (..., A) to [-1, 1] and rescale them to the bounds, in the environment's dtype."""
         unit = np.clip(np.asarray(action, np.float32), -1.0, 1.0)
-        # Clipped again, and last of all, since rounding may step just outside the bounds.
+        # Clip once more, as last operation, because rounding may exceed the bounds.
         scaled: NDArray[Any] = np.clip(
             (self.center + self.half * unit).astype(self.dtype, copy=False), *self._bounds
         )
         return scaled
 
     def from_env(self, action: ArrayLike) -> NDArray[np.float32]:
-        """The inverse: actions (..., A) within the bounds, as numbers in [-1, 1], in float32."""
+        """Invert `to_env`: scale actions (..., A) within the bounds to [-1, 1], in float32."""
         unit = (np.asarray(action, np.float32) - self.center) / self.half
         return np.clip(unit, -1.0, 1.0)
 
 
 def _rounded_inwards(bounds: NDArray[np.float64], towards: float) -> NDArray[np.float32]:
-    """The nearest float32 numbers that are not beyond `bounds`; those that a float32 can hold stay as they are."""
+    """Round bounds to float32 towards the inside; exact float32 values stay unchanged."""
     rounded = bounds.astype(np.float32)
     is_beyond = rounded < bounds if towards > 0 else rounded > bounds
     return np.where(is_beyond, np.nextafter(rounded, np.float32(towards)), rounded)

@@ -1,4 +1,4 @@
-"""Imports modules that users name."""
+"""Import modules that users name."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from rllib_hpo.errors import UserError
 
 
 def load_module(name: str) -> ModuleType:
-    """The module of that dotted name.
+    """Import the module with this dotted name.
 
     Raises:
-        ImportError: Saying why not, whatever the module itself raises while it is imported.
+        ImportError: If that fails, with the reason, whatever the module itself raises.
     """
     if not all(part.isidentifier() for part in name.split(".")):
         raise ImportError(f"{name!r} is not the name of a module, as in package.module")

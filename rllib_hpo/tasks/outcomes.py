@@ -1,7 +1,7 @@
-"""What came of an episode besides its return: how far it went, how near to a goal, which goal it reached.
+"""Record an episode's outcome besides its return: distances covered, goal distance and goal.
 
-Environments whose class says `reports_outcome = True` report it in `info` at every step: `progress`, metres forward;
-`displacement`, metres from the start; `goal_distance`; and `goal`, the number of a goal that was reached, or -1.
+Environments whose class sets `reports_outcome = True` report these values in `info` at every step: `progress`, metres
+forward; `displacement`, metres from the start; `goal_distance`; and `goal`, the index of the goal reached, or -1.
 """
 
 from __future__ import annotations
@@ -13,19 +13,22 @@ import gymnasium as gym
 import numpy as np
 
 Outcome = dict[str, float]
-"""Of one episode: forward_max, forward_min, displacement, displacement_max, goal_distance_min and goal, where known."""
+"""Outcome of one episode, where known.
+
+Keys: forward_max, forward_min, displacement, displacement_max, goal_distance_min and goal.
+"""
 
 _LARGEST = ("forward_max", "displacement_max")
 _SMALLEST = ("forward_min", "goal_distance_min")
 
 
 def reports_outcome(env: gym.Env[Any, Any]) -> bool:
-    """Whether an environment's info says what comes of an episode."""
+    """Return whether an environment reports outcomes in its info."""
     return bool(getattr(type(env.unwrapped), "reports_outcome", False))
 
 
 def observe(outcome: Outcome, info: Mapping[str, Any]) -> None:
-    """Takes note of one step's info, in place."""
+    """Update an outcome from one step's info, in place."""
     seen = {
         "forward_max": info.get("progress"),
         "forward_min": info.get("progress"),
@@ -40,7 +43,7 @@ def observe(outcome: Outcome, info: Mapping[str, Any]) -> None:
 
 
 def widen(extremes: Outcome, outcome: Mapping[str, float]) -> None:
-    """Takes one episode into the extremes of all training so far, in place: each changes in one direction only."""
+    """Merge one episode into the extremes of all training, in place; each changes in one direction only."""
     _widen(extremes, {name: outcome[name] for name in (*_LARGEST, *_SMALLEST) if name in outcome})
 
 
@@ -51,11 +54,11 @@ def _widen(extremes: Outcome, found: Mapping[str, float]) -> None:
 
 
 def summary(outcomes: Sequence[Outcome], num_goals: int = 0) -> dict[str, float]:
-    """Numbers of an evaluation's episodes; empty where they report nothing.
+    """Summarise the outcomes of an evaluation; empty if there are none.
 
     Args:
-        outcomes: One for each episode, at least one.
-        num_goals: Goals of the environment.
+        outcomes: Outcome of each episode, at least one.
+        num_goals: Number of goals of the environment.
 
     Returns:
         net_displacement_mean, forward_mean (farthest forward, mean over episodes), goal_distance_mean (nearest), and

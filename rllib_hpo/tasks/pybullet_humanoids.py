@@ -1,8 +1,8 @@
-"""The three PyBullet humanoids of benelot's pybullet-gym, from their port in `pybullet-envs-gymnasium`.
+"""Define the three PyBullet humanoids of benelot's pybullet-gym, on their port `pybullet-envs-gymnasium`.
 
-Dynamics, observations (44), actions (17) and rewards are the original's bit for bit, including the jump of the
-reward whenever the flag moves (tests/tasks/golden); only the simulator is connected otherwise. Torques are
-clipped to [-1, 1] but electricity is charged for the action as given: clip actions before they come here.
+Dynamics, observations (44), actions (17) and rewards equal the original's bit for bit, including the jump of the
+reward when the flag moves (tests/tasks/golden). Only the connection to the simulator differs. Torques are clipped to
+[-1, 1], but the electricity cost uses the unclipped action, so callers must clip actions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rllib_hpo.errors import UserError
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Discard what C code prints; Bullet prints its build time when imported, `argv[0]=` when it connects."""
+    """Discard output of C code; Bullet prints its build time on import and `argv[0]=` on connection."""
     _flush()
     saved = [os.dup(1), os.dup(2)]
     try:
@@ -38,7 +38,7 @@ def _silence() -> Iterator[None]:
 
 
 def _flush() -> None:
-    """Empty Python's and the C library's buffers, so that each line goes where it was meant to go."""
+    """Empty Python's and the C library's buffers, so that each line goes to its intended target."""
     sys.stdout.flush()
     sys.stderr.flush()
     if os.name == "posix":
@@ -59,21 +59,21 @@ except ImportError as error:
 
 
 class _Joint(robot_bases.Joint):
-    """A joint whose position is rounded as in the original."""
+    """Round a joint's position as the original does."""
 
     def current_relative_position(self) -> tuple[float, float]:
-        """Position in [-1, 1] between the limits, and a tenth of the speed."""
+        """Return the position in [-1, 1] between the limits, and a tenth of the speed."""
         position, velocity = self.get_state()
-        # The port takes 2 (position - lower) / range - 1, which near the middle is now and then another float32.
+        # The port computes 2 (position - lower) / range - 1, which near the middle sometimes rounds to another float32.
         middle = 0.5 * (self.lowerLimit + self.upperLimit)
         return 2 * (position - middle) / (self.upperLimit - self.lowerLimit), 0.1 * velocity
 
 
 class _OriginalJoints(robot_bases.MJCFBasedRobot):
-    """A robot with such joints."""
+    """Give a robot joints of `_Joint`."""
 
     def addToScene(self, bullet_client: BulletClient, bodies: Any) -> tuple[Any, ...]:
-        """Find the parts and joints of bodies that were loaded."""
+        """Find the parts and joints of loaded bodies."""
         found: tuple[Any, ...] = super().addToScene(bullet_client, bodies)
         for joint in found[2]:
             joint.__class__ = _Joint
@@ -93,7 +93,7 @@ class _HumanoidFlagrunHarder(_OriginalJoints, robot_locomotors.HumanoidFlagrunHa
 
 
 class _OwnSimulator(bullet_envs.WalkerBaseBulletEnv):
-    """Each environment has a simulator of its own, and can be reset again after it was closed."""
+    """Give each environment its own simulator, and allow a reset after it was closed."""
 
     robot_class: type[_OriginalJoints]
     robot: Any
@@ -109,19 +109,19 @@ class _OwnSimulator(bullet_envs.WalkerBaseBulletEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Start an episode; connects first where there is no simulator (new or closed)."""
+        """Start an episode; connect first if there is no simulator (new or closed)."""
         if self.physicsClientId < 0:
             self._connect()
         observation, info = super().reset(seed=seed, options=options)
         return observation, info
 
     def _connect(self) -> None:
-        # The original joins any shared-memory server on the host, whoever runs it, before it starts its own.
+        # The original joins any shared-memory server on the host, even of another user, before it starts its own.
         mode = pybullet.GUI if self.should_render else pybullet.DIRECT
         with _silence():
             self._p = BulletClient(connection_mode=mode)
-        # Bullet's default broadphase orders its tree by the addresses of its nodes, so that contacts are now and
-        # then solved in another order; the simple one finds the same pairs without a tree.
+        # Bullet's default broadphase orders its tree by node addresses, which sometimes changes the order in which
+        # contacts are solved. The simple one finds the same pairs without a tree.
         self._p.resetSimulation(flags=pybullet.RESET_USE_SIMPLE_BROADPHASE)
         self._p.setPhysicsEngineParameter(deterministicOverlappingPairs=1)
         self._p.configureDebugVisualizer(pybullet.COV_ENABLE_GUI, 0)
@@ -129,7 +129,7 @@ class _OwnSimulator(bullet_envs.WalkerBaseBulletEnv):
         self.ownsPhysicsClient = True
 
     def close(self) -> None:
-        """Disconnect, and forget everything that lived in the simulator; the generator goes on."""
+        """Disconnect and drop everything that belongs to the simulator; the random generator keeps its state."""
         super().close()
         self.scene = None
         self.stateId = -1

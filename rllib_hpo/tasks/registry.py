@@ -1,4 +1,4 @@
-"""The tasks: names, environments, and what the paper's table of hyperparameters (Table I) says for each."""
+"""Register tasks: names, environments, and the paper's hyperparameters for each (Table I)."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ Settings = Mapping[str, object]
 
 @dataclass(frozen=True)
 class Task:
-    """An environment with the settings each algorithm uses there.
+    """An environment with each algorithm's settings for it.
 
     Attributes:
-        name: What the user calls it ("hopper"); for an environment without a row of its own, its id.
+        name: The user's name for it ("hopper"); for an environment without its own row, its id.
         env_id: A gymnasium id, or "module:Id-v0" for one that `module` registers.
         steps: Environment steps of a full run.
-        defaults: By algorithm ("sac", "sac-nf", "sac-hpo"), the settings that differ from its own defaults. What is
-            SAC or SAC-HPO with a constraint takes theirs.
-        constraint: The settings `cost`, `cost_limit` and `cost_discounting`, of every algorithm.
+        defaults: Settings that differ from the algorithm's defaults, by algorithm ("sac", "sac-nf", "sac-hpo"). SAC and
+            SAC-HPO with a constraint use those of SAC and SAC-HPO.
+        constraint: The settings `cost`, `cost_limit` and `cost_discounting`, for every algorithm.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Task:
     constraint: Settings = field(default_factory=dict)
 
     def settings_for(self, algorithm: str) -> dict[str, object]:
-        """This task's settings for `algorithm`: its constraint alone for one the task does not know."""
+        """Return this task's settings for `algorithm`; for one unknown to the task, its constraint alone."""
         row = self.defaults.get(algorithm, self.defaults.get(algorithm.removesuffix("-lagrangian"), {}))
         return {**row, **self.constraint}
 
@@ -49,7 +49,7 @@ class Task:
 def _row(
     alpha: float, std_train: float, std_explore: float, step_size: float, steps: int, units: int, flows: int
 ) -> dict[str, Settings]:
-    """One row of Table I, with the number of radial flows of SAC-NF."""
+    """Make one row of Table I, with the number of radial flows of SAC-NF."""
     return {
         "sac": {"alpha": alpha},
         "sac-nf": {"alpha": alpha, "num_flows": flows},
@@ -82,14 +82,17 @@ _TABLE_ONE = (
 
 
 def _constrained(name: str, base: str, cost: Cost, limit: float, discounting: str, env_id: str = "") -> Task:
-    """A task of Table I, or another environment with a row of it, whose episodes may cost `limit`."""
+    """Make a constrained task from a row of Table I; an episode may cost `limit`.
+
+    It uses the row's environment unless `env_id` names another.
+    """
     row = next(task for task in _TABLE_ONE if task.name == base)
     constraint = {"cost": cost.model_dump(), "cost_limit": limit, "cost_discounting": discounting}
     return replace(row, name=name, env_id=env_id or row.env_id, steps=1_000_000, constraint=constraint)
 
 
 def _without_short_cut(task: Task) -> Task:
-    """The task where episodes may end early, which is not to lower what the multiplier takes for their cost."""
+    """Return the task with mean costs for the multiplier, so that ending an episode early does not lower its cost."""
     rows = {
         f"{base}-lagrangian": {**task.defaults[base], "lagrange_estimate": "mean"}
         for base in ("sac", "sac-hpo")
@@ -100,7 +103,7 @@ def _without_short_cut(task: Task) -> Task:
 def _velocity(
     base: str, limit: float, axis: Literal["x", "xy"] = "x", name: str = "", env_id: str = ""
 ) -> Task:
-    """A velocity task of Safety-Gymnasium (version 1), in which 25 of 1,000 steps may be too fast."""
+    """Make a velocity task of Safety-Gymnasium (version 1): 25 of 1,000 steps may exceed the speed limit."""
     cost = SpeedCost(limit=limit, axis=axis, absolute=False)
     return _constrained(f"{name or base}-velocity", base, cost, 25.0, "undiscounted", env_id)
 
@@ -124,7 +127,7 @@ _SHORT: Settings = {"warmup_steps": 100, "evaluation_every": 1_000, "evaluation_
 
 
 def _soft(alpha: float) -> dict[str, Settings]:
-    """One temperature for all that have one: that of Haarnoja et al. 2017, Appendix D."""
+    """Return one temperature for all algorithms that have one: that of Haarnoja et al. 2017, Appendix D."""
     return {name: {"alpha": alpha} for name in _SOFT}
 
 
@@ -139,17 +142,17 @@ _SOFT_Q = (
     Task("quad-hall-narrow", "QuadHallNarrow-v0", 2_000_000, _soft(0.1)),
     Task("quad-u", "QuadU-v0", 2_000_000, _soft(0.1)),
 )
-"""Those of soft Q-learning's paper; see `rllib_hpo.tasks.soft_q`."""
+"""The tasks of soft Q-learning's paper; see `rllib_hpo.tasks.soft_q`."""
 
 _tasks: dict[str, Task] = {task.name: task for task in (*_TABLE_ONE, *_CONSTRAINED, *_SOFT_Q)}
 _seen_entry_points: set[EntryPoint] = set()
 
 
 def register_task(task: Task) -> None:
-    """Add a task; doing so twice with equal tasks is harmless.
+    """Register a task; registering an equal task again has no effect.
 
     Raises:
-        UserError: Another task has that name.
+        UserError: If another task has that name.
     """
     known = _tasks.setdefault(task.name, task)
     if known != task:
@@ -157,23 +160,23 @@ def register_task(task: Task) -> None:
 
 
 def all_tasks() -> tuple[Task, ...]:
-    """Every task known, those of other installed packages included, in order of registration."""
+    """Return all known tasks, including those of other installed packages, in order of registration."""
     _load_plugins()
     return tuple(_tasks.values())
 
 
 def find_task(name_or_env_id: str) -> Task:
-    """The task of that name, or one made for any gymnasium id.
+    """Return the task of that name, or make one for a gymnasium id.
 
-    An environment's own id means its task without a constraint. An id in another version of it ("Hopper-v5" for
-    hopper's "Hopper-v4") gets that task's settings, under its own id as a name, so that results of two versions never
-    mix. Any other id gets Ant's.
+    An environment's id means its task without a constraint. Another version of the id ("Hopper-v5" for hopper's
+    "Hopper-v4") gets that task's settings, with the id as its name, so that results of two versions never mix. Any
+    other id gets Ant's settings.
 
     Args:
         name_or_env_id: "hopper", "Hopper-v4", or "module:Id-v0" where importing `module` registers the id.
 
     Raises:
-        UnknownNameError: Neither; the message offers the nearest name.
+        UnknownNameError: If it is neither; names the nearest one.
     """
     if name_or_env_id not in _tasks:
         _load_plugins()
@@ -197,16 +200,16 @@ def find_task(name_or_env_id: str) -> Task:
 
 
 def _base(env_id: str) -> str:
-    """An environment id without its version."""
+    """Return an environment id without its version."""
     return env_id.rpartition("-v")[0] or env_id
 
 
 def _load_plugins() -> None:
-    """Let installed packages add their tasks through the entry points of our group, each once per process."""
+    """Load tasks of installed packages through the entry points of our group, each once per process."""
     for entry_point in entry_points(group=ENTRY_POINT_GROUP):
         if entry_point in _seen_entry_points:
             continue
-        # Noted before it is loaded: a plugin may itself look up a task meanwhile.
+        # Mark it before loading, since a plugin may look up tasks while it loads.
         _seen_entry_points.add(entry_point)
         try:
             _register_from(entry_point)
@@ -230,11 +233,11 @@ def _register_from(entry_point: EntryPoint) -> None:
 
 
 def import_modules(modules: Sequence[str], needed_by: str = "") -> None:
-    """Imports what registers environments, tasks, algorithms or samplers.
+    """Import modules that register environments, tasks, algorithms or samplers.
 
     Args:
-        modules: Their names.
-        needed_by: What names them, if it is not the command line: a run's configuration, a checkpoint, ...
+        modules: Names of the modules.
+        needed_by: Source of the names, unless it is the command line: a run's configuration, a checkpoint, ...
 
     Raises:
         UserError: If a module cannot be imported.

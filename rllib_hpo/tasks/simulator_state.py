@@ -1,17 +1,17 @@
-"""Saving a simulator in the middle of an episode, so that another process goes on bitwise as it would have.
+"""Save a simulator during an episode, so that another process continues it bitwise.
 
-`capture` returns a dict of plain values (numbers, strings, NumPy arrays, lists, dicts), fit for pickle;
-`restore` puts it into a newly made environment of the same kind. What is saved, outermost wrapper first:
+`capture` returns a dict of plain values (numbers, strings, NumPy arrays, lists, dicts) that can be pickled;
+`restore` loads it into a newly made environment of the same kind. It holds, outermost wrapper first:
 
 * of each wrapper, its counters and statistics;
 * of the environment, its attributes and its random generator;
 * of MuJoCo, the integration state (`mjSTATE_INTEGRATION`) *and* the derived quantities. The former alone
-  decides the physics, but not the rewards: Ant and Humanoid measure progress from positions of bodies that
-  MuJoCo computed before its last integration step, and recomputing them would give others.
+  determines the physics, but not the rewards: Ant and Humanoid measure progress from body positions that
+  MuJoCo computed before its last integration step, and recomputing them would change them.
 
-The generators of the spaces (`action_space.sample()`) are not part of it. An environment or wrapper that may
-hold more than this (PyBullet's state cannot be read out, a user's class may hold anything) gives None, and
-its owner closes and rebuilds it at checkpoints instead.
+It does not hold the generators of the spaces (`action_space.sample()`). `capture` returns None for an environment or
+wrapper that may hold more state (PyBullet's cannot be read, a user's class may hold anything); its owner then closes
+and rebuilds it at checkpoints.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rllib_hpo.errors import CheckpointError
 from rllib_hpo.tasks.costs import CostWrapper
 from rllib_hpo.tasks.wrappers import ActionRepeat
 
-# Exact classes: a subclass may add state of its own. TransformAction and its like hold a user's function.
+# Exact classes, since a subclass may add state. TransformAction and similar wrappers hold a user's function.
 _KNOWN_WRAPPERS = frozenset(
     {
         ActionRepeat,
@@ -60,7 +60,7 @@ _OWN = "rllib_hpo.tasks.soft_q."
 _MUJOCO_MODULES = ("gymnasium.envs.mujoco.", f"{_OWN}snake.", f"{_OWN}quadruped.")
 _PLAIN_MODULES = ("gymnasium.envs.classic_control.", f"{_OWN}multi_goal.")
 
-# Set when a wrapper or an environment is made, or saved elsewhere, or only for rendering.
+# Attributes set at construction, saved elsewhere, or used for rendering only.
 _NOT_STATE = frozenset(
     {
         *("env", "spec", "_cached_spec", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs", "_np_random"),
@@ -76,16 +76,16 @@ _NOT_STATE = frozenset(
         *("width", "height", "camera_name", "camera_id", "screen", "clock"),
     }
 )
-# Readings of time.perf_counter(), which means nothing in another process.
+# Readings of time.perf_counter(), which are meaningless in another process.
 _CLOCKS = frozenset({"episode_start_time"})
 
 
 class _NotPlainError(Exception):
-    """A value that cannot be saved faithfully."""
+    """Raised for a value that cannot be saved faithfully."""
 
 
 def capture(env: gym.Env[Any, Any]) -> dict[str, Any] | None:
-    """Everything that decides the future of `env`, or None where that cannot be had exactly."""
+    """Return everything that determines the future of `env`, or None if that cannot be read exactly."""
     base = env.unwrapped
     module = type(base).__module__ + "."
     mujoco_env = module.startswith(_MUJOCO_MODULES)
@@ -108,10 +108,10 @@ def capture(env: gym.Env[Any, Any]) -> dict[str, Any] | None:
 
 
 def restore(env: gym.Env[Any, Any], state: dict[str, Any]) -> None:
-    """Put a captured state into a newly made environment of the same kind; it needs no reset.
+    """Load a captured state into a newly made environment of the same kind; it needs no reset.
 
     Raises:
-        CheckpointError: The state is of another environment, other wrappers or another version of MuJoCo.
+        CheckpointError: If the state is of another environment, other wrappers or another version of MuJoCo.
     """
     if _layer_names(env) != state["layers"]:
         raise CheckpointError(
@@ -127,7 +127,7 @@ def restore(env: gym.Env[Any, Any], state: dict[str, Any]) -> None:
 
 
 def _layers(env: gym.Env[Any, Any]) -> list[gym.Env[Any, Any]]:
-    """The wrappers from the outermost inwards, then the environment itself."""
+    """Return the wrappers from the outermost inwards, then the environment."""
     layers = [env]
     while isinstance(layers[-1], gym.Wrapper):
         layers.append(layers[-1].env)
@@ -139,10 +139,10 @@ def _layer_names(env: gym.Env[Any, Any]) -> list[str]:
 
 
 def _attributes(layer: gym.Env[Any, Any]) -> dict[str, Any]:
-    """The attributes of one layer that are its state, as plain values."""
+    """Return the attributes that form the state of one layer, as plain values."""
     plain: dict[str, Any] = {}
     for name, value in vars(layer).items():
-        # The functions of the wrappers and environments listed here are made once and hold no state.
+        # The functions of these wrappers and environments are made once and hold no state.
         if name in _NOT_STATE or callable(value):
             continue
         plain[name] = time.perf_counter() - value if name in _CLOCKS else _to_plain(value)
@@ -150,7 +150,7 @@ def _attributes(layer: gym.Env[Any, Any]) -> dict[str, Any]:
 
 
 def _to_plain(value: Any) -> Any:
-    """A copy made of scalars, strings, arrays, lists, tuples and dicts only."""
+    """Copy a value into scalars, strings, arrays, lists, tuples and dicts only."""
     if value is None or isinstance(value, bool | int | float | str | bytes | np.generic):
         return value
     if isinstance(value, np.ndarray) and value.dtype != object:
@@ -167,7 +167,7 @@ def _to_plain(value: Any) -> Any:
 
 
 def _set_attribute(layer: gym.Env[Any, Any], name: str, value: Any) -> None:
-    """Undo `_to_plain` for one attribute; containers that belong to the layer are filled in place."""
+    """Undo `_to_plain` for one attribute; fill containers of the layer in place."""
     present = getattr(layer, name, None)
     value = _to_plain(value)  # a copy, so that the saved state can be restored again
     if name in _CLOCKS:
@@ -182,7 +182,7 @@ def _set_attribute(layer: gym.Env[Any, Any], name: str, value: Any) -> None:
 
 
 def _generator_state(base: gym.Env[Any, Any]) -> dict[str, Any] | None:
-    """The environment's generator; None before the first reset, when it has none yet."""
+    """Return the state of the environment's generator; None before the first reset, which makes it."""
     generator = base._np_random
     return None if generator is None else dict(generator.bit_generator.state)
 
@@ -197,7 +197,7 @@ def _restore_generator(base: gym.Env[Any, Any], state: dict[str, Any] | None) ->
 
 
 def _mujoco_state(base: Any) -> dict[str, Any]:
-    """The integration state, and every derived array of mjData whose size is fixed by the model."""
+    """Return the integration state, and every derived array of mjData whose size the model fixes."""
     import mujoco
 
     kind = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -220,7 +220,7 @@ def _restore_mujoco(base: Any, state: dict[str, Any]) -> None:
         raise CheckpointError("The saved simulator belongs to another MuJoCo model.")
     mujoco.mj_resetData(base.model, base.data)
     mujoco.mj_setState(base.model, base.data, state["integration"], kind)
-    # Contacts and constraints have no fixed size: computed anew, as every step does before it uses them.
+    # Contacts and constraints have no fixed size. They are recomputed, as every step does before it uses them.
     mujoco.mj_forward(base.model, base.data)
     mujoco.mj_setState(base.model, base.data, state["integration"], kind)
     for name, values in state["derived"].items():
@@ -228,7 +228,7 @@ def _restore_mujoco(base: Any, state: dict[str, Any]) -> None:
 
 
 def _fixed_arrays(model: Any) -> list[str]:
-    """Names of the arrays of mjData that live as long as it does; those of contacts are empty in new data."""
+    """Return names of the fixed-size arrays of mjData; those of contacts are empty in new data."""
     import mujoco
 
     fresh = mujoco.MjData(model)

@@ -1,4 +1,4 @@
-"""Gymnasium wrappers by name, as a sweep file or `env_config` lists them, innermost first.
+"""Apply gymnasium wrappers by name, as a sweep file or `env_config` lists them, innermost first.
 
 ```yaml
 env_config:
@@ -8,10 +8,10 @@ env_config:
     - mypackage.wrappers:MyWrapper
 ```
 
-A wrapper that changes rewards only (a `gymnasium.RewardWrapper`, or one with `training_only = True`) is left out of
-evaluations: they measure the environment's own return. Statistics that a wrapper gathers are part of checkpoints, and
-evaluations use those of training, frozen. A wrapper of one's own takes part in that with `get_state()`, which returns
-plain values, and `set_state(state)`.
+Evaluations omit wrappers that only change rewards (a `gymnasium.RewardWrapper`, or one with `training_only = True`),
+because they measure the environment's own return. Checkpoints hold the statistics of wrappers, and evaluations use the
+frozen statistics of training. A custom wrapper supports this by `get_state()`, which returns plain values, and
+`set_state(state)`.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ Env = gym.Env[Any, Any]
 
 
 class ActionRepeat(gym.Wrapper[Any, Any, Any, Any]):
-    """Repeats every action and adds up rewards and costs; what the algorithm counts are its own decisions.
+    """Repeat every action and sum rewards and costs. The algorithm counts decisions as steps.
 
     Args:
         env: The environment.
-        num_repeats: At least 1; fewer where an episode ends.
+        num_repeats: Number of repeats, at least 1; fewer at the end of an episode.
     """
 
     def __init__(self, env: Env, num_repeats: int = 2) -> None:
@@ -47,7 +47,7 @@ class ActionRepeat(gym.Wrapper[Any, Any, Any, Any]):
         self.num_repeats = num_repeats
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """The last observation and info, and the sums of rewards and of costs, where there are any."""
+        """Return the last observation and info, with the sums of rewards and, if any, of costs."""
         total, costs = 0.0, []
         for _ in range(self.num_repeats):
             obs, reward, terminated, truncated, info = self.env.step(action)
@@ -64,7 +64,7 @@ WRAPPERS: dict[str, type[gym.Wrapper[Any, Any, Any, Any]]] = {
     "normalize-observation": NormalizeObservation,
     "normalize-reward": NormalizeReward,
 }
-"""Names for the commonest; others are "gymnasium.wrappers:TimeAwareObservation" or "module:Class"."""
+"""Names of common wrappers; others are "gymnasium.wrappers:TimeAwareObservation" or "module:Class"."""
 
 
 class WrapperSpec(NamedTuple):
@@ -76,23 +76,23 @@ class WrapperSpec(NamedTuple):
 
     @property
     def training_only(self) -> bool:
-        """Whether evaluations leave it out, since it changes nothing but rewards."""
+        """Whether evaluations omit it, because it only changes rewards."""
         rewards = issubclass(self.wrapper, (gym.RewardWrapper, NormalizeReward))
         return bool(getattr(self.wrapper, "training_only", rewards))
 
     @property
     def has_state(self) -> bool:
-        """Whether it gathers what outlives an episode."""
+        """Whether it has state that outlives an episode."""
         return issubclass(self.wrapper, (NormalizeObservation, NormalizeReward)) or _saves_itself(
             self.wrapper
         )
 
 
 def parse_wrappers(listed: Any) -> list[WrapperSpec]:
-    """The wrappers of a list of names, or of one-entry mappings from a name to its arguments.
+    """Parse a list of names, or of one-entry mappings from a name to its arguments.
 
     Raises:
-        SettingsError: Naming the entry, and the nearest valid name.
+        SettingsError: If an entry is invalid; names it, and the nearest valid name.
     """
     if not isinstance(listed, Sequence) or isinstance(listed, str):
         raise SettingsError(f"wrappers={shown(listed)} must be a list of names.")
@@ -100,7 +100,7 @@ def parse_wrappers(listed: Any) -> list[WrapperSpec]:
 
 
 def unheld_wrappers(env_config: Mapping[str, Any]) -> list[str]:
-    """Names of the wrappers whose gathered state a policy needs and an exported policy does not hold."""
+    """Return names of wrappers whose state a policy needs and an exported policy does not hold."""
     listed = parse_wrappers(env_config.get("wrappers", ()))
     return [spec.name for spec in listed if spec.has_state and not spec.training_only]
 
@@ -134,24 +134,24 @@ def _imported(name: str) -> type[gym.Wrapper[Any, Any, Any, Any]]:
 
 
 def wrap(env: Env, specs: Sequence[WrapperSpec], *, training: bool = True) -> Env:
-    """The environment in its wrappers; for evaluations without those of training only.
+    """Wrap an environment; for evaluations omit wrappers of training only.
 
     Raises:
-        SettingsError: If a wrapper does not take its arguments or this environment, or misses a package.
+        SettingsError: If a wrapper does not take its arguments or this environment, or lacks a package.
     """
     for spec in specs:
         if spec.training_only and not training:
             continue
         try:
             env = spec.wrapper(env, **spec.kwargs)
-        except Exception as error:  # a wrapper of anybody's, which may raise anything
+        except Exception as error:  # a third-party wrapper may raise anything
             reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             raise SettingsError(f"wrappers: '{spec.name}' does not fit the environment: {reason}.") from error
     return env
 
 
 def with_cost(env: Env, cost: Cost | None) -> Env:
-    """The environment, reporting costs; what reports them stands below every `ActionRepeat`, which sums them."""
+    """Make the environment report costs, below every `ActionRepeat`, which sums them."""
     repeats = [layer for layer in _layers(env) if isinstance(layer, ActionRepeat)]
     if cost is None:
         return env
@@ -162,17 +162,17 @@ def with_cost(env: Env, cost: Cost | None) -> Env:
 
 
 def get_state(env: Env) -> list[tuple[str, Any]]:
-    """What the wrappers of an environment have gathered, outermost first: class names and plain values."""
+    """Return the state of an environment's wrappers, outermost first: class names and plain values."""
     return [(_name(layer), _state_of(layer)) for layer in _layers(env) if _keeps_state(layer)]
 
 
 def set_state(env: Env, state: Sequence[Sequence[Any]], *, frozen: bool = False) -> None:
-    """Puts the states that `get_state` returned into the wrappers of the same classes.
+    """Load the states that `get_state` returned into wrappers of the same classes.
 
     Args:
-        env: Wrapped alike, except that wrappers of training only may be missing.
-        state: Of another environment, or read back from JSON.
-        frozen: Whether statistics gather no more.
+        env: Environment with the same wrappers, except that wrappers of training only may be missing.
+        state: State of another environment, or one read from JSON.
+        frozen: Whether to stop updating statistics.
     """
     waiting = [list(entry) for entry in state]
     for layer in _layers(env):
@@ -198,7 +198,7 @@ def _name(layer: Any) -> str:
 
 
 def _saves_itself(wrapper: Any) -> bool:
-    # Not by hasattr on an instance: a gymnasium wrapper may hand attributes on from the environment.
+    # Not hasattr on the instance: a gymnasium wrapper may forward attributes of the environment.
     kind = wrapper if isinstance(wrapper, type) else type(wrapper)
     return callable(getattr(kind, "get_state", None)) and callable(getattr(kind, "set_state", None))
 

@@ -1,4 +1,4 @@
-"""Memory is estimated before it is taken, and never above what is really taken."""
+"""Test that memory estimates are lower bounds, and that they are checked before memory is allocated."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_what_fits_is_not_refused() -> None:
 def test_no_actor_is_smaller_than_its_bound(
     force_gate: Any, train_sampler: Any, leapfrog_state_input: bool
 ) -> None:
-    """A policy file is refused where it holds less."""
+    """A policy file smaller than its bound is rejected."""
     settings = SACHPOSettings(
         force_gate=force_gate, train_sampler=train_sampler, leapfrog_state_input=leapfrog_state_input
     )

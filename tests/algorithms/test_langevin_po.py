@@ -1,4 +1,4 @@
-"""Langevin flows: the update against a transcription in float64, copies, exploration, settings and notices."""
+"""Test Langevin flows: the update against a float64 transcription, copies, exploration, settings and notices."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _noise(seed: int, dim: int) -> dict[str, Tensor]:
 
 
 class Reference:
-    """The update, equation by equation, with forces by autograd and torch's own Adam."""
+    """Transcribe the update equation by equation, with forces by autograd and torch's own Adam."""
 
     def __init__(self, model: LangevinPOModel, settings: LangevinPOSettings) -> None:
         self.settings, self.num_updates = settings, 0
@@ -193,7 +193,7 @@ class Reference:
 
 @each_form
 def test_updates_are_those_of_the_equations(settings: LangevinPOSettings, dim: int) -> None:
-    """All parameters, copies and terms of the control, after 8 updates in float64."""
+    """All parameters, copies and terms of the control agree after 8 updates in float64."""
     method = make_method(settings)
     model = method.make_model(OBS, dim, seed=0).double()
     for state in (model.flow, model.target_flow, model.previous_flow):  # so that the networks matter
@@ -264,14 +264,14 @@ def test_with_a_flat_value_the_policy_stays_at_the_previous_one() -> None:
 
 
 def test_targets_grow_with_the_action_dimension() -> None:
-    """0.05 sqrt(A / 2), or what is set."""
+    """The target is 0.05 sqrt(A / 2), or the setting."""
     assert LangevinPOSettings().distance_target(2) == pytest.approx(0.05)
     assert LangevinPOSettings().distance_target(8) == pytest.approx(0.1)
     assert LangevinPOSettings(target_distance=0.3).distance_target(8) == 0.3
 
 
 def test_diagnostics_tell_the_parts_of_the_flow_apart() -> None:
-    """Policy and previous policy agree: nothing is pulled back by more than the smoothed norm's share."""
+    """Policy and previous policy agree, so the pull towards it stays below the smoothed norm's share."""
     method = make_method(LangevinPOSettings(**SMALL, flow_step_size=0.5))
     model = method.make_model(OBS, 2, seed=0)
     found = method.diagnose(model, Batch(*(value.float() for value in _batch(0, 2)[:5])), {})

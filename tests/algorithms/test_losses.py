@@ -1,4 +1,4 @@
-"""The losses: soft actor-critic (arXiv 1812.05905) with the Hamiltonian objective, eq. (12) of arXiv 2103.12020."""
+"""Test the losses: soft actor-critic (arXiv 1812.05905) with the Hamiltonian objective of arXiv 2103.12020."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _vectors(count: int, seed: int = 0) -> list[Tensor]:
 
 
 def test_bellman_target() -> None:
-    """r + gamma (1 - terminated) (min target Q - alpha log pi), row by row in plain numbers."""
+    """The target is r + gamma (1 - terminated) (min target Q - alpha log pi), row by row in plain numbers."""
     reward, next_q, log_prob = _vectors(3)
     terminated = torch.tensor([0.0, 1.0, 0.0, 0.0, 1.0, 0.0], dtype=torch.float64)
     target = bellman_target(reward, terminated, next_q, log_prob, torch.tensor(0.3), 0.9)
@@ -33,14 +33,14 @@ def test_bellman_target_without_density() -> None:
 
 
 def test_critic_loss() -> None:
-    """Sum over the twins of the mean squared Bellman error (not Huber, not halved, not averaged over twins)."""
+    """It sums the twins' mean squared Bellman errors (not Huber, not halved, not averaged over twins)."""
     first, second, target = _vectors(3)
     expected = ((first - target) ** 2).mean() + ((second - target) ** 2).mean()
     torch.testing.assert_close(critic_loss(torch.stack([first, second]), target), expected)
 
 
 def test_policy_loss() -> None:
-    """-E[Q - alpha log pi - penalty], equation (12); without penalty SAC's."""
+    """The loss is -E[Q - alpha log pi - penalty], equation (12); without penalty SAC's."""
     q, log_prob, penalty = _vectors(3)
     alpha = torch.tensor(0.3, dtype=torch.float64)
     torch.testing.assert_close(
@@ -61,7 +61,7 @@ def test_temperature_moves_towards_the_target_entropy(entropy: float, sign: floa
 
 
 def test_gradients() -> None:
-    """Derivatives of every loss in every argument that learns, against finite differences."""
+    """Derivatives of every loss in every learned argument equal finite differences."""
     q, other_q, log_prob, penalty = (x.requires_grad_() for x in _vectors(4))
     alpha, log_alpha = torch.tensor(0.3).double(), torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
     target = _vectors(1, seed=1)[0]

@@ -1,4 +1,4 @@
-"""MCMC policy optimization: the update against a transcription in float64, its invariances and its settings."""
+"""Test MCMC policy optimization: the update against a float64 transcription, its invariances and its settings."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _noise(seed: int, rows: int = 2 * ROWS) -> dict[str, Tensor]:
 
 
 class Reference:
-    """The update, equation by equation, with forces by autograd of log-densities and torch's own Adam."""
+    """Transcribe the update equation by equation, with forces by autograd of log-densities and torch's own Adam."""
 
     def __init__(self, model: MCMCPOModel, settings: MCMCPOSettings) -> None:
         self.settings, self.num_updates = settings, 0
@@ -217,7 +217,7 @@ class Reference:
 
 @each_form
 def test_updates_are_those_of_the_equations(settings: MCMCPOSettings) -> None:
-    """All parameters, copies and terms of the control, after 8 updates in float64."""
+    """All parameters, copies and terms of the control agree after 8 updates in float64."""
     method = make_method(settings)
     model = method.make_model(OBS, DIM, seed=0).double()
     reference, steps = Reference(model, settings), Steps(method.make_optimizers(model))
@@ -243,7 +243,7 @@ def _improved(
     prepare: Callable[[MCMCPOModel], None] = lambda model: None,
     **values: Any,
 ) -> tuple[MCMCPO, MCMCPOModel, list[float]]:
-    """A model in float64 whose policy followed a known value, and the distances on the way."""
+    """Train a float64 model's policy on a known value; return it, and the distances on the way."""
     settings = MCMCPOSettings(**SMALL | values)
     method = make_method(settings)
     model = method.make_model(OBS, DIM, seed=0).double()
@@ -261,7 +261,7 @@ def _improved(
 
 
 def test_the_unit_of_rewards_changes_nothing_but_beta() -> None:
-    """A hundredfold Q: the same distances and actions after 100 updates, and a hundredfold beta."""
+    """With a hundredfold Q, distances and actions are equal after 100 updates, and beta is a hundredfold."""
     _, one, distances = _improved(Landscape(hill_and_bump), 100)
     _, other, theirs = _improved(Landscape(lambda action: 100 * hill_and_bump(action)), 100)
     assert theirs == pytest.approx(distances, rel=1e-4)
@@ -279,7 +279,7 @@ def test_the_distance_is_held_at_its_target() -> None:
 
 @pytest.mark.parametrize("shift", [0.0, 0.5])
 def test_with_a_flat_value_the_policy_stays_at_the_previous_one(shift: float) -> None:
-    """And where it was elsewhere, it returns: all that is left of the loss is the distance."""
+    """A policy that started elsewhere returns to it, since the loss then consists of the distance alone."""
 
     def displace(model: MCMCPOModel) -> None:
         list(model.previous.parameters())[-1].data.add_(shift)
@@ -343,7 +343,7 @@ def test_actions_without_noise_are_a_chain_from_the_mean() -> None:
 
 
 def test_diagnostics_tell_the_parts_of_the_force_apart() -> None:
-    """Where policy and previous policy agree in the mean, the density holds the action and Q alone moves it."""
+    """With equal means the density does not move the action, and Q alone does."""
     method = make_method(MCMCPOSettings(**SMALL))
     model = method.make_model(OBS, DIM, seed=0)
     noise = {name: torch.zeros(2 * ROWS, DIM) for name in ("base", "momentum")}
@@ -417,7 +417,7 @@ def two_hills(action: Tensor) -> Tensor:
 
 
 def _shares(settings: Settings, num_updates: int) -> tuple[float, float]:
-    """Of 1,000 draws, those within 0.3 of the higher and of the lower hill, after updates of the policy alone."""
+    """Return the shares of 1,000 draws within 0.3 of the higher and the lower hill, after policy updates alone."""
     method = make_method(settings)
     model = method.make_model(1, 1, seed=0)
     optimizers = method.make_optimizers(model)
@@ -443,14 +443,14 @@ BANDIT: dict[str, Any] = {"hidden_units": 32, "lr": 1e-3}
 
 @pytest.mark.slow
 def test_both_modes_are_drawn_near_a_broad_policy() -> None:
-    """The first policy stays the previous one, and holds both hills; SAC with the paper's alpha leaves one of them."""
+    """The initial policy stays the previous one and covers both hills; SAC with the paper's alpha loses one."""
     assert min(_shares(MCMCPOSettings(**BANDIT, **NEAR_THE_FIRST), 3_000)) >= 0.2
     assert min(_shares(SACSettings(**BANDIT, alpha=0.05), 3_000)) < 0.02
 
 
 @pytest.mark.slow
 def test_what_keeps_both_modes_is_the_previous_policy() -> None:
-    """No steps are needed for it, and one that follows the policy lets go of the lower hill."""
+    """No steps are needed to keep both modes; a previous policy that follows the policy loses the lower hill."""
     assert min(_shares(MCMCPOSettings(**BANDIT, **NEAR_THE_FIRST, leapfrog_steps=0), 3_000)) >= 0.2
     higher, lower = _shares(MCMCPOSettings(**BANDIT), 3_000)
     assert lower < 0.2 < higher

@@ -1,4 +1,4 @@
-"""One update: Algorithm 1 of arXiv 2103.12020 against a reference that takes every derivative by autograd."""
+"""Test one update: Algorithm 1 of arXiv 2103.12020 against a reference that uses autograd for every derivative."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ each_algorithm = pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETT
 
 
 def _model(settings: ActorCriticSettings) -> SoftActorCriticModel:
-    """A float64 model in mid-training: targets differ from critics, flows and leapfrog networks from their start."""
+    """Make a float64 model in mid-training.
+
+    Targets differ from critics, and flows and leapfrog networks from their start.
+    """
     model = SoftActorCriticModel(OBS, DIM, settings, seed=0).double()
     generator = torch.Generator().manual_seed(0)
     parts = (
@@ -53,7 +56,7 @@ def _batch(seed: int, rows: int = ROWS) -> Batch:
 
 
 def _noise(model: SoftActorCriticModel, seed: int, rows: int = ROWS) -> Noise:
-    """Noise for the next states (first half) and the states (second half)."""
+    """Draw noise for the next states (first half) and the states (second half)."""
     noise = draw_noise(model.sampler, 2 * rows, TorchStreams(seed, "test"))
     return {name: value.double() for name, value in noise.items()}
 
@@ -68,10 +71,10 @@ def _reference_optimizers(net: reference.Networks, lr: float) -> dict[str, torch
 
 @each_algorithm
 def test_equals_the_reference(settings: ActorCriticSettings) -> None:
-    """Three updates on frozen batches change every parameter as a 60-line transcription does, to 1e-9.
+    """Three updates on fixed batches equal those of a 60-line transcription in every parameter, to 1e-9.
 
     The reference goes through grad_a Q a second time ("double backward") where the package takes the unit
-    gradient as a constant: equal parameters show that nothing is lost with ReLU critics.
+    gradient as a constant: equal parameters show that this is exact for ReLU critics.
     """
     model = _model(settings)
     net = networks_of(model)
@@ -92,7 +95,7 @@ def test_equals_the_reference(settings: ActorCriticSettings) -> None:
 
 
 def _learning(settings: ActorCriticSettings, names: dict[str, Tensor]) -> list[str]:
-    """The tensors that an update must change."""
+    """Return the tensors that an update must change."""
     still = [] if settings.alpha == "auto" else ["log_alpha"]
     if isinstance(settings, SACHPOSettings):
         chain = settings.leapfrog_steps > 0 and settings.train_sampler == "hamiltonian"
@@ -102,11 +105,11 @@ def _learning(settings: ActorCriticSettings, names: dict[str, Tensor]) -> list[s
 
 @pytest.mark.parametrize("settings", DIFFERENTIABLE.values(), ids=DIFFERENTIABLE)
 def test_gradients_are_those_of_the_losses(settings: ActorCriticSettings) -> None:
-    """What an update leaves in `.grad` is the derivative of the losses it reports, by finite differences.
+    """The gradients in `.grad` after an update equal finite differences of the reported losses.
 
-    With ReLU critics both losses have kinks, and the force jumps at them. Finite differences are the derivative
-    only where no kink lies within the perturbation: eight rows, 1e-6 and these seeds leave none.
-    The step size of Adam is so small that parameters stay where they are.
+    With ReLU critics both losses have kinks, and the force jumps at them. Finite differences are the derivative only
+    where no kink lies within the perturbation: eight rows, 1e-6 and these seeds leave none. Adam's step size is so
+    small that parameters do not change.
     """
     rows = 8
     settings = settings.model_copy(update={"lr": 1e-30})
@@ -136,7 +139,7 @@ def test_gradients_are_those_of_the_losses(settings: ActorCriticSettings) -> Non
 def _train(
     settings: ActorCriticSettings, updates: int
 ) -> tuple[SoftActorCriticModel, list[dict[str, Tensor]]]:
-    """Float32 updates from seed 0, noise from named streams as in training."""
+    """Run float32 updates from seed 0, with noise from named streams as in training."""
     model = SoftActorCriticModel(OBS, DIM, settings, seed=0)
     optimizers, streams = make_optimizers(model, settings), TorchStreams(0, "learner")
     metrics = []
@@ -153,7 +156,7 @@ def _train(
     [{"leapfrog_steps": 0}, {"train_sampler": "gaussian"}, {"leapfrog_steps": 0, "momentum_noise": False}],
 )
 def test_without_steps_it_is_sac_bit_for_bit(alpha: Any, changes: dict[str, Any]) -> None:
-    """K = 0, equal layers and no penalty: the same seed trains the same float32 numbers as SAC, to the last bit."""
+    """With K = 0, equal layers and no penalty, the same seed trains bitwise the same float32 numbers as SAC."""
     sac, sac_metrics = _train(SACSettings(hidden_units=16, alpha=alpha), 5)
     hpo, hpo_metrics = _train(SACHPOSettings(hidden_units=16, policy_layers=2, alpha=alpha, **changes), 5)
     ours = hpo.state_dict()
@@ -165,7 +168,7 @@ def test_without_steps_it_is_sac_bit_for_bit(alpha: Any, changes: dict[str, Any]
 
 
 def test_equal_updates_are_equal() -> None:
-    """Two trainings from one seed agree to the last bit; another seed gives other numbers."""
+    """Two trainings from one seed agree bitwise; another seed gives other numbers."""
     settings = SACHPOSettings(hidden_units=16, **HPO)
     first, second = (_train(settings, 3)[0].state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -174,7 +177,7 @@ def test_equal_updates_are_equal() -> None:
 
 
 def test_samplers_start_from_equal_networks() -> None:
-    """One seed gives SAC and SAC-HPO the same critics and, with equal layers, the same policy: a fair comparison."""
+    """One seed gives SAC and SAC-HPO the same critics and, with equal layers, the same policy."""
     sac = SoftActorCriticModel(OBS, DIM, SACSettings(hidden_units=16), seed=0).state_dict()
     hpo = SoftActorCriticModel(
         OBS, DIM, SACHPOSettings(hidden_units=16, policy_layers=2), seed=0
@@ -184,7 +187,7 @@ def test_samplers_start_from_equal_networks() -> None:
 
 
 def test_a_terminated_row_does_not_bootstrap() -> None:
-    """The reported critic loss depends on a terminated row's next state not at all, on any other row's it does."""
+    """The critic loss does not depend on a terminated row's next state, but on every other row's."""
     settings = SACSettings(hidden_units=16)
     model = _model(settings)
     batch, noise = _batch(0), _noise(model, 0)
@@ -203,7 +206,7 @@ def test_a_terminated_row_does_not_bootstrap() -> None:
 
 
 def test_fixed_temperature_stays() -> None:
-    """With a number for alpha there is nothing to tune: no optimizer, no change."""
+    """A numeric alpha has no optimizer and does not change."""
     settings = SACSettings(hidden_units=16, alpha=0.05)
     model, metrics = _train(settings, 3)
     assert "temperature" not in make_optimizers(model, settings)
@@ -213,7 +216,7 @@ def test_fixed_temperature_stays() -> None:
 @pytest.mark.parametrize("settings", [SETTINGS["sac"], SETTINGS["sac-hpo"]], ids=["sac", "sac-hpo"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_training(settings: ActorCriticSettings, value: float) -> None:
-    """The error names the loss, and no parameter has changed."""
+    """The error names the loss, and no parameter changes."""
     model = _model(settings)
     before = copy.deepcopy(model.state_dict())
     batch = _batch(0)

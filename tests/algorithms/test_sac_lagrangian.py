@@ -1,4 +1,4 @@
-"""SAC and SAC-HPO under a limit on costs: cost critic, multiplier, force and shield, each against an oracle."""
+"""Test SAC and SAC-HPO under a cost limit: cost critic, multiplier, force and shield, each against an oracle."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def batch_of(seed: int, *, costly: bool = True) -> Batch:
 def test_without_multiplier_and_cost_it_is_the_unconstrained_one_bit_for_bit(
     plain: Any, constrained: Any, alpha: Any
 ) -> None:
-    """Five float32 updates from one seed, with noise of the same streams."""
+    """Five float32 updates from one seed agree, with noise of the same streams."""
     found = []
     for settings in (plain, constrained):
         settings = settings.model_copy(update={"alpha": alpha})
@@ -99,7 +99,7 @@ def test_without_multiplier_and_cost_it_is_the_unconstrained_one_bit_for_bit(
 
 
 def test_a_multiplier_changes_the_policy_and_not_the_critics() -> None:
-    """Of the first update, from equal networks."""
+    """The first update from equal networks changes the policy alone."""
     found = []
     for multiplier in (0.0, 2.0):
         settings = lagrangian()
@@ -132,7 +132,7 @@ def test_the_target_of_the_cost_critic_by_hand(num: int) -> None:
 
 @pytest.mark.parametrize("terminated_cost", [0.0, 4.0])
 def test_the_cost_critic_finds_what_dynamic_programming_does(terminated_cost: float) -> None:
-    """A chain 0 -> 1 -> 2 whose last state ends the episode in half of its transitions, else goes back to 0."""
+    """The chain is 0 -> 1 -> 2; its last state ends the episode in half of its transitions, and else returns to 0."""
     gamma, cost = 0.8, torch.tensor([1.0, 0.25, 0.5])
     settings = lagrangian(
         gamma=gamma, tau=0.05, lr=3e-3, terminated_cost=terminated_cost, cost_max=1.0, lagrange_lr=0.0
@@ -162,7 +162,7 @@ def test_the_cost_critic_finds_what_dynamic_programming_does(terminated_cost: fl
 
 
 def test_where_cost_critics_begin() -> None:
-    """A number or the limit is added to their outputs, online and target; 0 is what a network begins with."""
+    """The setting, a number or the limit, is added to the outputs of online and target networks."""
     obs, action = torch.randn(4, OBS), torch.rand(4, DIM)
     zero, seven, limit = (model_of(lagrangian(cost_initial=initial)) for initial in (0.0, 7.0, "limit"))
     for name in ("cost_critics", "target_cost_critics"):
@@ -172,7 +172,7 @@ def test_where_cost_critics_begin() -> None:
 
 
 def test_an_undiscounted_limit_is_spread_over_the_episode() -> None:
-    """25 costs in 1,000 steps are a discounted sum of about 2.5."""
+    """25 costs in 1,000 steps have a discounted sum of about 2.5."""
     settings = lagrangian(cost_limit=25.0, cost_discounting="undiscounted")
     evenly = sum(0.99**t * 25 / 1000 for t in range(1000))
     assert settings.discounted_limit == pytest.approx(evenly)
@@ -204,7 +204,7 @@ def test_the_multiplier_by_hand() -> None:
 
 
 def test_episodes_of_the_warm_up_do_not_count() -> None:
-    """Nor does anything move before the first of the others has ended; then J_C is the mean of those there are."""
+    """Nothing changes before another episode has ended; then J_C is the mean of the existing ones."""
     settings = lagrangian()
     method, model = method_of(settings), model_of(settings)
     method.episodes_ended(model, [ended(settings, 50.0, at=settings.warmup_steps)] * 30)
@@ -234,7 +234,7 @@ def test_the_multiplier_stays_within_its_bounds() -> None:
     ],
 )
 def test_what_an_episode_is_taken_to_cost(changes: dict[str, Any], expected: float) -> None:
-    """One of 100 steps that cost 6 in all and 3 discounted."""
+    """The episode has 100 steps, which cost 6 in all and 3 discounted."""
     settings = lagrangian(**changes)
     assert settings.estimate(ended(settings, 3.0)) == pytest.approx(expected)
 
@@ -245,7 +245,7 @@ def test_what_an_episode_is_taken_to_cost(changes: dict[str, Any], expected: flo
 def test_the_multiplier_moves_every_so_many_environment_steps(
     update_to_data: float, expected: list[int]
 ) -> None:
-    """At the first update that the step or a later one calls for; 12 steps after the warm-up."""
+    """It changes at the first update due at or after that step, counted from 12 steps after the warm-up."""
     method = method_of(lagrangian(lagrange_every=4, update_to_data=update_to_data))
     updates = range(1, int(12 * update_to_data) + 2)
     found = [u for u in updates if method.kind(u) != "update"]
@@ -253,7 +253,7 @@ def test_the_multiplier_moves_every_so_many_environment_steps(
 
 
 def test_the_pid_rule_equals_a_transcription() -> None:
-    """Stooke et al. 2020, Algorithm 2, with J_C / d_0 and a delayed derivative, for 40 moves."""
+    """The rule equals Stooke et al. 2020, Algorithm 2, with J_C / d_0 and a delayed derivative, for 40 steps."""
     settings = lagrangian(lagrange="pid", lagrange_kp=0.3, lagrange_kd=0.7, lagrange_lr=0.2)
     method, model = method_of(settings), model_of(settings)
     costs = (10 + 30 * torch.rand(40, generator=torch.Generator().manual_seed(0))).tolist()
@@ -301,7 +301,7 @@ def test_rescaling_divides_the_policys_loss() -> None:
 
 @pytest.mark.parametrize("num", [1, 2])
 def test_the_force_is_the_gradient_of_q_less_costs(num: int) -> None:
-    """By central differences in float64, and its minimum's by autograd; kinks are further away than 1e-6."""
+    """The force equals central differences, the minimum's gradient autograd; float64, kinks over 1e-6 away."""
     generator = torch.Generator().manual_seed(3)
     critics, costs = (Critics(OBS, DIM, 16, 2, generator, n).double() for n in (2, num))
     obs = torch.randn(8, OBS, generator=generator, dtype=torch.float64)
@@ -324,7 +324,7 @@ def test_the_force_is_the_gradient_of_q_less_costs(num: int) -> None:
 
 
 def actor_of(settings: ConstraintSettings) -> ConstrainedActor:
-    """With a multiplier, and cost critics of a size that matters."""
+    """Make an actor with a multiplier, and with cost critics of relevant size."""
     actor = ConstrainedActor(OBS, DIM, settings, seed=1)
     actor.multiplier.fill_(0.5)
     for weight in actor.target_cost_critics.weights:
@@ -382,7 +382,7 @@ def test_acting_is_algorithm_3(explores: bool, cost_limit: float) -> None:
 
 
 def test_evaluation_within_budget_passes_by_the_reference_at_the_latest() -> None:
-    """The noise-free chain passes through b after `leapfrog_steps` steps, where nothing is left to satisfy."""
+    """The noise-free chain reaches b after `leapfrog_steps` steps, which satisfies the test by definition."""
     settings = shielded_settings(cost_limit=1e4)
     actor = actor_of(settings)
     obs = torch.randn(64, OBS)
@@ -408,7 +408,7 @@ def test_evaluations_are_deterministic_and_under_the_test() -> None:
 
 
 def test_streams_do_not_depend_on_what_passed() -> None:
-    """Everything passes with one limit and hardly anything with the other."""
+    """All actions pass under one limit and few under the other, with equal noise."""
     states, accepted = [], []
     for limit, shift in ((1e4, 0.0), (0.0, 500.0)):
         actor, streams = actor_of(shielded_settings(cost_limit=limit)), TorchStreams(0, "runner")
@@ -436,7 +436,7 @@ def test_an_episode_begins_with_the_cost_that_is_predicted_for_it() -> None:
 
 
 def test_diagnostics_are_of_the_last_episodes() -> None:
-    """And say nothing before there is one."""
+    """There are none before the first episode."""
     settings = shielded_settings()
     method, model = method_of(settings), model_of(settings)
     noise = draw_noise(model.sampler, 2 * ROWS, TorchStreams(0, "learner"))

@@ -1,4 +1,4 @@
-"""Soft Q-learning: V against quadrature, the update against autograd, modes, schedules, and runs that resume."""
+"""Test soft Q-learning: V against quadrature, the update against autograd, modes, schedules, and resumed runs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SCHEDULE: Any = {"from": 1.0, "to": 0.01, "steps": 100}
 
 
 class GivenQ(nn.Module):
-    """In place of critics: Q(s, a) = f(a), whatever the state."""
+    """Replace critics by Q(s, a) = f(a), for any state."""
 
     def __init__(self, f: Any) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def _made(**settings: Any) -> tuple[SoftQ, SoftQModel]:
 
 
 def _log_integral(f: Any, dims: int, alpha: float) -> float:
-    """alpha log of the integral of exp(f / alpha) over [-1, 1]^dims, by Gauss-Legendre quadrature."""
+    """Return alpha log of the integral of exp(f / alpha) over [-1, 1]^dims, by Gauss-Legendre quadrature."""
     nodes, weights = np.polynomial.legendre.leggauss(80)
     grid = np.stack(np.meshgrid(*[nodes] * dims, indexing="ij"), -1).reshape(-1, dims)
     weight = np.prod(np.stack(np.meshgrid(*[weights] * dims, indexing="ij"), -1), -1).reshape(-1)
@@ -98,7 +98,7 @@ def _log_integral(f: Any, dims: int, alpha: float) -> float:
 @pytest.mark.parametrize("dims", [1, 2])
 @pytest.mark.parametrize("proposal", ["uniform", "sampler"])
 def test_v_is_the_log_integral(proposal: str, dims: int, alpha: float) -> None:
-    """Eq. (10) for Q(a) = -|a - 0.3|^2 with many actions: of either proposal the same number, that of quadrature."""
+    """Eq. (10) for Q(a) = -|a - 0.3|^2 with many actions equals quadrature, for both proposals."""
 
     def q(action: Tensor) -> Tensor:
         return -(action - 0.3).square().sum(-1)
@@ -129,7 +129,7 @@ def _identity(layer: Any) -> None:
 @pytest.mark.parametrize("space", ["official", "pre_tanh", "action"])
 @pytest.mark.parametrize("kernel", ["gaussian", "none"])
 def test_the_policy_follows_svgd_through_the_network(space: Any, kernel: Any) -> None:
-    """The gradient of the loss is minus sum_k direction_k d particle_k / d parameters, by autograd."""
+    """The gradient of the loss equals -sum_k direction_k d particle_k / d parameters, by autograd."""
     method, model = _made(svgd_space=space, kernel=kernel)
     obs, drawn, alpha = _normal(ROWS, OBS), _noise(method, model, 0)["particles"], torch.tensor(0.3)
     parameters = list(model.sampler.parameters())
@@ -188,7 +188,7 @@ def test_by_default_targets_are_copied_every_thousand_updates() -> None:
 
 
 def _near_modes(low: float, high: float) -> float:
-    """The largest mass within 0.3 of -0.5 or 0.5 of a tanh-Gaussian with at least 0.3 on either side of 0."""
+    """Return the largest mass within 0.3 of -0.5 or 0.5 of a tanh-Gaussian with at least 0.3 on either side of 0."""
     inner, outer = math.atanh(low), math.atanh(high)
     normal = torch.distributions.Normal(0.0, 1.0)
     mean, std = torch.meshgrid(torch.linspace(-1, 1, 41), torch.linspace(0.05, 3, 200), indexing="ij")
@@ -202,7 +202,10 @@ def _near_modes(low: float, high: float) -> float:
 
 
 def test_the_sampler_keeps_both_modes_of_a_bandit() -> None:
-    """Q = log of two narrow Gaussians at -0.5 and 0.5, with a temperature that comes down: no Gaussian does this."""
+    """Q is the log of two narrow Gaussians at -0.5 and 0.5. No Gaussian policy covers both.
+
+    The temperature decreases.
+    """
 
     def q(action: Tensor) -> Tensor:
         modes = torch.cat([-((action - 0.5) / 0.1).square() / 2, -((action + 0.5) / 0.1).square() / 2], -1)
@@ -230,7 +233,7 @@ def test_the_sampler_keeps_both_modes_of_a_bandit() -> None:
 
 
 def test_annealing_is_linear_in_the_logarithm() -> None:
-    """At the beginning, in the middle, at the end and after it; exact functions of the environment step."""
+    """Check the start, the middle, the end and after it; values are exact functions of the environment step."""
     for step, expected in ((0, 1.0), (50, 0.1), (100, 0.01), (1_000, 0.01)):
         assert annealed(SCHEDULE, torch.tensor(float(step))).item() == pytest.approx(expected)
     settings = SoftQSettings(
@@ -270,7 +273,7 @@ def test_a_set_of_noise_is_nested_and_comes_down_to_one_vector() -> None:
 
 
 def test_with_one_vector_of_noise_particles_follow_the_gradient() -> None:
-    """They coincide, so nothing repels and nothing is divided by zero."""
+    """Particles coincide, so nothing repels, and nothing is divided by zero."""
     method, model = _made(noise_set=1, svgd_space="action")
     obs, drawn = _normal(ROWS, OBS), _noise(method, model, 0)["particles"]
     found = torch.autograd.grad(
@@ -285,7 +288,7 @@ def test_with_one_vector_of_noise_particles_follow_the_gradient() -> None:
 
 @pytest.mark.parametrize("evaluation_action", ["sample", "zero_noise", "best_of_particles"])
 def test_evaluations_draw_from_a_stream_of_each_episode(evaluation_action: Any) -> None:
-    """Another episode beside it changes nothing; other seeds draw other actions, unless there is no noise."""
+    """A concurrent episode changes nothing; other seeds draw other actions, unless there is no noise."""
     model = SoftQModel(OBS, DIM, SoftQSettings(**SMALL, evaluation_action=evaluation_action), seed=0)
     obs = torch.randn(2, OBS, generator=torch.Generator().manual_seed(0))[:1].expand(2, -1)
 
@@ -319,7 +322,7 @@ def test_the_best_of_particles_has_the_largest_q() -> None:
 @pytest.mark.parametrize("file_format", ["torch-export", "onnx"])
 @pytest.mark.parametrize("evaluation_action", ["sample", "best_of_particles"])
 def test_exported_policies_take_their_noise(file_format: str, evaluation_action: Any, tmp_path: Path) -> None:
-    """The set's noise as well: what is drawn chooses among its vectors."""
+    """The noise set is an input too: the drawn noise selects among its vectors."""
     settings = SoftQSettings(
         **SMALL, evaluation_action=evaluation_action, noise_set={**SCHEDULE, "from": 8, "to": 2}
     )

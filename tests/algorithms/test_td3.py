@@ -1,4 +1,4 @@
-"""TD3 and DDPG: the update against a transcription in float64, the delay, the noise, and runs that resume."""
+"""Test TD3 and DDPG: the update against a float64 transcription, the delay, the noise, and resumed runs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _noise(settings: TD3Settings, seed: int) -> dict[str, Tensor]:
 
 
 def _plain(parameters: dict[str, Tensor], prefix: str, inputs: Tensor) -> Tensor:
-    """A policy of `nn.Linear` layers, as autograd knows it."""
+    """Make the policy of plain `nn.Linear` layers for autograd."""
     for k in (0, 2, 4):
         inputs = F.linear(inputs, parameters[f"{prefix}.{k}.weight"], parameters[f"{prefix}.{k}.bias"])
         inputs = inputs.relu() if k < 4 else inputs.tanh()
@@ -66,7 +66,7 @@ def _q(parameters: dict[str, Tensor], prefix: str, number: int, obs: Tensor, act
 
 
 class Reference:
-    """Algorithm 1 of arXiv 1802.09477, line by line, with torch's own Adam."""
+    """Transcribe Algorithm 1 of arXiv 1802.09477 line by line, with torch's own Adam."""
 
     def __init__(self, model: TD3Model, settings: TD3Settings) -> None:
         self.settings, self.num_updates = settings, 0
@@ -112,7 +112,7 @@ class Reference:
 
 
 def _updated(settings: TD3Settings, num_updates: int) -> tuple[TD3Model, Reference, list[dict[str, Tensor]]]:
-    """The model in float64 and the transcription after equal updates, and the model's state after each."""
+    """Return the float64 model and the transcription after equal updates, and the model's state after each."""
     method = make_method(settings)
     model = method.make_model(OBS, DIM, seed=0).double()
     reference, steps, states = Reference(model, settings), Steps(method.make_optimizers(model)), []
@@ -126,7 +126,7 @@ def _updated(settings: TD3Settings, num_updates: int) -> tuple[TD3Model, Referen
 
 @each_form
 def test_updates_are_those_of_the_paper(settings: TD3Settings) -> None:
-    """Critics by the sum of their squared errors, the policy by the first of them, targets when the policy moves."""
+    """Critics descend the sum of squared errors, the policy ascends the first critic, and targets follow the policy."""
     model, reference, _ = _updated(settings, 12)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, reference.p[name].detach(), rtol=0, atol=1e-9, msg=name)
@@ -142,7 +142,7 @@ def test_the_policy_and_all_targets_move_with_a_delay(settings: TD3Settings) -> 
 
 
 def test_the_targets_noise_is_clipped_and_stays_within_the_actions() -> None:
-    """However loud the draws: the target is that of an action within the bound, and within [-1, 1]."""
+    """For any draws, the target is that of an action within the bound and within [-1, 1]."""
     settings = TD3Settings(hidden_units=UNITS)
     method = make_method(settings)
     model, batch = method.make_model(OBS, DIM, seed=0).double(), _batch(0)
@@ -168,7 +168,7 @@ def test_exploration_is_the_policy_and_noise() -> None:
 
 
 def test_the_ornstein_uhlenbeck_process_remembers_its_episode() -> None:
-    """Its stationary std is sigma / sqrt(1 - (1 - theta)^2) = 0.57 for 0.3 and 0.15; an episode begins at 0."""
+    """Its stationary std is sigma / sqrt(1 - (1 - theta)^2) = 0.57 for 0.3 and 0.15; an episode starts at 0."""
     settings = TD3Settings(hidden_units=UNITS, exploration_process="ou", exploration_noise=0.3)
     actor = make_method(settings).make_actor(OBS, DIM, seed=0)
     obs, streams = torch.zeros(4_000, OBS), TorchStreams(0, "test")
@@ -194,7 +194,7 @@ def test_there_is_no_temperature(algorithm: str, name: str) -> None:
 
 
 def test_a_process_of_noise_resumes_in_the_middle_of_its_episodes(tmp_path: Path) -> None:
-    """Bitwise, in several environments."""
+    """The resumed run is bitwise equal, with several environments."""
     config = tiny_config("ddpg", exploration_process="ou", checkpoint_every=30, steps_per_iteration=30)
     with running(config.env_runners(num_envs_per_env_runner=2)) as whole:
         train_to(whole, 90)

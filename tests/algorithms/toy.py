@@ -1,7 +1,7 @@
-"""An algorithm that uses every seam: what later systems need, in its smallest form.
+"""Define a minimal algorithm that uses every seam of the interface.
 
-SAC-HPO with a cost critic that its force holds back by (Q - multiplier Q_C), further columns from the environment's
-info, memory of each episode, statistics of all rows, a multiplier that follows episodes, and two kinds of updates.
+It is SAC-HPO with a cost critic in its force (Q - multiplier Q_C), extra columns from the environment's info, memory of
+each episode, statistics of all rows, a multiplier updated by episodes, and two kinds of updates.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ToySettings(SACHPOSettings):
 
 
 class ToyActor(SamplerActor):
-    """Acts a little towards the first observation of its episode, and counts the steps that explore."""
+    """Act with a small shift towards the episode's first observation, and count exploring steps."""
 
     multiplier: Tensor
 
@@ -65,7 +65,7 @@ class ToyActor(SamplerActor):
 
 
 class ToyModel(ToyActor, SoftActorCriticModel):
-    """Adds the cost critic, and what the learner counts."""
+    """Add the cost critic, and the learner's counters."""
 
     row_sum: Tensor
     num_rows: Tensor
@@ -81,7 +81,7 @@ class ToyModel(ToyActor, SoftActorCriticModel):
 
 
 class Toy(SoftActorCritic[Any, Any]):
-    """See the module."""
+    """Update the toy; see the module."""
 
     actor_class, model_class = ToyActor, ToyModel
     columns = (Column("cost"), Column("place", 2))
@@ -126,7 +126,7 @@ register_algorithm("toy", ToySettings, Toy, title="Toy")
 
 
 class CostlyEnv(gym.Env[np.ndarray, np.ndarray]):
-    """Costs 1 at every second step; says in info where it is. `silent` leaves out the cost."""
+    """Cost 1 at every second step, and report the position in info. `silent` omits the cost."""
 
     observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
     action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
@@ -135,13 +135,13 @@ class CostlyEnv(gym.Env[np.ndarray, np.ndarray]):
         self.config, self.position, self.number = dict(config or {}), np.zeros(2), 0
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """Starts somewhere at random."""
+        """Start at a random position."""
         super().reset(seed=seed)
         self.position, self.number = self.np_random.normal(size=2), 0
         return self.position.astype(np.float32), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Eight steps to an episode."""
+        """Move; an episode has eight steps."""
         self.number += 1
         self.position = self.position + 0.1 * action[0]
         info = {"cost": self.number % 2, "place": [self.number, -self.number]}

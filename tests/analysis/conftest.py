@@ -1,4 +1,4 @@
-"""A browser for those who look at pages."""
+"""Provide a browser for tests of pages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Headless Chromium that resolves no name."""
+    """Start headless Chromium that resolves no name."""
     if not BROWSER or not DRIVER:
         pytest.skip("needs chromium and chromedriver (on Debian: apt-get install chromium chromium-driver)")
     from selenium import webdriver

@@ -1,4 +1,4 @@
-"""Someone who reads a report in a real, headless browser."""
+"""Operate a report as a reader would, in a real, headless browser."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ return [
 
 
 class Reader:
-    """Someone who reads a report."""
+    """Operate an opened report."""
 
     def __init__(self, driver: Any, path: Path) -> None:
         self.driver = driver
@@ -61,7 +61,7 @@ class Reader:
         return box
 
     def set(self, control: str, value: Any) -> None:
-        """Give a control a value as its user would, and wait until all panels in view are drawn anew."""
+        """Set a control as its user would, and wait until all visible panels are redrawn."""
         script = """
             arguments[0].value = arguments[1];
             for (const name of ["input", "change"]) arguments[0].dispatchEvent(new Event(name, { bubbles: true }));
@@ -83,7 +83,7 @@ class Reader:
         return [trace for trace in found if (trace["kind"], trace["series"]) == (kind, series)]
 
     def hover(self, panel: int, kind: str, series: int, place: int) -> tuple[str, list[Any]]:
-        """The tooltip at a point, and the data behind that point."""
+        """Return the tooltip at a point, and the data behind that point."""
         from selenium.webdriver import ActionChains
 
         plot = self.find_all(".plot")[panel]

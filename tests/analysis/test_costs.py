@@ -1,4 +1,4 @@
-"""The table and figure of costs, by hand from rows that were made up."""
+"""Test the table and figure of costs by hand, from made-up rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.results.rows import make_row
 def write_rows(
     root: Path, algorithm: str, seed: int, cost: float, discounting: str = "undiscounted", **changes: Any
 ) -> None:
-    """Six evaluations of an Ant whose episodes cost so much, a tenth of it discounted, in 500 steps."""
+    """Write six evaluations of an Ant with the given cost per episode, a tenth of it discounted, in 500 steps."""
     config = {
         "algorithm": algorithm,
         "evaluation_every": 1_000,
@@ -49,7 +49,7 @@ def write_rows(
 
 
 def test_the_table_by_hand(tmp_path: Path) -> None:
-    """Two seeds of SAC beyond the limit; of SAC-Lagrangian one within it and one not."""
+    """Two seeds of SAC exceed the limit; one of SAC-Lagrangian does, and one does not."""
     for seed, cost in ((0, 60.0), (1, 80.0)):
         write_rows(tmp_path, "sac", seed, cost)
     for seed, cost in ((0, 20.0), (1, 30.0)):
@@ -97,7 +97,7 @@ def test_the_limit_and_doing_nothing_are_drawn_where_they_belong(
 
 
 def test_a_report_shows_costs_where_there_are_any(tmp_path: Path) -> None:
-    """With tasks that have none it is what it was."""
+    """Reports on tasks without costs stay unchanged."""
     write_row(tmp_path / "plain", make_row())
     plain = write_report(read_rows(tmp_path / "plain"), tmp_path / "one")
     assert not (plain["figures"] / "costs.png").exists()

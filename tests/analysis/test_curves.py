@@ -1,4 +1,4 @@
-"""Learning curves: the statistics by hand, and what the picture says."""
+"""Test learning curves: the statistics by hand, and the text of the figure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def curve(*points: tuple[int, float]) -> Curve:
 
 
 def table(*runs: dict[str, Any], steps: range = range(0, 11_000, 1_000)) -> pa.Table:
-    """Rows of several runs; the return of each evaluation is its environment steps / 100 plus the seed."""
+    """Make rows of several runs; the return of each evaluation is its environment steps / 100 plus the seed."""
     rows = []
     for run in runs:
         columns: dict[str, Any] = {"seed": 0, **run}

@@ -1,4 +1,4 @@
-"""What figures over all tasks draw and say."""
+"""Test what figures over all tasks draw and label."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outcomes in reports: shares past a threshold with their intervals, the table, and figures of training."""
+"""Test outcomes in reports: shares past a threshold with their intervals, the table, and figures of training."""
 
 from __future__ import annotations
 

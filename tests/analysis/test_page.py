@@ -1,4 +1,4 @@
-"""The interactive report: what stands in the file, and what a reader sees and does in a real browser."""
+"""Test the interactive report: the content of the file, and its use in a real browser."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SVG = (
 
 
 def run(task: int, series: int, seed: int, evaluations: int = 31) -> dict[str, Any]:
-    """A made-up run that learns."""
+    """Make rows of an invented run that learns."""
     rng = np.random.default_rng((task, series, seed))
     steps = 10_000 * np.arange(evaluations)
     returns = 800 * (1 - np.exp(-steps / (90_000 + 40_000 * series))) + rng.normal(0, 60, evaluations)
@@ -45,7 +45,7 @@ def run(task: int, series: int, seed: int, evaluations: int = 31) -> dict[str, A
 
 
 def report(tasks: int = 3, seeds: int = 5, evaluations: int = 31) -> dict[str, Any]:
-    """A whole report; the second series' last seed is behind, the third series has one seed."""
+    """Make a whole report; the second series' last seed lags, and the third series has one seed."""
     labels = ["SAC", "SAC-HPO (k-1)", f"SAC-NF {HOSTILE}"]
     names = ["hopper", "walker", "cheetah", "ant", "humanoid", "swimmer", "reacher", "pusher"][:tasks]
     runs = [
@@ -91,7 +91,7 @@ def report(tasks: int = 3, seeds: int = 5, evaluations: int = 31) -> dict[str, A
 
 
 class Page(HTMLParser):
-    """The elements of a file, the text of its scripts and all that is shown."""
+    """Parse the elements of a file, the text of its scripts and all displayed text."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ def test_what_json_has_no_word_for_is_refused(tmp_path: Path) -> None:
 
 
 def test_nothing_is_fetched(written: Path) -> None:
-    """No address in an attribute that loads, and a policy under which none would."""
+    """No attribute that loads holds an address, and the content security policy forbids loading."""
     page = Page(written)
     loaded = [
         attrs.get(name) or "" for _, attrs in page.elements for name in ("src", "href", "srcset", "action")
@@ -205,7 +205,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def reader(browser: Any, page_file: Path) -> Iterator[Reader]:
-    """A reader before the opened report; whatever they did, the console stayed empty."""
+    """Open the report for a reader, and check that the console stayed empty."""
     reader = Reader(browser, page_file)
     reader.open()
     yield reader
@@ -213,7 +213,7 @@ def reader(browser: Any, page_file: Path) -> Iterator[Reader]:
 
 
 def expected(task: int, series: int, span: float, x: str = "steps") -> tuple[Any, Any, Any]:
-    """x, mean and standard deviation of a line, from the data, by the functions that the figures are made with."""
+    """Return x, mean and standard deviation of a line, from the data, by the functions of the figures."""
     runs = [run for run in report()["runs"] if (run["task"], run["series"]) == (task, series)]
     mean = mean_over_seeds([Curve(run["steps"], ema(run["return_mean"], span)) for run in runs])
     across = mean_over_seeds([Curve(run["steps"], np.asarray(run[x], np.float64)) for run in runs])
@@ -396,7 +396,7 @@ def test_a_dark_page_has_no_black_line(reader: Reader) -> None:
 
 @pytest.mark.slow
 def test_a_large_report_is_drawn_in_seconds(browser: Any, tmp_path: Path) -> None:
-    """120 runs of 300 evaluations, on a machine that may be busy."""
+    """The report has 120 runs of 300 evaluations; the machine may be busy."""
     reader = Reader(browser, write_page(report(tasks=8, seeds=7, evaluations=300), tmp_path / "index.html"))
     reader.open("#seeds=1")
     reader.redrawn()

@@ -1,4 +1,4 @@
-"""Parameters of policies, against those in an exported file and the papers' words."""
+"""Test parameter counts against exported files and the papers' numbers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_they_are_those_of_the_exported_policy(algorithm: str, tmp_path: Path) -
 
 
 def test_numbers_by_hand() -> None:
-    """Hopper: 11 observations, 3 actions. T_h and sigma_h see state, action and gradient."""
+    """Hopper has 11 observations and 3 actions. T_h and sigma_h see state, action and gradient."""
     base, leapfrog = counted("hopper")
     assert base == 11 * 256 + 256 + 256 * 6 + 6
     assert leapfrog == 2 * ((11 + 3 + 3) * 32 + 32 + 32 * 3 + 3)

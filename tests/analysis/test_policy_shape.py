@@ -1,4 +1,4 @@
-"""Actions before and after the leapfrog, and the contours below them."""
+"""Test actions before and after the leapfrog, and the contours below them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.analysis.test_report import cli
 
 
 def deployed(algorithm: str = "sac-hpo", **settings: object) -> DeployedPolicy:
-    """An untrained policy for Hopper."""
+    """Make an untrained policy for Hopper."""
     env = make_env("Hopper-v4")
     parsed = find_settings(algorithm)(hidden_units=32, **settings)
     metadata = PolicyMetadata(
@@ -110,7 +110,7 @@ def test_q_of_the_draws_is_that_of_whole_actions() -> None:
 
 
 def test_the_gradient_alone_raises_q() -> None:
-    """A chain without momentum and gate climbs Q in every draw that is not at the border; momentum spreads them."""
+    """A chain without momentum and gate raises Q in every draw off the border; momentum spreads the draws."""
     climbing = deployed(momentum_noise=False, force_gate="none", step_size=0.05, leapfrog_steps=2)
     numbers = policy_shape(climbing, state(), num_actions=300, resolution=3).numbers()
     assert numbers.share_rising.estimate > 0.95
@@ -134,7 +134,7 @@ def test_the_command_draws_an_exported_policy(tmp_path: Path) -> None:
 
 
 def test_the_command_draws_policies_side_by_side(tmp_path: Path) -> None:
-    """One column each, in the order given, with the numbers in a table and beside the figure."""
+    """There is one column per policy, in the given order, with the numbers in a table and beside the figure."""
     pytest.importorskip("safetensors")
     files = [tmp_path / f"{number}.safetensors" for number in range(3)]
     for number, file in enumerate(files):

@@ -1,4 +1,4 @@
-"""A report of rows on disk, made by the command and read in a browser."""
+"""Test a report of rows on disk, made by the command and read in a browser."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def cli(*words: str, code: int = 0) -> str:
-    """What `rllib-hpo WORDS` prints; in this process, since a new one takes seconds to import everything."""
+    """Return the output of `rllib-hpo WORDS`, run in this process, since a new one takes seconds to import."""
     done = CliRunner().invoke(app, words)
     printed = done.output + (f"Error: {done.exception}" if isinstance(done.exception, UserError) else "")
     assert (2 if isinstance(done.exception, UserError) else done.exit_code) == code, printed

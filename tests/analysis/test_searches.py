@@ -1,4 +1,4 @@
-"""Searches in reports: trial by trial, and in no mean."""
+"""Test searches in reports: listed trial by trial, and excluded from means."""
 
 from __future__ import annotations
 

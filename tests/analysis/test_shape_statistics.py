@@ -1,4 +1,4 @@
-"""What a leapfrog makes of draws, in numbers, on draws whose numbers are known."""
+"""Test statistics of leapfrog displacements, on draws with known values."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_weights_are_repetitions() -> None:
 
 
 def test_intervals_hold_what_they_estimate() -> None:
-    """Draws that are moved and stretched by two, with Q higher for three in four."""
+    """Draws are shifted and scaled by two, with a higher Q for three in four."""
     draws = rng().normal(size=(1000, 3))
     rises = np.where(np.arange(1000) % 4 == 0, -1.0, 1.0)
     numbers = shape_numbers(draws, 2 * draws + 1, np.zeros(1000), rises, rng())

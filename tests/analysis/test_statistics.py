@@ -1,4 +1,4 @@
-"""Statistics against loops, scipy and closed forms."""
+"""Test statistics against loops, scipy and closed forms."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ scores_ = hnp.arrays(np.float64, st.tuples(st.integers(1, 6), st.integers(1, 4))
 
 
 def rng() -> np.random.Generator:
-    """The same every time."""
+    """Make a generator with a fixed seed."""
     return np.random.default_rng(0)
 
 
@@ -93,7 +93,7 @@ def test_the_gap_counts_what_falls_short() -> None:
 
 
 def test_a_bootstrap_draws_runs_within_their_tasks() -> None:
-    """With one run per task there is nothing to draw; with tasks far apart, their mean stays between them."""
+    """With one run per task there is nothing to resample; with distant tasks, their mean stays between them."""
     single = np.array([[1.0, 100.0, -3.0]])
     interval = stratified_bootstrap(single, lambda x: x.mean((-2, -1)), rng())
     assert (interval.low, interval.estimate, interval.high) == pytest.approx((98 / 3,) * 3)
@@ -103,7 +103,7 @@ def test_a_bootstrap_draws_runs_within_their_tasks() -> None:
 
 
 def test_an_interval_covers_as_often_as_it_says() -> None:
-    """The mean of normal scores; the percentile bootstrap of 20 runs is known to be a little too narrow."""
+    """Scores are normal; the percentile bootstrap of 20 runs is known to be slightly too narrow."""
     draws, hits = rng(), 0
     for _ in range(300):
         interval = stratified_bootstrap(
@@ -130,7 +130,7 @@ def test_improvement_has_an_interval() -> None:
 
 
 def test_differences_are_paired_by_seed() -> None:
-    """Seeds that vary far more than the algorithms do not hide a difference that every seed shows."""
+    """Seeds that vary more than the algorithms do not hide a difference that every seed shows."""
     seeds = 1_000 * rng().normal(size=(5, 1))
     theirs = seeds + rng().normal(size=(5, 3))
     ours = theirs + np.array([1.0, 0.0, -2.0]) + 0.01 * rng().normal(size=(5, 3))

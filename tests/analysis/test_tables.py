@@ -1,4 +1,4 @@
-"""Runs and tables from rows, by hand."""
+"""Test runs and tables against values computed by hand from rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark of checkpoints runs, on a replay of a few rows."""
+"""The benchmark runs, on a replay of a few rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of faults: its arithmetic, and that the README shows what was measured."""
+"""Test the table of faults: its arithmetic, and that the README shows the measurements."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STEPS = list(range(0, 2_001, 100))
 
 
 def broken(steps: list[int]) -> Broken:
-    """A trial killed at 30 s, with 1,250 steps made, and gone on with from 1,000."""
+    """Make a trial killed at 30 s after 1,250 steps, and resumed from 1,000."""
     before = [Iteration(step / 50, 0.0, 1, step, step + 10) for step in range(0, 1_250, 10)]
     after = [Iteration(40 + step / 50, 0.0, 2, step, step + 10) for step in range(1_000, 2_000, 10)]
     return Broken(pa.table({"env_steps": steps}), before + after, 30.0, "")

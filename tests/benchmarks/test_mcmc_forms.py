@@ -1,4 +1,4 @@
-"""The page of MCMC policy optimization shows what was measured."""
+"""The page of MCMC policy optimization shows the measured table."""
 
 from __future__ import annotations
 

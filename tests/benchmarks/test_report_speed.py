@@ -1,4 +1,4 @@
-"""The synthetic grid is a whole one, and is read back as a finished sweep's."""
+"""The synthetic grid is complete, and reads back as that of a finished sweep."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from benchmarks import runners, train_speed
 
 
 def measured(num_runners: int, speeds: list[float], **counted: float) -> dict:
-    """Fabricated turns; the busiest process needs half of the time."""
+    """Make invented turns in which the busiest process needs half of the time."""
     turns = [
         {"steps_per_s": speed, "steps_per_cpu_s": 2 * speed, "wall_s": 1.0, **counted} for speed in speeds
     ]

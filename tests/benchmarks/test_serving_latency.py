@@ -1,4 +1,4 @@
-"""The latency benchmark runs, and counts what it says it counts."""
+"""The latency benchmark runs, and makes the stated number of calls."""
 
 from __future__ import annotations
 

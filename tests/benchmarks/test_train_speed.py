@@ -8,7 +8,7 @@ from benchmarks.train_speed import Slice
 
 
 def fabricated(steps_per_s: float) -> list[Slice]:
-    """Three rounds, the second disturbed."""
+    """Make three rounds, of which the second is disturbed."""
     return [
         Slice(100, 100, cpu_s=100 / steps_per_s * slow, wall_s=101 / steps_per_s * slow) for slow in (1, 3, 1)
     ]

@@ -25,7 +25,7 @@ def parameters_after_updates(undone=None):
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_an_update_with_a_change_undone_is_the_same_update(name):
-    """But for rounding, which shows that it was made in another way where sums have another order."""
+    """Updates agree up to rounding, which differs where sums have another order."""
     found, expected = parameters_after_updates(CHANGES[name]), parameters_after_updates()
     assert (found - expected).norm() < 1e-4 * expected.norm()
     assert torch.equal(found, expected) == (name not in ROUNDED_OTHERWISE)

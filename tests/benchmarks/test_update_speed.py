@@ -18,7 +18,7 @@ from tests.learning.engine import make_optimizers, update
 
 
 def test_products_of_sac_are_those_of_its_networks():
-    """Counted by hand, for B = 256 rows, 11 observations, 3 actions and 256 units."""
+    """The products are counted by hand, for B = 256 rows, 11 observations, 3 actions and 256 units."""
     units = 256
     policy = 11 * units + units * units + units * 6
     inner = units * units + units * 6  # what the policy's gradient goes back through
@@ -33,7 +33,7 @@ def test_products_of_sac_are_those_of_its_networks():
 
 @pytest.mark.parametrize("name", ["sac", "sac-hpo, K = 2"])
 def test_no_update_makes_do_with_fewer_operations_than_its_floor(name, monkeypatch):
-    """Counted by torch on a real update: the floor is below it, and most of it."""
+    """torch counts those of a real update: the floor is below it, and most of it."""
     monkeypatch.setattr(products, "HAS_ONEDNN", False)  # whose products torch does not count
     settings = algorithms()[name]
     model = SoftActorCriticModel(11, 3, settings, seed=0)
@@ -83,7 +83,7 @@ def test_a_cpu_is_measured_compiled_where_that_is_asked_for():
 
 @pytest.mark.slow
 def test_compiled_updates_are_updates():
-    """Nearly the same as eager ones: what is timed does the work."""
+    """They nearly equal eager updates, so the timed code does the work."""
     found = []
     for mode in ("eager", "compiled"):
         run = update_speed.make_updates(Contestant("sac-nf", "Hopper", "cpu", mode))
@@ -95,7 +95,7 @@ def test_compiled_updates_are_updates():
 
 
 def test_floors_multiply_what_they_are_told():
-    """The fastest way to multiply is one that multiplies: its result has the product's shape."""
+    """The fastest way to multiply returns the product's shape."""
     assert update_speed._fastest(Product(300, 200, 100), "cpu")().shape == (300, 100)
 
 

@@ -1,7 +1,7 @@
-"""A workstation and two machines with sshd, made of namespaces (lab.sh): where `ray up` runs as it would for a user.
+"""Simulate a workstation and two machines with sshd in namespaces (lab.sh), to run `ray up` as a user does.
 
-Nothing of it is outside those namespaces, so nothing is left when their first process ends: it is killed by the kernel
-when this one dies, however it does. Labs do not see each other, and all have the same addresses.
+Everything is inside those namespaces, so nothing remains when their first process ends; the kernel kills it when this
+process dies for any reason. Labs are isolated from each other, and all have the same addresses.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.experiments.lives import REPOSITORY
 HERE = Path(__file__).parent
 HOME = Path("/home/ray")
 SHARED = Path("/srv/rllib-hpo")
-"""A directory that all machines see."""
+"""Directory shared by all machines."""
 HEAD, WORKER, WORKSTATION = "10.77.0.11", "10.77.0.12", "10.77.0.1"
 ADDRESS = "http://127.0.0.1:8265"
 """The head's dashboard on the workstation, through the tunnel of `ray dashboard`."""
@@ -37,13 +37,13 @@ PROBE = (
     "mount -o remount,bind,ro / && mount -t tmpfs probe /mnt && "
     "ip link add probe type bridge && ip link add one type veth peer name other"
 )
-"""What lab.sh must be allowed to do."""
+"""Capabilities that lab.sh needs."""
 CODE = {"PYTHONPATH": f"{HOME}/rllib-hpo", "RAY_worker_niceness": "0"}
-"""The package as `ray up` copies it, before the one that the tests' environment has installed; no starved workers."""
+"""Environment in which the package copied by `ray up` precedes the installed one, and workers are not starved."""
 
 
 def missing(*programs: str) -> str:
-    """Why there can be no lab here; nothing if there can."""
+    """Return why a lab is impossible on this machine; empty if it is possible."""
     if os.geteuid() != 0:
         return "it needs root, to make network namespaces"
     absent = [program for program in (*PROGRAMS, *programs) if shutil.which(program, path=PATH) is None]
@@ -57,13 +57,13 @@ def missing(*programs: str) -> str:
 
 
 class Lab:
-    """One that is running."""
+    """Run commands in a running lab."""
 
     def __init__(self, first: psutil.Process) -> None:
         self._first = first
 
     def start(self, *words: str, **options: Any) -> subprocess.Popen[str]:
-        """A command on the workstation, in the root of the repository; it ends with the lab at the latest."""
+        """Start a command on the workstation, in the root of the repository; it ends with the lab at the latest."""
         variables = options.pop("variables", {})
         environment = {
             "HOME": str(HOME),
@@ -85,7 +85,7 @@ class Lab:
         )
 
     def run(self, *words: str, code: int | None = 0, timeout_s: float = 400, **variables: str) -> str:
-        """The same to its end; what it printed. It must end with `code`, unless that is None."""
+        """Run a command to its end and return its output; the exit code must be `code`, unless that is None."""
         process = self.start(*words, variables=variables)
         try:
             printed, _ = process.communicate(timeout=timeout_s)
@@ -96,15 +96,15 @@ class Lab:
         return printed
 
     def ssh(self, machine: str, command: str, code: int | None = 0) -> str:
-        """A command on a machine."""
+        """Run a command on a machine."""
         return self.run("ssh", "-o", "LogLevel=ERROR", f"ray@{machine}", command, code=code)
 
     def root(self, machine: str = "workstation") -> Path:
-        """The files of a machine, as this process reaches them."""
+        """Return the path of a machine's files, as seen by this process."""
         return Path(f"/proc/{self._pid(machine)}/root")
 
     def home(self, machine: str = "workstation") -> Path:
-        """The user's directory on a machine."""
+        """Return the user's home directory on a machine."""
         return self.root(machine) / HOME.relative_to("/")
 
     def _pid(self, machine: str) -> int:
@@ -114,29 +114,29 @@ class Lab:
         return unshare.children()[0].pid
 
     def ray_processes(self, machine: str) -> list[str]:
-        """The command lines of what belongs to Ray on a machine."""
+        """Return the command lines of Ray's processes on a machine."""
         printed = self.ssh(machine, "ps -eo args=").splitlines()
         return [line for line in printed if "ray" in line and not line.startswith("sshd:")]
 
     def wait_for_port(self, address: str, port: int) -> None:
-        """Until something listens there, as the workstation sees it."""
+        """Wait until something listens on a port, as seen by the workstation."""
         connect = ["bash", "-c", f"</dev/tcp/{address}/{port}"]
         wait_until(lambda: "/dev/tcp" not in self.run(*connect, code=None))
 
     def make_token(self) -> str:
-        """Makes a cluster's token, as cluster/README.md says."""
+        """Make a cluster's token, as cluster/README.md says."""
         self.run("bash", "-c", "ray get-auth-token --generate >/dev/null 2>&1 && chmod 600 ~/.ray/auth_token")
         return (self.home() / ".ray" / "auth_token").read_text()
 
 
 @contextmanager
 def running_lab(log: Path, needs: Sequence[str] = (), **machines: str) -> Iterator[Lab]:
-    """Makes one, and ends it with all that runs there; skips the test where that cannot be.
+    """Run a lab, and end it with all its processes; skip the test where a lab is impossible.
 
     Args:
-        log: Where the machines' sshd write.
-        needs: Further programs that the tests want.
-        machines: Variables of every command on the machines.
+        log: File of the machines' sshd logs.
+        needs: Further programs that the tests need.
+        machines: Environment variables of every command on the machines.
     """
     if reason := missing(*needs):
         pytest.skip(reason)
@@ -160,16 +160,16 @@ def running_lab(log: Path, needs: Sequence[str] = (), **machines: str) -> Iterat
 
 
 def brought_up(lab: Lab, text: str, offline: str, **variables: str) -> Path:
-    """Runs `ray up` with a file on the workstation, but for its setup commands that want the Internet.
+    """Run `ray up` with a file on the workstation, without its setup commands that need the Internet.
 
     Args:
-        lab: Where.
-        text: The file.
-        offline: What those commands match.
-        variables: Of `ray up`.
+        lab: The lab.
+        text: Text of the file.
+        offline: Pattern that matches those commands.
+        variables: Environment variables of `ray up`.
 
     Returns:
-        The file's place on the workstation.
+        The file's path on the workstation.
     """
     name = f"{yaml.safe_load(text)['cluster_name']}.yaml"
     text, number = re.subn(rf"(?m)^  - .*({offline}).*", '  - ":"', text)
@@ -180,7 +180,7 @@ def brought_up(lab: Lab, text: str, offline: str, **variables: str) -> Path:
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 400, poll_s: float = 0.3) -> None:
-    """Waits until a condition holds, which it must some time."""
+    """Wait until a condition holds, and fail after a time."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it never happens"

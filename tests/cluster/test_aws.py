@@ -1,6 +1,6 @@
-"""cluster/gpu.yaml for real, but for AWS itself: moto's mock takes the calls, and a machine of the lab is the head.
+"""Test cluster/gpu.yaml against moto's mock of AWS, with a machine of the lab as head.
 
-The account is prepared by cluster/aws_setup.sh and looked at with the `aws` program, as a user does both.
+As a user does, the tests prepare the account by cluster/aws_setup.sh and inspect it with the `aws` program.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ AWS = {
     "AWS_PAGER": "",
 }
 INTERNET = "astral.sh|/uv |apt-get|/srv/rllib-hpo"
-"""The last are the shared directory's, which wants the NFS server of the line before."""
+"""Setup commands that need the Internet. The last is the shared directory's, which needs the NFS server before it."""
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """With an account of the mock that has been set up."""
+    """Run a lab with a prepared account of the mock."""
     with running_lab(tmp_path_factory.mktemp("lab") / "sshd.log", needs=["aws"], **AWS) as running:
         running.make_token()
         running.start(
@@ -48,13 +48,13 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 def aws(lab: Lab, *words: str) -> Any:
-    """What the mock answers."""
+    """Return the mock's reply to a command."""
     return json.loads(lab.run("aws", *words, "--output", "json", **AWS) or "{}")
 
 
 @pytest.fixture(scope="module")
 def cluster(lab: Lab) -> Path:
-    """Its head is up; its file. The key pair is there already, because the machine must know it."""
+    """Bring up the cluster and return its file. The key pair exists already, since the machine must know it."""
     key = HOME / ".ssh" / "id_ed25519"
     lab.run("cp", "-p", str(key), str(HOME / ".ssh" / "ray-autoscaler_us-west-2.pem"))
     words = ["--key-name", "ray-autoscaler_us-west-2", "--public-key-material", f"fileb://{key}.pub"]
@@ -71,7 +71,7 @@ def cluster(lab: Lab) -> Path:
 
 
 def instances(lab: Lab) -> list[Any]:
-    """All that the mock ever started for the cluster."""
+    """Return all instances that the mock ever started for the cluster."""
     tag = "Name=tag:ray-cluster-name,Values=rllib-hpo-gpu"
     found = aws(lab, "ec2", "describe-instances", "--filters", tag)["Reservations"]
     return [instance for reservation in found for instance in reservation["Instances"]]
@@ -98,7 +98,7 @@ def test_what_is_recorded_of_it(cluster: Path, lab: Lab) -> None:
 
 
 def test_ssh_is_open_to_the_range_alone(cluster: Path, lab: Lab) -> None:
-    """Ray makes no group of its own, which would let in everybody."""
+    """Ray makes no security group of its own, which would be open to everybody."""
     groups = {
         group["GroupName"]: group for group in aws(lab, "ec2", "describe-security-groups")["SecurityGroups"]
     }
@@ -116,7 +116,7 @@ def test_ssh_is_open_to_the_range_alone(cluster: Path, lab: Lab) -> None:
 
 
 def test_the_roles_have_the_policies_of_this_repository(cluster: Path, lab: Lab) -> None:
-    """And no other: Ray attaches full rights over EC2 and S3 to a role that it makes itself."""
+    """There is no other policy: Ray attaches full rights over EC2 and S3 to a role that it makes itself."""
     roles = {role["RoleName"] for role in aws(lab, "iam", "list-roles")["Roles"]}
     assert {"rllib-hpo-head", "rllib-hpo-worker"} == {
         role for role in roles if "ray" in role or "rllib" in role

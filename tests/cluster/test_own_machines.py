@@ -1,4 +1,4 @@
-"""cluster/local.yaml for real: brought up on two machines; a sweep over both outlives its node and its driver; down."""
+"""Test cluster/local.yaml on two machines: bring it up, run a sweep through node and driver deaths, take it down."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ settings:
 ALIVE = (
     'import ray; ray.init("auto", logging_level="ERROR"); print(sum(node["Alive"] for node in ray.nodes()))'
 )
-"""Counts the nodes on the head itself, in a quarter of the time of a job of `rllib-hpo doctor`."""
+"""Script that counts the nodes on the head, in a quarter of the time of an `rllib-hpo doctor` job."""
 TRIALS = [f"sac-hpo-Pendulum-v1-seed{seed}" for seed in range(4)]
 OUT = SHARED / "little"
 
 
 def local_yaml() -> str:
-    """The file as somebody fills it in who has these two machines."""
+    """Return the file as an owner of these two machines fills it in."""
     text = (REPOSITORY / "cluster" / "local.yaml").read_text()
     for pattern, value in (
         (r"head_ip: .*", f"head_ip: {HEAD}"),
@@ -58,7 +58,7 @@ def local_yaml() -> str:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """Machines of four CPUs: one alone has room for all trials."""
+    """Run machines of four CPUs; one alone has room for all trials."""
     log = tmp_path_factory.mktemp("lab") / "sshd.log"
     variables = {"RAY_OVERRIDE_RESOURCES": '{"CPU": 4}', "OMP_NUM_THREADS": "1"}
     # The memory that Ray watches is that of all tests under way.
@@ -70,7 +70,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def cluster(lab: Lab) -> Path:
-    """A cluster of both, and the tunnel to its dashboard; its file."""
+    """Bring up a cluster of both machines with a tunnel to its dashboard, and return its file."""
     (lab.home() / "filled_in.yaml").write_text(local_yaml())
     lab.run("rllib-hpo", "cluster", "check", str(HOME / "filled_in.yaml"))
     netrc = lab.home("head") / ".netrc"
@@ -84,19 +84,19 @@ def cluster(lab: Lab) -> Path:
 
 
 def wait_for_the_worker(lab: Lab) -> None:
-    """Until the head has started Ray there, and it has joined."""
+    """Wait until the head has started Ray on the worker, and it has joined."""
     wait_until(lambda: any("raylet/raylet" in line for line in lab.ray_processes("worker")))
     wait_until(lambda: lab.ssh("head", f"python -c '{ALIVE}' 2>/dev/null", code=None) == "2\n")
 
 
 def hosts(root: Path, trial: str) -> list[str]:
-    """Where a trial has run, one life after the other."""
+    """Return the hosts of a trial, one per session."""
     events = read_events(root / "trials" / trial / EVENTS_FILE)
     return [event["host"] for event in events if event["event"] in ("started", "resumed")]
 
 
 def newest(root: Path, trial: str) -> int:
-    """The step of a trial's newest checkpoint, or 0."""
+    """Return the step of a trial's newest checkpoint, or 0."""
     return max(checkpoints(root / "trials" / trial), default=0)
 
 
@@ -143,7 +143,7 @@ def test_a_sweep_outlives_its_node_and_its_driver(cluster: Path, lab: Lab, tmp_p
 
 
 def test_with_storage_machines_need_share_no_disk(cluster: Path, lab: Lab) -> None:
-    """Every machine works in its own home; the storage is a path here, as it would be a bucket."""
+    """Every machine works in its own home; the storage is a path instead of a bucket."""
     sweep = SWEEP.replace(f"steps: {STEPS}", "steps: 600").replace("sweep: little", "sweep: apart")
     (lab.home() / "apart.yaml").write_text(sweep)
     stored, out = f"file://{SHARED}/stored", HOME / "apart"

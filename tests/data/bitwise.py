@@ -1,4 +1,4 @@
-"""Records, or compares, the exact numbers that training gives: rows and final parameters of short runs.
+"""Record or compare the exact results of training: rows and final parameters of short runs.
 
     .venv/bin/python tests/data/bitwise.py record bitwise.json      # at a release, into tests/data/VERSION
     .venv/bin/python tests/data/bitwise.py compare 0.1.0            # where machine and libraries are the recorded ones
@@ -86,7 +86,7 @@ LIBRARIES = ("torch", "numpy", "gymnasium", "ray")
 
 
 def machine() -> dict[str, str]:
-    """What the numbers depend on: CPU, instruction set and libraries."""
+    """Return what the numbers depend on: CPU, instruction set and libraries."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     about = dict(line.split(":", 1) for line in lines if ":" in line)
     found = {key.strip(): value.strip() for key, value in about.items()}
@@ -100,7 +100,7 @@ def machine() -> dict[str, str]:
 
 
 def train(case: str) -> dict[str, Any]:
-    """Rows and final parameters of one run."""
+    """Return rows and final parameters of one run."""
     from rllib_hpo.results import read_rows
     from rllib_hpo.rllib.algorithms import make_config
     from rllib_hpo.rllib.trained_policy import load_policy
@@ -136,7 +136,7 @@ def train(case: str) -> dict[str, Any]:
 
 
 def differences(recorded: dict[str, Any], measured: dict[str, Any]) -> list[str]:
-    """What differs; parameters are told apart by their values, so that they may be renamed."""
+    """List differences; parameters are matched by value, so that they may be renamed."""
     found = []
     for before, now in zip(recorded["rows"], json.loads(json.dumps(measured["rows"])), strict=False):
         known = {**now, "diagnostics": dict(now["diagnostics"])}
@@ -151,13 +151,13 @@ def differences(recorded: dict[str, Any], measured: dict[str, Any]) -> list[str]
 
 
 def load(release: str, name: str = "bitwise.json") -> dict[str, Any]:
-    """What was recorded at a release."""
+    """Load the records of a release."""
     recorded: dict[str, Any] = json.loads((DATA / release / name).read_text())
     return recorded
 
 
 def record(name: str) -> None:
-    """Records the cases of one file."""
+    """Record the cases of one file."""
     target = DATA / version("rllib-hpo") / name
     if target.exists():
         raise SystemExit(f"error: {target} is there already; a release's numbers are recorded once.")
@@ -171,7 +171,7 @@ def record(name: str) -> None:
 
 
 def compare(release: str, words: list[str]) -> None:
-    """Compares cases, those whose names contain one of `words`, with those of a release."""
+    """Compare cases, those whose names contain one of `words`, with those of a release."""
     for name in RECORDINGS:
         known = load(release, name)
         if known["machine"] != machine():
@@ -182,7 +182,7 @@ def compare(release: str, words: list[str]) -> None:
 
 
 def main(words: list[str]) -> None:
-    """Records the cases of one file, or compares them with those of a release."""
+    """Record the cases of one file, or compare them with those of a release."""
     if len(words) == 2 and words[0] == "record" and words[1] in RECORDINGS:
         record(words[1])
     elif len(words) >= 2 and words[0] == "compare":

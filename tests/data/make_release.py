@@ -1,11 +1,11 @@
-"""Makes `tests/data/VERSION`: what this version of rllib_hpo writes, in small, for later versions to read.
+"""Make `tests/data/VERSION`: small files as this version of rllib_hpo writes them, for later versions to read.
 
-Run it once, at a release, with the release's own environment, and commit what it wrote:
+Run it once per release, in the release's own environment, and commit its output:
 
     .venv/bin/python tests/data/make_release.py            # into tests/data/VERSION, which must not exist
 
-`release.tar.xz` holds runs, a sweep and exported policies; `expected.json` says what was in them: noise-free actions on
-fixed observations, steps and numbers of rows. Nothing there may be made again by a later version.
+`release.tar.xz` holds runs, a sweep and exported policies; `expected.json` holds their content: noise-free actions on
+fixed observations, steps and numbers of rows. A later version must not regenerate any of it.
 """
 
 from __future__ import annotations
@@ -76,17 +76,17 @@ SWEEP = {
 }
 OBSERVATIONS = np.array([[1, 0, 0], [0, 1, 2], [-1, 0, -3], [0.6, -0.8, 0.5]], np.float32)
 UNWANTED = ("tensorboard", "wandb", "tune", ".lock", "curve.png")
-"""What nothing reads back."""
+"""Names of files that nothing reads."""
 
 
 def call(*words: str | Path, cwd: Path) -> None:
-    """Runs `rllib-hpo`."""
+    """Run `rllib-hpo`."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     subprocess.run([PROGRAM, *words], cwd=cwd, env=environment, check=True)
 
 
 def train(name: str, folder: Path) -> None:
-    """One run of `RUNS`, in folder/runs/NAME."""
+    """Train one run of `RUNS`, in folder/runs/NAME."""
     settings = {"env_config": {"max_episode_steps": 50}, **SETTINGS, **RUNS[name]}
     config = folder / f"{name}.json"
     config.write_text(json.dumps({"task": TASK, "steps": STEPS, **settings}))
@@ -99,7 +99,7 @@ def train(name: str, folder: Path) -> None:
 
 
 def noise_free(checkpoint: Path) -> list[list[float]]:
-    """Actions in [-1, 1] of a checkpoint's policy on `OBSERVATIONS`."""
+    """Return a checkpoint's noise-free actions in [-1, 1] on `OBSERVATIONS`."""
     from rllib_hpo.rllib.trained_policy import load_policy
 
     actions: list[list[float]] = load_policy(checkpoint).actor.act(torch.from_numpy(OBSERVATIONS)).tolist()
@@ -107,7 +107,7 @@ def noise_free(checkpoint: Path) -> list[list[float]]:
 
 
 def expected(folder: Path) -> dict[str, Any]:
-    """What is in a release's folder, as this version reads it."""
+    """Return the content of a release's folder, as this version reads it."""
     from rllib_hpo.results import read_rows
 
     return {
@@ -125,7 +125,7 @@ def expected(folder: Path) -> dict[str, Any]:
 
 
 def clean(folder: Path) -> None:
-    """Removes what nothing reads back, and what names the machine's folders."""
+    """Remove files that nothing reads, and names of the machine's folders."""
     for path in [path for name in UNWANTED for path in folder.rglob(name)]:
         if path.is_dir():
             shutil.rmtree(path)
@@ -134,7 +134,7 @@ def clean(folder: Path) -> None:
 
 
 def main() -> None:
-    """Makes the folder of this version."""
+    """Make the folder of this version."""
     target = DATA / importlib.metadata.version("rllib-hpo")
     if target.exists():
         raise SystemExit(f"error: {target} is there already; a release's data are made once.")

@@ -1,4 +1,4 @@
-"""Exported policies act as the live ones, say what they are, and need neither Ray nor (ONNX) this package."""
+"""Test that exported policies act as live ones, describe themselves, and need neither Ray nor (ONNX) this package."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rllib_hpo.rllib.trained_policy import load_policy
 from rllib_hpo.settings import ActorCriticSettings
 from rllib_hpo.tasks import ActionScaling, make_env
 from tests.learning.options import SETTINGS as OPTIONS
-from tests.rllib.tiny import running, tiny_config, train_to
+from tests.rllib.tiny import IN_TIME, running, tiny_config, train_to
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("safetensors")
@@ -42,11 +42,22 @@ class Trained(NamedTuple):
     obs: np.ndarray
 
 
-@pytest.fixture(scope="module", params=BUILT_IN)
+SHARED_POLICY = ("ddpg", "sac-lagrangian")
+"""Those whose exported policies are computed as TD3's and SAC's are."""
+SEPARATE = pytest.mark.parametrize("trained", IN_TIME, indirect=True)
+"""For what needs a process of its own and depends on the file's format, not on the algorithm."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=[pytest.mark.exhaustive] if n in SHARED_POLICY else []) for n in BUILT_IN],
+)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A policy trained for a moment on Hopper, with long leapfrog steps and decided gates where it has them."""
+    """Train a policy briefly on Hopper, with long leapfrog steps and decisive gates if it has them."""
+    long_steps = {"step_size": 0.5, "leapfrog_steps": 3}
     own: dict[str, dict[str, Any]] = {
-        "sac-hpo": {"step_size": 0.5, "leapfrog_steps": 3},
+        "sac-hpo": long_steps,
+        "sac-hpo-lagrangian": {"shield": "none", **long_steps},  # its own tests export the shield
         "soft-q": {"evaluation_action": "zero_noise"},  # its own tests export policies that take noise
     }
     settings = own.get(request.param, {})
@@ -63,7 +74,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def observations(actor: Actor) -> np.ndarray:
-    """Those that the noise-free policy meets, episode after episode."""
+    """Return the observations that the noise-free policy meets in several episodes."""
     env, seen, seed = make_env("Hopper-v4"), [], 0
     scaling = ActionScaling.of(env.action_space)
     while len(seen) < NUM_OBS:
@@ -81,13 +92,13 @@ Runner = Callable[[np.ndarray], np.ndarray]
 
 
 def run_torch_export(path: Path) -> Runner:
-    """As torch alone runs it."""
+    """Run the policy with torch alone."""
     program = torch.export.load(path).module()
     return lambda obs: program(torch.from_numpy(obs)).numpy()
 
 
 def run_onnx(path: Path) -> Runner:
-    """As ONNX Runtime runs it, on one thread."""
+    """Run the policy with ONNX Runtime, on one thread."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -97,7 +108,7 @@ def run_onnx(path: Path) -> Runner:
 
 
 def run_safetensors(path: Path) -> Runner:
-    """As the loader rebuilds it."""
+    """Run the policy as the loader rebuilds it."""
     policy = load_policy_file(path)
     return lambda obs: policy(torch.from_numpy(obs)).numpy()
 
@@ -113,7 +124,7 @@ def test_every_format_is_tested() -> None:
 
 
 def test_the_observations_are_of_all_kinds(trained: Trained) -> None:
-    """Clipped and unclipped actions, gates all but closed and all but open: or the next test would say little."""
+    """Actions are clipped and not clipped, and gates nearly closed and nearly open; the next test needs both."""
     actor = load_policy(trained.checkpoint).actor
     if not hasattr(actor.acting, "gated_force"):
         return
@@ -136,7 +147,7 @@ def test_the_observations_are_of_all_kinds(trained: Trained) -> None:
 
 @pytest.mark.parametrize("file_format", FORMATS)
 def test_exported_actions_are_the_live_ones(trained: Trained, file_format: str, tmp_path: Path) -> None:
-    """To 1e-5 of the range of actions, for one observation, for seven, and for all of them at once."""
+    """They agree to 1e-5 of the action range, for one observation, for seven, and for all at once."""
     written = export_policy(trained.checkpoint, file_format, tmp_path / "policy.pt2")
     assert written[0] == tmp_path / "policy.pt2"
     run = RUNNERS[file_format](written[0])
@@ -153,7 +164,7 @@ def test_exported_actions_are_the_live_ones(trained: Trained, file_format: str, 
 
 
 TRAINING_ONLY = ("temperature", "entropy", "objective", "penalty", "straight through", "noise", "in training")
-"""Words of the options that change updates, not the action that a file computes."""
+"""Words in the names of options that change updates, not the exported action."""
 
 
 @pytest.mark.parametrize(
@@ -173,7 +184,7 @@ def test_every_option_exports(name: str, tmp_path: Path) -> None:
 
 
 def metadata(algorithm: str, settings: ActorCriticSettings) -> PolicyMetadata:
-    """Of a policy of five observations and three actions between -1 and 3."""
+    """Make metadata of a policy with five observations and three actions between -1 and 3."""
     return PolicyMetadata(
         algorithm=algorithm,
         task="none",
@@ -205,7 +216,7 @@ def test_both_api_stacks_export_the_same(tmp_path: Path) -> None:
 
 
 def stored_metadata(file_format: str, path: Path) -> str:
-    """The metadata in a file, read with the format's own library."""
+    """Read the metadata in a file with the format's own library."""
     if file_format == "torch-export":
         extra = {"rllib_hpo": ""}
         torch.export.load(path, extra_files=extra)
@@ -237,6 +248,7 @@ def test_a_file_says_what_it_is(trained: Trained, file_format: str, tmp_path: Pa
 # --- without Ray, without this package ---
 
 
+@SEPARATE
 def test_the_loader_imports_no_ray(trained: Trained, tmp_path: Path) -> None:
     export_policy(trained.checkpoint, "safetensors", tmp_path / "policy.safetensors")
     code = textwrap.dedent("""
@@ -258,6 +270,7 @@ def test_the_loader_imports_no_ray(trained: Trained, tmp_path: Path) -> None:
     assert torch.allclose(torch.tensor(json.loads(done.stdout)), expected, atol=1e-6)
 
 
+@SEPARATE
 def test_the_serving_example_needs_neither_ray_nor_this_package(trained: Trained, tmp_path: Path) -> None:
     """It plays the episode that `rllib-hpo evaluate` plays from the same seed."""
     export_policy(trained.checkpoint, "onnx", tmp_path / "policy.onnx")
@@ -287,7 +300,7 @@ def test_the_serving_example_needs_neither_ray_nor_this_package(trained: Trained
 
 @pytest.fixture
 def policy() -> DeployedPolicy:
-    """A small one."""
+    """Make a small policy."""
     settings = OPTIONS["sac"]
     return DeployedPolicy(SamplerActor(5, 3, settings, seed=0), metadata("sac", settings))
 
@@ -306,7 +319,7 @@ def test_mistakes_are_named(policy: DeployedPolicy, tmp_path: Path, monkeypatch:
 
 @pytest.fixture
 def exported(policy: DeployedPolicy, tmp_path: Path) -> Path:
-    """A safetensors file."""
+    """Export it to a safetensors file."""
     return write_policy(policy, "safetensors", tmp_path / "policy.safetensors")[0]
 
 

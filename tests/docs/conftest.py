@@ -1,4 +1,4 @@
-"""The browser that reads the report reads the site, too."""
+"""Share the browser of the report's tests."""
 
 from tests.analysis.conftest import browser
 

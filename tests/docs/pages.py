@@ -1,4 +1,4 @@
-"""The pages of the documentation as the tests read them, and the modules of `docs/hooks`."""
+"""Read the pages of the documentation, and import the modules of `docs/hooks`."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Block(NamedTuple):
 
 
 def pages() -> dict[str, str]:
-    """Markdown by path on the site, but for the pages made from the code."""
+    """Return Markdown by path on the site, but for the pages made from the code."""
     own = {str(path.relative_to(DOCS)): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
     return {**own, **links.included_pages()}
 
 
 def blocks(markdown: str) -> Iterator[Block]:
-    """The fenced blocks of a page."""
+    """Yield the fenced blocks of a page."""
     for mark, language, text in re.findall(
         r"^(<!-- runnable -->\n)?```(\w*)\n(.*?)^```$", markdown, re.MULTILINE | re.DOTALL
     ):

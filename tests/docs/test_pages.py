@@ -1,4 +1,4 @@
-"""What the documentation says exists: commands, options, settings, files, pages; and the reference is complete."""
+"""Test that what the documentation names exists, and that the reference is complete."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OF_PACKAGES = {"boldness"}
 
 
 def calls(markdown: str) -> Iterator[str]:
-    """The calls of `rllib-hpo` in a page's blocks and in its inline code."""
+    """Yield the calls of `rllib-hpo` in a page's blocks and in its inline code."""
     texts = [block.text for block in blocks(markdown)] + re.findall(r"`(rllib-hpo [^`]+)`", markdown)
     for text in texts:
         for line in text.replace("\\\n", " ").splitlines():
@@ -64,7 +64,7 @@ def test_settings_that_commands_set_exist(page: str) -> None:
 
 @pytest.mark.parametrize("page", pages())
 def test_links_lead_somewhere(page: str) -> None:
-    """The quick part of what `make docs` checks: files and pages, without anchors."""
+    """Test the quick part of what `make docs` checks: files and pages, without anchors."""
     site = {*PAGES, *REFERENCE}
     for path in links.repository_links(PAGES[page], page):
         links.page_of(path)  # raises where there is no such file
@@ -124,7 +124,7 @@ def test_values_are_said_in_words() -> None:
 
 
 def table_rows(markdown: str) -> list[list[str]]:
-    """The cells of the rows of all tables of a page, without their heads."""
+    """Return the cells of the rows of all tables of a page, without their heads."""
     rows = []
     for table in re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE):
         cells = (re.split(r"(?<!\\)\|", line)[1:-1] for line in table.splitlines()[2:])

@@ -1,4 +1,4 @@
-"""Runs the blocks of the documentation that are marked as runnable, builds the site, and reads it from disk."""
+"""Run the blocks that are marked as runnable, build the site, and read it from disk."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_blocks_of_a_page_run_in_order(page: str, tmp_path: Path) -> None:
 
 
 def run(block: Block, folder: Path) -> None:
-    """Runs a block in a folder, with this checkout."""
+    """Run a block in a folder, with this checkout."""
     command = {"bash": ["bash", "-c", _AS_SHELL + block.text], "python": [sys.executable, "-c", block.text]}
     done = subprocess.run(
         command[block.language],
@@ -50,7 +50,7 @@ def run(block: Block, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built site."""
+    """Build the site."""
     pytest.importorskip("mkdocs", reason="make docs installs mkdocs")
     folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""JSON that users may have damaged."""
+"""Test reading JSON that users may have damaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The strict YAML reader: what it reads, and what it refuses with which line."""
+"""Test the strict YAML reader: what it reads, and what it rejects at which line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def with_numbers(value: Any) -> Any:
-    """What YAML 1.1 makes of 3e-4, a string, as the number that it is."""
+    """Convert 3e-4, which YAML 1.1 reads as a string, to a number."""
     if isinstance(value, dict):
         return {key: with_numbers(inner) for key, inner in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""A server in the place of W&B's on this machine: it notes who comes, knows one account or none, and keeps views."""
+"""Simulate W&B's server on this machine: log requests, accept one account or none, and store views."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any
 
 @dataclass
 class FakeServer:
-    """Where it listens, and what it was sent."""
+    """Hold the server's address and the requests it received."""
 
     url: str
     entity: str | None
-    """Of the account every key is of; with None it refuses all keys."""
+    """Entity that owns every key; with None the server rejects all keys."""
     authorizations: set[str] = field(default_factory=set)
     requests: list[dict[str, Any]] = field(default_factory=list)
 
     def answer(self, request: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
-        """Status and body for a GraphQL request."""
+        """Return status and body for a GraphQL request."""
         if self.entity is None:
             return 401, {"errors": [{"message": "invalid API key"}]}
         if "upsertView" in request["query"]:
@@ -34,7 +34,7 @@ class FakeServer:
 
 @contextmanager
 def fake_server(entity: str | None = None) -> Iterator[FakeServer]:
-    """Listens on a free port for as long as the context lasts."""
+    """Serve on a free port while the context lasts."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -59,7 +59,7 @@ def fake_server(entity: str | None = None) -> Iterator[FakeServer]:
             self.wfile.write(data)
 
         def log_message(self, *_: Any) -> None:
-            """Nothing."""
+            """Do nothing: keep the console clean."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     fake = FakeServer(f"http://127.0.0.1:{server.server_port}", entity)

@@ -1,7 +1,7 @@
-"""What can die under a sweep, each broken for real: one trial, one break, and what came of it.
+"""Break each part of a running sweep of one trial, and record the result.
 
-Each function of `FAULTS` runs a sweep in a directory, breaks it when it has made `BREAK_AT` steps, and does what its
-owner would do next. test_faults.py demands that nothing is lost; `python -m benchmarks.faults` measures the cost.
+Each function of `FAULTS` runs a sweep in a directory, breaks it when it has made `BREAK_AT` steps, and then does
+what its owner would do. test_faults.py checks that nothing is lost; `python -m benchmarks.faults` measures the cost.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ SKEW_S = 6 * 3_600
 
 
 def kill(*pids: int) -> None:
-    """SIGKILL, as the kernel does when memory is short; returns when they are gone."""
+    """Send SIGKILL, as the kernel does when memory is short; return when the processes are gone."""
     processes = []
     for pid in pids:
         with suppress(psutil.NoSuchProcess):  # one of many may have ended by itself
@@ -71,21 +71,21 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def flip_a_byte(path: Path) -> None:
-    """The smallest damage there is."""
+    """Flip one byte, the smallest possible damage."""
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
 
 
 class Cost(NamedTuple):
-    """What a break has cost."""
+    """Cost of a fault."""
 
     seconds_lost: float
-    """From the break until training was as far as it had been, or went on."""
+    """Seconds from the fault until training was as far as before, or continued."""
     steps_repeated: int
-    """Environment steps that were made more than once."""
+    """Environment steps that were repeated."""
     rows_lost: int
-    """Evaluations that are due and not among the rows."""
+    """Evaluations that are due but missing among the rows."""
     rows_doubled: int
     """Rows of an evaluation that has one already."""
 
@@ -93,7 +93,7 @@ class Cost(NamedTuple):
     def of(
         cls, iterations: list[Iteration], broke_at: float, evaluated: list[int], due: Iterable[int]
     ) -> Self:
-        """From what was trained, when it was broken, and the steps of the rows that there are and that are due."""
+        """Compute the cost from the iterations, the time of the fault, and the steps of existing and due rows."""
         pid = iterations[-1].pid
         before = [each for each in iterations if each.pid != pid] or [
             each for each in iterations if each.time <= broke_at
@@ -112,31 +112,31 @@ class Cost(NamedTuple):
 
 
 class Broken(NamedTuple):
-    """What came of a break."""
+    """Result of a fault."""
 
     rows: pa.Table
-    """All rows there are in the end, but for clocks."""
+    """All final rows, without clock times."""
     iterations: list[Iteration]
     broke_at: float
     """Uptime of the machine, in seconds."""
     said: str
-    """What the sweep that was broken printed, and the one that went on with it."""
+    """Output of the broken sweep, and of the one that resumed it."""
 
     def cost(self) -> Cost:
-        """Of the sweep of this file."""
+        """Compute the cost for the sweep of this file."""
         return Cost.of(self.iterations, self.broke_at, self.rows["env_steps"].to_pylist(), EVALUATIONS)
 
 
 class WatchedSweep:
-    """`rllib-hpo sweep` of one trial, in a process of its own, and how far it is.
+    """Run `rllib-hpo sweep` of one trial in a process of its own, and watch its progress.
 
     Args:
-        work: Where its files are.
-        settings: Beside `SETTINGS`.
-        directory: Of the sweep, as it sees it itself.
+        work: Directory of its files.
+        settings: Settings in addition to `SETTINGS`.
+        directory: Directory of the sweep, as the process sees it.
         prefix: Words before the command.
         options: Words after it, for a new sweep only.
-        environment: All of it, if it is not this process's.
+        environment: Complete environment, unless it is this process's.
     """
 
     def __init__(
@@ -186,30 +186,30 @@ class WatchedSweep:
         )
 
     def resume(self) -> None:
-        """Goes on with it, after its driver has ended or died."""
+        """Resume the sweep, after its driver has ended or died."""
         self._start("--resume", str(self.directory))
 
     @property
     def iterations(self) -> list[Iteration]:
-        """What was trained so far, in this life and earlier ones."""
+        """Return all iterations so far, in all sessions."""
         return read_iterations(self._steps)
 
     @property
     def trial(self) -> Path:
-        """The trial's run directory."""
+        """Path of the trial's run directory."""
         return self.directory / "trials" / TRIAL
 
     @property
     def trial_pid(self) -> int:
-        """The process that trains."""
+        """Process id of the training process."""
         return self.iterations[-1].pid
 
     def reaches(self, steps: int) -> None:
-        """Waits until so many steps are made."""
+        """Wait until the given number of steps is made."""
         self.waits(lambda: bool(self.iterations) and self.iterations[-1].after >= steps)
 
     def waits(self, condition: Callable[[], bool]) -> None:
-        """Waits until it holds; the sweep must live as long."""
+        """Wait until a condition holds, while the sweep lives."""
         deadline = time.monotonic() + TIMEOUT_S
         while not condition():
             assert self.process.poll() is None, self.process.communicate()
@@ -217,24 +217,24 @@ class WatchedSweep:
             time.sleep(0.01)
 
     def breaks(self, strike: Callable[[], Any]) -> None:
-        """Does the damage, and remembers when."""
+        """Inject the fault, and record the time."""
         self._broke_at = uptime()
         strike()
 
     def ends(self, code: int = 0) -> str:
-        """Waits for its end; what it printed."""
+        """Wait for the end; return the output."""
         out, err = self.process.communicate(timeout=TIMEOUT_S)
         self._said += out + err
         assert self.process.returncode == code, (self.process.returncode, out, err)
         return err
 
     def broken(self, rows: Path | None = None) -> Broken:
-        """What came of it, once it has ended."""
+        """Return the result, after the end."""
         table = without_volatile(read_rows(rows or self.directory / "results"))
         return Broken(table, self.iterations, self._broke_at, self._said)
 
     def worker(self, name: str) -> int:
-        """The process of a remote worker by the name that Ray gives its class."""
+        """Return the process of a remote worker, by Ray's name for its class."""
         found = []
         for process in psutil.Process(self.process.pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess):
@@ -245,7 +245,7 @@ class WatchedSweep:
 
 
 def undisturbed(work: Path, settings: Mapping[str, Any] | None = None) -> pa.Table:
-    """The rows of a sweep that nothing happens to."""
+    """Return the rows of a sweep without a fault."""
     with WatchedSweep(work, settings=settings) as sweep:
         sweep.ends()
         return sweep.broken().rows
@@ -258,7 +258,7 @@ WITH_LEARNER = {"num_learners": 1}
 
 
 def runner_killed(work: Path) -> Broken:
-    """A remote environment runner dies; RLlib starts another one."""
+    """Kill a remote environment runner; RLlib starts another one."""
     with WatchedSweep(work, settings=WITH_RUNNER) as sweep:
         sweep.reaches(BREAK_AT)
         sweep.breaks(lambda: kill(sweep.worker("EnvRunner")))
@@ -267,7 +267,7 @@ def runner_killed(work: Path) -> Broken:
 
 
 def learner_killed(work: Path) -> Broken:
-    """The remote learner dies, and with it the replay in its memory."""
+    """Kill the remote learner, and with it the replay in its memory."""
     with WatchedSweep(work, settings=WITH_LEARNER) as sweep:
         sweep.reaches(BREAK_AT)
         sweep.breaks(lambda: kill(sweep.worker("_WrappedExecutable")))
@@ -276,7 +276,7 @@ def learner_killed(work: Path) -> Broken:
 
 
 def trial_killed(work: Path) -> Broken:
-    """The trial's process dies; Tune starts another one."""
+    """Kill the trial's process; Tune starts another one."""
     with WatchedSweep(work) as sweep:
         sweep.reaches(BREAK_AT)
         sweep.breaks(lambda: kill(sweep.trial_pid))
@@ -285,7 +285,7 @@ def trial_killed(work: Path) -> Broken:
 
 
 def driver_killed(work: Path) -> Broken:
-    """`rllib-hpo sweep` itself dies, and is resumed at once."""
+    """Kill `rllib-hpo sweep` itself, and resume it at once."""
     with WatchedSweep(work) as sweep:
         sweep.reaches(BREAK_AT)
         sweep.breaks(lambda: kill(sweep.process.pid))
@@ -296,11 +296,11 @@ def driver_killed(work: Path) -> Broken:
 
 
 def node_killed(work: Path, ahead_s: float = 0.0) -> Broken:
-    """The machine that trains dies, raylet and all; another one has room.
+    """Kill the machine that trains, including its raylet; another one has room.
 
     Args:
-        work: Where its files are.
-        ahead_s: How far the clock of one of the two is ahead, and that of the other behind.
+        work: Directory of its files.
+        ahead_s: Seconds by which one node's clock is ahead, and the other's behind.
     """
     with two_nodes(work, ahead_s) as (cluster, nodes):
         said = cluster.run("doctor", "--address", cluster.address, code=None)[0] if ahead_s else ""
@@ -315,12 +315,12 @@ def node_killed(work: Path, ahead_s: float = 0.0) -> Broken:
 
 
 def clocks_apart(work: Path) -> Broken:
-    """The same where one node's clock is six hours ahead, and the other's six hours behind."""
+    """Kill the machine, with one node's clock six hours ahead and the other's six hours behind."""
     return node_killed(work, ahead_s=SKEW_S)
 
 
 def storage_full(work: Path) -> Broken:
-    """The disk fills up; its owner makes room and resumes."""
+    """Fill the disk; its owner makes room and resumes."""
     directory = work / "disk" / "sweep"
     with (
         tiny_disk(work / "disk", MOUNT_MIB) as (seen, inside),
@@ -337,7 +337,7 @@ def storage_full(work: Path) -> Broken:
 
 
 def storage_away(work: Path, seconds: float = 60.0) -> Broken:
-    """S3 does not answer for a while; training does not wait for it."""
+    """Switch S3 off for a while; training does not wait for it."""
     with s3_server(work / "s3.log") as s3:
         base, uri = s3.uri("bucket/sweeps"), s3.uri("bucket/sweeps/faults")
         with WatchedSweep(work, options=("--storage", base)) as sweep:
@@ -351,7 +351,7 @@ def storage_away(work: Path, seconds: float = 60.0) -> Broken:
 
 
 def checkpoint_corrupt(work: Path) -> Broken:
-    """The driver is killed, and the newest checkpoint has a byte flipped."""
+    """Kill the driver, and flip a byte of the newest checkpoint."""
     with WatchedSweep(work) as sweep:
         sweep.reaches(BREAK_AT)
         sweep.breaks(lambda: kill(sweep.process.pid, sweep.trial_pid))
@@ -363,15 +363,15 @@ def checkpoint_corrupt(work: Path) -> Broken:
 
 
 class Fault(NamedTuple):
-    """One of `FAULTS`."""
+    """One entry of `FAULTS`."""
 
     title: str
-    """As a table calls it."""
+    """Name in a table."""
     run: Callable[[Path], Broken]
     settings: Mapping[str, Any] = {}
-    """Of the sweep, beside `SETTINGS`."""
+    """Settings of the sweep, in addition to `SETTINGS`."""
     is_exact: bool = True
-    """Whether the result is promised to be bit for bit that of a sweep that nothing happened to."""
+    """Whether the result must be bitwise that of a sweep without a fault."""
 
 
 FAULTS = {
@@ -391,7 +391,7 @@ FAULTS = {
 
 
 def skewed(seconds: float) -> dict[str, str]:
-    """The environment of a node whose clock is ahead by so much; see skewed_clock/sitecustomize.py."""
+    """Return the environment of a node whose clock is ahead by some seconds; see skewed_clock/sitecustomize.py."""
     clock = Path(__file__).with_name("skewed_clock")
     return {"PYTHONPATH": f"{clock}{os.pathsep}{REPOSITORY}", "CLOCK_SKEW_S": str(seconds)}
 
@@ -400,7 +400,7 @@ def skewed(seconds: float) -> dict[str, str]:
 def two_nodes(
     work: Path, ahead_s: float = 0.0
 ) -> Iterator[tuple[TokenCluster, list[subprocess.Popen[bytes]]]]:
-    """A cluster on this machine: a head that runs no trials, and two nodes with room for one each."""
+    """Run a cluster on this machine: a head without trials, and two nodes with room for one each."""
     with ExitStack() as stack:
         cluster = stack.enter_context(token_cluster(work, num_cpus=0))
         nodes = [
@@ -417,12 +417,12 @@ def two_nodes(
 
 
 def _tree(process: subprocess.Popen[bytes]) -> list[int]:
-    """A process and all that descend from it."""
+    """Return a process and all its descendants."""
     return [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
 
 
 def _set_back(folder: Path, ahead_s: float) -> None:
-    """On a shared disk a node's clock is in its files' times too: here the older a checkpoint, the later."""
+    """Shift file times to a node's clock as on a shared disk: the older a checkpoint, the later its time."""
     for age, path in enumerate(sorted(folder.glob("step-*"), reverse=True)):
         for file in [path, *path.rglob("*")]:
             os.utime(file, (time.time() + ahead_s * (2 * age - 1),) * 2)
@@ -430,10 +430,10 @@ def _set_back(folder: Path, ahead_s: float) -> None:
 
 @contextmanager
 def tiny_disk(mount: Path, mebibytes: int) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """A real file system at `mount`, in a namespace of its own, which needs no root and leaves nothing behind.
+    """Mount a real file system at `mount`, in a namespace that needs no root and leaves nothing behind.
 
     Yields:
-        Where it can be seen from here, and what a command is to begin with to run in there.
+        Its path as seen by this process, and the words that run a command inside.
     """
     mount.mkdir()
     script = f"mount -t tmpfs -o size={mebibytes}m tmpfs '{mount}' && echo ready && exec sleep infinity"
@@ -462,7 +462,7 @@ def tiny_disk(mount: Path, mebibytes: int) -> Iterator[tuple[Path, tuple[str, ..
 
 
 def fill(path: Path) -> None:
-    """Writes until the file system has no byte left."""
+    """Write until the file system has no byte left."""
     with path.open("wb", buffering=0) as file:
         try:
             while True:

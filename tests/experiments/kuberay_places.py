@@ -1,9 +1,9 @@
-"""What a schema of KubeRay lets stand where, as lines that two schemas can be compared by.
+"""List what a schema of KubeRay allows at each place, as lines by which to compare two schemas.
 
     python -m tests.experiments.kuberay_places DIRECTORY
 
-prints how many lines the operator's own definitions in a directory come to, and their fingerprint; and for each line in
-which this package's schema differs, which of the two has it.
+prints the number of lines of the operator's own definitions in a directory, and their fingerprint; and for each line
+in which this package's schema differs, which of the two has it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rllib_hpo.experiments.cluster.check.kuberay import KINDS, operators_schema,
 
 
 def places(whole: dict[str, Any]) -> list[str]:
-    """Every place in a specification, with its type and what is required there; nothing of what Kubernetes writes."""
+    """Return every place in a specification, with its type and required keys, without what Kubernetes writes."""
     return sorted(_places(whole["properties"]["spec"], whole.get("$defs", {}), ""))
 
 
@@ -39,7 +39,7 @@ def _places(node: dict[str, Any], defined: dict[str, Any], place: str) -> Iterat
 
 
 def fingerprint(lines: list[str]) -> str:
-    """SHA-256 of the lines."""
+    """Return the SHA-256 of the lines."""
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Runs of the command line in processes of their own, from the outside: started, watched, killed, compared."""
+"""Start, watch, kill and compare runs of the command line in processes of their own."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ for command in sys.argv[1:]:
         if ended.code:
             raise
 """
-"""A script: each `rllib-hpo COMMAND` of its arguments, in one process; all must end well."""
+"""Script that runs each `rllib-hpo COMMAND` of its arguments in one process; all must succeed."""
 TIMEOUT_S = 400.0
 
 
 def settings(**values: Any) -> list[str]:
-    """Flags that make a run tiny, with `values` besides or instead."""
+    """Return flags that make a run tiny, with `values` added or replaced."""
     tiny = {
         "hidden_units": 16,
         "train_batch_size_per_learner": 16,
@@ -55,19 +55,19 @@ def settings(**values: Any) -> list[str]:
 def new_run(
     directory: Path, algorithm: str, task: str = "hopper", steps: int = 600, **values: Any
 ) -> list[str]:
-    """Arguments that start a tiny run."""
+    """Return the arguments that start a tiny run."""
     what = ["--algorithm", algorithm, "--task", task, "--seed", "5", "--steps", str(steps)]
     return ["train", *what, "--out", str(directory), "--wandb", "disabled", *settings(**values)]
 
 
 def resumed(directory: Path, *more: str) -> list[str]:
-    """Arguments that go on with a run."""
+    """Return the arguments that resume a run."""
     return ["train", "--resume", str(directory), "--wandb", "disabled", *more]
 
 
 @contextmanager
 def life(arguments: list[str], cwd: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """One process of a run, in a session of its own; whatever is left of it is killed in the end."""
+    """Run one process of a run in a session of its own, and kill what remains of it at the end."""
     variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **environment}
     process = subprocess.Popen(
         [*CLI, *arguments],
@@ -87,13 +87,13 @@ def life(arguments: list[str], cwd: Path, **environment: str) -> Iterator[subpro
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """Waits for the end; exit code, stdout and stderr."""
+    """Wait for the end; return exit code, stdout and stderr."""
     out, err = process.communicate(timeout=TIMEOUT_S)
     return process.returncode, out, err
 
 
 def run(arguments: list[str], cwd: Path) -> str:
-    """Runs to the end, which must be a good one; stdout."""
+    """Run to the end, which must succeed; return stdout."""
     with life(arguments, cwd) as process:
         code, out, err = ended(process)
     assert (code, err) == (0, ""), (code, out, err)
@@ -101,7 +101,7 @@ def run(arguments: list[str], cwd: Path) -> str:
 
 
 def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str], poll_s: float = 0.01) -> bool:
-    """Waits until `condition` holds (True) or the process ends (False)."""
+    """Wait until `condition` holds (True) or the process ends (False)."""
     deadline = time.monotonic() + TIMEOUT_S
     while process.poll() is None:
         if condition():
@@ -112,17 +112,17 @@ def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str], poll_
 
 
 def evaluated(directory: Path) -> list[int]:
-    """Steps of the rows on disk."""
+    """Return the steps of the rows on disk."""
     return sorted(int(path.stem.rpartition("-")[2]) for path in directory.rglob("task=*/[!.]*.parquet"))
 
 
 def checkpoints(directory: Path) -> list[int]:
-    """Steps of the checkpoints on disk."""
+    """Return the steps of the checkpoints on disk."""
     return sorted(int(path.name.removeprefix("step-")) for path in directory.glob("checkpoints/step-*"))
 
 
 def outcome(directory: Path) -> dict[str, Any]:
-    """All that a run has come to: its last checkpoint, replay and result rows, but for clocks."""
+    """Return a run's complete result: last checkpoint, replay and result rows, without clock times."""
     last = (directory / "checkpoints" / "last").resolve()
     pickles = {str(p.relative_to(last)): pickle.loads(p.read_bytes()) for p in last.rglob("*state.pkl")}
     assert {"algorithm_state.pkl", "env_runner/state.pkl", "learner_group/learner/state.pkl"} <= set(pickles)
@@ -143,12 +143,12 @@ def outcome(directory: Path) -> dict[str, Any]:
 
 
 def _replay(checkpoint: Path, manifest: dict[str, Any]) -> np.ndarray:
-    """The rows that the replay held, oldest first."""
+    """Return the rows of the replay, oldest first."""
     replay = manifest["replay"]
     rows = [np.load(checkpoint / replay["directory"] / segment["file"]) for segment in replay["segments"]]
     return np.concatenate(rows)[-manifest["config"]["replay_capacity"] :]
 
 
 def assert_same_outcome(one: Path, other: Path) -> None:
-    """Two runs ended bitwise alike."""
+    """Check that two runs ended bitwise equal."""
     assert_equal(outcome(one), outcome(other))

@@ -1,6 +1,6 @@
-"""Imported by a run (`--import`), so that whoever watches it knows what it is doing: it changes nothing else.
+"""Report the phases of a run that imports this module (`--import`), and change nothing else.
 
-Whenever a phase begins, "+PHASE" is appended to the file PHASES_FILE names, and when it ends, the phase around it.
+When a phase begins, it appends "+PHASE" to the file that PHASES_FILE names, and when it ends, the enclosing phase.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _around = ["building"]
 
 
 def announce(owner: Any, method: str, phase: str) -> None:
-    """Reports calls of `owner.method` as `phase`."""
+    """Report calls of `owner.method` as `phase`."""
     original = getattr(owner, method)
 
     @functools.wraps(original)

@@ -1,4 +1,4 @@
-"""For `--import`: a node's GPU is pretended (Ray counts it, torch has none), so the learner on it uses the CPU."""
+"""Let the learner use the CPU on a node with a pretended GPU (Ray counts it, torch has none); for `--import`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rllib_hpo.rllib.new_stack.learner import ActorCriticLearner
 
 
 class LearnerOnCPU(ActorCriticLearner):
-    """The same learner; a remote one's process imports this module on its account."""
+    """Run the same learner on the CPU; a remote learner's process imports this module because it holds the class."""
 
 
 torch_learner.get_device = lambda *_: torch.device("cpu")

@@ -1,4 +1,4 @@
-"""An S3 server on this machine, and the network to it, which can be switched off and on."""
+"""Run an S3 server on this machine behind a network that can be switched off and on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": "dummy-id", "AWS_SECRET_ACCESS_KEY": "dummy-
 
 
 class Proxy:
-    """A TCP proxy in front of the server, which can be switched off and on."""
+    """Forward TCP to the server; it can be switched off and on."""
 
     def __init__(self, target: int) -> None:
         self.target, (self.port,) = target, free_ports(1)
@@ -39,7 +39,7 @@ class Proxy:
         self._open.clear()
 
     def uri(self, path: str) -> str:
-        """What names a place on the server: `path` begins with the bucket."""
+        """Return the URI of a place on the server; `path` begins with the bucket."""
         return f"s3://{path}?endpoint_override=http://127.0.0.1:{self.port}&region=us-east-1&scheme=http"
 
     def _accept(self, listening: socket.socket) -> None:
@@ -63,9 +63,9 @@ class Proxy:
 
 @contextmanager
 def s3_server(log: Path) -> Iterator[Proxy]:
-    """A server with a bucket called "bucket", behind a proxy; processes started meanwhile have its credentials.
+    """Run a server with a bucket called "bucket", behind a proxy; child processes get its credentials.
 
-    It needs moto and flask-cors, and remembers nothing of an earlier one: what is switched off is the way to it.
+    It needs moto and flask-cors. Only the proxy is switched off, since a restarted server would have lost its data.
     """
     (port,) = free_ports(1)
     with log.open("w") as output:

@@ -1,7 +1,7 @@
-"""Imported by a run (`--import`), so that whoever watches it knows how far it is: it changes nothing else.
+"""Report the progress of a run that imports this module (`--import`), and change nothing else.
 
-After every iteration "SECONDS CLOCK PID BEFORE AFTER" is appended to the file STEPS_FILE names: the machine's uptime,
-which no clock that is set wrong can alter, that clock, the process, and its environment steps before and after.
+After every iteration it appends "SECONDS CLOCK PID BEFORE AFTER" to the file that STEPS_FILE names: the machine's
+uptime, which does not depend on the clock, the clock, the process, and its environment steps before and after.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 
 STEPS_FILE = "STEPS_FILE"
-"""The variable of whatever starts the process that trains: the driver, or its node."""
+"""Variable to set for the parent of the training process: the driver or its node."""
 
 
 class Iteration(NamedTuple):
-    """One that was completed."""
+    """One completed iteration."""
 
     time: float
     clock: float
@@ -29,12 +29,12 @@ class Iteration(NamedTuple):
 
 
 def uptime() -> float:
-    """Seconds since this machine began."""
+    """Return the seconds since the machine's start."""
     return float(Path("/proc/uptime").read_text().split()[0])
 
 
 def read_iterations(path: Path) -> list[Iteration]:
-    """What runs have written so far, in order."""
+    """Read what runs have written so far, in order."""
     lines = path.read_text().splitlines() if path.exists() else []
     return [
         Iteration(float(seconds), float(clock), *map(int, rest))

@@ -1,4 +1,4 @@
-"""A Ray cluster of one node on this machine that lets nobody in without its token, and whatever joins it."""
+"""Run a Ray cluster of one node on this machine that requires its token, and let nodes join it."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ START_ATTEMPTS, START_PATIENCE_S = 3, 120.0
 
 @dataclass
 class TokenCluster:
-    """One that is running."""
+    """Run commands against a running cluster."""
 
     root: Path
     ray: Path
-    """Its temporary directory: sessions, logs, packages."""
+    """Ray's temporary directory: sessions, logs, packages."""
     token: str
     address: str
     gcs: str
 
     def environment(self, token: str | None = "", **more: str) -> dict[str, str]:
-        """Of a client: with this cluster's token, another, or none."""
+        """Return the environment of a client: with this cluster's token, another, or none."""
         home = Path(tempfile.mkdtemp(dir=self.root, prefix="home"))
         own = {
             name: value
@@ -58,7 +58,7 @@ class TokenCluster:
         return {**own, **more}
 
     def start(self, *words: str, token: str | None = "", **more: str) -> subprocess.Popen[str]:
-        """`rllib-hpo WORDS`, in a session of its own."""
+        """Start `rllib-hpo WORDS` in a session of its own."""
         return subprocess.Popen(
             [*CLI, *words],
             cwd=self.root,
@@ -70,7 +70,7 @@ class TokenCluster:
         )
 
     def run(self, *words: str, code: int | None = 0, token: str | None = "") -> tuple[str, str]:
-        """The same to its end, with any exit code if that is None; stdout and stderr."""
+        """Run it to the end, with any exit code if that is None; return stdout and stderr."""
         process = self.start(*words, token=token)
         out, err = process.communicate(timeout=540)
         assert code in (None, process.returncode), (process.returncode, out, err)
@@ -78,7 +78,7 @@ class TokenCluster:
 
 
 def free_ports(number: int) -> list[int]:
-    """Ports that nobody uses at the moment, below those that the kernel gives to connections meanwhile."""
+    """Return free ports below those that the kernel assigns to connections."""
     found: list[int] = []
     for port in random.sample(range(20_000, 32_768), 1_000):
         with suppress(OSError):
@@ -91,7 +91,7 @@ def free_ports(number: int) -> list[int]:
 
 @contextmanager
 def ended_with_all_it_started(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """`ray stop` would end other people's Ray too: what this process started is ended, and nothing else."""
+    """End what this process started and nothing else; `ray stop` would end other users' Ray too."""
     try:
         yield
     finally:
@@ -132,7 +132,7 @@ def token_cluster(
     autoscaling: Mapping[str, Any] | None = None,
     **variables: str,
 ) -> Iterator[TokenCluster]:
-    """Starts one, and ends it; GPUs are pretended, and so are machines that its autoscaler starts."""
+    """Run a cluster; GPUs and the machines that its autoscaler starts are pretended."""
     ray = Path(tempfile.mkdtemp(prefix="rt", dir="/tmp"))  # sockets want short paths
     gcs, dashboard, agent, client = free_ports(4)
     cluster = TokenCluster(
@@ -163,7 +163,7 @@ def token_cluster(
 def node(
     command: Sequence[str], cluster: TokenCluster, log: Path, **variables: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A node that runs as long as the context lasts; the process that all of its others descend from."""
+    """Run a node while the context lasts; yield the ancestor of all its processes."""
     with log.open("wb") as file:
         process = subprocess.Popen(
             list(command),
@@ -180,7 +180,7 @@ def node(
 def started(
     stack: ExitStack, command: Callable[[], Sequence[str]], cluster: TokenCluster, log: Path, **variables: str
 ) -> subprocess.Popen[bytes]:
-    """A node that is up; on a busy machine Ray's patience of 30 s may want another try, or two."""
+    """Start a node; on a busy machine Ray's limit of 30 s may need one or two retries."""
     for _ in range(START_ATTEMPTS):
         with ExitStack() as attempt:
             process = attempt.enter_context(node(command(), cluster, log, **variables))
@@ -194,7 +194,7 @@ def started(
 
 
 def joining(cluster: TokenCluster, num_cpus: int = 1, more: Sequence[str] = ()) -> list[str]:
-    """The command of another node on this machine; `more` words go to `ray start`."""
+    """Return the command of another node on this machine; `more` words go to `ray start`."""
     (agent,) = free_ports(1)
     return [
         *(RAY, "start", "--block", f"--address={cluster.gcs}", "--node-ip-address=127.0.0.1"),

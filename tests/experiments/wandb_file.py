@@ -1,6 +1,6 @@
-"""Reads a `.wandb` file back: a log in LevelDB's format whose records are protobuf messages.
+"""Read a `.wandb` file: a log in LevelDB's format whose records are protobuf messages.
 
-The log is cut into blocks of 32 KiB. A record is one or more fragments, each with a header of checksum (4 bytes),
+The log consists of blocks of 32 KiB. A record is one or more fragments, each with a header of checksum (4 bytes),
 length (2) and kind (1: whole, 2: first, 3: middle, 4: last); where fewer than 7 bytes of a block are left, they pad.
 """
 
@@ -31,12 +31,12 @@ class WandbModel:
     aliases: list[str]
     metadata: dict[str, Any]
     files: dict[str, Path]
-    """Where the copies are, by their names in the artifact."""
+    """Paths of the copies, by their names in the artifact."""
 
 
 @dataclasses.dataclass
 class WandbFile:
-    """What one life of a run left in its file."""
+    """Content of the file of one session of a run."""
 
     run_id: str
     project: str
@@ -52,7 +52,7 @@ class WandbFile:
 
 
 def read_wandb_file(path: Path) -> WandbFile:
-    """The run in `path`; ValueError where the file holds none, for instance only its header."""
+    """Read the run in `path`; raise ValueError if the file holds none, for instance only its header."""
     found: WandbFile | None = None
     for record in _records(path.read_bytes()):
         kind = record.WhichOneof("record_type")
@@ -96,7 +96,7 @@ def _records(data: bytes) -> Iterator[Any]:
 
 
 def _payloads(data: bytes) -> Iterator[bytes]:
-    """Fragments joined to records; what a killed writer left unfinished at the end is not a record."""
+    """Join fragments to records; drop an unfinished record of a killed writer at the end."""
     position, parts = _FILE_HEADER_SIZE, b""
     while position + _FRAGMENT.size <= len(data):
         left_in_block = _BLOCK - position % _BLOCK
@@ -121,5 +121,5 @@ def _model(artifact: Any) -> WandbModel:
 
 
 def _items(updates: Iterable[Any]) -> dict[str, Any]:
-    """Key-value messages as a dictionary; nested keys are joined by slashes."""
+    """Return key-value messages as a dictionary, with nested keys joined by slashes."""
     return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in updates}

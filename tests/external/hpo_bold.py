@@ -1,6 +1,6 @@
-"""An external package, complete: an algorithm with a sampler of its own, and a task.
+"""Define a complete external package: an algorithm with its own sampler, and a task.
 
-SAC whose exploration is `boldness` times as wide as the policy that it trains.
+The algorithm is SAC with exploration `boldness` times as wide as the trained policy.
 """
 
 import math
@@ -17,14 +17,14 @@ from rllib_hpo.tasks import Task, register_task
 
 
 class BoldSettings(SACSettings):
-    """SAC's hyperparameters and one more, which `--set boldness=2.0` reaches."""
+    """Add to SAC's hyperparameters one that `--set boldness=2.0` sets."""
 
     sampler: ClassVar[str] = "bold"
     boldness: Annotated[PositiveFloat, Field(description="Exploration's std over the policy's.")] = 1.5
 
 
 class BoldSampler(GaussianSampler):
-    """The tanh-Gaussian, wider when it explores."""
+    """Draw from the tanh-Gaussian, with a larger spread in exploration."""
 
     def __init__(self, obs_dim, action_dim, settings, generator=None):
         super().__init__(obs_dim, action_dim, settings, generator)

@@ -1,7 +1,7 @@
-"""Randomized ensembled double Q-learning (Chen et al. 2021, arXiv 2101.05982), as a package of its own would add it.
+"""Implement randomized ensembled double Q-learning (Chen et al. 2021, arXiv 2101.05982) as an external package.
 
-SAC with N critics: the target is the minimum of M of them drawn at random, the policy follows the mean of all, and it
-moves once for many updates of the critics. Use it with `update_to_data` of 20.
+It is SAC with N critics. The target is the minimum of M of them, drawn at random; the policy follows the mean of all,
+and is updated once per many updates of the critics. Use it with `update_to_data` of 20.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rllib_hpo.streams import Draw
 
 
 class REDQSettings(SACSettings):
-    """SAC's, and those of the ensemble."""
+    """Add the ensemble's settings to SAC's."""
 
     num_critics: Annotated[PositiveInt, Field(description="Critics N of the ensemble.")] = 10
     target_critics: Annotated[
@@ -37,7 +37,7 @@ class REDQSettings(SACSettings):
 
 
 class REDQActor(SamplerActor):
-    """SAC's with N target critics."""
+    """Give SAC's actor N target critics."""
 
     settings: REDQSettings
 
@@ -47,11 +47,11 @@ class REDQActor(SamplerActor):
 
 
 class REDQModel(REDQActor, SoftActorCriticModel):
-    """Adds the online critics."""
+    """Add the online critics."""
 
 
 class REDQ(SoftActorCritic[REDQSettings, REDQModel]):
-    """Updates the critics each time; policy and temperature at every `policy_delay`-th update."""
+    """Update the critics each time, and policy and temperature every `policy_delay` updates."""
 
     actor_class, model_class = REDQActor, REDQModel
 
@@ -87,7 +87,7 @@ class REDQ(SoftActorCritic[REDQSettings, REDQModel]):
         return metrics
 
     def of_subset(self, q: Tensor, drawn: Tensor) -> Tensor:
-        """The minimum, (B,), of those M of N critics whose random numbers (N,) are largest; q (N, B)."""
+        """Return the minimum, (B,), of the M of N critics with the largest random numbers (N,); q (N, B)."""
         chosen = drawn.topk(min(self.settings.target_critics, len(q))).indices
         return q.index_select(0, chosen).amin(0)
 

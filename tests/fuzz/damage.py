@@ -1,4 +1,4 @@
-"""Damage to files and values, the same for the same seed."""
+"""Damage files and values, equally for equal seeds."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ VALUES: tuple[Any, ...] = (
 
 
 def damaged_text(text: str, rng: random.Random) -> bytes:
-    """A text with one to three places of damage."""
+    """Damage a text in one to three places."""
     data = text.encode()
     for _ in range(rng.randint(1, 3)):
         place = rng.randrange(len(data) + 1)
@@ -85,7 +85,7 @@ def damaged_text(text: str, rng: random.Random) -> bytes:
 
 
 def damaged_bytes(data: bytes, rng: random.Random) -> bytes:
-    """A binary file with a few bytes that are others, missing or too many; often near its ends."""
+    """Change, drop or add a few bytes of a binary file, often near its ends."""
     for _ in range(rng.randint(1, 4)):
         near = rng.choice((len(data), min(len(data), 200)))
         place = rng.choice((rng.randrange(near + 1), max(0, len(data) - 1 - rng.randrange(near + 1))))
@@ -102,7 +102,7 @@ def damaged_bytes(data: bytes, rng: random.Random) -> bytes:
 
 
 def damaged_values(values: Any, rng: random.Random) -> Any:
-    """Nested dicts and lists with one or two places that hold something else, or are gone."""
+    """Replace or remove one or two items in nested dicts and lists."""
     values = copy.deepcopy(values)
     for _ in range(rng.randint(1, 2)):
         places = list(_places(values))
@@ -117,7 +117,7 @@ def damaged_values(values: Any, rng: random.Random) -> Any:
 
 
 def damaged_json(values: Any, rng: random.Random) -> bytes:
-    """The JSON of values, damaged as values or as text."""
+    """Return the JSON of values, damaged as values or as text."""
     if rng.random() < 0.7:
         return json.dumps(damaged_values(values, rng), indent=1).encode()
     return damaged_text(json.dumps(values, indent=1), rng)

@@ -1,7 +1,7 @@
-"""Damaged input, hundreds of cases of each kind: it is read, or refused in one sentence, and nothing else is raised.
+"""Test damaged input in hundreds of cases: it is read, or rejected in one sentence.
 
-A case that fails prints its seed; `Random(seed)` makes it again. Found cases are kept as named examples in the tests of
-what they belong to.
+A failing case prints its seed; `Random(seed)` reproduces it. Cases that failed once are named examples in the tests of
+their subject.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from tests.results.rows import make_row
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = pytest.mark.parametrize("cases", [50, pytest.param(500, marks=pytest.mark.slow)])
-"""The first of them in every run of the suite, all in the slow one."""
+"""The first cases run by default, all in the slow suite."""
 
 
 def survive(read: Callable[[random.Random], object], cases: int) -> None:
-    """Calls `read` with a generator for each case; nothing but a UserError of one printable line may come out."""
+    """Call `read` with a generator for each case; allow no error except a UserError of one printable line."""
     said = []
     for seed in range(cases):
         try:
@@ -117,7 +117,7 @@ def test_configuration_files(tmp_path: Path, cases: int) -> None:
 def test_arguments(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cases: int
 ) -> None:
-    """Of commands that read files, words that name none."""
+    """The words name no file of the commands that read files."""
     monkeypatch.chdir(tmp_path)
     commands = """results show,results check,cluster check,sweep --dry-run,settings,evaluate,policy-shape,
         export --format onnx --out x,train --resume,train --out x --config,train --out x --task,train --out x --import,
@@ -197,7 +197,7 @@ def test_result_files(tmp_path: Path, cases: int) -> None:
 
 
 def policy_file(path: Path) -> tuple[bytes, dict[str, Any]]:
-    """A safetensors policy, and its metadata."""
+    """Make a safetensors policy, and return its metadata."""
     settings = SACHPOSettings(hidden_units=4, leapfrog_units=3, leapfrog_steps=1)
     box = BoxMetadata(shape=(3,), dtype="float32", low=[-1.0] * 3, high=[1.0] * 3)
     metadata = PolicyMetadata(
@@ -232,7 +232,7 @@ def test_exported_policies(tmp_path: Path, cases: int) -> None:
 
 
 def checkpoint(run: Path) -> dict[str, Any]:
-    """A run's directory with what looks like a checkpoint; its manifest."""
+    """Make a run's directory with a fake checkpoint; return its manifest."""
     folder = run / "checkpoints" / "step-0000000040"
     folder.mkdir(parents=True)
     (folder / "a.pkl").write_bytes(b"abc")

@@ -14,6 +14,7 @@ import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModule
 
+from rllib_hpo.algorithms.registry import BUILT_IN
 from rllib_hpo.errors import CheckpointError, StorageError
 from rllib_hpo.results import read_rows, without_volatile
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
@@ -21,6 +22,9 @@ from rllib_hpo.rllib.checkpointing import MANIFEST, read_manifest, verify
 from tests.rllib.environments import NoisyEnv
 from tests.rllib.tiny import (
     EVERY_ALGORITHM,
+    EVERY_ALGORITHM_IN_TIME,
+    IN_TIME,
+    REPEATS,
     assert_equal,
     facts,
     loaded,
@@ -42,9 +46,24 @@ def module_path(checkpoint: Path) -> Path:
     return checkpoint / "learner_group" / "learner" / "rl_module" / "default_policy"
 
 
-@EVERY_ALGORITHM
-@pytest.mark.parametrize("env", ENVIRONMENTS.values(), ids=ENVIRONMENTS)
-@pytest.mark.parametrize("way", ["from_checkpoint", "restore_from_path"])
+RESUMED = [
+    pytest.param(
+        name,
+        env,
+        way,
+        id=f"{way}-{place}-{name}",
+        marks=[]
+        if name in IN_TIME or (place == "Pendulum-v1" and way == "from_checkpoint" and name not in REPEATS)
+        else pytest.mark.exhaustive,
+    )
+    for way in ("from_checkpoint", "restore_from_path")
+    for place, env in ENVIRONMENTS.items()
+    for name in BUILT_IN
+]
+"""Every algorithm in one way; those of `IN_TIME` in every way."""
+
+
+@pytest.mark.parametrize(("algorithm", "env", "way"), RESUMED)
 def test_a_resumed_run_is_the_uninterrupted_one(algorithm: str, env: Any, way: str, tmp_path: Path) -> None:
     """Parameters, optimizers, replay, streams, simulators, episodes under way, counters and rows."""
 
@@ -79,7 +98,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(algorithm: str, env: Any, way: s
     assert second["env_steps"].to_pylist() == [0, 40, 80, 120, 160]
 
 
-@EVERY_ALGORITHM
+@EVERY_ALGORITHM_IN_TIME
 def test_saving_changes_nothing(algorithm: str, tmp_path: Path) -> None:
     with running(tiny_config(algorithm, NoisyEnv)) as one, running(tiny_config(algorithm, NoisyEnv)) as other:
         for steps in (40, 80, 120):

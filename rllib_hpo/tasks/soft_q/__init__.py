@@ -1,7 +1,8 @@
-"""Tasks of soft Q-learning's paper (Haarnoja et al. 2017, arXiv 1702.08165), rebuilt: nobody published their geometry.
+"""Define the tasks of soft Q-learning's paper (Haarnoja et al. 2017, arXiv 1702.08165).
 
-Their `info` reports `xy`, the position in metres; `progress` and `displacement`, metres forward and metres in all since
-the episode began; `goal_distance` where there is a goal; and `goal`, the number of the goal that was reached, or -1.
+They are rebuilt, since their geometry is unpublished. `info` reports `xy`, the position in metres; `progress` and
+`displacement`, metres forward and total metres since the start of the episode; `goal_distance`, if there is a goal;
+and `goal`, the index of the goal reached, or -1.
 """
 
 import gymnasium as gym
@@ -15,18 +16,18 @@ ENVIRONMENTS = {
     "QuadHallNarrow-v0": ("quadruped:QuadHallNarrow", 500),
     "QuadU-v0": ("quadruped:QuadU", 500),
 }
-"""Class, and steps of an episode, by gymnasium id."""
+"""Class and episode length in steps, by gymnasium id."""
 
 
 THRESHOLDS = {
     "SnakeFinish-v0": ("forward_max", ">", 3.0),
     "QuadMaze-v0": ("goal_distance_min", "<", 3.5),
 }
-"""What a run must have come past in training, by gymnasium id: the finish line, and the end of the blocked passage."""
+"""Where a run must have passed in training, by gymnasium id: the finish line, and the end of the blocked passage."""
 
 
 def register() -> None:
-    """Makes the ids known to gymnasium; MuJoCo is imported when one of them is made."""
+    """Register the ids with gymnasium; MuJoCo is imported when an environment is made."""
     for env_id, (place, steps) in ENVIRONMENTS.items():
         if env_id not in gym.registry:
             gym.register(env_id, entry_point=f"{__name__}.{place}", max_episode_steps=steps)

@@ -1,4 +1,4 @@
-"""MuJoCo models of the snake and of the quadruped in its mazes, written by code: sizes are arguments, not files."""
+"""Write MuJoCo models of the snake, and of the quadruped in its mazes, with sizes as arguments."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Wall(NamedTuple):
 
 
 def snake_xml(links: int = 3, length: float = 1.0, gear: float = 150.0) -> str:
-    """A chain of capsules in a fluid: the body of rllab's swimmer, with Gymnasium's gear.
+    """Return a chain of capsules in a fluid: the body of rllab's swimmer, with Gymnasium's gear.
 
     Args:
-        links: Capsules.
-        length: Of each, in metres.
+        links: Number of capsules.
+        length: Length of each, in metres.
         gear: Torque of a motor at action 1, in N m.
     """
     motors = "".join(
@@ -40,7 +40,7 @@ def snake_xml(links: int = 3, length: float = 1.0, gear: float = 150.0) -> str:
 
 
 def _link(i: int, links: int, length: float) -> str:
-    """Link `i` and those that hang on it."""
+    """Return link `i` and all links attached to it."""
     if i == 0:
         joints = "".join(
             f'<joint name="{name}" type="{kind}" axis="{axis}"/>'
@@ -63,7 +63,9 @@ _LEGS = ((1, 1), (-1, 1), (-1, -1), (1, -1))
 
 
 def quadruped_xml(walls: Sequence[Wall] = (), gear: float = 75.0) -> str:
-    """rllab's ant among walls: a sphere on four legs of capsules; it touches floor and walls, not itself.
+    """Return rllab's ant among walls: a sphere on four legs of capsules, without self-collision.
+
+    It touches floor and walls.
 
     Args:
         walls: Boxes 1 m high.
@@ -97,7 +99,10 @@ def quadruped_xml(walls: Sequence[Wall] = (), gear: float = 75.0) -> str:
 
 
 def _leg(k: int, x: int, y: int) -> str:
-    """Leg `k`, on the diagonal (x, y): hip bone, thigh that swings by 30 degrees, shin that bends by 30 to 70."""
+    """Return leg `k`, on the diagonal (x, y).
+
+    It has a hip bone, a thigh that swings by 30 degrees, and a shin that bends by 30 to 70.
+    """
     near, far = f"0 0 0 {0.2 * x} {0.2 * y} 0", f"0 0 0 {0.4 * x} {0.4 * y} 0"
     place = f"{0.2 * x} {0.2 * y} 0"
     return f"""<geom name="hipbone{k}" type="capsule" size="0.08" fromto="{near}"/>
@@ -121,11 +126,11 @@ def _wall(i: int, wall: Wall) -> str:
 
 
 THICKNESS = 0.5
-"""Of walls, in metres."""
+"""Thickness of walls, in metres."""
 
 
 def enclosure(x_min: float, x_max: float, y_min: float, y_max: float) -> list[Wall]:
-    """Four walls around a free rectangle."""
+    """Return four walls around a free rectangle."""
     t = THICKNESS
     return [
         Wall(x_min - t, x_min, y_min - t, y_max + t),
@@ -136,15 +141,15 @@ def enclosure(x_min: float, x_max: float, y_min: float, y_max: float) -> list[Wa
 
 
 def maze() -> list[Wall]:
-    """Two passages around a block, of which a barrier closes the upper one at its far end."""
+    """Return two passages around a block; a barrier closes the upper one at its far end."""
     return [*enclosure(-2.5, 12.5, -4.5, 4.5), Wall(2.5, 7.5, -1.5, 1.5), Wall(7.0, 7.5, 1.5, 4.5)]
 
 
 def hallway(width: float) -> list[Wall]:
-    """A straight corridor along x, 120 m long."""
+    """Return a straight corridor along x, 120 m long."""
     return enclosure(-60.0, 60.0, -width / 2, width / 2)
 
 
 def u_shape() -> list[Wall]:
-    """A corridor 3 m wide: east along y = 0, north at x = 6, west along y = 6."""
+    """Return a corridor 3 m wide: east along y = 0, north at x = 6, west along y = 6."""
     return [*enclosure(-1.5, 7.5, -1.5, 7.5), Wall(-1.5, 4.5, 1.5, 4.5)]

@@ -1,4 +1,4 @@
-"""MuJoCo environments whose model is made by code; gymnasium's own base class wants a file."""
+"""Step MuJoCo environments whose model is generated; gymnasium's base class requires a file."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
 from numpy.typing import NDArray
 
 FRAME_SKIP = 5
-"""Simulation steps of 0.01 s in one action."""
+"""Simulation steps of 0.01 s per action."""
 DT = 0.01 * FRAME_SKIP
-"""Seconds of one action."""
+"""Seconds per action."""
 Array = NDArray[np.float64]
 
 
 class CodedMujocoEnv(gym.Env[Array, NDArray[np.float32]]):
-    """Steps a model with actions in [-1, 1]; subclasses say how an episode starts, what is seen and what is paid.
+    """Step a model with actions in [-1, 1]; subclasses define initial states, observations and rewards.
 
     Args:
         xml: The model.
-        body: Name of the body whose whole subtree's centre of mass is where the robot is.
+        body: Name of the body whose subtree's centre of mass is the robot's position.
         obs_dim: Observation dimension S.
         render_mode: "rgb_array", "human", "depth_array" or None.
-        distance: Of the camera, in metres.
+        distance: Distance of the camera, in metres.
     """
 
     reports_outcome = True
@@ -54,35 +54,35 @@ class CodedMujocoEnv(gym.Env[Array, NDArray[np.float32]]):
         return position
 
     def begin(self, qpos: Array, qvel: Array) -> None:
-        """Puts the robot into a state, from which progress counts."""
+        """Set the robot's state, from which progress is measured."""
         mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[:], self.data.qvel[:] = qpos, qvel
         mujoco.mj_forward(self.model, self.data)
         self.start_xy = self.xy
 
     def advance(self, action: NDArray[np.float32]) -> Array:
-        """Applies an action for `DT` seconds; how far the centre of mass moved, (2,)."""
+        """Apply an action for `DT` seconds; return the displacement of the centre of mass, (2,)."""
         before = self.xy
         self.data.ctrl[:] = np.clip(action, -1.0, 1.0)
         mujoco.mj_step(self.model, self.data, FRAME_SKIP)
-        # A step leaves the positions of bodies where they were before its last integration.
+        # A step leaves body positions as they were before its last integration.
         mujoco.mj_kinematics(self.model, self.data)
         mujoco.mj_comPos(self.model, self.data)
         return self.xy - before
 
     def is_finite(self) -> bool:
-        """Whether the simulation is still one."""
+        """Whether all positions and velocities are finite."""
         return bool(np.isfinite(self.data.qpos).all() and np.isfinite(self.data.qvel).all())
 
     def report(self, **more: Any) -> dict[str, Any]:
-        """What `info` holds of every step."""
+        """Return the entries of `info`, which every step reports."""
         moved = self.xy - self.start_xy
         return {"xy": self.xy, "progress": float(moved[0]), "displacement": float(np.hypot(*moved)), **more}
 
     def render(self) -> Any:
-        """A picture from above, by the render mode."""
+        """Render a picture from above, according to the render mode."""
         return self.mujoco_renderer.render(self.render_mode)
 
     def close(self) -> None:
-        """Closes windows."""
+        """Close windows."""
         self.mujoco_renderer.close()

@@ -1,4 +1,4 @@
-"""A point in the plane with four goals: the smallest task in which a policy of one mode is not optimal."""
+"""Define a point in the plane with four goals, the smallest task whose optimal policy is multimodal."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from rllib_hpo.errors import SettingsError, shown
 
 GOALS = np.array([[5.0, 0.0], [-5.0, 0.0], [0.0, 5.0], [0.0, -5.0]])
-"""(4, 2), in the order of `info["goal"]`."""
+"""Positions, (4, 2), in the order of `info["goal"]`."""
 REACHED = 1.0
-"""Distance to a goal from which it counts as reached."""
+"""Distance below which a goal counts as reached."""
 HALF_WIDTH = 7.0
 _MIXTURE_STD = 2.0
 _MIXTURE_HEIGHT = 30.0
@@ -22,12 +22,12 @@ _BONUS = 10.0
 
 
 class MultiGoal(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
-    """Moves a point by actions (dx, dy) in [-1, 1]^2 within [-7, 7]^2.
+    """Move a point by actions (dx, dy) in [-1, 1]^2 within [-7, 7]^2.
 
     Args:
-        reward: "official", as in the authors' later code: -30 |a|^2 - min_g |p' - g|^2 at the new position p', and 10
-            more where an episode ends within 1 of a goal. "mixture", as the paper says: four Gaussians, here
-            30 sum_g exp(-|p' - g|^2 / 8), and no end but the time limit; the paper gives neither height nor width.
+        reward: "official", as in the authors' later code: -30 |a|^2 - min_g |p' - g|^2 at the new position p', plus 10
+            if the episode ends within 1 of a goal. "mixture", as in the paper: four Gaussians, here 30 sum_g exp(-|p' -
+            g|^2 / 8), and no end except the time limit; the paper gives neither height nor width.
         render_mode: "rgb_array" or None.
     """
 
@@ -48,7 +48,7 @@ class MultiGoal(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Starts at N(0, 0.1^2) in both coordinates."""
+        """Start at N(0, 0.1^2) in both coordinates."""
         super().reset(seed=seed)
         self.start = self.np_random.normal(0.0, 0.1, 2)
         self.position = self.start.copy()
@@ -57,7 +57,7 @@ class MultiGoal(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     def step(
         self, action: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """Moves; the reward is of the new position."""
+        """Move the point; the reward is that of the new position."""
         move = np.clip(np.asarray(action, np.float64), -1.0, 1.0)
         self.position = np.clip(self.position + move, -HALF_WIDTH, HALF_WIDTH)
         squared = np.square(self.position - GOALS).sum(-1)
@@ -87,7 +87,7 @@ class MultiGoal(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         }
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
-        """A picture (280, 280, 3): goals in red, the point in black; None without a render mode."""
+        """Render a picture (280, 280, 3): goals in red, the point in black; None without a render mode."""
         if self.render_mode is None:
             return None
         axis = np.linspace(-HALF_WIDTH, HALF_WIDTH, 280)

@@ -1,4 +1,4 @@
-"""A quadruped: in the open and in hallways, where speed is paid, and in mazes, where being near a goal is."""
+"""Define a quadruped that is rewarded for speed, in the open and in hallways, or for nearness to a goal, in a maze."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rllib_hpo.tasks.soft_q import mjcf
 from rllib_hpo.tasks.soft_q.mujoco_env import DT, Array, CodedMujocoEnv
 
 MAZE_THRESHOLD = 3.5
-"""Metres to the goal of `QuadMaze`, below which only the open passage leads."""
+"""Distance in metres to the goal of `QuadMaze`; only the open passage leads closer."""
 _KNEE = np.deg2rad(55.0)
 _NOISE = 0.1
 _FASTEST = 10.0
@@ -22,16 +22,16 @@ _NUM_JOINTS = 8
 
 
 class Quadruped(CodedMujocoEnv):
-    """Terminates where the robot is on its back; pays the speed of its centre of mass, or nearness to a goal.
+    """Reward the speed of the centre of mass, or nearness to a goal; terminate on the back.
 
     Observations (29,): 0.1 x and 0.1 y of the centre of mass, height and quaternion of the torso, eight joint angles,
     and 14 velocities clipped to +-10.
 
     Args:
-        walls: Boxes.
-        goal: Where to go, in metres; None pays metres per second instead.
+        walls: Walls, as boxes.
+        goal: Position of the goal, in metres; None to reward metres per second instead.
         goal_std: sigma of the reward exp(-d^2 / (2 sigma^2)) at distance d from the goal.
-        speed_window: Actions over which speed is measured; shaking pays less over several.
+        speed_window: Number of actions over which speed is measured; more of them reward shaking less.
         render_mode: See `CodedMujocoEnv`.
     """
 
@@ -55,7 +55,7 @@ class Quadruped(CodedMujocoEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
-        """Stands at the origin with bent knees, noise within 0.1 rad in joints and within 0.1 in velocities."""
+        """Start at the origin with bent knees, with noise within 0.1 rad in joints and within 0.1 in velocities."""
         super().reset(seed=seed)
         qpos = self.model.qpos0.copy()
         knees = np.tile([0.0, _KNEE], _NUM_JOINTS // 2)
@@ -66,7 +66,7 @@ class Quadruped(CodedMujocoEnv):
         return self._observation(), self._info()
 
     def step(self, action: NDArray[np.float32]) -> tuple[Array, float, bool, bool, dict[str, Any]]:
-        """Moves for 0.05 s."""
+        """Move for 0.05 s."""
         self.advance(action)
         self._positions.append(self.xy)
         info = self._info()
@@ -74,7 +74,7 @@ class Quadruped(CodedMujocoEnv):
         return self._observation(), reward, self.is_flipped() or not self.is_finite(), False, info
 
     def is_flipped(self) -> bool:
-        """Whether the torso's up points down."""
+        """Whether the torso's up axis points down."""
         return bool(self.data.xmat[self._body][8] < 0)
 
     def _speed(self) -> float:
@@ -95,35 +95,35 @@ class Quadruped(CodedMujocoEnv):
 
 
 class QuadOpen(Quadruped):
-    """Speed is paid in any direction: what is learned first."""
+    """Reward speed in any direction: the pretraining task."""
 
     def __init__(self, speed_window: int = 1, render_mode: str | None = None) -> None:
         super().__init__(speed_window=speed_window, render_mode=render_mode)
 
 
 class QuadMaze(Quadruped):
-    """A goal behind a block with two passages, of which a barrier closes the upper one."""
+    """Place a goal behind a block with two passages, of which a barrier closes the upper one."""
 
     def __init__(self, render_mode: str | None = None) -> None:
         super().__init__(mjcf.maze(), (10.0, 0.0), goal_std=3.0, render_mode=render_mode)
 
 
 class QuadHallWide(Quadruped):
-    """Speed is paid in a corridor 6 m wide."""
+    """Reward speed in a corridor 6 m wide."""
 
     def __init__(self, speed_window: int = 1, render_mode: str | None = None) -> None:
         super().__init__(mjcf.hallway(6.0), speed_window=speed_window, render_mode=render_mode)
 
 
 class QuadHallNarrow(Quadruped):
-    """Speed is paid in a corridor 3 m wide; the robot spans 2.2 m."""
+    """Reward speed in a corridor 3 m wide; the robot spans 2.2 m."""
 
     def __init__(self, speed_window: int = 1, render_mode: str | None = None) -> None:
         super().__init__(mjcf.hallway(3.0), speed_window=speed_window, render_mode=render_mode)
 
 
 class QuadU(Quadruped):
-    """A goal at the other end of a U of corridors, 18 m away."""
+    """Place a goal at the other end of a U of corridors, 18 m away."""
 
     def __init__(self, render_mode: str | None = None) -> None:
         super().__init__(mjcf.u_shape(), (0.0, 6.0), goal_std=2.0, render_mode=render_mode)

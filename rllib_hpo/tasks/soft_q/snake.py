@@ -1,4 +1,4 @@
-"""A swimming snake that is paid for speed along x, either way, and more beyond a finish line."""
+"""Define a swimming snake, rewarded for speed along x in either direction, and for passing a finish line."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from rllib_hpo.tasks.soft_q.mjcf import snake_xml
 from rllib_hpo.tasks.soft_q.mujoco_env import DT, Array, CodedMujocoEnv
 
 FINISH = 3.0
-"""Metres forward of the start, beyond which every step pays `_BONUS` more."""
+"""Metres forward of the start beyond which every step adds `_BONUS` to the reward."""
 _BONUS = 1.0
 _CONTROL_COST = 0.005
 _NOISE = 0.1
 
 
 class SnakeFinish(CodedMujocoEnv):
-    """Reward |v_x| - 0.005 |a|^2 + [x - x_0 > 3 m], with v of the whole body's centre of mass over one action.
+    """Reward |v_x| - 0.005 |a|^2 + [x - x_0 > 3 m], with v the centre of mass's velocity over one action.
 
     Observations (10,): metres forward since the start, cos and sin of the first link's angle, both bends, and the five
     velocities.
@@ -33,14 +33,14 @@ class SnakeFinish(CodedMujocoEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
-        """Starts straight along x, with noise within 0.1 in positions and velocities."""
+        """Start straight along x, with noise within 0.1 in positions and velocities."""
         super().reset(seed=seed)
         qpos = self.np_random.uniform(-_NOISE, _NOISE, self.model.nq)
         self.begin(qpos, self.np_random.uniform(-_NOISE, _NOISE, self.model.nv))
         return self._observation(), self.report()
 
     def step(self, action: NDArray[np.float32]) -> tuple[Array, float, bool, bool, dict[str, Any]]:
-        """Swims for 0.05 s."""
+        """Swim for 0.05 s."""
         moved = self.advance(action)
         info = self.report()
         reward = abs(float(moved[0])) / DT - _CONTROL_COST * float(np.square(action).sum())

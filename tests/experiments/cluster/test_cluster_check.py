@@ -1,4 +1,4 @@
-"""The cluster files are right, their mistakes are named with line and remedy, and the sweeps fit the machines."""
+"""Test that the cluster files are right, that mistakes are named with line and remedy, and that the sweeps fit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FILES = (AWS, GCP, LOCAL, KUBERAY, JOB, SLURM)
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No network, the repository's root, and a home that has a token."""
+    """Use no network, the repository's root, and a home with a token."""
 
     def refuse(*args: Any, **kwargs: Any) -> NoReturn:
         raise AssertionError("the check went to the network")
@@ -79,7 +79,7 @@ def test_a_mistake_is_named_with_line_and_remedy(mistake: str, tmp_path: Path) -
 
 
 def test_the_needed_driver_stands_where_users_look() -> None:
-    """And is that of the torch in constraints.txt: another torch may be built for another CUDA."""
+    """It is that of the torch in constraints.txt; another torch may be built for another CUDA."""
     assert f"\ntorch=={TORCH}." in (ROOT / "constraints.txt").read_text()
     for file in ("README.md", "cluster/README.md", "cluster/Dockerfile", *FILES):
         assert f"driver {DRIVER} or later" in (ROOT / file).read_text(), file
@@ -96,7 +96,7 @@ def test_an_older_image_will_do_with_another_torch(tmp_path: Path) -> None:
 
 @pytest.fixture
 def slurm_node(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs the batch file up to Ray's start, on a node whose nvidia-smi says what it is given."""
+    """Run the batch file up to Ray's start, on a node with a fake nvidia-smi."""
     programs = tmp_path / ".venv" / "bin"
     programs.mkdir(parents=True)
 
@@ -138,7 +138,7 @@ def test_slurms_job_ends_at_once_where_the_driver_is_too_old(
 
 
 def test_a_bare_file_of_aws_is_told_what_ray_would_do(tmp_path: Path) -> None:
-    """Its defaults are an open dashboard, no token, ssh and all rights for everybody, a nightly build."""
+    """Ray's defaults are an open dashboard, no token, ssh and all rights for everybody, and a nightly build."""
     path = tmp_path / "bare.yaml"
     path.write_text(
         "cluster_name: bare\nprovider: {type: aws, region: us-west-2}\nhead_node_type: head\n"

@@ -1,4 +1,4 @@
-"""The schema of KubeRay's files is the operator's own in every key, and the operator's own can be used instead."""
+"""Test that the schema of KubeRay's files equals the operator's in every key, and can be replaced by it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OPERATORS = {
     "RayCluster": (3005, "c0d00f2615d4a283a0bea8aa77cbbeb034cfb1b19287e6cb738c80cefcc8426c"),
     "RayJob": (4301, "8ad576199f2b2d8430ce59d7b3aaa7db18047771bd76202c68fd509fae6fcc30"),
 }
-"""Of the definitions in that release's chart, by `python -m tests.experiments.kuberay_places kuberay-operator/crds`."""
+"""Fingerprints of that release's definitions, by `python -m tests.experiments.kuberay_places kuberay-operator/crds`."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -84,7 +84,7 @@ def test_a_definition_is_read_as_kubernetes_reads_it(
 
 
 def test_one_mistake_in_what_groups_share_is_named_in_each(tmp_path: Path) -> None:
-    """Behind YAML's anchors there is one line, and each pod that it makes wrong."""
+    """YAML's anchors share one line; the message names it once for each pod that it affects."""
     path = tmp_path / "raycluster.yaml"
     text = (ROOT / "cluster" / "kuberay" / "raycluster.yaml").read_text()
     path.write_text(text.replace("runAsNonRoot: true", "runAsNonRoot: 'yes'"))

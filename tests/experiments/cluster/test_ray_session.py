@@ -1,4 +1,4 @@
-"""Ray that does not start: a second try, and then a sentence."""
+"""Test a Ray that does not start: it is tried twice, then reported in a sentence."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LATE = "The current node timed out during startup. This could happen because the
 
 
 class Starts:
-    """Stands in for `ray.init`, which fails as many times as is said."""
+    """Replace `ray.init`, and fail the given number of times."""
 
     def __init__(self, failures: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.failures, self.calls = failures, list[dict[str, Any]]()
@@ -50,7 +50,7 @@ def test_no_start_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_cluster_that_is_not_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nothing answers Ray is not even asked; where something else does, Ray has tried for minutes."""
+    """If nothing listens at the address, Ray is not called; if another program does, Ray has tried for minutes."""
     starts = Starts(9, monkeypatch)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(
@@ -114,7 +114,7 @@ def test_the_job_that_asks_the_nodes_ends_with_that_sentence(
 
 
 def test_a_clock_is_told_by_the_answer_that_came_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that took seconds, on a busy node, says little: its clock was looked at early or late meanwhile."""
+    """A reply that took seconds, from a busy node, says little: its clock was read early or late in that time."""
     here = [1_000.0]
     monkeypatch.setattr(nodes.time, "time", lambda: here[0])
     ways = iter([(6.0, 0.5), (0.01, 0.01), (0.0, 3.0)])  # seconds there and back

@@ -1,4 +1,4 @@
-"""Sweep files: what they expand to, and how their mistakes are named."""
+"""Test sweep files: their expansion, and how mistakes are named."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ overrides:
 
 
 def written(text: str, tmp_path: Path) -> Path:
-    """A sweep file."""
+    """Write a sweep file."""
     path = tmp_path / "test.yaml"
     path.write_text(text)
     return path
@@ -185,7 +185,7 @@ def test_there_are_all_of_them() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
 def test_a_file_says_what_it_costs(path: Path) -> None:
-    """Its head names the command, and the numbers of trials and steps that it expands to."""
+    """Its head names the command, and the numbers of trials and steps."""
     sweep = read_sweep(path)
     assert sweep.name == path.stem
     head = path.read_text().split("sweep:")[0]
@@ -206,7 +206,7 @@ def test_the_comparison_is_table_one() -> None:
 
 
 def settings_of(stem: str, *names: str) -> dict[str, tuple[Any, ...]]:
-    """Values of the named settings in the trials of seed 0, by the trial's name."""
+    """Return values of the named settings in the trials of seed 0, by the trial's name."""
     trials = read_sweep(ROOT / "tune_configs" / f"{stem}.yaml", seeds="0").trials
     return {trial.name: tuple(trial.config.values().get(name) for name in names) for trial in trials}
 
@@ -222,7 +222,7 @@ def test_the_ablation_has_sac_and_both_gaussians() -> None:
 
 
 def test_the_first_version_has_its_table_four() -> None:
-    """2103.12020v1: layers l and K by task, tempering always."""
+    """2103.12020v1: layers l and K by task, always with tempering."""
     trials = settings_of("first-version", "policy_layers", "leapfrog_steps", "tempering")
     layers = {"hopper": 2, "ant": 1, "humanoid-pybullet": 1, "humanoid-flagrun-harder-pybullet": 2}
     for task, number in layers.items():
@@ -231,7 +231,7 @@ def test_the_first_version_has_its_table_four() -> None:
 
 
 def test_one_arm_cools_and_the_others_heat_or_do_nothing() -> None:
-    """Tempering multiplies the momentum by 1 / std in all."""
+    """Tempering multiplies the momentum by 1 / std in total."""
     trials = settings_of("tempering-and-penalty", "tempering", "momentum_std_train")
     for task, std in {"halfcheetah": 1.0, "hopper": 0.1, "ant": 0.1}.items():
         assert trials[f"sac-hpo-tempering-{task}-seed0"] == (True, std)
@@ -246,14 +246,14 @@ def test_swapped_momenta_are_the_other_order_of_table_one() -> None:
 
 
 def test_every_runner_of_a_trial_asks_for_a_processor() -> None:
-    """Those that evaluate beside training included."""
+    """Runners that evaluate beside training do too."""
     workers = {"num_env_runners": 2, "num_learners": 1, "evaluation_num_env_runners": 1}
     assert resources(resolve(workers)).bundles == [{"CPU": 1.0}] * (1 + 2 + 1 + 1)
     assert to_rllib(resolve(workers), RunFiles(Path("x"))).evaluation_num_env_runners == 1
 
 
 def test_every_learner_asks_for_a_place_of_its_own() -> None:
-    """With GPUs the first one's is the trial's own, too; no place has room for a runner besides."""
+    """With GPUs the first learner's is the trial's own; none has room for a runner as well."""
     learners = {"num_learners": 3, "num_env_runners": 2}
     assert resources(resolve(learners)).bundles == [{"CPU": 1.0}] * (1 + 3 + 2)
     with_gpus = resources(resolve(learners | {"num_gpus_per_learner": 1.0}))
@@ -279,7 +279,7 @@ def test_numbers_of_learners_that_cannot_be(flags: dict[str, Any], message: str)
 
 
 def test_a_fine_tuned_trial_begins_with_the_pretrained_one_of_its_seed() -> None:
-    """Its networks, and schedules that only soft Q-learning has; from scratch there is no origin."""
+    """It takes the networks, and keeps schedules that only soft Q-learning has; from scratch there is no origin."""
     pretrained = {
         trial.name for trial in read_sweep(ROOT / "tune_configs" / "soft-q-pretrain.yaml", seeds="3").trials
     }

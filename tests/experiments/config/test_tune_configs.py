@@ -1,4 +1,4 @@
-"""Every algorithm and variant in the repository's sweep files trains."""
+"""Test that every algorithm and variant in the repository's sweep files trains."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHORT = {
 
 
 def one_of_each_kind(sweep: Sweep) -> list[Trial]:
-    """One trial per algorithm and variant; tasks take turns, so that a file's variants meet several of them."""
+    """Return one trial per algorithm and variant; tasks alternate, so that a file's variants cover several of them."""
     kinds: dict[tuple[str, str], list[Trial]] = {}
     for trial in sweep.trials:
         kinds.setdefault((trial.config.run.algorithm, trial.variant), []).append(trial)
@@ -40,7 +40,7 @@ def one_of_each_kind(sweep: Sweep) -> list[Trial]:
 
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
 def test_each_kind_of_trial_trains(path: Path, tmp_path: Path) -> None:
-    """200 steps, 100 updates, two evaluations, a checkpoint and a policy file of each."""
+    """Each makes 200 steps, 100 updates, two evaluations, a checkpoint and a policy file."""
     sweep = read_sweep(path, seeds="0", changes=SHORT)
     trials = one_of_each_kind(sweep)
     for trial in trials:
@@ -66,7 +66,7 @@ def test_each_kind_of_trial_trains(path: Path, tmp_path: Path) -> None:
     [t.name for t in all_tasks() if "num_flows" in t.settings_for("sac-nf") and not t.constraint],
 )
 def test_each_task_of_the_comparison_trains(task: str, tmp_path: Path) -> None:
-    """SAC-HPO with the task's row of Table I."""
+    """SAC-HPO uses the task's row of Table I."""
     comparison = next(path for path in FILES if path.stem == "eight-tasks")
     (trial,) = read_sweep(comparison, seeds="0", changes=SHORT).only(task=task, algorithm="sac-hpo").trials
     with TrainingRun(trial.config, RunFiles(tmp_path / "run"), wandb=WandbOptions("disabled")) as run:

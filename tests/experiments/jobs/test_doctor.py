@@ -1,4 +1,4 @@
-"""Each check of the doctor says what it should of what is right and of what is wrong."""
+"""Test each check of the doctor on right and wrong installations."""
 
 from __future__ import annotations
 

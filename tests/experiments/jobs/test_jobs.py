@@ -1,4 +1,4 @@
-"""Sweeps as jobs: what is sent, how it ends, what is said when it cannot; without a cluster."""
+"""Test sweeps as jobs, without a cluster: what is sent, how it ends, and how failures are reported."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ JOB = Job("little-1", "RUNNING", None, "", "little", "", "", None)
 
 
 class FakeClient:
-    """Answers as Ray's client does."""
+    """Answer as Ray's client does."""
 
     ray_version = ray.__version__
 

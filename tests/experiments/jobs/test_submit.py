@@ -1,4 +1,4 @@
-"""Sweeps sent to a real cluster that wants a token: refused, followed, left, found again, fetched, stopped."""
+"""Test sweeps on a real cluster with a token: rejected, followed, left, found again, fetched, stopped."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def job_of(printed: str) -> str:
 
 
 def holding(secret: str, *places: Path) -> list[Path]:
-    """Files that hold a secret; pipes and sockets hold nothing."""
+    """Return files that hold a secret; pipes and sockets hold nothing."""
     found = []
     for path in [path for place in places for path in place.rglob("*")]:
         with suppress(FileNotFoundError):  # a cluster that runs removes some
@@ -73,7 +73,7 @@ def test_nobody_gets_in_without_the_token(token: str | None, said: str, cluster:
 
 @pytest.fixture(scope="module")
 def done(cluster: TokenCluster) -> str:
-    """The job of a sweep that went well; its name."""
+    """Run the job of a successful sweep, and return its name."""
     out, err = cluster.run("submit", "little.yaml", *options(cluster, "done"))
     assert err == ""
     assert "trials:         2 done, 0 failed, 0 unfinished" in out
@@ -109,7 +109,7 @@ def test_the_same_sweep_is_not_sent_twice(done: str, cluster: TokenCluster) -> N
 
 
 def test_trials_that_fail_give_exit_code_2(cluster: TokenCluster) -> None:
-    """With the module of their environment, which lies beside the sweep file and nowhere on the cluster."""
+    """The module of their environment is beside the sweep file, and nowhere on the cluster."""
     folder = cluster.root / "bad"
     folder.mkdir()
     shutil.copy(REPOSITORY / "tests" / "bad_environments.py", folder)
@@ -170,7 +170,7 @@ def test_neither_token_nor_key_is_in_any_file(done: str, cluster: TokenCluster) 
 
 
 def test_a_directory_that_a_node_does_not_see_is_refused(cluster: TokenCluster) -> None:
-    """The second node's is hidden by a file system of its own, mounted in a private namespace."""
+    """A file system in a private namespace hides the second node's directory."""
     (cluster.root / "shared").mkdir()
     (cluster.root / "alone").mkdir()
     hidden = f'mount -t tmpfs none {cluster.root}/alone && exec "$@"'

@@ -1,4 +1,4 @@
-"""Two processes never train in one run directory."""
+"""Test that two processes never train in one run directory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HOLDER = textwrap.dedent("""
 
 
 def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path: Path) -> None:
-    """Even if it dies of SIGKILL."""
+    """Death by SIGKILL releases the lock too."""
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
     )
@@ -48,7 +48,7 @@ def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path: Path) -> 
 
 
 def without_locks(number: int) -> str:
-    """What makes `flock` fail with that error in a process of its own."""
+    """Return the environment that makes `flock` fail with that error in other processes."""
     return textwrap.dedent(f"""
         import fcntl, os
         def flock(descriptor, operation):
@@ -59,7 +59,7 @@ def without_locks(number: int) -> str:
 
 @pytest.fixture(params=[errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP], ids=errno.errorcode.get)
 def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """A file system without locks, here and in processes that get `without_locks`; its error."""
+    """Simulate a file system without locks in this process and others (`without_locks`); return its error."""
 
     def flock(descriptor: int, operation: int) -> None:
         raise OSError(request.param, os.strerror(request.param))
@@ -71,7 +71,7 @@ def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 def test_without_locks_a_file_says_who(
     no_locks: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A second process is refused while the first lives, and goes on at once where it died of SIGKILL."""
+    """A second process is refused while the first lives, and continues at once after its death by SIGKILL."""
     holder = subprocess.Popen(
         [sys.executable, "-c", without_locks(no_locks) + HOLDER, str(tmp_path)],
         stdout=subprocess.PIPE,

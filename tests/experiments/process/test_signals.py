@@ -1,4 +1,4 @@
-"""Ctrl-C, and SIGTERM from a machine that is taken back, end a run after the iteration, and nothing is lost."""
+"""Test that Ctrl-C and SIGTERM end a run after the iteration, without loss."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ pytestmark = pytest.mark.timeout(1500)
 
 STEPS = 600
 OFF_SCHEDULE = {"checkpoint_every": 1_000}
-"""No checkpoint but the one that a signal brings about."""
+"""No checkpoints except the one that a signal triggers."""
 
 
 def stopped(
     arguments: list[str], directory: Path, cwd: Path, number: int, after: int
 ) -> tuple[int, str, str]:
-    """Starts a run and signals it once the evaluation at step `after` is on disk."""
+    """Start a run, and signal it when the evaluation at step `after` is on disk."""
     with life(arguments, cwd) as process:
         assert wait_for(lambda: after in evaluated(directory), process), ended(process)
         os.killpg(process.pid, number)
@@ -52,7 +52,7 @@ def stopped(
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nobody stopped."""
+    """Run without a signal."""
     directory = tmp_path_factory.mktemp("uninterrupted") / "run"
     run(new_run(directory, "sac-hpo", steps=STEPS, **OFF_SCHEDULE), directory.parent)
     return directory
@@ -81,7 +81,7 @@ def test_a_signal_ends_the_run_which_goes_on_exactly(
 
 
 class SignalledWhenReporting(Progress):
-    """The signal comes while an evaluation is reported, in the middle of an iteration."""
+    """Signal while an evaluation is reported, in the middle of an iteration."""
 
     def __init__(self, at: int) -> None:
         super().__init__(Console(quiet=True))
@@ -131,7 +131,7 @@ def test_each_signal_is_noted_and_gives_the_exit_code(number: int) -> None:
 
 
 def test_a_second_signal_does_not_wait_for_the_iteration(tmp_path: Path) -> None:
-    """An iteration of days; without a traceback, and what was on disk stays."""
+    """The iteration would take days; the run ends without a traceback, and files on disk stay."""
     directory = tmp_path / "run"
     arguments = new_run(
         directory,
@@ -176,7 +176,7 @@ gym.register("Endless-v0", Endless)
 
 
 def test_an_evaluation_without_an_end_is_stopped_and_owed(tmp_path: Path) -> None:
-    """The signal is acknowledged, nothing is a row, and the process ends by itself."""
+    """The signal is acknowledged, the evaluation writes no row, and the process ends by itself."""
     (tmp_path / "endless.py").write_text(ENDLESS)
     directory = tmp_path / "run"
     arguments = [*new_run(directory, "sac", "Endless-v0"), "--import", "endless"]
@@ -225,7 +225,7 @@ TINY_RUN = {
 
 
 def stopping(run: TrainingRun, play: Callable[..., Any], at: int) -> Callable[..., Any]:
-    """`play`, but a stop is requested when the evaluation at step `at` begins."""
+    """Return `play` with a stop requested when the evaluation at step `at` begins."""
 
     def played(due: Any, watch: Any = None) -> Any:
         if due.env_steps == at:
@@ -236,7 +236,7 @@ def stopping(run: TrainingRun, play: Callable[..., Any], at: int) -> Callable[..
 
 
 def events(directory: Path) -> list[str]:
-    """Names of the events of a run so far."""
+    """Return the names of a run's events so far."""
     path = directory / EVENTS_FILE
     return [event["event"] for event in read_events(path)] if path.exists() else []
 

@@ -1,4 +1,4 @@
-"""A console that shows too little, or is gone, costs no run: another encoding, a broken pipe, closed descriptors."""
+"""Test that no run fails because of its console: another encoding, a broken pipe, closed descriptors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ print("late")
 
 
 def printing(redirections: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    """Runs PRINTS by a shell that applies `redirections`."""
+    """Run PRINTS in a shell with `redirections`."""
     command = f"exec {shlex.join([sys.executable, '-c', PRINTS])} {redirections}"
     variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), **environment}
     return subprocess.run(
@@ -56,7 +56,7 @@ def test_a_console_that_is_gone_is_written_to_in_vain(redirections: str, tmp_pat
 
 @pytest.mark.slow
 def test_a_run_outlives_its_console(tmp_path: Path) -> None:
-    """In ASCII, into a pipe that nobody reads."""
+    """The console is ASCII, or a pipe without a reader."""
     reader, writer = os.pipe()
     os.close(reader)
     environment = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "ascii"}

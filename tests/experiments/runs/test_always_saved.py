@@ -1,4 +1,4 @@
-"""The end of a run and a stop by signal leave a checkpoint, whatever the environment, on or off the schedule."""
+"""Test that the end of a run and a stop by signal leave a checkpoint, for any environment, on or off the schedule."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SETTINGS = {
 
 
 class Drift(gym.Env[np.ndarray, np.ndarray]):
-    """A user's own: nobody can know what state it holds."""
+    """Simulate a user's environment with unknown state."""
 
     observation_space = Box(-1.0, 1.0, (2,), np.float32)
     action_space = Box(-1.0, 1.0, (1,), np.float32)
@@ -62,14 +62,14 @@ gym.register("Drift-v0", entry_point=Drift)
 
 
 def begun(directory: Path, task: str, steps: int, progress: Progress | None = None, **settings: Any) -> Any:
-    """A new run, trained until it ends or is stopped; what `train` returned."""
+    """Train a new run until it ends or is stopped; return what `train` returned."""
     config = resolve({**SETTINGS, "task": task, "steps": steps, **settings}, None)
     files = start_run(config, directory)
     return train(config, files, progress or quiet(), wandb=WandbOptions("disabled"))
 
 
 def gone_on_with(directory: Path, steps: int | None = None) -> str:
-    """The run, resumed and trained to its end; what was printed."""
+    """Resume the run and train to its end; return the output."""
     config, files = open_run(directory, steps, {})
     progress = quiet()
     assert train(config, files, progress, wandb=WandbOptions("disabled")) is None
@@ -81,7 +81,7 @@ def quiet() -> Progress:
 
 
 class Stopping(Progress):
-    """Ctrl-C, or a machine that is taken back, when the iteration at `step` is over."""
+    """Signal the run, as Ctrl-C or a reclaimed machine does, after the iteration at `step`."""
 
     def __init__(self, step: int, number: int) -> None:
         super().__init__(quiet().console)
@@ -143,7 +143,7 @@ def test_the_old_api_stack_says_that_it_begins_new_episodes(tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_with_remote_runners_too(tmp_path: Path) -> None:
-    """Nothing that was counted is lost, and nothing is counted twice."""
+    """No counted step is lost, and none is counted twice."""
     directory = tmp_path / "run"
     remote = {"num_env_runners": 2, "rollout_fragment_length": 5}
     begun(
@@ -161,4 +161,4 @@ def test_with_remote_runners_too(tmp_path: Path) -> None:
 
 
 class Own(gym.Wrapper[Any, Any, Any, Any]):
-    """A user's own wrapper, which may hold anything."""
+    """Simulate a user's wrapper, which may hold any state."""

@@ -1,7 +1,7 @@
-"""A run killed at any instant and resumed ends bitwise as one that was never interrupted.
+"""Test that a run killed at any instant and resumed ends bitwise as one without interruption.
 
-Real processes of the command line, killed with SIGKILL from outside. Some die at the tick of a clock, others a
-moment after they were seen to begin what is delicate: evaluating, restoring, writing a checkpoint.
+The runs are real processes of the command line, killed with SIGKILL from outside: some at a fixed time, others shortly
+after the start of a delicate phase, which evaluates, restores or writes a checkpoint.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CHECKPOINT_EVERY = 100
 
 
 class Kill(NamedTuple):
-    """When a life ends: some time after a phase began for the nth time."""
+    """When to end a session: some time after a phase began for the nth time."""
 
     phase: str
     occurrence: int
@@ -46,7 +46,10 @@ class Kill(NamedTuple):
 def kills(
     rng: random.Random, clock: int, training: int, evaluation: int, checkpoint: int, restoring: int
 ) -> list[Kill]:
-    """So many kills of each sort, in random order. The longest delays are about as long as the phases."""
+    """Return the given number of kills of each sort, in random order.
+
+    The longest delays are about as long as the phases.
+    """
     plan = [
         *(Kill("start", 0, rng.uniform(0, 6)) for _ in range(clock)),
         *(Kill("training", rng.randint(1, 4), rng.uniform(0, 0.25)) for _ in range(training)),
@@ -59,7 +62,7 @@ def kills(
 
 
 def killed_life(arguments: list[str], kill: Kill, tmp_path: Path) -> str:
-    """Lives until the kill; the phase in which it fell."""
+    """Run until the kill; return the phase in which it fell."""
     phases = tmp_path / "phases"
     phases.unlink(missing_ok=True)
 
@@ -81,7 +84,7 @@ def killed_life(arguments: list[str], kill: Kill, tmp_path: Path) -> str:
 
 
 def killed_often(tmp_path: Path, start: list[str], steps: int, plan: list[Kill]) -> set[str]:
-    """A run that dies by all of `plan` and is then left alone until its end; the phases in which it died."""
+    """Run through all kills of `plan`, then to the end; return the phases of the kills."""
     directory, deaths = tmp_path / "killed", Counter[str]()
     for kill in plan:
         begun = (directory / "config.yaml").exists()
@@ -102,7 +105,7 @@ def killed_often(tmp_path: Path, start: list[str], steps: int, plan: list[Kill])
 
 @pytest.fixture
 def work(tmp_path: Path) -> Iterator[Path]:
-    """A directory that does not stay when all went well."""
+    """Make a directory that is removed after success."""
     yield tmp_path
     shutil.rmtree(tmp_path)
 

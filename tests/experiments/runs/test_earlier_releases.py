@@ -1,6 +1,6 @@
-"""What earlier versions wrote is read: checkpoints, runs, sweeps, rows and exported policies of each release.
+"""Test that files of each release can be read: checkpoints, runs, sweeps, rows and exported policies.
 
-Every command reads them twice: as this version is, and as one that has a setting more.
+Every command reads them twice: as this version, and as one with an additional setting.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ for name in algorithm_names():
 
 @pytest.fixture(params=RELEASES)
 def release(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A copy of what a release wrote."""
+    """Copy the files of a release."""
     with tarfile.open(DATA / request.param / "release.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
     shutil.copy(DATA / request.param / "expected.json", tmp_path)
@@ -65,7 +65,7 @@ def expected(release: Path) -> dict[str, Any]:
 
 
 def later(release: Path, *commands: str) -> str:
-    """Each `rllib-hpo COMMAND` of the later version, in one process; all must end well. Returns what they printed."""
+    """Run each `rllib-hpo COMMAND` of the later version in one process; all must succeed. Return their output."""
     (release / "later.py").write_text(LATER)
     code = "import later\n" + COMMANDS
     done = subprocess.run(
@@ -136,7 +136,7 @@ def test_a_sweep_directory_is_read(release: Path) -> None:
 
 
 def test_a_setting_that_came_later_has_its_default(release: Path) -> None:
-    """The example: `export` of a checkpoint from before `cuda_graph`."""
+    """The example is `export` of a checkpoint from before `cuda_graph`."""
     manifest = release / "runs" / "sac-hpo" / "checkpoints" / "last" / "manifest.json"
     content = json.loads(manifest.read_text())
     del content["config"]["cuda_graph"]
@@ -198,7 +198,7 @@ def test_a_sweep_goes_on(release: Path) -> None:
     ],
 )
 def test_training_gives_the_numbers_of_the_release(recording: str, case: str) -> None:
-    """Bit for bit, where CPU and libraries are those that the numbers were recorded with."""
+    """They are bitwise equal on the recorded CPU with the recorded libraries."""
     spec = importlib.util.spec_from_file_location("bitwise", DATA / "bitwise.py")
     assert spec is not None
     assert spec.loader is not None

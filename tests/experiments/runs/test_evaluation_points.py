@@ -1,4 +1,4 @@
-"""Every evaluation is a point, once, at its own step; a run ends with one, and more steps later disturb nothing."""
+"""Test that every evaluation is logged once at its own step, the last at the end, also when a run is extended."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TINY = {
 def train(
     directory: Path, steps: int, monkeypatch: pytest.MonkeyPatch, **values: Any
 ) -> list[tuple[Any, int]]:
-    """Trains in `directory`; what W&B was given of returns, with its steps."""
+    """Train in `directory`; return the returns that W&B received, with their steps."""
     config: RunConfig = resolve({**TINY, **values, "steps": steps})
     logged: list[tuple[Any, int]] = []
     with TrainingRun(config, RunFiles(directory), wandb=WandbOptions("disabled")) as run:
@@ -74,7 +74,7 @@ def test_more_steps_later_are_the_same_steps(tmp_path: Path, monkeypatch: pytest
 
 
 def scheduled(directory: Path, every: int = 40) -> dict[str, Any]:
-    """The outcome of a run, without rows off the schedule."""
+    """Return the outcome of a run, without rows off the schedule."""
     ended = outcome(directory)
     return {**ended, "rows": [row for row in ended["rows"] if row["env_steps"] % every == 0]}
 

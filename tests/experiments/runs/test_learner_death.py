@@ -1,4 +1,4 @@
-"""One of two learners is killed: a run ends with a sentence and resumes, a trial of a sweep starts again by itself."""
+"""Test the death of one of two learners: a run ends with a sentence and resumes, a trial restarts by itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
 def learners(process: subprocess.Popen[str]) -> list[int]:
-    """Process ids of the learners that a command has started; RLlib calls their actors by a name of Ray's."""
+    """Return the process ids of a command's learners, by Ray's name for RLlib's actors."""
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
@@ -34,7 +34,7 @@ def learners(process: subprocess.Popen[str]) -> list[int]:
 
 
 def kill_a_learner(process: subprocess.Popen[str], directory: Path, after: int) -> None:
-    """SIGKILL to one of two, once the evaluation at step `after` is on disk."""
+    """Send SIGKILL to one of two learners, when the evaluation at step `after` is on disk."""
     assert wait_for(lambda: after in evaluated(directory), process, poll_s=0.05), ended(process)
     pids = learners(process)
     assert len(pids) == 2
@@ -42,7 +42,7 @@ def kill_a_learner(process: subprocess.Popen[str], directory: Path, after: int) 
 
 
 def steps_of_rows(directory: Path) -> list[int]:
-    """Steps of the rows here of a run or sweep that is complete."""
+    """Return the steps of the local rows of a complete run or sweep."""
     return sorted(read_rows(directory / "results")["env_steps"].to_pylist())
 
 

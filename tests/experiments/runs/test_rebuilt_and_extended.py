@@ -1,4 +1,4 @@
-"""What else must not change a run: a simulator that cannot be saved, more steps later, the directory."""
+"""Test that rebuilt simulators, later extension and the directory do not change a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 def test_kills_change_nothing_where_the_simulator_cannot_be_saved(tmp_path: Path) -> None:
-    """PyBullet's environments are rebuilt at scheduled checkpoints, killed or not."""
+    """PyBullet's environments are rebuilt at scheduled checkpoints, with or without kills."""
     steps = 800
     reference, directory = tmp_path / "reference", tmp_path / "killed"
     run(new_run(reference, "sac", "humanoid-pybullet", steps), tmp_path)
@@ -39,7 +39,7 @@ def test_equal_seeds_equal_runs_and_more_steps_later_are_the_same_steps(tmp_path
 
 
 def test_another_seed_is_another_run(tmp_path: Path) -> None:
-    """So that the comparisons above can fail."""
+    """Without this the comparisons above could not fail."""
     run(new_run(tmp_path / "one", "sac", steps=150), tmp_path)
     run([*new_run(tmp_path / "other", "sac", steps=150), "--seed", "6"], tmp_path)
     with pytest.raises(AssertionError):

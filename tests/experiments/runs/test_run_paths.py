@@ -1,4 +1,4 @@
-"""Runs stay in one folder whatever the working directory becomes, and need no home."""
+"""Test that runs stay in one folder when the working directory changes, and need no home."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TINY = (
 
 @pytest.mark.slow
 def test_a_run_is_in_one_folder_without_a_home(tmp_path: Path) -> None:
-    """The environment changes the working directory, and a home is a file: nobody, not even root, can write there."""
+    """The environment changes the working directory, and the home is a file, where even root cannot write."""
     here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
     here.mkdir()
     elsewhere.mkdir()

@@ -1,4 +1,4 @@
-"""Modules of --import are stored with a run: whatever reads it later finds the environment without repeating them."""
+"""Test that runs store modules of --import, so that later commands find the environment without the option."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ env_config: {wrappers: [{action-repeat: {num_repeats: 2}}]}
 
 
 def python(folder: Path, *words: str, code: int = 0) -> str:
-    """What a process in `folder` prints, and complains of."""
+    """Return stdout and stderr of a process in `folder`."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *words]
     done = subprocess.run(
@@ -48,7 +48,7 @@ def python(folder: Path, *words: str, code: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with a module of environments, and a run that was given --import once."""
+    """Make a working directory with a module of environments, and a run that was given --import once."""
     folder = tmp_path_factory.mktemp("imports")
     (folder / "swings.py").write_text(MODULE)
     (folder / "tiny.yaml").write_text(SETTINGS)

@@ -1,7 +1,7 @@
-"""Found on a node's PYTHONPATH, it sets the clock of all its Python processes off by CLOCK_SKEW_S seconds.
+"""Shift the clock of a node's Python processes by CLOCK_SKEW_S seconds, from its PYTHONPATH.
 
-Only in Python, where our own readings of clocks are made. libfaketime shifts the monotonic clock too, and Ray's C++
-processes then wait for hours or not at all; a class in the place of `datetime` breaks libraries written in C.
+It shifts Python alone, in which this package reads clocks. libfaketime shifts the monotonic clock too, and Ray's C++
+processes then wait for hours or not at all; a replaced `datetime` class breaks libraries written in C.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Which checkpoints stay, which one a run goes on from, and what damage or a full disk can do: nothing."""
+"""Test which checkpoints are kept, which one a run resumes, and that damage or a full disk loses nothing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ EVERY = 40
 
 @contextmanager
 def a_run(directory: Path, algorithm: str = "sac", **settings: Any) -> Iterator[ActorCriticAlgorithm]:
-    """An algorithm whose replay lives in the run's directory."""
+    """Make an algorithm whose replay is in the run's directory."""
     config = tiny_config(algorithm, **settings).checkpointing(
         replay_dir=str(CheckpointStore(directory).replay_dir)
     )
@@ -51,7 +51,7 @@ def a_run(directory: Path, algorithm: str = "sac", **settings: Any) -> Iterator[
 def trained(
     directory: Path, num: int, keep: int = 2, algorithm: str = "sac", **settings: Any
 ) -> dict[str, Any]:
-    """A run with `num` checkpoints made, one every 40 steps; the state at the last."""
+    """Train a run with `num` checkpoints, one every 40 steps; return the state at the last."""
     store = CheckpointStore(directory, keep)
     with a_run(directory, algorithm, **settings) as built:
         for number in range(1, num + 1):
@@ -61,20 +61,20 @@ def trained(
 
 
 def restored(directory: Path, algorithm: str = "sac", **settings: Any) -> tuple[Path | None, dict[str, Any]]:
-    """What a new process would go on from: the checkpoint, and the state it gives."""
+    """Return what a new process would resume: the checkpoint, and the state it gives."""
     with a_run(directory, algorithm, **settings) as built:
         return CheckpointStore(directory).restore_newest(built), facts(built)
 
 
 def flip_a_byte(path: Path) -> None:
-    """The smallest damage there is."""
+    """Flip one byte, the smallest possible damage."""
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
 
 
 def newest_segment(checkpoint: Path) -> Path:
-    """The file that holds the checkpoint's newest replay rows."""
+    """Return the file with the checkpoint's newest replay rows."""
     manifest = verify(checkpoint)
     return (
         checkpoint / manifest["replay"]["directory"] / manifest["replay"]["segments"][-1]["file"]
@@ -129,7 +129,7 @@ def test_a_damaged_one_is_passed_over_with_a_message(
 
 
 def test_a_damaged_one_never_displaces_an_intact_one(tmp_path: Path) -> None:
-    """It lies off schedule, so the resumed run does not come by to replace it."""
+    """It is off the schedule, so the resumed run does not replace it."""
     trained(tmp_path, 2)
     with a_run(tmp_path) as built:
         store = CheckpointStore(tmp_path)
@@ -180,7 +180,7 @@ def test_a_checkpoint_of_another_algorithm_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keep", [1, 3])
 def test_disk_is_bounded(keep: int, tmp_path: Path) -> None:
-    """By the newest few and the best, and by the replay's rows that those hold."""
+    """The newest few and the best are kept, with the replay rows they hold."""
     capacity = 100  # the ring goes round after 2.5 checkpoints
     trained(tmp_path, 8, keep, replay_capacity=capacity)
     newest = [EVERY * number for number in range(9 - keep, 9)]
@@ -226,7 +226,7 @@ def test_best_is_kept_apart_from_last(tmp_path: Path) -> None:
 
 
 def test_best_goes_by_a_checkpoints_own_weights(tmp_path: Path) -> None:
-    """Where evaluations run beside training, its return is known only after it was saved."""
+    """With evaluations beside training, the return is known only after the checkpoint was saved."""
     returns = [-300.0, -100.0, -200.0, -100.0, -150.0]
     with a_run(tmp_path) as built:
         for number in range(1, len(returns) + 1):
@@ -242,7 +242,7 @@ def test_best_goes_by_a_checkpoints_own_weights(tmp_path: Path) -> None:
 
 
 def a_folder(link: Path) -> None:
-    """As `cp -rL` and uploads leave a link: as a copy of what it led to."""
+    """Replace links by copies of their targets, as `cp -rL` and uploads do."""
     shutil.copytree(link.with_name("step-0000000080"), link)
 
 
@@ -258,7 +258,7 @@ STALE = {
 
 @pytest.fixture(scope="module")
 def twice_saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with two checkpoints."""
+    """Make a run with two checkpoints."""
     directory = tmp_path_factory.mktemp("twice saved") / "run"
     trained(directory, 2)
     return directory
@@ -405,7 +405,7 @@ FULL_DISK = """
 
 @pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path: Path) -> None:
-    """A real file system of 4 MiB, full to the brim, then without room for a row, then for a checkpoint."""
+    """A real file system of 4 MiB is full; then it has no room for a row, then none for a checkpoint."""
     mount = f"mount -t tmpfs -o size=4m tmpfs '{tmp_path}' && exec \"$@\""
     prefix = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh")
     try:

@@ -1,4 +1,4 @@
-"""Runs on file systems without links, locks or fsync: the system's own calls fail as they do there."""
+"""Test runs on file systems without links, locks or fsync, by failing the system calls."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ FORKING = textwrap.dedent("""
         print(pid, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """)
-"""The command line in forks of one process, which has imported all: processes of their own, and cheap."""
+"""Run the command line in forks of one process that has imported everything, which is cheap."""
 
 Life = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture(scope="module")
 def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
-    """Runs a command line where calls fail with the given errors; its exit code, and what it complained of."""
+    """Run a command line where calls fail with the given errors; return its exit code and its complaints."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         pytest.skip("needs a C compiler (gcc) to make system calls fail")
@@ -93,18 +93,18 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
 
 
 def started(directory: Path) -> list[str]:
-    """Arguments of a new run, with short episodes."""
+    """Return the arguments of a new run with short episodes."""
     return new_run(directory, "sac", "Pendulum-v1", STEPS, env_config="{max_episode_steps: 20}")
 
 
 def rows(directory: Path) -> list[dict[str, Any]]:
-    """The rows of a run, but for clocks."""
+    """Return the rows of a run, without clock times."""
     return without_volatile(read_rows(directory / "results")).to_pylist()
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(life: Life, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run on a file system that has everything."""
+    """Run on a file system that supports everything."""
     directory = tmp_path_factory.mktemp("uninterrupted") / "run"
     assert life(started(directory), {}) == (0, "")
     return directory

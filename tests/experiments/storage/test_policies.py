@@ -1,4 +1,4 @@
-"""The policies that a run keeps: which, what is in them, and what a kill or a mirror makes of them."""
+"""Test the policies that a run keeps: which, their content, and the effect of a kill or a mirror."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SMALL = {
 
 
 def train(directory: Path, iterations: int = 3, mirror: Mirror | None = None, **changes: Any) -> RunFiles:
-    """Some iterations of a small run, or of what is left of it."""
+    """Run some iterations of a small run, or its remaining ones."""
     files = RunFiles(directory)
     with TrainingRun(
         resolve(SMALL | changes), files, wandb=WandbOptions("disabled"), mirror=mirror, keep_checkpoints=9
@@ -53,7 +53,7 @@ def kept(directory: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("stack", ["new", "old"])
 def test_a_kept_policy_is_what_export_writes(stack: str, tmp_path: Path) -> None:
-    """One file per so many steps, the same bytes as an export of that step's checkpoint."""
+    """There is one file per interval, with the same bytes as an export of that step's checkpoint."""
     files = train(tmp_path / "run", algorithm="sac-hpo", api_stack=stack, keep_policies_every=40, steps=80)
     policies = kept(files.directory)
     assert list(policies) == ["step-0000000040.safetensors"]
@@ -76,7 +76,7 @@ def test_keeping_policies_changes_no_number(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_keeps_the_same_policies(tmp_path: Path) -> None:
-    """One that was not saved by the checkpoint it goes on from is made again, to the same bytes."""
+    """A policy newer than the resumed checkpoint is made again, with the same bytes."""
     whole = kept(train(tmp_path / "whole").directory)
     train(tmp_path / "run", iterations=2)
     (tmp_path / "run" / "policies" / "step-0000000040.safetensors").write_bytes(b"half")
@@ -86,7 +86,7 @@ def test_a_resumed_run_keeps_the_same_policies(tmp_path: Path) -> None:
 
 
 def test_storage_gets_every_policy(tmp_path: Path) -> None:
-    """Those of an earlier life that had no storage, too."""
+    """Policies of an earlier session without storage are uploaded too."""
     train(tmp_path / "trials" / "one", iterations=1)
     storage = Storage.open(str(tmp_path / "there"))
     mirror = Mirror(storage, tmp_path / "trials" / "one", tmp_path / "trials" / "one" / "results")

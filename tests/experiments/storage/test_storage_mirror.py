@@ -1,4 +1,4 @@
-"""Sweeps on storage: what is put there and when, what comes back, and storage that is away or damaged."""
+"""Test sweeps on storage: what is uploaded when, what is restored, and storage that is unreachable or damaged."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TRIAL = "sac-Pendulum-v1-seed0"
 
 
 class FailingHandler(fs.FileSystemHandler):
-    """The local filesystem, which does not answer while `down`."""
+    """Fail all calls of the local filesystem while `down`."""
 
     def __init__(self) -> None:
         self.local, self.down, self.written = fs.LocalFileSystem(), threading.Event(), []
@@ -97,7 +97,7 @@ class FailingHandler(fs.FileSystemHandler):
 
 
 class Node:
-    """A machine that works on the trial: its own disk, and the storage all share."""
+    """Simulate a machine that runs the trial: it has its own disk, and all share the storage."""
 
     def __init__(self, disk: Path, handler: FailingHandler, shared: Path) -> None:
         self.results, self.run = disk / "results", disk / "trials" / TRIAL
@@ -115,7 +115,7 @@ class Node:
         return write_row(self.results, row)
 
     def saves(self, step: int, segments: int, returned: float | None = None) -> Path:
-        """A checkpoint of that step, with the replay in so many segments of 10 rows."""
+        """Save a checkpoint of that step, with the replay in the given number of segments of 10 rows."""
         listed = []
         for number in range(segments):
             data = np.full((10, 3), number, np.float32)
@@ -177,7 +177,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def on_storage(shared: Path) -> list[str]:
-    """Checkpoints and segments there."""
+    """Return the checkpoints and segments on storage."""
     trial = shared / "trials" / TRIAL
     return sorted(str(p.relative_to(trial)) for p in [*trial.glob("checkpoints/*"), *trial.glob("replay/*")])
 
@@ -238,7 +238,7 @@ def test_the_best_stays_also_where_another_node_goes_on(node: Node, other: Node,
 
 
 def test_the_best_is_that_of_its_own_weights(node: Node, other: Node, shared: Path) -> None:
-    """Where evaluations run beside training: the manifests hold the return of the evaluation before."""
+    """With evaluations beside training, manifests hold the return of the evaluation before."""
     mirror = node.starts()
     for step, before, own in ((100, None, 5.0), (200, 5.0, 1.0)):
         mirror.checkpoint(node.saves(step, segments=1, returned=before))
@@ -262,7 +262,7 @@ def test_the_best_is_that_of_its_own_weights(node: Node, other: Node, shared: Pa
 def test_training_goes_on_while_storage_is_away(
     node: Node, handler: FailingHandler, caplog: pytest.LogCaptureFixture, shared: Path
 ) -> None:
-    """Also past checkpoints that are replaced here before they could be sent."""
+    """Checkpoints may also be replaced locally before their upload."""
     mirror = node.starts()
     mirror.finish()
     handler.down.set()
@@ -472,7 +472,7 @@ def run(*words: str, cwd: Path, code: int = 0) -> str:
 
 
 def downloaded(uri: str, directory: Path) -> pa.Table:
-    """All rows on storage, but for clocks; every file is one."""
+    """Return all rows on storage, without clock times; every file has one."""
     rows_from(Storage.open(uri), directory)
     table = without_volatile(read_rows(directory))
     assert len(list(directory.rglob("*.parquet"))) == len(table)
@@ -481,7 +481,7 @@ def downloaded(uri: str, directory: Path) -> pa.Table:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
-    """Rows of the sweep, never interrupted, on no storage."""
+    """Return rows of an uninterrupted sweep without storage."""
     work = tmp_path_factory.mktemp("reference")
     (work / "little.yaml").write_text(SWEEP)
     run("little.yaml", "--out", "sweep", cwd=work)
@@ -491,7 +491,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
 
 
 def ended_of(uri: str) -> Callable[[], bool]:
-    """Whether some trial has its second checkpoint on storage, and not all have their last."""
+    """Return whether some trial has its second checkpoint on storage, and not all have their last."""
     storage = Storage.open(uri)
     return lambda: any("step-0000000200/manifest.json" in name for name in storage.files("trials"))
 

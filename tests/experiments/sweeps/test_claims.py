@@ -1,4 +1,4 @@
-"""The table of the papers' claims: its files load, and cost what it says; the documentation has README's."""
+"""Test the table of the papers' claims: its files load, cost what it says, and the documentation has the same."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOT_OF_A_PAPER = {"smoke"}
 
 
 def rows() -> list[list[str]]:
-    """The cells of each line of the table."""
+    """Return the cells of each line of the table."""
     section = (
         (ROOT / "README.md")
         .read_text()
@@ -39,7 +39,7 @@ def test_the_documentation_has_the_same_table() -> None:
 
 @cache
 def cost(file: str) -> tuple[str, str]:
-    """Trials and steps of a sweep file, as `rllib-hpo sweep FILE --dry-run` counts them."""
+    """Return trials and steps of a sweep file, as `rllib-hpo sweep FILE --dry-run` counts them."""
     sweep = read_sweep(ROOT / file)
     steps = sum(trial.config.run.steps for trial in sweep.trials)
     return str(len(sweep.trials)), f"{steps / 1_000_000:g} M"

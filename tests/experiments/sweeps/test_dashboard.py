@@ -1,4 +1,4 @@
-"""The W&B workspace of a sweep: read back from its file, refused in one sentence, saved on a server of our own."""
+"""Test the W&B workspace of a sweep: read back from its file, rejected in one sentence, saved on a fake server."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MIXED = SWEEP + "  k-1: {settings: {leapfrog_steps: 1}, algorithms: [sac-hpo]}\n
 
 
 def planned(tmp_path: Path, text: str = SWEEP) -> Path:
-    """The directory of a sweep of which nothing has run yet."""
+    """Make the directory of a sweep that has not run yet."""
     file = tmp_path / "little.yaml"
     file.write_text(text)
     start_sweep(read_sweep(file), file, SweepFiles(tmp_path / "sweep"))
@@ -45,7 +45,7 @@ def planned(tmp_path: Path, text: str = SWEEP) -> Path:
 
 
 def run(*words: str) -> int:
-    """`rllib-hpo dashboard WORDS` in this process; its exit code."""
+    """Run `rllib-hpo dashboard WORDS` in this process; return its exit code."""
     sys.argv = ["rllib-hpo", "dashboard", *words]
     with pytest.raises(SystemExit) as exit_:
         main()
@@ -58,7 +58,7 @@ def section_of(view: dict[str, Any]) -> dict[str, Any]:
 
 
 def panels(view: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The settings of each section's panels."""
+    """Return the settings of each section's panels."""
     sections = section_of(view)["panelBankConfig"]["sections"]
     return {section["name"]: [panel["config"] for panel in section["panels"]] for section in sections}
 
@@ -90,7 +90,7 @@ def test_sections_metrics_and_axis(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_costs_stand_beside_returns_with_the_limit(tmp_path: Path) -> None:
-    """For tasks that have any; a section of the multiplier and the shield where an algorithm has them."""
+    """Tasks without costs have none; a section shows multiplier and shield if an algorithm has them."""
     text = SWEEP.replace("[sac, sac-nf, sac-hpo]", "[sac, sac-hpo-lagrangian]").replace(
         "Pendulum-v1", "halfcheetah-speed1"
     )
@@ -148,7 +148,7 @@ def test_where_it_goes(tmp_path: Path) -> None:
 
 
 def test_the_metrics_are_those_that_runs_log(tmp_path: Path) -> None:
-    """All but counters, so that a new diagnostic or loss gets its panel."""
+    """All except counters appear, so that a new diagnostic or loss gets its panel."""
     tiny = {
         "hidden_units": 8,
         "train_batch_size_per_learner": 8,
@@ -182,7 +182,7 @@ def test_without_the_extra(
 
 
 def child(directory: Path, home: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, with a home folder of its own."""
+    """Run the command in a process with its own home folder."""
     home.mkdir()
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     environment = {**inherited, "PYTHONPATH": str(REPOSITORY), "HOME": str(home), **variables}

@@ -1,4 +1,4 @@
-"""What can die under a sweep, each broken for real, a test for each; those that stand nowhere else are here.
+"""Test every fault of a sweep, injected for real; this file holds the tests that are nowhere else.
 
 | fault | where it is tested |
 | --- | --- |
@@ -11,7 +11,7 @@
 | storage away | test_storage_mirror.py, test_nothing_is_lost_while_the_server_is_away_for_a_minute |
 | newest checkpoint corrupt | test_checkpoints.py, test_a_damaged_one_is_passed_over_with_a_message; here for a sweep |
 
-faults.py breaks them, and `python -m benchmarks.faults` measures what each costs.
+faults.py injects the faults, and `python -m benchmarks.faults` measures what each costs.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from tests.experiments.steps_log import Iteration
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
-    """The rows of the sweep, where nothing happens to it."""
+    """Return the rows of the sweep without a fault."""
     rows = faults.undisturbed(tmp_path_factory.mktemp("reference"))
     assert rows["env_steps"].to_pylist() == list(EVALUATIONS)
     return rows
 
 
 def assert_nothing_lost(broken: Broken) -> None:
-    """Every evaluation is there once, training was interrupted, and nobody was shown a traceback."""
+    """Check that every evaluation exists once, training was interrupted, and no traceback was shown."""
     cost = broken.cost()
     assert (cost.rows_lost, cost.rows_doubled) == (0, 0)
     assert 0 < cost.steps_repeated < faults.STEPS
@@ -83,7 +83,7 @@ def test_a_sweep_passes_over_a_corrupt_checkpoint(tmp_path: Path, reference: pa.
 @pytest.mark.cluster
 @pytest.mark.timeout(900)
 def test_a_node_dies_and_clocks_are_hours_apart(tmp_path: Path, reference: pa.Table) -> None:
-    """One node is six hours ahead, the other six hours behind; `doctor` says so, and the rows are none the wiser."""
+    """One node is six hours ahead, the other six hours behind; `doctor` reports it, and rows are not affected."""
     broken = faults.clocks_apart(tmp_path)
     assert_nothing_lost(broken)
     assert broken.rows.equals(reference)
@@ -99,7 +99,7 @@ def test_a_node_dies_and_clocks_are_hours_apart(tmp_path: Path, reference: pa.Ta
 
 
 def iterations(pid: int, *steps: int, at: float) -> list[Iteration]:
-    """Of one process: ten steps a second."""
+    """Make the iterations of one process at ten steps per second."""
     return [Iteration(at + number, at + number, pid, step, step + 10) for number, step in enumerate(steps)]
 
 

@@ -1,4 +1,4 @@
-"""Learners on GPU nodes, rollouts on CPU nodes: on real clusters of several nodes, whose GPU is pretended."""
+"""Test placement of learners on GPU nodes and rollouts on CPU nodes, on real clusters with a pretended GPU."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ print(json.dumps({"nodes": nodes, "actors": [vars(actor) for actor in actors]}, 
 
 @contextmanager
 def swept(cluster: TokenCluster, *words: str, sweep: str = SWEEP) -> Iterator[subprocess.Popen[bytes]]:
-    """The sweep, driven from the head; workers' logs may be longer than a pipe, so all it prints goes to a file."""
+    """Run the sweep from the head; output goes to a file, since workers' logs may exceed a pipe's buffer."""
     (cluster.root / "placed.yaml").write_text(sweep)
     with (cluster.root / "printed").open("wb") as printed:
         process = subprocess.Popen(
@@ -83,7 +83,7 @@ def swept(cluster: TokenCluster, *words: str, sweep: str = SWEEP) -> Iterator[su
 
 
 def wait_until(condition: Callable[[], Any], cluster: TokenCluster, process: subprocess.Popen[bytes]) -> Any:
-    """Polls until it holds; the process must live as long."""
+    """Poll until a condition holds, while the process lives."""
     deadline = time.monotonic() + TIMEOUT_S
     while not (found := condition()):
         assert process.poll() is None, (cluster.root / "printed").read_text()
@@ -104,7 +104,7 @@ def events(cluster: TokenCluster) -> list[str]:
 
 
 def state(cluster: TokenCluster) -> dict[str, Any]:
-    """Nodes that are alive, with their resources, and actors, by Ray's state API."""
+    """Return living nodes with their resources, and actors, from Ray's state API."""
     done = subprocess.run(
         [sys.executable, "-c", STATE],
         env=cluster.environment(RAY_ADDRESS=cluster.gcs), capture_output=True, text=True, check=True, timeout=120,
@@ -114,7 +114,7 @@ def state(cluster: TokenCluster) -> dict[str, Any]:
 
 
 def actors(cluster: TokenCluster, *kinds: str) -> list[list[dict[str, Any]]]:
-    """Living actors of each class, at one moment, each with the resources of its node."""
+    """Return living actors of each class, at one moment, each with the resources of its node."""
     found = state(cluster)
     alive = [
         {**actor, "node": found["nodes"][actor["node_id"]]}
@@ -125,13 +125,13 @@ def actors(cluster: TokenCluster, *kinds: str) -> list[list[dict[str, Any]]]:
 
 
 def runners_of(cluster: TokenCluster) -> list[dict[str, Any]]:
-    """Living environment runners."""
+    """Return living environment runners."""
     (runners,) = actors(cluster, "EnvRunner")
     return runners
 
 
 def assert_apart(cluster: TokenCluster) -> list[dict[str, Any]]:
-    """The trial's process, with its learner, is on a GPU node and both runners are on others; returns those."""
+    """Check that the trial's process, with its learner, is on a GPU node and both runners on others; return those."""
     (trial,), runners = actors(cluster, "Trainable", "EnvRunner")
     assert trial["node"].get("GPU") == 1
     assert len(runners) == 2
@@ -140,7 +140,7 @@ def assert_apart(cluster: TokenCluster) -> list[dict[str, Any]]:
 
 
 def assert_whole(cluster: TokenCluster, process: subprocess.Popen[bytes]) -> None:
-    """It ended well: every row once, updates as the schedule has them, every counted transition in the replay."""
+    """Check the result: every row once, updates as scheduled, every counted transition in the replay."""
     assert process.wait(1200) == 0, (cluster.root / "printed").read_text()
     table = rows(cluster.root / "out").to_pylist()
     assert [row["env_steps"] for row in table] == list(range(0, STEPS + 1, 500))
@@ -203,7 +203,7 @@ def test_a_lost_node_of_runners_is_replaced_by_another(tmp_path: Path) -> None:
 
 
 def test_a_remote_learner_on_another_node_s_disk_is_refused(tmp_path: Path) -> None:
-    """The second node's directory is hidden by a file system of its own, mounted in a private namespace."""
+    """A file system in a private namespace hides the second node's directory."""
     (tmp_path / "out").mkdir()
     hidden = f'mount -t tmpfs none {tmp_path}/out && exec "$@"'
     with ExitStack() as opened:
@@ -219,7 +219,7 @@ def test_a_remote_learner_on_another_node_s_disk_is_refused(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_nodes_of_both_kinds_are_started_on_demand(version: int, tmp_path: Path) -> None:
-    """From none; Ray's own autoscaler starts them, here on this machine."""
+    """There are none at first; Ray's own autoscaler starts them, on this machine."""
     cpus, head = {"CPU": 2, "rollouts": 1}, "f" * 51 + "00000"
     node_types = {
         "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},

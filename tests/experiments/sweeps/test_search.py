@@ -1,4 +1,4 @@
-"""The search scripts of tune_configs/search, run as a user runs them, and their command line."""
+"""Test the search scripts of tune_configs/search, run as a user runs them, and their command line."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_mistakes_are_a_sentence(
 
 
 def run(name: str, out: Path, steps: int, num_samples: int) -> list[str]:
-    """Lines that the script prints."""
+    """Return the lines that the script prints."""
     settings = [f"--set={key}={value}" for key, value in TINY.items()]
     sizes = ["--steps", str(steps), "--num-samples", str(num_samples)]
     command = [sys.executable, SCRIPTS / name, "--task", "Pendulum-v1", *sizes, "--out", out, *settings]
@@ -86,7 +86,7 @@ def run(name: str, out: Path, steps: int, num_samples: int) -> list[str]:
 
 
 def histories(out: Path) -> dict[str, list[dict[str, Any]]]:
-    """The rows of each trial, in order, with their configurations."""
+    """Return the rows of each trial, in order, with their configurations."""
     trials = defaultdict(list)
     for row in read_rows(out / "results").to_pylist():
         trials[row["trial_id"]].append({**row, **json.loads(row["config_json"])})
@@ -94,7 +94,7 @@ def histories(out: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def assert_reports(lines: list[str], best: dict[str, Any], space: list[str]) -> list[str]:
-    """The table begins with the best trial, and the command, which is returned, has its settings."""
+    """Check that the table begins with the best trial, and return the command, which has its settings."""
     title = next(i for i, line in enumerate(lines) if line.startswith("The best of"))
     first = next(line for line in lines[title:] if line.startswith("│"))
     assert f"{best['return_mean']:.1f}" in first
@@ -129,7 +129,7 @@ def test_asha_stops_what_is_worse(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_pbt_clones_and_reseeds(tmp_path: Path) -> None:
-    """The clone's settings, rows and draws are its own from the exploit on."""
+    """After the exploit, the clone has its own settings, rows and draws."""
     lines = run("pbt.py", tmp_path / "out", steps=300, num_samples=4)
     trials = histories(tmp_path / "out")
     assert len(trials) == 4
@@ -156,7 +156,7 @@ def test_pbt_clones_and_reseeds(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_optuna_suggests_within_the_space(tmp_path: Path) -> None:
-    """And what it found is a command that works."""
+    """Its best configuration is a working command."""
     pytest.importorskip("optuna")
     lines = run("optuna_search.py", tmp_path / "out", steps=100, num_samples=4)
     space = runpy.run_path(str(SCRIPTS / "optuna_search.py"))["SPACE"]

@@ -1,4 +1,4 @@
-"""Sweeps for real: run, killed, interrupted, resumed, extended; trials that fail and trials that never fit."""
+"""Test real sweeps: run, killed, interrupted, resumed, extended; failing trials and trials that never fit."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ EVALUATIONS = list(range(0, 601, 100))
 
 
 def written(tmp_path: Path, text: str = SWEEP) -> Path:
-    """A sweep file."""
+    """Write a sweep file."""
     path = tmp_path / "little.yaml"
     path.write_text(text)
     return path
 
 
 def started(*words: str, cwd: Path) -> subprocess.Popen[str]:
-    """`rllib-hpo sweep WORDS` in a session of its own."""
+    """Start `rllib-hpo sweep WORDS` in a session of its own."""
     return subprocess.Popen(
         [*CLI, "sweep", *words, "--wandb", "disabled"],
         cwd=cwd,
@@ -63,7 +63,7 @@ def started(*words: str, cwd: Path) -> subprocess.Popen[str]:
 
 
 def run(*words: str, cwd: Path, code: int = 0) -> str:
-    """Runs to the end; what it printed."""
+    """Run to the end; return the output."""
     process = started(*words, cwd=cwd)
     out, err = process.communicate(timeout=600)
     assert process.returncode == code, (out, err)
@@ -71,7 +71,7 @@ def run(*words: str, cwd: Path, code: int = 0) -> str:
 
 
 def nothing_left(session: int) -> bool:
-    """Whether no process of the session lives on; Ray's workers may take moments to notice that it has ended."""
+    """Return whether no process of the session lives; Ray's workers may notice its end with a delay."""
     for _ in range(100):
         if (
             subprocess.run(["pgrep", "-s", str(session)], stdout=subprocess.DEVNULL, check=False).returncode
@@ -83,17 +83,17 @@ def nothing_left(session: int) -> bool:
 
 
 def rows(directory: Path) -> pa.Table:
-    """All rows of a sweep, but for clocks."""
+    """Return all rows of a sweep, without clock times."""
     return without_volatile(read_rows(directory / "results"))
 
 
 def keys(directory: Path) -> list[tuple[str, int, int]]:
-    """Algorithm, seed and step of every row."""
+    """Return algorithm, seed and step of every row."""
     return [(row["algorithm"], row["seed"], row["env_steps"]) for row in rows(directory).to_pylist()]
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], poll_s: float = 0.05) -> None:
-    """Polls until it holds; the process must live as long."""
+    """Poll until a condition holds, while the process lives."""
     deadline = time.monotonic() + 400
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -103,7 +103,7 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], po
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sweep, never interrupted."""
+    """Run the sweep without interruption."""
     work = tmp_path_factory.mktemp("reference")
     printed = run(str(written(work)), "--out", str(work / "sweep"), cwd=work)
     assert "trials:         4 done, 0 failed, 0 unfinished" in printed
@@ -156,7 +156,7 @@ def test_what_is_interrupted_goes_on_as_if_nothing_had_happened(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_every_trial(number: int, reference: Path, tmp_path: Path) -> None:
-    """Off the schedule, too. Signals go to the whole process group, as from a lost terminal or GNU `timeout`."""
+    """Also off the schedule. Signals reach the whole process group, as from a lost terminal or GNU `timeout`."""
     directory = tmp_path / "sweep"
     text = SWEEP.replace("checkpoint_every: 200", "checkpoint_every: 600")
     process = started(
@@ -178,7 +178,7 @@ def test_a_signal_saves_every_trial(number: int, reference: Path, tmp_path: Path
 
 
 def test_a_sweep_can_be_extended(reference: Path, tmp_path: Path) -> None:
-    """By seeds, and by steps; what there was stays as it was."""
+    """Seeds and steps can be added; existing rows do not change."""
     directory = tmp_path / "sweep"
     run(str(written(tmp_path)), "--out", str(directory), "--seeds", "0", "--steps", "400", cwd=tmp_path)
     assert {step for _, _, step in keys(directory)} == set(range(0, 401, 100))
@@ -240,7 +240,7 @@ def test_a_dry_run_starts_nothing(tmp_path: Path) -> None:
 
 
 def test_tempering_that_changes_nothing_is_said_once(tmp_path: Path) -> None:
-    """In a dry run as at the start, with the trials it is about."""
+    """A dry run and a start each print the notice once, with its trials."""
     file = tmp_path / "idle.yaml"
     file.write_text(
         "sweep: idle\nalgorithms: [sac-hpo]\ntasks: [Pendulum-v1]\nseeds: 0-1\n"

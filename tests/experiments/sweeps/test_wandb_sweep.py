@@ -1,4 +1,4 @@
-"""A real sweep with Weights & Biases offline: what its files hold, and that the account's key is in none of them."""
+"""Test a real sweep with Weights & Biases offline: what its files hold, and that none holds the account's key."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ ALL = ("sac-Pendulum-v1-seed0", "sac-hpo-Pendulum-v1-seed0", "sac-hpo-k-1-Pendul
 
 @dataclass
 class Lived:
-    """What one sweep left behind."""
+    """Files and processes of one sweep."""
 
     root: Path
     ray: Path
@@ -78,7 +78,7 @@ class Lived:
 
 
 def run_sweep(lived: Lived, *options: str, **environment: str) -> Lived:
-    """The sweep from start to end, its key in the environment and in ~/.netrc, watched all the time."""
+    """Run the sweep with its key in the environment and in ~/.netrc, and watch it all the time."""
     home, file = lived.root / "home", lived.root / "little.yaml"
     (lived.root / "cwd").mkdir()
     home.mkdir()
@@ -125,7 +125,7 @@ def _watch(lived: Lived, ended: threading.Event) -> None:
 
 
 def holding_key(*places: Path) -> list[Path]:
-    """Files whose name or content, plain or as HTTP sends it, holds the key; pipes and sockets hold nothing."""
+    """Return files whose name or content holds the key, plain or HTTP-encoded; pipes and sockets hold nothing."""
     secrets = (KEY.encode(), base64.b64encode(f"api:{KEY}".encode()))
     found = []
     for place in places:
@@ -141,7 +141,7 @@ def holding_key(*places: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
-    """Folders for Ray's sessions, with short paths, for they hold sockets; removed in the end."""
+    """Make folders for Ray's sessions, with short paths, since they hold sockets; remove them at the end."""
     made: list[Path] = []
     yield made
     for path in made:
@@ -254,7 +254,7 @@ def test_checkpoints_are_models_without_replay(name: str, offline: Lived, tmp_pa
 def test_an_online_trial_finds_the_key_and_tells_it_the_server_only(
     where: str, tmp_path: Path, folders: list[Path]
 ) -> None:
-    """The server refuses it, and the reason stands in the trial's error, without the key."""
+    """The server rejects it, and the trial's error gives the reason without the key."""
     with fake_server() as server:
         lived = run_sweep(
             new(tmp_path, folders),
@@ -272,7 +272,7 @@ def test_an_online_trial_finds_the_key_and_tells_it_the_server_only(
 
 
 def test_disabled_imports_no_wandb_anywhere(tmp_path: Path, folders: list[Path]) -> None:
-    """Whatever else is asked for; one that cannot be imported stands in its place.
+    """A module that cannot be imported replaces it, with all other options on.
 
     Ray itself looks for wandb in the driver, where it counts the kinds of Tune's callbacks; trials never do.
     """

@@ -1,4 +1,4 @@
-"""The events of a run, read back: whole lives, killed ones and failed ones."""
+"""Test the events of a run, read back: complete, killed and failed sessions."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def training(directory: Path, steps: int = 80) -> TrainingRun:
 
 
 def lives(directory: Path) -> list[list[tuple[str, int]]]:
-    """Events with their steps, a list for each life."""
+    """Return events with their steps, one list per session."""
     found: list[list[tuple[str, int]]] = []
     for event in read_events(directory / EVENTS_FILE):
         if event["event"] in {"started", "resumed"}:
@@ -147,7 +147,7 @@ def test_the_end_is_written_once(
 
 @pytest.mark.parametrize("keep", [1, 3, 20, -1])
 def test_a_killed_line_harms_no_other(tmp_path: Path, keep: int) -> None:
-    """The line has come to its first characters, or to all but the newline."""
+    """The line has only its first characters, or everything except the newline."""
     log = EventLog(tmp_path)
     log.write("started", 0)
     whole = log.path.read_bytes()

@@ -1,4 +1,4 @@
-"""The gauges for operators, scraped as Prometheus does, and the dashboard that shows them."""
+"""Test the gauges for operators, scraped as Prometheus does, and the dashboard that shows them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TINY = {
 
 @pytest.fixture
 def metrics_port() -> Iterator[int]:
-    """Ray with an endpoint for Prometheus, and where it is."""
+    """Start Ray with a Prometheus endpoint, and return its port."""
     (port,) = free_ports(1)
     ray.init(
         address="local",
@@ -58,7 +58,7 @@ def metrics_port() -> Iterator[int]:
 
 
 def scraped(port: int) -> dict[str, list[tuple[dict[str, str], float]]]:
-    """Labels and value of every sample of our metrics, by name."""
+    """Return labels and value of every sample of our metrics, by name."""
     url = f"http://{ray.util.get_node_ip_address()}:{port}/metrics"
     with urllib.request.urlopen(url, timeout=10) as response:
         families = text_string_to_metric_families(response.read().decode())
@@ -71,7 +71,7 @@ def scraped(port: int) -> dict[str, list[tuple[dict[str, str], float]]]:
 
 
 def exported(port: int, is_whole: Callable[[dict[str, float]], bool]) -> dict[str, float]:
-    """The gauges' values by name, once they are those of one iteration; all have the run's tags."""
+    """Return the gauges' values by name, when they belong to one iteration; all have the run's tags."""
     deadline = time.monotonic() + TIMEOUT_S
     # An export may come between two gauges; the next one has both.
     while True:
@@ -89,7 +89,7 @@ def exported(port: int, is_whole: Callable[[dict[str, float]], bool]) -> dict[st
 
 
 def attempt(port: int) -> dict[str, list[tuple[dict[str, str], float]]]:
-    """As `scraped`, or nothing: the endpoint comes up a little after Ray."""
+    """Return `scraped`, or nothing while the endpoint is not up, shortly after Ray's start."""
     try:
         return scraped(port)
     except OSError:
@@ -126,7 +126,7 @@ def test_prometheus_gets_the_gauges(metrics_port: int, tmp_path: Path) -> None:
 
 
 class RecordingGauge:
-    """Stands in for Ray's."""
+    """Replace Ray's gauge."""
 
     made: ClassVar[dict[str, RecordingGauge]] = {}
 
@@ -144,7 +144,7 @@ class RecordingGauge:
 
 @pytest.mark.parametrize("memory", [None, 2**30])
 def test_rates_are_those_of_one_iteration(monkeypatch: pytest.MonkeyPatch, memory: int | None) -> None:
-    """Also after a resume, whose first steps were made in another life."""
+    """This holds also after a resume, whose first steps were made in another session."""
     monkeypatch.setattr("ray.is_initialized", lambda: True)
     monkeypatch.setattr("ray.util.metrics.Gauge", RecordingGauge)
     stack = SimpleNamespace(policy_lag=3)
@@ -198,7 +198,7 @@ def test_every_metric_has_its_panel_and_no_other_is_asked_for() -> None:
 
 
 def test_the_dashboard_is_one_that_grafana_takes() -> None:
-    """Sources from the variable, known labels, units, numbers of its own for each panel, none on another."""
+    """Sources come from the variable, labels and units are known, and panels have unique ids and do not overlap."""
     dashboard = json.loads(DASHBOARD.read_text())
     panels = dashboard["panels"]
     assert dashboard["schemaVersion"] >= 38
@@ -225,5 +225,5 @@ def expressions(panel: dict[str, Any]) -> list[str]:
 
 
 def metrics_in(queries: list[str]) -> set[str]:
-    """Whatever is selected from: a name before braces, or all that `label_values` looks at."""
+    """Return every metric of a selection: a name before braces, or the subject of `label_values`."""
     return {name for query in queries for name in re.findall(r"\w+(?={)|(?<=label_values\()\w+", query)}

@@ -1,4 +1,4 @@
-"""TensorBoard's files, read back."""
+"""Test TensorBoard's files by reading them back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.experiments.lives import REPOSITORY, new_run, run
 
 
 def scalars(directory: Path) -> dict[str, dict[int, float]]:
-    """Values by name and step, as TensorBoard shows them: a later life of the run replaces what it repeats."""
+    """Return values by name and step, as TensorBoard shows them; a later session replaces repeated steps."""
     found: dict[str, dict[int, float]] = {}
     for file in sorted(
         (directory / "tensorboard").glob("events.*"), key=lambda path: path.stat().st_mtime_ns
@@ -67,7 +67,7 @@ LIMITED = """
 
 
 def test_a_file_that_cannot_be_written_is_told_once_and_stops_nobody(tmp_path: Path) -> None:
-    """The kernel refuses after 200 bytes; tensorboardX's own writer would wait for ever at the next value but ten."""
+    """The kernel rejects writes after 200 bytes; tensorboardX's own writer would block forever ten values later."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(LIMITED), str(tmp_path)],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},

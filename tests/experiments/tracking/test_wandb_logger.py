@@ -1,4 +1,4 @@
-"""Weights & Biases, offline: what stands in the file, and what must never happen around it."""
+"""Test Weights & Biases offline: the content of the file, and the failures that must not reach a run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def child(tmp_path: Path) -> Child:
 
 
 class Child:
-    """A process of its own for every run: no account, an empty home folder, an empty working directory."""
+    """Use a process per run, with no account, an empty home folder and an empty working directory."""
 
     def __init__(self, root: Path) -> None:
         self.run = root / "run"
@@ -59,7 +59,7 @@ class Child:
         return result
 
     def lives(self) -> list[WandbFile]:
-        """One file per process that ran, oldest first."""
+        """Return one file per process that ran, oldest first."""
         folders = sorted(self.run.glob("wandb/offline-run-*"), key=lambda folder: folder.stat().st_ctime_ns)
         return [read_wandb_file(path) for folder in folders for path in folder.glob("*.wandb")]
 
@@ -207,7 +207,7 @@ def test_offline_opens_no_socket_to_the_network_from_python(child: Child) -> Non
 
 
 def test_offline_opens_no_socket_to_the_network_from_any_process(child: Child, tmp_path: Path) -> None:
-    """The same for W&B's service processes, by watching their system calls."""
+    """W&B's service processes open none either; the test traces their system calls."""
     if shutil.which("strace") is None:
         pytest.skip("needs strace")
     trace = tmp_path / "trace"
