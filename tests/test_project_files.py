@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+import rllib_hpo
+
 ROOT = Path(__file__).resolve().parents[1]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 IMAGES = [ROOT / "Dockerfile", ROOT / "cluster" / "Dockerfile"]
@@ -109,6 +111,11 @@ def test_changelog_keeps_its_format() -> None:
     assert [match[2] for match in found if match][1:].count("unreleased") == 0
     kinds = set(re.findall(r"^### (.*)$", text, re.MULTILINE))
     assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+def test_all_files_name_the_same_version() -> None:
+    assert load(ROOT / "CITATION.cff")["version"] == VERSION
+    assert rllib_hpo.__version__ == VERSION
 
 
 def test_release_is_published_without_a_token_after_its_wheel_has_trained() -> None:
