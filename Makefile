@@ -87,6 +87,20 @@ test-all: test test-slow  ## Run every test, also those that repeat others with 
 support-page: setup  ## Write docs/rllib-support.md, what of RLlib is supported, from the table of the conformance tests
 	$(BIN)/python -m tests.rllib.conformance.page
 
+DOCS_STAMP := $(VENV)/.installed-docs
+
+$(DOCS_STAMP): $(STAMP)
+	@$(PIP) install --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+.PHONY: docs
+docs: setup $(DOCS_STAMP)  ## Build the documentation site in site/; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+.PHONY: docs-serve
+docs-serve: setup $(DOCS_STAMP)  ## Serve the documentation at http://127.0.0.1:8000, and build it again when it changes
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
 .PHONY: bench
 bench: setup  ## Compare training speed with a hand-written loop, stable-baselines3 and RLlib's SAC
 	@$(PIP) install --constraint constraints.txt --editable '.[bench]'
@@ -97,7 +111,7 @@ constraints:  ## Write constraints.txt anew: the newest versions that pyproject.
 	rm -rf build/constraints
 	$(PYTHON) -m venv build/constraints
 	build/constraints/bin/python -m pip -qq install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) 'torch<2.14'
-	build/constraints/bin/python -m pip -qq install --editable '.[dev,bench,dashboard,export,notebooks,search,video]'
+	build/constraints/bin/python -m pip -qq install --editable '.[dev,bench,dashboard,docs,export,notebooks,search,video]'
 	{ sed -n '/^#/p' constraints.txt; \
 		build/constraints/bin/python -m pip freeze --exclude-editable \
 		| sed 's/+[a-z0-9.]*$$//; s/_/-/g' | tr '[:upper:]' '[:lower:]' | LC_ALL=C sort; } > build/constraints.txt
@@ -105,6 +119,6 @@ constraints:  ## Write constraints.txt anew: the newest versions that pyproject.
 
 .PHONY: clean
 clean:  ## Remove caches and build products (not .venv, not runs)
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
+	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
 	rm -rf *.egg-info MUJOCO_LOG.TXT
 	find rllib_hpo tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -28,6 +28,8 @@ TARGETS = [
     "test-slow",
     "test-all",
     "support-page",
+    "docs",
+    "docs-serve",
     "bench",
     "constraints",
     "clean",

@@ -40,19 +40,33 @@ class RunSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     algorithm: str = "sac-hpo"
+    """Name of an algorithm."""
     task: str = "hopper"
+    """Name of a task, or any gymnasium id."""
     api_stack: Literal["new", "old"] = "new"
+    """API stack of RLlib: RLModule, Learner and EnvRunner, or Policy and RolloutWorker."""
     env_config: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the environment, besides `wrappers`, a list, and `max_episode_steps`."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of everything random: weights, actions, batches, environments, evaluations."""
     steps: PositiveInt = 1_000_000
+    """Environment steps in all; by default the task's."""
     num_env_runners: NumWorkers = 0
+    """Remote runners, each on a CPU; 0 samples in the process that trains."""
     num_envs_per_env_runner: Annotated[int, Field(ge=1, le=MAX_WORKERS)] = 1
+    """Environments that each runner steps."""
     rollout_fragment_length: Annotated[int, Field(ge=1, lt=2**31)] | Literal["auto"] = "auto"
+    """Steps of each environment that a remote runner takes for one request."""
     max_lead_steps: Annotated[int, Field(ge=0, lt=2**53)] | Literal["auto"] = "auto"
+    """Steps by which sampling may lead learning; `auto` is four fragments of every runner, 0 takes turns."""
     num_learners: NumWorkers = 0
+    """Remote learners, which average gradients; 0 learns in the process that trains."""
     num_gpus_per_learner: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """GPUs of each learner; a fraction shares one."""
     limit_gpu_memory: bool = True
+    """Whether a trial with a fraction of a GPU may take only that fraction of its memory."""
     evaluation_num_env_runners: NumWorkers = 0
+    """Remote runners that evaluate beside training; 0 evaluates in the process that trains."""
     initialize_from: str | None = None
     """A run directory or checkpoint whose networks the run begins with; `{algorithm}`, `{task}` and `{seed}` in it are
     those of this run."""

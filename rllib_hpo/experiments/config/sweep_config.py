@@ -53,6 +53,7 @@ class Variant(_Model):
     """A named set of settings."""
 
     settings: Settings = Field(default_factory=dict)
+    """Settings of its trials."""
     algorithms: list[str] | None = None
     """Algorithms that it applies to; None for all."""
 
@@ -61,9 +62,13 @@ class Override(_Model):
     """Settings for some of the trials."""
 
     settings: Settings
+    """Settings of the trials that it applies to."""
     algorithm: str | None = None
+    """Algorithm of these trials; None for any."""
     task: str | None = None
+    """Task of these trials; None for any."""
     variant: str | None = None
+    """Variant of these trials; None for any."""
 
     def applies(self, algorithm: str, variant: str, task: str) -> bool:
         """Whether it applies to a trial."""
@@ -77,13 +82,21 @@ class SweepFile(_Model):
     """The keys of a sweep file."""
 
     sweep: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+    """Name of the sweep, and of the column of its rows."""
     description: str = ""
+    """What it is for."""
     algorithms: Annotated[list[str], Field(min_length=1)]
+    """Names of algorithms."""
     tasks: Annotated[list[str], Field(min_length=1)]
+    """Names of tasks, or any gymnasium ids."""
     seeds: list[int] | str | int
+    """Seeds: a list, a range such as `0-4`, or one number."""
     settings: Settings = Field(default_factory=dict)
+    """Settings of all trials whose algorithm has them."""
     variants: dict[str, Variant] = Field(default_factory=lambda: {DEFAULT_VARIANT: Variant()})
+    """Named sets of settings; by default one without any, `default`."""
     overrides: list[Override] = Field(default_factory=list)
+    """Settings of some of the trials; later ones win."""
 
 
 @dataclass(frozen=True)

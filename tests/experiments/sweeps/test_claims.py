@@ -1,4 +1,4 @@
-"""Test README's table of the papers' claims: its files load, and have the stated cost."""
+"""Test the table of the papers' claims: its files load, cost what it says, and the documentation has the same."""
 
 from __future__ import annotations
 
@@ -24,6 +24,17 @@ def rows() -> list[list[str]]:
     )
     lines = [line for line in section.splitlines() if line.startswith("| ")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_the_documentation_has_the_same_table() -> None:
+    def table(path: str) -> list[str]:
+        return [
+            line
+            for line in (ROOT / path).read_text().splitlines()
+            if "tune_configs/" in line and line[0] == "|"
+        ]
+
+    assert table("docs/benchmarks/papers.md") == table("README.md")
 
 
 @cache
