@@ -1,8 +1,8 @@
-"""Plants mistakes into a copy of the package and shows that the tests notice: `python -m tests.mutations`.
+"""Plant mistakes in a copy of the package, and show that the tests notice: `python -m tests.mutations`.
 
 Each mutation replaces one piece of source text, which must occur exactly once, in a temporary copy of the package,
-and runs the tests that ought to fail. Printed: mutation, and the first test that killed it. The exit code is 1
-if any mutation survives and 2 if a text is no longer found or the tests fail without a mutation.
+and runs the tests that should fail. The output lists each mutation and the first test that killed it. The exit code is
+1 if any mutation survives, and 2 if a text is no longer found or the tests fail without a mutation.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Mutation:
 
 
 class MutationError(Exception):
-    """The mutation cannot be planted, or the tests do not run."""
+    """Raised if a mutation cannot be planted, or the tests do not run."""
 
 
 HAMILTONIAN = ("samplers/test_hamiltonian.py",)
@@ -366,7 +366,7 @@ MUTATIONS: tuple[Mutation, ...] = (
 
 
 def plant(mutation: Mutation, package: Path) -> str:
-    """Replaces the text in the copy of the package and returns the file's original source."""
+    """Replace the text in the copy of the package; return the file's original source."""
     file = package / mutation.path
     source = file.read_text()
     if (found := source.count(mutation.old)) != 1:
@@ -376,7 +376,7 @@ def plant(mutation: Mutation, package: Path) -> str:
 
 
 def run_tests(root: Path, tests: tuple[str, ...]) -> tuple[int, str]:
-    """Runs test files of the copy below `root` until the first failure; (exit code, output)."""
+    """Run test files of the copy below `root` until the first failure; return (exit code, output)."""
     environment = os.environ | {
         "PYTHONPATH": str(root),
         "OMP_NUM_THREADS": "1",
@@ -389,7 +389,7 @@ def run_tests(root: Path, tests: tuple[str, ...]) -> tuple[int, str]:
 
 
 def copy_package(root: Path) -> Path:
-    """Copies package, tests and pytest's configuration below `root`; returns the copy of the package."""
+    """Copy package, tests and pytest's configuration below `root`; return the copy of the package."""
     ignore = shutil.ignore_patterns("__pycache__")
     for folder in ("rllib_hpo", "tests"):
         shutil.copytree(ROOT / folder, root / folder, ignore=ignore)
@@ -404,7 +404,7 @@ def copy_package(root: Path) -> Path:
 
 
 def killer(mutation: Mutation, package: Path) -> str | None:
-    """The first test that fails with the mutation planted, None if all pass."""
+    """Return the first test that fails with the mutation planted, None if all pass."""
     source = plant(mutation, package)
     try:
         code, output = run_tests(package.parent, mutation.tests)
@@ -419,7 +419,7 @@ def killer(mutation: Mutation, package: Path) -> str | None:
 
 
 def main() -> int:
-    """Runs every mutation (or those whose names contain an argument); returns the exit code."""
+    """Run every mutation (or those whose names contain an argument); return the exit code."""
     chosen = [m for m in MUTATIONS if all(word in m.name for word in sys.argv[1:])]
     width = max((len(m.name) for m in chosen), default=0)
     survivors = 0

@@ -1,4 +1,4 @@
-"""Reads the numbers of the package's modules out into what `tests.reference` computes with."""
+"""Convert the package's modules into the inputs of `tests.reference`."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from tests.reference.update import Networks
 
 
 def leaf(tensor: Tensor) -> Tensor:
-    """A copy that is a leaf of its own autograd graph."""
+    """Return a copy that is a leaf of its own autograd graph."""
     return tensor.detach().clone().requires_grad_()
 
 
 def linear_layers(network: nn.Module) -> Layers:
-    """Weight (out, in) and bias of every linear layer, in order."""
+    """Return weight (out, in) and bias of every linear layer, in order."""
     return [(leaf(m.weight), leaf(m.bias)) for m in network.modules() if isinstance(m, nn.Linear)]
 
 
 def critic_layers(critics: Critics) -> list[Layers]:
-    """The two critics as separate networks."""
+    """Return the two critics as separate networks."""
     pairs = list(zip(critics.weights, critics.biases, strict=True))
     return [[(leaf(w[twin]), leaf(b[twin, 0])) for w, b in pairs] for twin in range(2)]
 
 
 def gated_force_layers(force: GatedForce) -> tuple[Layers, Layers]:
-    """T_h and sigma_h as two networks over [s, a, g] (or [a, g]), whose first layers the module keeps as one."""
+    """Return T_h and sigma_h as two networks over [s, a, g] (or [a, g]); the module joins their first layers."""
     weight = force.action_weight
     if force.state_weight is not None:
         weight = torch.cat([force.state_weight, weight], -1)
@@ -42,7 +42,7 @@ def gated_force_layers(force: GatedForce) -> tuple[Layers, Layers]:
 
 
 def networks_of(model: SoftActorCriticModel) -> Networks:
-    """Everything an update changes, copied."""
+    """Copy everything that an update changes."""
     sampler = model.sampler
     networks = Networks(
         policy=linear_layers(sampler.policy),
@@ -60,7 +60,7 @@ def networks_of(model: SoftActorCriticModel) -> Networks:
 
 
 def named_tensors(networks: Networks) -> dict[str, Tensor]:
-    """Every tensor of `networks` by name, to compare two of them."""
+    """Return every tensor of `networks` by name, for comparisons."""
     named = {"log_alpha": networks.log_alpha}
     groups = {"policy": networks.policy, "transform": networks.transform, "gate": networks.gate}
     for twin in range(2):

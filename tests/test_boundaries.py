@@ -1,6 +1,6 @@
-"""The linters that hold the package's boundaries go red for each planted violation, and for nothing else.
+"""Test that the linters of the package's boundaries find each planted violation, and nothing else.
 
-Imports are checked for the whole package; types and style for one small module, since `make lint` does the rest.
+They check imports of the whole package, and types and style of one small module, since `make lint` does the rest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = Path(sys.executable).parent
 MODULE = "rllib_hpo/errors.py"
-"""The module in which type and style errors are planted."""
+"""Module in which type and style errors are planted."""
 
 IMPORT_VIOLATIONS = {
     # planted line: (module it is planted in, contract that must break)
@@ -35,7 +35,7 @@ IMPORT_VIOLATIONS = {
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy of the package and of the linters' configuration, to plant violations in."""
+    """Copy the package and the linters' configuration, to plant violations in."""
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "rllib_hpo", tmp_path / "rllib_hpo", ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
@@ -47,7 +47,7 @@ def plant(path: Path, code: str) -> None:
 
 
 def run(checkout: Path, tool: str, *arguments: str) -> tuple[int, str]:
-    """Exit code and output of a tool in the copy, which comes before the installed package on the path."""
+    """Return exit code and output of a tool in the copy, which precedes the installed package on the path."""
     environment = {**os.environ, "PYTHONPATH": str(checkout), "NO_COLOR": "1", "COLUMNS": "200"}
     command = [str(SCRIPTS / tool), *arguments]
     done = subprocess.run(
@@ -152,7 +152,7 @@ def test_unformatted_code_is_found(checkout: Path) -> None:
     ],
 )
 def test_import_loads_nothing_it_must_not(modules: str, absent: str) -> None:
-    """What the contracts cannot see: the package's own __init__, and what third parties import in turn."""
+    """The contracts cannot see the package's own __init__, and imports of third parties."""
     program = f"import sys, {', '.join(modules.split())}; print(*set({absent.split()!r}) & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False

@@ -1,4 +1,4 @@
-"""The command line from the outside: help, and every mistake a user can make ends in one sentence and exit code 2."""
+"""Test the command line: help, and that every user error ends in one sentence and exit code 2."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TINY = {
 
 
 def run(*words: str) -> int:
-    """`rllib-hpo WORDS` in this process; its exit code."""
+    """Run `rllib-hpo WORDS` in this process; return its exit code."""
     sys.argv = ["rllib-hpo", *words]
     with pytest.raises(SystemExit) as exit_:
         main()
@@ -33,14 +33,14 @@ def run(*words: str) -> int:
 
 
 def train(out: Path, *words: str, **settings: object) -> int:
-    """A tiny training run of 40 steps."""
+    """Train for 40 steps."""
     options = [word for name, value in (TINY | settings).items() for word in ("--set", f"{name}={value}")]
     return run("train", "--steps", "40", "--wandb", "disabled", "--out", str(out), *options, *words)
 
 
 @pytest.fixture
 def environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A module for --import with environments that no algorithm here can handle, or that go bad."""
+    """Make a module for --import with environments that no algorithm can handle, or that fail after a while."""
     shutil.copy(Path(__file__).parent / "bad_environments.py", tmp_path / "bad_environments.py")
     monkeypatch.syspath_prepend(str(tmp_path))
     return "bad_environments"
@@ -80,7 +80,7 @@ MISTAKES = {
 def test_mistakes_end_in_one_sentence(
     mistake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit code 2, what is wrong and what would be right, no traceback, nothing trained."""
+    """Exit code 2, the problem and the valid values, no traceback, nothing trained."""
     words, expected = MISTAKES[mistake]
     assert train(tmp_path / "run", *words) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
@@ -94,7 +94,7 @@ def test_mistakes_end_in_one_sentence(
 def test_what_is_not_finite_is_named_and_nothing_is_lost(
     task: str, what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Training stops with a sentence naming step and tensor; the last good checkpoint and all rows stand."""
+    """Training stops with a sentence naming step and tensor; the last good checkpoint and all rows remain."""
     words = ["--import", "bad_environments", "--task", task, "--steps", "200"]
     assert train(tmp_path / "run", *words) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
@@ -110,7 +110,7 @@ def test_what_is_not_finite_is_named_and_nothing_is_lost(
 def test_a_users_own_error_at_the_start(
     where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The sentence, then the traceback, once; nothing is left that would block the corrected command."""
+    """The sentence is followed once by the traceback; nothing is left that would block the corrected command."""
     task = f"Raising{where.capitalize()}-v0"
     assert train(tmp_path / "run", "--import", "bad_environments", "--task", task) == 2
     sentence, *trace = capsys.readouterr().err.strip().splitlines()
@@ -127,7 +127,7 @@ def test_a_users_own_error_at_the_start(
 def test_a_users_own_error_while_training(
     stack: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last checkpoint and all rows stand, and the events say what it was."""
+    """The last checkpoint and all rows remain, and the events record the error."""
     import bad_environments
 
     monkeypatch.setattr(bad_environments, "steps_taken", Counter())
@@ -155,7 +155,7 @@ settings: {steps: 200, warmup_steps: 50, hidden_units: 8, evaluation_episodes: 1
 
 @pytest.mark.usefixtures("environments")
 def test_a_sweep_with_broken_environments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A dry run shows the others, with a sentence for the broken ones; a start is refused and leaves nothing."""
+    """A dry run lists the others, with a sentence for each broken one; a start is rejected and leaves nothing."""
     file, out = tmp_path / "little.yaml", tmp_path / "sweep"
     file.write_text(SWEEP)
     words = [str(file), "--out", str(out), "--import", "bad_environments"]
@@ -176,7 +176,7 @@ def test_a_sweep_with_broken_environments(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_a_run_goes_on_only_as_it_began(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """An existing directory is not overwritten; resuming keeps algorithm, task and settings; more steps are fine."""
+    """An existing directory is not overwritten; resuming keeps algorithm, task and settings; more steps are allowed."""
     out = tmp_path / "run"
     assert train(out, "--algorithm", "sac", "--task", "Pendulum-v1") == 0
     capsys.readouterr()
@@ -238,7 +238,7 @@ def test_a_run_on_the_old_stack_goes_on(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_help_and_tasks_introduce_a_newcomer(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each command says what it does; the tasks are listed with the paper's numbers."""
+    """Each command describes itself; the tasks are listed with the paper's numbers."""
     for words, expected in (
         (("--help",), ("train", "evaluate", "tasks")),
         (("train", "--help"), ("--algorithm", "--task", "--resume", "NAME=VALUE")),
@@ -252,7 +252,7 @@ def test_help_and_tasks_introduce_a_newcomer(capsys: pytest.CaptureFixture[str])
 
 
 def test_the_making_of_a_cache_of_fonts_is_not_told(capsys: pytest.CaptureFixture[str]) -> None:
-    """As matplotlib does it on a machine where it is new, if that takes five seconds."""
+    """matplotlib logs it on a new machine if that takes five seconds."""
     assert run("tasks") == 0
     logging.getLogger("matplotlib.font_manager").warning("building the font cache")
     assert capsys.readouterr().err == ""
@@ -265,7 +265,7 @@ def test_the_making_of_a_cache_of_fonts_is_not_told(capsys: pytest.CaptureFixtur
 def test_trials_match_every_only(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """However they are given: of two options the first is not forgotten."""
+    """Of several options none is dropped."""
     file = tmp_path / "little.yaml"
     text = SWEEP.replace("[sac]", "[sac, td3]").replace("CartPole-v1, RaisingReset-v0", "Hopper-v4")
     file.write_text(text)

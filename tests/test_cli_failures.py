@@ -1,4 +1,4 @@
-"""The last net of the command line: what nobody expected is one line and a file with the traceback."""
+"""Test that unexpected errors of the command line end in one line and a file with the traceback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What cannot be flushed is tolerated; what was lost is not."""
+"""Test that unsupported flushes are tolerated, and lost data is not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rllib_hpo.results import write_atomically
 
 
 def refusing(number: int) -> Any:
-    """An fsync that fails with that error."""
+    """Make an fsync that fails with that error."""
 
     def fsync(descriptor: int) -> None:
         raise OSError(number, os.strerror(number))

@@ -1,4 +1,4 @@
-"""A package that adds algorithms and a task: installed for real, used by name, here and on remote workers."""
+"""Test a package that adds algorithms and a task: installed for real, used by name, locally and on remote workers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TINY = (
 
 
 def _train(out: Path, path: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """`rllib-hpo train` with `path` before everything else that Python imports from."""
+    """Run `rllib-hpo train` with `path` first on Python's path."""
     command = [sys.executable, "-m", "rllib_hpo.cli", "train", "--algorithm", "sac-bold", "--steps", "40"]
     command += ["--wandb", "disabled", "--out", str(out), *words]
     command += [word for setting in TINY.split() for word in ("--set", setting)]
@@ -29,7 +29,7 @@ def _train(out: Path, path: Path, *words: str) -> subprocess.CompletedProcess[st
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that pip installed the package into, entry points included."""
+    """Install the package into a folder by pip, entry points included."""
     target = tmp_path_factory.mktemp("site")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target)]
     subprocess.run([*pip, str(SOURCES)], check=True, timeout=250)
@@ -64,7 +64,7 @@ def test_import_does_without_installation(workers: str, tmp_path: Path) -> None:
 
 
 def _rllib_hpo(installed: Path, folder: Path, *commands: str) -> None:
-    """Each `rllib-hpo COMMAND` in one process that knows the package by its entry points."""
+    """Run each `rllib-hpo COMMAND` in one process that finds the package by its entry points."""
     done = subprocess.run(
         [sys.executable, "-c", COMMANDS, *commands],
         cwd=folder,

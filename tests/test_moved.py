@@ -1,4 +1,4 @@
-"""Modules that have moved still import under their old names, and pickles that name them load."""
+"""Test that moved modules import under their old names, and that pickles with old names load."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RELEASE = Path(__file__).parent / "data" / "0.1.0" / "release.tar.xz"
 
 
 def test_old_names_are_the_new_modules() -> None:
-    """In a process of their own, so that the old names are imported first."""
+    """A process of its own imports the old names first."""
     program = (
         "import importlib, sys, rllib_hpo; from rllib_hpo.moved import MOVED\n"
         "for old, new in MOVED.items():\n"
@@ -55,7 +55,7 @@ def test_a_pickle_with_an_old_name_loads() -> None:
 
 
 def test_modules_that_a_release_has_pickled_import() -> None:
-    """Whatever the pickles of its checkpoints and of Tune name."""
+    """These are all names in the pickles of its checkpoints and of Tune."""
     named: set[str] = set()
     with tarfile.open(RELEASE) as archive:
         for member in archive:

@@ -1,4 +1,4 @@
-"""The suite goes red for planted mistakes; `python -m tests.mutations` shows by which test."""
+"""Test that the suite fails for planted mistakes; `python -m tests.mutations` shows by which test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXAMPLE = Mutation("example", "module.py", "a + b", "a - b", ("test_module.py",)
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_the_text_of_every_mutation_is_in_the_package(mutation: Mutation) -> None:
-    """Whoever rewrites a mutated line moves the mutation along: its text must occur exactly once."""
+    """Update a mutation together with its line: its text must occur exactly once."""
     assert (ROOT / "rllib_hpo" / mutation.path).read_text().count(mutation.old) == 1
     assert mutation.old != mutation.new
     assert all((ROOT / "tests" / test).exists() for test in mutation.tests)
@@ -33,7 +33,7 @@ def test_a_text_that_is_not_there_once_is_an_error(tmp_path: Path, source: str) 
 def test_exit_code(
     killed_by: str | None, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """1 as soon as one mutation survives."""
+    """It is 1 if a mutation survives."""
     monkeypatch.setattr(sys, "argv", ["mutations"])
     monkeypatch.setattr(mutations, "MUTATIONS", (EXAMPLE,))
     monkeypatch.setattr(mutations, "copy_package", lambda root: root)

@@ -1,4 +1,4 @@
-"""The notebooks are stored without outputs, and run from top to bottom."""
+"""Test that the notebooks are stored without outputs, and run from top to bottom."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 PICTURES = {"ablations": 2, "compare_algorithms": 4, "policy_shape": 2}
-"""Least number of pictures that each notebook shows, by name."""
+"""Least number of pictures in each notebook, by name."""
 
 
 def code_cells(notebook: Any) -> list[Any]:
@@ -33,7 +33,7 @@ def test_a_notebook_is_stored_without_outputs(path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path: Path) -> None:
-    """An error in a cell is raised; the pictures and the tables below them are there."""
+    """An error in a cell is raised; the pictures and the tables below them exist."""
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
     notebook = nbformat.read(path, as_version=4)

@@ -1,4 +1,4 @@
-"""What a newcomer's first two commands rest on: dependencies, the constraints file and the make targets."""
+"""Test the basis of a newcomer's first commands: dependencies, the constraints file and the make targets."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TARGETS = [
 
 
 def make(*arguments: str, folder: Path = ROOT) -> str:
-    """What make prints; the make that may be running these tests does not pass its own flags on."""
+    """Return make's output, without the flags of a make that runs these tests."""
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))
     }
@@ -53,7 +53,7 @@ def make(*arguments: str, folder: Path = ROOT) -> str:
 
 
 def pins() -> dict[str, Version]:
-    """Version of each package in constraints.txt, by canonical name."""
+    """Return the version of each package in constraints.txt, by canonical name."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
     return {canonicalize_name(name): Version(version) for name, version in pairs}
@@ -67,7 +67,7 @@ def test_direct_dependency_is_pinned_within_its_range(line: str) -> None:
 
 
 def test_constraints_install_anywhere() -> None:
-    """Only plain, sorted `name==version` lines: no paths, no addresses, no builds of one index."""
+    """It has only plain, sorted `name==version` lines: no paths, no addresses, no builds of one index."""
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert lines == sorted(lines)
     for line in lines:

@@ -1,4 +1,4 @@
-"""Hyperparameters: defaults, what is refused and in which words, and the registry of algorithms."""
+"""Test hyperparameters: defaults, rejected values and messages, and the registry of algorithms."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EVERY = pytest.mark.parametrize("algorithm", BUILT_IN)
 
 
 def refusal(model: type[ActorCriticSettings], **values: Any) -> str:
-    """The message with which `values` are refused."""
+    """Return the message that rejects `values`."""
     with pytest.raises(SettingsError) as caught:
         parse_settings(model, values)
     message = str(caught.value)
@@ -46,7 +46,7 @@ def test_defaults_are_valid_and_documented(algorithm: str) -> None:
 
 @EVERY
 def test_what_is_common_has_the_papers_values(algorithm: str) -> None:
-    """arXiv 2103.12020, V-A, and what the field takes for granted."""
+    """Values are those of arXiv 2103.12020, V-A, and the field's conventions."""
     settings = find_settings(algorithm)()
     is_soft_q = algorithm == "soft-q"  # by its authors' later code
     batch, units, tau = (128, 128, 1.0) if is_soft_q else (256, 256, 0.005)
@@ -192,7 +192,7 @@ def test_tempering_that_changes_nothing_is_said(values: dict[str, Any], expected
 
 
 def test_a_notice_is_given_where_the_factors_are_one() -> None:
-    """As the schedule itself has them."""
+    """The factors are the schedule's."""
     for std in (0.5, 1.0, 1.5):
         values = {"momentum_std_train": std, "momentum_std_explore": 2.0, "tempering_allow_heating": True}
         settings = parse_settings(SACHPOSettings, {"tempering": True} | values)
@@ -219,7 +219,7 @@ def test_settings_cannot_be_changed_by_accident() -> None:
 
 @pytest.fixture
 def entries() -> Iterator[None]:
-    """The registry is put back afterwards."""
+    """Restore the registry after the test."""
     before = dict(registry._ENTRIES)
     yield
     registry._ENTRIES.clear()
@@ -227,7 +227,7 @@ def entries() -> Iterator[None]:
 
 
 class UniformSettings(ActorCriticSettings):
-    """Settings of a package of its own."""
+    """Define settings of another package."""
 
     sampler: ClassVar[str] = "uniform"
 

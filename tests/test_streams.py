@@ -1,4 +1,4 @@
-"""Named random streams: independent of each other, equal for equal names, resumable."""
+"""Test named random streams: independent of each other, equal for equal names, resumable."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_name_always_means_the_same_stream(names: tuple[Any, ...]) -> None:
 
 
 def test_streams_do_not_depend_on_the_process() -> None:
-    """Words are hashed by CRC, not by Python's `hash`, which differs from process to process."""
+    """Words are hashed by CRC, not by Python's `hash`, which differs between processes."""
     assert seed_sequence(7, "evaluation", 3).generate_state(2).tolist() == [4069181259, 2606962738]
 
 
@@ -66,7 +66,7 @@ def test_the_state_continues_every_stream() -> None:
 
 
 def test_a_stream_of_another_kind_of_device_starts_afresh(caplog: pytest.LogCaptureFixture) -> None:
-    """As one that joins: it repeats neither its beginning nor what it drew after another such change."""
+    """Like a stream that joins, it repeats neither its beginning nor its draws after another such change."""
     streams = TorchStreams(5, "learner")
     torch.randn(7, generator=streams["replay"])
     state = streams.get_state()

@@ -1,4 +1,4 @@
-"""The shape of the package: no module imports itself by way of others, and no package grows too large."""
+"""Test the structure of the package: no circular imports, and no package that is too large."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "rllib_hpo"
 MOST_LINES = 1_700
-"""Of one package of experiments, without the packages in it."""
+"""Limit for one package of experiments, without its subpackages."""
 
 
 def read_package(root: Path) -> dict[str, ast.Module]:
-    """The syntax tree of every module below `root`, by its dotted name."""
+    """Return the syntax tree of every module below `root`, by its dotted name."""
     trees = {}
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root.parent).with_suffix("").parts
@@ -26,7 +26,7 @@ def read_package(root: Path) -> dict[str, ast.Module]:
 
 
 def statements(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes below `tree` but those that only type checkers see."""
+    """Return all nodes below `tree` except those that only type checkers see."""
     waiting = [tree]
     while waiting:
         node = waiting.pop()
@@ -36,7 +36,7 @@ def statements(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def imported(module: str, is_package: bool, tree: ast.Module) -> Iterator[str]:
-    """Every name that a module imports anywhere: "a.b" for `import a.b`, "a.b.c" for `from a.b import c`."""
+    """Return every name that a module imports anywhere: "a.b" for `import a.b`, "a.b.c" for `from a.b import c`."""
     for node in statements(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -49,7 +49,7 @@ def imported(module: str, is_package: bool, tree: ast.Module) -> Iterator[str]:
 
 @functools.cache
 def import_graph(root: Path) -> dict[str, set[str]]:
-    """The modules that each module below `root` imports. That a package is imported before its parts is no import."""
+    """Return the modules that each module below `root` imports; the import of a parent package does not count."""
     trees = read_package(root)
     graph = {}
     for module, tree in trees.items():
@@ -62,7 +62,7 @@ def import_graph(root: Path) -> dict[str, set[str]]:
 
 
 def find_circle(graph: Mapping[str, set[str]]) -> list[str]:
-    """Modules each of which imports the one before it, the first and last the same; empty without a circle."""
+    """Return modules each of which imports the one before it, the first equal to the last; empty without a circle."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:

@@ -1,4 +1,4 @@
-"""Returns and costs side by side: a figure with the limit drawn, and a table of who keeps to it."""
+"""Compare returns and costs: a figure with the limit, and a table of who keeps to it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rllib_hpo.analysis.runs import Floats, Run, Series, TaskId, cells_of, serie
 from rllib_hpo.analysis.tables import NOTHING, Table, coverage, final
 
 DOING_NOTHING: Mapping[str, float] = {"Ant-v4": 1_000.0, "Ant-v5": 1_000.0}
-"""Returns of 1,000 steps without any torque, by environment: the healthy bonus alone."""
+"""Returns of 1,000 steps with zero torque, by environment: the healthy bonus alone."""
 _TITLES = {
     "return": "return",
     "cost_mean": "cost of an episode",
@@ -24,9 +24,9 @@ _TITLES = {
 
 
 def cost_figure(runs: Sequence[Run]) -> Figure | None:
-    """A row of panels for each task: return, cost and discounted cost, the limit drawn where it bounds.
+    """Draw a row of panels per task: return, cost and discounted cost, with the limit where it applies.
 
-    Lines are means over seeds of moving averages; None where no task has a cost.
+    Lines are means over seeds of moving averages. The result is None if no task has a cost.
     """
     costly = [run for run in runs if run.costs]
     if not costly:
@@ -70,7 +70,7 @@ def _draw(axis: Any, own: Sequence[Run], name: str, series: Series) -> None:
 
 
 def _draw_references(axis: Any, task: TaskId, own: Sequence[Run], name: str) -> None:
-    """The limit, and what doing nothing returns."""
+    """Draw the limit, and the return of doing nothing."""
     level, label = None, ""
     if name == "return":
         level, label = DOING_NOTHING.get(task.env_id), "doing nothing"
@@ -81,9 +81,9 @@ def _draw_references(axis: Any, task: TaskId, own: Sequence[Run], name: str) -> 
 
 
 def cost_table(runs: Sequence[Run]) -> Table | None:
-    """Final return, costs and episode length of each cell, who is within the limit, and what training cost.
+    """Return final return, costs and episode length of each cell, who is within the limit, and training costs.
 
-    None where no task has a cost.
+    The result is None if no task has a cost.
     """
     costly = [run for run in runs if run.costs]
     if not costly:
@@ -139,7 +139,7 @@ def _final(run: Run, values: Floats) -> float:
 
 
 def _latest(run: Run, name: str) -> float:
-    """The last number of a diagnostic; NaN where there is none."""
+    """Return the last value of a diagnostic; NaN if there is none."""
     return float(run.diagnostics[name][-1]) if name in run.diagnostics else np.nan
 
 

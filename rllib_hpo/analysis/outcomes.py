@@ -1,4 +1,4 @@
-"""What came of episodes besides returns: goals, distances, and the runs that came past a task's threshold."""
+"""Report outcomes of episodes besides returns: goals, distances, and runs that passed a task's threshold."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def wilson(successes: int, trials: int) -> Interval:
 
 
 def is_past(run: Run) -> bool | None:
-    """Whether a run came past its task's threshold in training; None where it has none."""
+    """Return whether a run passed its task's threshold in training; None if there is no threshold."""
     if run.task.env_id not in THRESHOLDS:
         return None
     name, sign, threshold = THRESHOLDS[run.task.env_id]
@@ -58,7 +58,7 @@ def is_past(run: Run) -> bool | None:
 
 
 def outcomes_table(runs: Sequence[Run]) -> Table | None:
-    """The last evaluation's outcomes, by task and algorithm; None where no environment reports any."""
+    """Return the last evaluation's outcomes, by task and algorithm; None if no environment reports any."""
     telling = [run for run in runs if any(name in run.diagnostics for name in SHOWN)]
     if not telling:
         return None
@@ -101,9 +101,9 @@ def _past(found: Sequence[bool | None]) -> str:
 
 
 def threshold_figure(runs: Sequence[Run]) -> Figure | None:
-    """How far each run has come in training, a line for each seed, and the threshold; None where no task has one.
+    """Draw each run's progress in training, one line per seed, and the threshold; None if no task has one.
 
-    As Figure 3 of Haarnoja et al. 2017.
+    It corresponds to Figure 3 of Haarnoja et al. 2017.
     """
     shown = [
         run

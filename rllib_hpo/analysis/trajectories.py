@@ -1,6 +1,7 @@
-"""Where policies go, seen from above: rollouts among goals and walls, and what is drawn in a few states over Q.
+"""Draw rollouts of policies from above, among goals and walls, and actions in a few states over Q.
 
-As Figures 1 and 7 of Haarnoja et al. 2017, arXiv 1702.08165, for any algorithm on a task that reports `xy`.
+The figures correspond to Figures 1 and 7 of Haarnoja et al. 2017, arXiv 1702.08165, for any algorithm on a task that
+reports `xy`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from rllib_hpo.tasks.soft_q.snake import FINISH
 
 Array = NDArray[np.float64]
 STATES = ((-2.5, 0.0), (0.0, 0.0), (2.5, 2.5))
-"""Of multi-goal, where actions are drawn over Q."""
+"""States of multi-goal in which actions are drawn over Q."""
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 _NUM_ACTIONS = 300
 _RESOLUTION = 61
@@ -43,18 +44,18 @@ class Rollouts(NamedTuple):
     outcomes: list[outcomes.Outcome]
 
     def numbers(self) -> dict[str, float]:
-        """See `rllib_hpo.tasks.outcomes.summary`; of no goals, those that any episode reached."""
+        """Return `rllib_hpo.tasks.outcomes.summary`; of no goals, those that any episode reached."""
         return outcomes.summary(self.outcomes, len(GOALS) if "goal" in self.outcomes[0] else 0)
 
 
 @torch.no_grad()
 def roll_out(policy: DeployedPolicy, num: int, seed: int = 0, *, explores: bool = True) -> Rollouts:
-    """Plays episodes side by side.
+    """Play episodes in parallel environments.
 
     Args:
-        policy: Of any algorithm.
-        num: How many.
-        seed: Of the episodes and of all noise.
+        policy: Policy of any algorithm.
+        num: Number of episodes.
+        seed: Seed of the episodes and of all noise.
         explores: Whether actions are those of training, drawn with noise; else those of evaluations.
 
     Raises:
@@ -103,7 +104,7 @@ def _position(env: Any) -> Array:
 def trajectories_figure(
     policies: Sequence[DeployedPolicy], rollouts: Sequence[Rollouts], seed: int = 0
 ) -> Figure:
-    """A row for each policy: where it goes, and on multi-goal what it draws in three states over the contours of Q."""
+    """Draw one row per policy: its paths, and on multi-goal its actions in three states over the contours of Q."""
     env = policies[0].metadata.env
     with_states = env.startswith("MultiGoal")
     columns = 1 + len(STATES) * with_states
@@ -131,7 +132,7 @@ def trajectories_figure(
 
 
 def _draw_scene(axis: Axes, env: Any) -> None:
-    """Level lines of the distance to a goal; or walls, goal and finish line."""
+    """Draw level lines of the distance to a goal; or walls, goal and finish line."""
     if getattr(env, "num_goals", 0):
         grid = np.linspace(-HALF_WIDTH, HALF_WIDTH, 101)
         x, y = np.meshgrid(grid, grid)
@@ -153,7 +154,7 @@ def _draw_scene(axis: Axes, env: Any) -> None:
 
 @torch.no_grad()
 def _draw_actions(axis: Axes, actor: Actor, state: tuple[float, float], seed: int) -> None:
-    """Actions that are drawn in one state of multi-goal, over Q."""
+    """Draw actions of one state of multi-goal over Q."""
     obs = torch.tensor([state]).expand(_NUM_ACTIONS, -1)
     drawn = actor.act(obs, TorchStreams(seed, "trajectories", *map(str, state))).numpy()
     critics: Any = getattr(actor, "target_critics", None)
@@ -171,7 +172,7 @@ def _draw_actions(axis: Axes, actor: Actor, state: tuple[float, float], seed: in
 
 
 def trajectories_table(policies: Sequence[DeployedPolicy], rollouts: Sequence[Rollouts]) -> Table:
-    """What came of each policy's episodes."""
+    """Return the outcomes of each policy's episodes."""
     numbers = [played.numbers() for played in rollouts]
     names = list(numbers[0])
     rows = [
@@ -189,7 +190,7 @@ def _name(policy: DeployedPolicy) -> str:
 def write_trajectories(
     policies: Sequence[DeployedPolicy], out: Path, *, num: int = 100, seed: int = 0, explores: bool = True
 ) -> tuple[Path, Table]:
-    """Writes the figure (PNG, PDF or SVG by the name of `out`), and the numbers as CSV beside it.
+    """Write the figure (PNG, PDF or SVG by the name of `out`), and the numbers as CSV beside it.
 
     Raises:
         UserError: If the file's kind is impossible, the policies are of several environments, or theirs reports no

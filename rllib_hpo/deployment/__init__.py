@@ -1,4 +1,4 @@
-"""Trained policies outside of Ray: one module from observation to action, and the files it is written to."""
+"""Use trained policies outside of Ray: one module from observation to action, and its files."""
 
 from rllib_hpo.deployment.formats import (
     FORMATS,

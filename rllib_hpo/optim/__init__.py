@@ -1,1 +1,1 @@
-"""How an update changes a model: gradient steps, guarded against NaN, averaged over replicas. Pure torch."""
+"""Change a model in updates: gradient steps, guarded against NaN, averaged over replicas. Pure torch."""

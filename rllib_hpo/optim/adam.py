@@ -1,8 +1,8 @@
-"""Adam as torch has it, stepped by its fused kernel directly: all of a group's parameters in one call.
+"""Step torch's Adam by its fused kernel directly, with one call for all parameters of a group.
 
-`torch.optim.Adam.step` costs a small update more than the kernel does. The state is torch's own, so that checkpoints
-read and write it as ever. Step counts live on the parameters' device, so a step may be captured in a CUDA graph,
-and a tensor on that device decides whether it takes place; the learning rate is a constant of the graph.
+`torch.optim.Adam.step` costs more than the kernel in a small update. The state is torch's own, so checkpoints read and
+write it as usual. Step counts are on the parameters' device, so that a CUDA graph can capture a step, and a tensor on
+that device can skip it; the learning rate is a constant of the graph.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from torch import Tensor
 
 
 def make_adam(parameters: list[Tensor], lr: float) -> torch.optim.Adam:
-    """Adam with the defaults of the papers: betas 0.9 and 0.999, epsilon 1e-8."""
+    """Make Adam with the defaults of the papers: betas 0.9 and 0.999, epsilon 1e-8."""
     return torch.optim.Adam(parameters, lr=lr, eps=1e-8, fused=True)
 
 
 def adam_step(optimizer: torch.optim.Optimizer, skip: Tensor | None = None) -> None:
-    """One step along the `.grad` of those parameters that have one.
+    """Take one step along `.grad` of the parameters that have one.
 
     Args:
-        optimizer: From `make_adam`.
-        skip: A float32 scalar on the parameters' device; 1.0 leaves parameters and state as they are.
+        optimizer: Optimizer from `make_adam`.
+        skip: A float32 scalar on the parameters' device; 1.0 leaves parameters and state unchanged.
     """
     for group in optimizer.param_groups:
         parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -51,14 +51,14 @@ def adam_step(optimizer: torch.optim.Optimizer, skip: Tensor | None = None) -> N
 
 
 def addresses(optimizer: torch.optim.Optimizer) -> list[int]:
-    """Where in memory the parameters and their state are, for those who captured a step."""
+    """Return the memory addresses of parameters and state, to check a captured step."""
     tensors = [p for group in optimizer.param_groups for p in group["params"]]
     tensors += [value for state in optimizer.state.values() for value in state.values()]
     return [tensor.data_ptr() for tensor in tensors]
 
 
 def _state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
-    """The parameter's moments and step count, made when first needed, as torch makes them."""
+    """Return the parameter's moments and step count, made on first use, as torch makes them."""
     state: dict[str, Tensor] = optimizer.state[parameter]
     if not state:
         state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)

@@ -1,4 +1,4 @@
-"""What happens when a loss is not finite: an error at once, or, on a device that must not wait, at the next look."""
+"""Handle non-finite losses: raise at once, or freeze the device's steps and raise at the next check."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rllib_hpo.errors import NonFiniteError
 
 
 class Guard:
-    """Looks at every loss before the step that follows from it, and raises at once."""
+    """Check every loss before its step, and raise at once."""
 
     def begin(self, kind: str) -> None:
-        """Begins an update of that kind."""
+        """Begin an update of that kind."""
 
     def check(self, loss: Tensor, name: str) -> Tensor | None:
-        """Whether the step is to be skipped, as a float32 scalar of 0 or 1; None for never.
+        """Return whether to skip the step, as a float32 scalar of 0 or 1; None for never.
 
         Raises:
             NonFiniteError: If the loss is not finite.

@@ -1,8 +1,8 @@
-"""A multiplier that holds a distance at its target by PID control.
+"""Hold a distance at its target by a multiplier under PID control.
 
 Johnson, "Markov Chain Monte Carlo Policy Optimization", 4.1: the multiplier beta of the distance D between the policy
-and the previous one follows the error of D. The paper adds errors and gains without units; here, unless the literal
-rule is asked for, the error is relative to the target, and beta is measured in units of the force that it balances,
+and the previous one follows the error of D. The paper adds errors and gains without units. Here, except in the
+literal rule, the error is relative to the target, and beta is in units of the force that it balances,
 
     delta = clip(D / target - 1, -1, 3)
     I     = clip(I + K_I delta, 0, kappa_max)
@@ -29,13 +29,13 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 DELTA_MIN, DELTA_MAX = -1.0, 3.0
 SCALE_DECAY = 0.99
-"""Of the running mean S, per update."""
+"""Decay of the running mean S, per update."""
 SMALLEST_BETA = 1e-6
-"""What beta never falls below: the force divides by it."""
+"""Lower bound of beta, by which the force is divided."""
 
 
 class MultiplierSettings(Settings):
-    """How the multiplier of the distance to the previous policy is set."""
+    """Settings of the multiplier of the distance to the previous policy."""
 
     pid_settings: ClassVar[tuple[str, ...]] = tuple(
         "proportional_gain integral_gain derivative_gain initial_kappa min_kappa max_kappa".split()
@@ -81,25 +81,25 @@ class MultiplierSettings(Settings):
         return self
 
     def notices(self) -> list[str]:
-        """Names settings of the multiplier that is not chosen."""
+        """List settings of the multiplier that is not chosen."""
         idle = ("beta",) if self.multiplier == "pid" else self.pid_settings
         found = [f"{name} changes nothing with multiplier={self.multiplier!r}." for name in given(self, idle)]
         return [*super().notices(), *found]
 
 
 def given(settings: Settings, names: Iterable[str]) -> list[str]:
-    """Those of the settings whose values are not their defaults."""
+    """Return the settings whose values are not their defaults."""
     fields = type(settings).model_fields
     return [name for name in names if getattr(settings, name) != fields[name].default]
 
 
 class Multiplier(nn.Module):
-    """beta and all that its control counts, in buffers.
+    """Hold beta and the state of its control, in buffers.
 
     Args:
         settings: Gains, bounds and the choice of the rule.
-        target: Distance aimed at.
-        literal: Whether the rule is the paper's, in absolute units:
+        target: Target of the distance.
+        literal: Whether to use the paper's rule, in absolute units:
             Delta = D - target, I = (I + Delta)_+, beta = (K_P Delta + K_I I + K_D (D - D_before))_+.
     """
 
@@ -114,13 +114,13 @@ class Multiplier(nn.Module):
         start = settings.initial_kappa
         gain = settings.integral_gain if literal else 1.0
         self.register_buffer("kappa", torch.tensor(start))
-        # So that both rules start from `initial_kappa`.
+        # Both rules then start from `initial_kappa`.
         self.register_buffer("integral", torch.tensor(start / gain if gain else 0.0))
         self.register_buffer("error", torch.zeros(()))
         self.register_buffer("scale", torch.zeros(()))
 
     def beta(self, scale: Tensor | None = None) -> Tensor:
-        """The multiplier, a scalar without gradient; `scale` is S where it is not the stored one.
+        """Return the multiplier, a scalar without gradient; `scale` replaces the stored S.
 
         An S of 0, as before the first update or where Q is flat, counts as 1.
         """
@@ -133,21 +133,21 @@ class Multiplier(nn.Module):
 
     @torch.no_grad()
     def next_scale(self, norm: Tensor) -> Tensor:
-        """S after an update whose value gradients have mean norm `norm`; the first one stands for itself."""
+        """Return S after an update whose value gradients have mean norm `norm`; the first norm is S itself."""
         mean = torch.lerp(norm, self.scale, SCALE_DECAY)
         return torch.where(self.scale > 0, mean, norm)
 
     def store_scale(self, steps: Steps, scale: Tensor) -> None:
-        """Writes S."""
+        """Store S."""
         steps.assign(self.scale, scale)
 
     @torch.no_grad()
     def control(self, steps: Steps, distance: Tensor) -> None:
-        """Follows the distance D of one update.
+        """Update the control by the distance D of one update.
 
         Args:
-            steps: What writes buffers.
-            distance: D, a scalar, equal in all replicas.
+            steps: Writes buffers.
+            distance: Distance D, a scalar, equal in all replicas.
         """
         if self.settings.multiplier == "fixed":
             return
@@ -173,7 +173,7 @@ class Multiplier(nn.Module):
         return error, integral, (terms + settings.derivative_gain * change).clamp(min=0)
 
     def described(self) -> dict[str, Tensor]:
-        """beta, the controller's terms and S, scalars."""
+        """Return beta, the controller's terms and S, scalars."""
         return {
             "beta": self.beta(),
             "kappa": self.kappa.clone(),

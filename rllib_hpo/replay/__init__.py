@@ -1,1 +1,1 @@
-"""The replay: rows of declared columns, in memory, on their way to a GPU, and on disk. Pure torch."""
+"""Store transitions as rows of declared columns, in memory, on the way to a GPU, and on disk. Pure torch."""

@@ -27,15 +27,14 @@ SPARE_SHARE = 0.1
 class Replay:
     """A ring of rows with uniform sampling. It allocates memory as rows arrive.
 
-    Rows go to a GPU by way of pinned memory, so adding some does not wait for updates under way. A replay in the
-    host's memory is not pinned itself, even if a GPU learns from it: pinning takes all memory at once and keeps it
-    from everybody else, and the GPU reads no row from there. Batches are gathered by the host, into pinned memory
-    (`rllib_hpo.replay.feed.RowFeed`).
+    Rows reach a GPU through pinned memory, so adding rows does not wait for running updates. A replay in the host's
+    memory is not pinned, even if a GPU learns from it: pinning would allocate all memory at once and lock it, and the
+    GPU reads no row from it. Batches are gathered by the host, into pinned memory (`rllib_hpo.replay.feed.RowFeed`).
 
     Args:
-        layout: What a row holds.
+        layout: Layout of a row.
         capacity: Rows kept; older ones are overwritten.
-        device: Where the rows are to live. If they do not all fit there, they live in the host's memory.
+        device: Device of the rows. If they do not all fit, they stay in the host's memory.
     """
 
     def __init__(self, layout: RowLayout, capacity: int, device: str | torch.device = "cpu") -> None:
@@ -62,7 +61,7 @@ class Replay:
 
     def add(self, rows: npt.NDArray[np.float32]) -> None:
         """Append rows (N, width) in order, overwriting the oldest."""
-        # What Ray hands over is read-only, which torch does not take.
+        # Ray's arrays are read-only, which torch does not accept.
         kept = torch.from_numpy(np.require(rows[-self.capacity :], requirements="W"))
         start = (self.total_rows + len(rows) - len(kept)) % self.capacity
         head = min(len(kept), self.capacity - start)
@@ -89,7 +88,7 @@ class Replay:
 
     @staticmethod
     def _grows(device: torch.device) -> bool:
-        # A CPU's pages are taken as they are written to, a GPU's memory at once.
+        # A CPU allocates pages when they are written, a GPU all memory at once.
         return device.type != "cpu"
 
     def _first_rows(self, device: torch.device) -> Tensor:

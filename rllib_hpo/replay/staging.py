@@ -1,4 +1,4 @@
-"""The way from the host to a GPU on which neither waits for the other."""
+"""Copy from the host to a GPU through pinned memory, without either waiting for the other."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 class Staging:
-    """Memory of the host that a GPU copies from while the host goes on: it is written, copied, written again.
+    """Hold pinned host memory, which is written, copied to the GPU asynchronously, and written again.
 
-    A copy from memory that is not pinned would make the host wait for all that the GPU still has to do.
+    A copy from unpinned memory would make the host wait for all pending work of the GPU.
 
     Args:
-        shape: Of what it holds; the first dimension may be used in part.
-        dtype: Of its numbers.
-        device: Where copies go.
+        shape: Shape of the memory; the first dimension may be used in part.
+        dtype: Type of its values.
+        device: Target of the copies.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
@@ -23,14 +23,14 @@ class Staging:
         self._copied = torch.cuda.Event() if is_cuda else None
 
     def begin(self) -> Tensor:
-        """The memory, once the latest copy has left it and it may be written."""
+        """Return the memory for writing, once the latest copy from it is complete."""
         if self._copied is not None:
             self._copied.synchronize()
         return self._memory
 
     def copy_to(self, target: Tensor) -> None:
-        """Copies the first rows, as many as `target` has, in the order of the current stream of its device."""
+        """Copy the first rows, as many as `target` has, in the order of the current stream of its device."""
         target.copy_(self._memory[: len(target)], non_blocking=True)
         if self._copied is not None:
-            # Without a stream it would be that of the current device, which may be another GPU.
+            # Without an argument this would be the stream of the current device, which may be another GPU.
             self._copied.record(torch.cuda.current_stream(target.device))

@@ -1,7 +1,7 @@
-"""What Ray does not promise and this package uses nonetheless, each with its reason. No other file touches any of it.
+"""Wrap every use of Ray's private API, each with its reason. No other file uses any.
 
-All of it was checked on Ray 2.60: on a new Ray, look here first. RLlib is imported where it is needed only, since
-commands without training come by here too.
+All of it was checked on Ray 2.60; check it first on a new Ray. Functions import RLlib when they need it, since commands
+without training import this module too.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any, cast
 import ray
 
 CHECKED_ON = "2.60"
-"""The minor version of Ray that everything here was checked on."""
+"""The minor version of Ray on which this file was checked."""
 
 INTERNAL_OPTIONS = frozenset(
     {"_train_batch_size_per_learner", "_is_frozen", "_per_module_overrides", "_is_atari"}
 )
-"""Attributes of AlgorithmConfig that are no options but stand among them in `vars(config)`. Ray 2.60."""
+"""Attributes of AlgorithmConfig that are not options but appear in `vars(config)`. Ray 2.60."""
 
 PRIVATE_OPTIONS = {"_train_batch_size_per_learner": "train_batch_size_per_learner"}
-"""Where AlgorithmConfig keeps options of ours, and their public names: `to_dict` has the former. Ray 2.60."""
+"""Private names of AlgorithmConfig's options, which `to_dict` returns, and their public names. Ray 2.60."""
 
 
 # Objects of Ray itself
@@ -32,10 +32,10 @@ PRIVATE_OPTIONS = {"_train_batch_size_per_learner": "train_batch_size_per_learne
 
 @contextmanager
 def without_object_store() -> Iterator[None]:
-    """Lets `ray.put` return its argument.
+    """Let `ray.put` return its argument.
 
-    EnvRunnerGroup puts config and weights into the object store even if no actor will ever fetch them; where Ray does
-    not run yet, that starts a cluster of eight processes for nothing. Ray 2.60.
+    EnvRunnerGroup puts config and weights into the object store even if no actor will ever fetch them; if Ray does
+    not run yet, that starts a useless cluster of eight processes. Ray 2.60.
     """
     put = ray.put
     ray.put = lambda value, **_: value
@@ -47,9 +47,9 @@ def without_object_store() -> Iterator[None]:
 
 @contextmanager
 def without_sigterm_handler() -> Iterator[None]:
-    """Keeps `ray.init` from replacing this process's handler of SIGTERM.
+    """Keep `ray.init` from replacing this process's handler of SIGTERM.
 
-    Ray's own ends the process before anything is saved, and no argument of `ray.init` turns it off. Ray 2.60.
+    Ray's handler ends the process before anything is saved, and no argument of `ray.init` disables it. Ray 2.60.
     """
     import ray._private.utils as utils
 
@@ -63,9 +63,9 @@ def without_sigterm_handler() -> Iterator[None]:
 
 @contextmanager
 def processes_in_own_groups() -> Iterator[None]:
-    """Lets `ray.init` give each process of Ray a process group of its own.
+    """Let `ray.init` give each process of Ray its own process group.
 
-    `timeout` and a lost terminal signal the whole group of the driver, and trials are still to be saved then; no
+    `timeout` and a lost terminal signal the driver's whole group, while trials must still be saved; no
     argument of `ray.init` does it. Ray 2.60.
     """
     from ray._private import services
@@ -79,9 +79,9 @@ def processes_in_own_groups() -> Iterator[None]:
 
 
 def is_dead_for_good(actor: Any) -> bool:
-    """Whether Ray will not start an actor again.
+    """Return whether Ray will not restart an actor.
 
-    A call fails in the same way while Ray starts it, and `ray.util.state` needs the dashboard. Ray 2.60.
+    A call fails in the same way while Ray restarts it, and `ray.util.state` needs the dashboard. Ray 2.60.
     """
     from ray._private import state
 
@@ -89,9 +89,9 @@ def is_dead_for_good(actor: Any) -> bool:
 
 
 def captures_children() -> bool:
-    """Whether actors started in this process go to its placement group.
+    """Return whether actors started in this process go to its placement group.
 
-    `ray.util.get_current_placement_group` does not say. Ray 2.60.
+    `ray.util.get_current_placement_group` does not tell. Ray 2.60.
     """
     from ray._private import worker
 
@@ -99,7 +99,7 @@ def captures_children() -> bool:
 
 
 def put_in_cluster(key: str, value: bytes) -> None:
-    """Stores a value under a key that every process of the cluster can read.
+    """Store a value under a key that every process of the cluster can read.
 
     The key-value store outlives actors and needs none; Ray has no public one. Ray 2.60.
     """
@@ -109,7 +109,7 @@ def put_in_cluster(key: str, value: bytes) -> None:
 
 
 def get_from_cluster(key: str) -> bytes | None:
-    """The value that `put_in_cluster` stored; None if there is none. Ray 2.60."""
+    """Return the value that `put_in_cluster` stored; None if there is none. Ray 2.60."""
     from ray.experimental import internal_kv
 
     value: bytes | None = internal_kv._internal_kv_get(key)
@@ -120,7 +120,7 @@ def get_from_cluster(key: str) -> bytes | None:
 
 
 def prepare_cluster_config(config: dict[str, Any]) -> dict[str, Any]:
-    """A `ray up` configuration with Ray's defaults, as `ray up` itself prepares it; it has no dry run. Ray 2.60."""
+    """Complete a `ray up` configuration as `ray up` itself does, which has no dry run. Ray 2.60."""
     from ray.autoscaler._private import util
 
     prepared: dict[str, Any] = util.prepare_config(config)
@@ -128,22 +128,22 @@ def prepare_cluster_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def validate_cluster_config(config: dict[str, Any]) -> None:
-    """Raises what `ray up` raises of a prepared configuration that does not fit its schema. Ray 2.60."""
+    """Raise the error of `ray up` for a prepared configuration that does not fit its schema. Ray 2.60."""
     from ray.autoscaler._private import util
 
     util.validate_config(config)
 
 
 def autoscaler_file(gcs_address: str) -> Path | None:
-    """The configuration of the cluster's autoscaler, if one runs on this machine.
+    """Return the configuration of the cluster's autoscaler, if one runs on this machine.
 
-    Ray tells nobody what it could start: `ray.nodes()` has only what is there. So the file is taken from the command
-    line of Ray's monitor. Ray 2.60.
+    `ray.nodes()` lists only running nodes, not those that Ray could start. So the file comes from the command line of
+    Ray's monitor. Ray 2.60.
     """
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = process.read_bytes().decode(errors="replace").split("\0")
-        except OSError:  # it has just ended, or is somebody else's
+        except OSError:  # it has just ended, or belongs to another user
             continue
         options = dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
         if options.get("--gcs-address") == gcs_address and "--autoscaling-config" in options:
@@ -152,7 +152,7 @@ def autoscaler_file(gcs_address: str) -> Path | None:
 
 
 def kuberay_resource(cluster: str, namespace: str) -> dict[str, Any]:
-    """The RayCluster of this pod, asked of Kubernetes with the credentials of the autoscaler's own client. Ray 2.60."""
+    """Read the RayCluster of this pod from Kubernetes, with the credentials of the autoscaler's client. Ray 2.60."""
     from ray.autoscaler._private.kuberay import node_provider
 
     found: dict[str, Any] = node_provider.KubernetesHttpApiClient(namespace).get(f"rayclusters/{cluster}")
@@ -160,7 +160,7 @@ def kuberay_resource(cluster: str, namespace: str) -> dict[str, Any]:
 
 
 def kuberay_autoscaler_config(resource: Mapping[str, Any]) -> dict[str, Any]:
-    """What KubeRay's autoscaler makes of a RayCluster; it writes no file of it. Ray 2.60."""
+    """Return the configuration that KubeRay's autoscaler makes of a RayCluster and keeps in no file. Ray 2.60."""
     from ray.autoscaler._private.kuberay import autoscaling_config
 
     config: dict[str, Any] = autoscaling_config._derive_autoscaling_config_from_ray_cr(resource)
@@ -168,13 +168,13 @@ def kuberay_autoscaler_config(resource: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class JobClientHooks:
-    """The part of JobSubmissionClient by which every request goes.
+    """The part of JobSubmissionClient through which every request passes.
 
-    Ray's waits forever for a cluster that does not answer, and takes no timeout. Ray 2.60.
+    Ray's client waits forever for a cluster that does not answer, and takes no timeout. Ray 2.60.
     """
 
     def request_options(self, *arguments: Any) -> dict[str, Any]:
-        """Options of `requests.request` for a request with these arguments."""
+        """Return options of `requests.request` for a request with these arguments."""
         raise NotImplementedError
 
     def _do_request(self, *arguments: Any, **options: Any) -> Any:
@@ -182,7 +182,7 @@ class JobClientHooks:
 
     @property
     def ray_version(self) -> str:
-        """The version of the cluster's Ray, which the client asks for when it is made."""
+        """Return the version of the cluster's Ray, which the client requests at construction."""
         return str(cast("Any", self)._server_ray_version)
 
 
@@ -190,9 +190,9 @@ class JobClientHooks:
 
 
 def registered_env(name: str) -> Callable[[Any], Any] | None:
-    """The creator of an environment that was registered with Tune; None if there is none.
+    """Return the creator of an environment registered with Tune; None if there is none.
 
-    Tune's public `register_env` has no counterpart that reads. Ray 2.60.
+    Tune has a public `register_env`, but no public lookup. Ray 2.60.
     """
     from ray.tune.registry import ENV_CREATOR, _global_registry
 
@@ -203,39 +203,39 @@ def registered_env(name: str) -> Callable[[Any], Any] | None:
 
 
 def runner_bundles(config: Any) -> list[dict[str, Any]]:
-    """What RLlib will ask Ray for, for each environment runner; it says so to nobody before it does. Ray 2.60."""
+    """Return the resources that RLlib will request for each runner; no public call tells them. Ray 2.60."""
     from ray.rllib.algorithms.utils import _get_env_runner_bundles
 
     return list(_get_env_runner_bundles(config))
 
 
 def learner_bundles(config: Any) -> list[dict[str, Any]]:
-    """What RLlib will ask Ray for, for each remote learner. Ray 2.60."""
+    """Return the resources that RLlib will request for each remote learner. Ray 2.60."""
     from ray.rllib.algorithms.utils import _get_learner_bundles
 
     return list(_get_learner_bundles(config))
 
 
 def actor_manager(group: Any) -> Any:
-    """The manager of the actors of an EnvRunnerGroup or a LearnerGroup.
+    """Return the actor manager of an EnvRunnerGroup or a LearnerGroup.
 
-    The groups' own calls return one object each, swallow errors and wait for the dead. Ray 2.60.
+    The groups' own calls return one object each, swallow errors and wait for dead actors. Ray 2.60.
     """
     return group._worker_manager
 
 
 def local_learner(group: Any) -> Any:
-    """The Learner of a LearnerGroup without actors; the group's calls would copy what goes through them. Ray 2.60."""
+    """Return the Learner of a LearnerGroup without actors; the group's calls would copy their arguments. Ray 2.60."""
     return group._learner
 
 
 def wants_component(checkpointable: Any, name: str, components: Any, not_components: Any) -> bool:
-    """Whether a component is among those that `get_state` was asked for, by RLlib's own rules. Ray 2.60."""
+    """Return whether `get_state` was asked for a component, by RLlib's own rules. Ray 2.60."""
     return bool(checkpointable._check_component(name, components, not_components))
 
 
 def state_of_checkpoint(directory: Path) -> dict[str, Any]:
-    """The old stack's state in a checkpoint: its `restore` goes another way than `restore_from_path`. Ray 2.60."""
+    """Return the old stack's state in a checkpoint; `restore` and `restore_from_path` read it differently. Ray 2.60."""
     from pyarrow import fs
     from ray.rllib.algorithms.algorithm import Algorithm
     from ray.rllib.utils.checkpoints import get_checkpoint_info
@@ -247,10 +247,10 @@ def state_of_checkpoint(directory: Path) -> dict[str, Any]:
 
 @contextmanager
 def learner_device(get_device: Callable[[Any, float], Any]) -> Iterator[None]:
-    """Lets TorchLearner take its device from `get_device`.
+    """Let TorchLearner take its device from `get_device`.
 
-    RLlib's own asks Ray which GPUs it has given this process before it looks whether Ray runs here at all, and so
-    starts a cluster for a local learner. Ray 2.60.
+    RLlib's own function asks Ray for this process's GPUs before it checks whether Ray runs, and so starts a cluster for
+    a local learner. Ray 2.60.
     """
     from ray.rllib.core.learner.torch import torch_learner
 
@@ -263,16 +263,16 @@ def learner_device(get_device: Callable[[Any, float], Any]) -> Iterator[None]:
 
 
 def leave_runners_alone(config: Any) -> None:
-    """Keeps RLlib from synchronising states of runners and from making an environment to see if it is an Atari game.
+    """Keep RLlib from synchronising runners' states, and from making an environment to detect Atari games.
 
-    Neither has a public option: weights travel with every request for samples here. Ray 2.60.
+    Neither has a public option: this package sends weights with every request for samples. Ray 2.60.
     """
     config._dont_auto_sync_env_runner_states = True
     config._is_atari = False
 
 
 def is_atari(config: Any) -> bool:
-    """Whether a user has set `environment(is_atari=True)`; AlgorithmConfig keeps it under a private name. Ray 2.60."""
+    """Return whether a user has set `environment(is_atari=True)`, which AlgorithmConfig keeps private. Ray 2.60."""
     return bool(config._is_atari)
 
 
@@ -280,7 +280,7 @@ class LearnerHooks:
     """The part of TorchLearner that wraps modules for several learners. Ray 2.60."""
 
     def _make_modules_ddp_if_necessary(self) -> None:
-        """Nothing: updates do not go through a module's forward, so they average gradients by themselves."""
+        """Do nothing: updates bypass a module's forward, so they average gradients themselves."""
 
 
 class AlgorithmHooks:
@@ -290,17 +290,17 @@ class AlgorithmHooks:
 
     @staticmethod
     def label_and_creator(env: Any, config: Any) -> tuple[str, Any]:
-        """The name of an environment, and what makes it in a RolloutWorker."""
+        """Return the name of an environment, and its creator in a RolloutWorker."""
         raise NotImplementedError
 
     @classmethod
     def _get_env_id_and_creator(cls, env_specifier: Any, config: Any) -> tuple[str, Any]:
-        """Environments as the new stack's runners make them: quietly, and with errors a user understands."""
+        """Return environments as the new stack's runners make them: quietly, and with clear errors."""
         return cls.label_and_creator(env_specifier, config)
 
     @classmethod
     def _should_create_evaluation_env_runners(cls, eval_config: Any) -> bool:
-        """False, so that RLlib builds no runners for evaluation: `EvaluationRunners` are ours."""
+        """Return False, so that RLlib builds no evaluation runners; `EvaluationRunners` replaces them."""
         return False
 
     @property
@@ -309,7 +309,7 @@ class AlgorithmHooks:
         return cast("Any", self)._storage is not None
 
     def _setup_logdir(self) -> None:
-        """RLlib's log folder, which stays empty: a run's own directory, and never a home that cannot be written."""
+        """Set RLlib's log folder, which stays empty, to a run's own directory, since the home may not be writable."""
         replay_dir = getattr(self.config, "replay_dir", None)
         if not self.is_trial and replay_dir is not None:
             run = Path(replay_dir).parent
@@ -324,7 +324,7 @@ class AlgorithmHooks:
             self._logdir = tempfile.mkdtemp(prefix="rllib-")
 
     def call_runners_recreated(self, restored: list[int]) -> None:
-        """Calls `on_env_runners_recreated`, which RLlib does only where it replaces the runners itself."""
+        """Call `on_env_runners_recreated`, which RLlib calls only when it replaces the runners itself."""
         algorithm = cast("Any", self)
         algorithm._make_on_env_runners_recreated_callbacks(
             config=self.config,
@@ -334,7 +334,7 @@ class AlgorithmHooks:
 
     @property
     def old_stack_counters(self) -> dict[str, int]:
-        """The counters that the old stack's results are made from."""
+        """Counters from which the old stack's results are made."""
         counters: dict[str, int] = cast("Any", self)._counters
         return counters
 
@@ -343,10 +343,10 @@ class PolicyHooks:
     """The parts of TorchPolicyV2 that hold batches. Ray 2.60."""
 
     def loaded_batch(self, buffer_index: int) -> Any:
-        """The batch that `load_batch_into_buffer` has loaded; None without one."""
+        """Return the batch that `load_batch_into_buffer` has loaded; None without one."""
         loaded = cast("Any", self)._loaded_batches[buffer_index]
         return loaded[0] if loaded else None
 
     def as_tensors(self, batch: Any) -> Any:
-        """A SampleBatch whose columns become tensors on the policy's device when they are used."""
+        """Return a SampleBatch whose columns become tensors on the policy's device on first use."""
         return cast("Any", self)._lazy_tensor_dict(batch)

@@ -99,7 +99,7 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
         self._began = time.perf_counter()
         self.episodes_done: list[Episode] = []
         self.training_costs = TrainingCosts()
-        """What training episodes have cost so far, where the task says what steps cost."""
+        """Costs of training episodes so far, where the task defines the cost of a step."""
         self.max_env_steps: int | None = None
         """Environment step at which an iteration ends early; None for no limit."""
         self.latest_evaluation: dict[str, Any] | None = None
@@ -134,7 +134,7 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
     def _initialize(self) -> None:
         """Begins with the networks of another run, where the config names one."""
         self.origin_digest = ""
-        """Of the networks that the run began with; empty for those of its seed."""
+        """Digest of the networks that initialised the run; empty if the seed did."""
         self._lacks_origin: UserError | None = None
         if self.config.initialize_from is None:
             return

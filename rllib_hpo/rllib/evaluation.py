@@ -31,7 +31,7 @@ class EpisodeCosts(NamedTuple):
     sums: list[float]
     """Undiscounted, of each episode."""
     discounted: list[float]
-    """Of each episode the sum of gamma^t c_t."""
+    """Discounted cost of each episode: the sum of gamma^t c_t."""
     costly_steps: list[int]
     """Steps of each episode that cost more than 0."""
 
@@ -44,13 +44,13 @@ class Evaluation(NamedTuple):
     episodes_cut: int = 0
     """Episodes that did not end by themselves within `evaluation_max_episode_steps`."""
     costs: EpisodeCosts | None = None
-    """What the episodes cost; None where the task says nothing of costs."""
+    """Costs of the episodes; None if the task defines no costs."""
     outcome: Mapping[str, float] = MappingProxyType({})
-    """What came of them, where the environment says: see `rllib_hpo.tasks.outcomes.summary`, and discounted returns."""
+    """Outcomes, where the environment reports them (`rllib_hpo.tasks.outcomes.summary`), and discounted returns."""
 
 
 class EvaluationStopped(Exception):
-    """A stop was requested before the evaluation had ended; it is made up when the run is resumed."""
+    """Raised when a stop was requested before the evaluation ended; the resumed run repeats it."""
 
 
 def episode_seeds(seed: int, evaluation: int, num_episodes: int) -> list[int]:
@@ -150,7 +150,7 @@ def cost_columns(played: Evaluation, settings: Settings) -> dict[str, Any]:
 
 
 class _Outcomes:
-    """What comes of episodes in environments that say so."""
+    """Record outcomes of episodes in environments that report them."""
 
     def __init__(self, envs: Sequence[gym.Env[Any, Any]], gamma: float) -> None:
         self._reports, self._gamma = outcomes.reports_outcome(envs[0]), gamma

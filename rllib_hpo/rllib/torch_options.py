@@ -1,4 +1,4 @@
-"""What holds for torch in every process of a run."""
+"""Set torch's options in every process of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What training has cost: the last episodes, and all of them together."""
+"""Sum the costs of training: those of the last episodes, and the total."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from rllib_hpo.algorithms.base import Episode
 
 LATEST_EPISODES = 10
-"""Episodes that `train_cost_mean` is the mean of."""
+"""Number of episodes over which `train_cost_mean` is averaged."""
 
 
 class TrainingCosts:
-    """Adds up the costs of finished training episodes."""
+    """Sum the costs of finished training episodes."""
 
     def __init__(self) -> None:
         self._latest: deque[tuple[float, float]] = deque(maxlen=LATEST_EPISODES)
@@ -20,14 +20,14 @@ class TrainingCosts:
         self._has_any = False
 
     def add(self, episode: Episode) -> None:
-        """Counts a finished episode; one that an error has cut enters the total alone."""
+        """Count a finished episode; one cut by an error enters the total alone."""
         self._total += episode.cost
         self._has_any = True
         if not episode.failed:
             self._latest.append((episode.cost, episode.cost_discounted))
 
     def numbers(self) -> dict[str, float]:
-        """By name, as rows and results call them; none before the first episode has ended."""
+        """Costs by the names in rows and results; none before the first episode has ended."""
         if not self._has_any:
             return {}
         numbers = {"train_cost_total": self._total}
@@ -38,10 +38,10 @@ class TrainingCosts:
         return numbers
 
     def get_state(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the state as plain values."""
         return {"latest": list(self._latest), "total": self._total, "has_any": self._has_any}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on where `get_state` was called; from nothing, with an empty state."""
+        """Restore the result of `get_state`; start from nothing with an empty state."""
         self._latest = deque(state.get("latest", []), maxlen=LATEST_EPISODES)
         self._total, self._has_any = state.get("total", 0.0), state.get("has_any", False)

@@ -26,7 +26,7 @@ def test_a_mark_stands_before_a_block_that_can_run() -> None:
     assert {block.language for found in RUNNABLE.values() for block in found} == {"bash", "python"}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("page", RUNNABLE)
 def test_blocks_of_a_page_run_in_order(page: str, tmp_path: Path) -> None:
     for block in RUNNABLE[page]:
@@ -64,7 +64,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_site_loads_nothing_from_a_network(site: Path) -> None:
     built = list(site.rglob("*.html"))
     assert len(built) > len(pages())
@@ -75,7 +75,7 @@ def test_site_loads_nothing_from_a_network(site: Path) -> None:
         assert [address for address in loaded if address.startswith(("http:", "https:", "//"))] == []
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_site_is_searched_from_disk(browser: Any, site: Path) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait

@@ -1,4 +1,4 @@
-"""The chain whose backward pass is written out, against autograd through the plain one."""
+"""Test the hand-written backward pass of the chain against autograd through the plain chain."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _force(state_input: bool) -> GatedForce:
 
 
 def _inputs() -> list[Tensor]:
-    """a_0, rho_0 and states, with gradients."""
+    """Draw a_0, rho_0 and states, with gradients."""
     generator = torch.Generator().manual_seed(2)
     sizes = (DIM, DIM, OBS)
     return [
@@ -45,7 +45,7 @@ def _inputs() -> list[Tensor]:
 
 
 def _direction(action: Tensor) -> Tensor:
-    """Of some Q; a constant for whoever goes back."""
+    """Return the direction of some Q, constant for the backward pass."""
     return unit_gradient(torch.sin(3 * action.detach()) + 0.1)
 
 
@@ -59,7 +59,7 @@ def _plain(
 def _gradients(
     force: GatedForce, end: tuple[Tensor, Tensor], inputs: list[Tensor], weights: Tensor
 ) -> list[Any]:
-    """Of a sum of a_K and rho_K with weights, in the inputs and all parameters."""
+    """Return gradients of a weighted sum of a_K and rho_K in the inputs and all parameters."""
     total = sum((w * x).sum() for w, x in zip(weights, end, strict=True))
     return list(torch.autograd.grad(total, [*inputs, *force.parameters()], allow_unused=True))
 
@@ -67,7 +67,7 @@ def _gradients(
 @pytest.mark.parametrize("state_input", [True, False])
 @pytest.mark.parametrize("steps", CHAINS.values(), ids=CHAINS)
 def test_equals_autograd(steps: LeapfrogOptions, state_input: bool) -> None:
-    """Values, and gradients of a_0, rho_0, the states and every parameter."""
+    """Values agree, and gradients of a_0, rho_0, the states and every parameter."""
     force, inputs = _force(state_input), _inputs()
     ours = gated_leapfrog(inputs[0], inputs[1], inputs[2], _direction, force.layers(), steps, leapfrog)
     plain = _plain(force, steps, *inputs)
@@ -85,7 +85,7 @@ def test_equals_autograd(steps: LeapfrogOptions, state_input: bool) -> None:
 
 @pytest.mark.parametrize("steps", [CHAINS["three steps"], CHAINS["final kick"]], ids=["open", "closed"])
 def test_detached_rows_have_no_gradient(steps: LeapfrogOptions) -> None:
-    """And the others those that they have anyway."""
+    """The other rows keep their gradients."""
     force, inputs, cut = _force(True), _inputs(), 5
     weights = torch.randn(2, ROWS, DIM, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     some = gated_leapfrog(inputs[0], inputs[1], inputs[2], _direction, force.layers(), steps, leapfrog, cut)
@@ -98,7 +98,7 @@ def test_detached_rows_have_no_gradient(steps: LeapfrogOptions) -> None:
 
 
 def test_one_end_alone_may_have_a_gradient() -> None:
-    """The action's, as in SAC-HPO's loss, or the momentum's."""
+    """It is the action's, as in SAC-HPO's loss, or the momentum's."""
     for which in (0, 1):
         force, inputs = _force(True), _inputs()
         ours = gated_leapfrog(

@@ -1,4 +1,4 @@
-"""Every hand-written backward pass against finite differences, and its detached rows without a gradient."""
+"""Test every hand-written backward pass against finite differences, and that detached rows have no gradient."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_detached_rows_change_no_value_and_have_no_gradient(name: str) -> None:
 
 @pytest.mark.parametrize("num", [1, 2, 5])
 def test_the_minimum_and_its_gradient_are_autograds(num: int) -> None:
-    """Of one critic, of twins by rows and by masks, and of several; for the first alone as well."""
+    """This holds for one critic, for twins by rows and by masks, for several, and for the first alone."""
     critics = Critics(OBS, DIM, 16, 2, torch.Generator().manual_seed(0), num).double()
     for rows in (8, 200):
         obs, action = 5 * _normal(rows, OBS, seed=1), _normal(rows, DIM, seed=2)

@@ -1,4 +1,4 @@
-"""Matrix products are the same by whichever library, and in whatever layout the matrices come."""
+"""Test that matrix products agree between libraries and matrix layouts."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_only_large_products_of_float32_go_to_onednn(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("settings", LARGE, ids=lambda settings: settings.sampler)
 def test_updates_of_full_size_agree(settings: ActorCriticSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With 256 units and 256 rows: twice the same to the last bit, and nearly the same without oneDNN."""
+    """With 256 units and 256 rows, repetitions agree bitwise, and products without oneDNN nearly."""
     first, second = _trained(settings), _trained(settings)
     assert all(torch.equal(first[name], value) for name, value in second.items())
     monkeypatch.setattr(products, "HAS_ONEDNN", False)
@@ -82,7 +82,7 @@ def test_updates_of_full_size_agree(settings: ActorCriticSettings, monkeypatch: 
 def test_both_critics_at_a_time_are_the_same(
     settings: ActorCriticSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a GPU computes in one batched product is what a CPU computes one by one; in float64."""
+    """A GPU's single batched product equals a CPU's separate products; in float64."""
     small = settings.model_copy(update={"hidden_units": 32})
     one_by_one = _trained(small, torch.float64)
     monkeypatch.setattr(q_networks, "separate", lambda w, b: [q_networks.Layers(list(w), list(b))])
@@ -91,7 +91,7 @@ def test_both_critics_at_a_time_are_the_same(
 
 
 def _trained(settings: ActorCriticSettings, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Parameters after three updates with Humanoid's sizes."""
+    """Return the parameters after three updates with Humanoid's sizes."""
     model = SoftActorCriticModel(376, 17, settings, seed=0).to(dtype)
     optimizers, streams, layout = (
         make_optimizers(model, settings),
@@ -106,7 +106,7 @@ def _trained(settings: ActorCriticSettings, dtype: torch.dtype = torch.float32) 
 
 
 def test_the_policys_network_is_a_chain_of_modules() -> None:
-    """Its written-out passes equal those of torch's own modules, gradients included."""
+    """The hand-written passes equal those of torch's own modules, gradients included."""
     network = SoftActorCriticModel(5, 3, SACSettings(hidden_units=16), seed=0).double().sampler.policy.network
     inputs = torch.randn(12, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     inputs.requires_grad_()

@@ -1,4 +1,4 @@
-"""One update of a model, as the trainer makes it."""
+"""Make one update of a model as the trainer does."""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ def update(
     replica: Replica = ALONE,
     guard: Guard | None = None,
 ) -> dict[str, Tensor]:
-    """Update number 1."""
+    """Make update number 1."""
     method = make_method(settings)
     return method.update(model, batch, noise, Steps(optimizers, replica, guard), method.kind(1))

@@ -1,4 +1,4 @@
-"""Every option of every algorithm that changes an update, for three action dimensions."""
+"""List every option of every algorithm that changes an update, for three action dimensions."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ SETTINGS: dict[str, ActorCriticSettings] = {
     "sac-hpo, no momentum noise": SACHPOSettings(hidden_units=16, momentum_noise=False, **HPO),
     "sac-hpo, gaussian in training": SACHPOSettings(hidden_units=16, train_sampler="gaussian", **HPO),
 }
-"""Of the soft actor-critics."""
+"""Options of the soft actor-critics."""
 FEW: dict[str, Any] = {"particles": 4, "particles_updated": 3, "value_particles": 5}
 ANNEALED: Any = {"from": 1.0, "to": 0.01, "steps": 20}
 SHRINKING: Any = {"from": 8, "to": 1, "steps": 20}
@@ -91,4 +91,4 @@ OTHERS: dict[str, Settings] = {
         hidden_units=16, kernel="none", num_critics=2, tau=0.5, copy_every=1, **FEW
     ),
 }
-"""Of all others that change an update."""
+"""Options of all other algorithms."""

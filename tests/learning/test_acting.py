@@ -1,6 +1,6 @@
-"""Acting with networks on a device, with noise of streams that draw on the host: what a run in one process does.
+"""Test acting on a device with noise drawn on the host, as a run in one process does.
 
-The device "meta" takes the place of a GPU. It computes nothing; what a GPU would refuse is looked for here.
+The device "meta" replaces the GPU. It computes nothing; the tests check for what a GPU would reject.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ COPIES = ("aten._to_copy", "aten.copy_")
 
 
 class OneDevice(TorchDispatchMode):
-    """Refuses what a GPU refuses: a generator, or an operand that is not a scalar, of another device."""
+    """Reject what a GPU rejects: a generator, or an operand that is not a scalar, of another device."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -51,7 +51,7 @@ def test_networks_on_a_device_act_with_streams_of_the_host(
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 def test_the_noise_is_that_of_the_host() -> None:
-    """It does not depend on where the networks are."""
+    """It does not depend on the networks' device."""
     sampler = SamplerActor(OBS, DIM, SACHPOSettings(hidden_units=16), seed=0).sampler
     here = draw_noise(sampler, 4, TorchStreams(0, "runner"))
     there = draw_noise(sampler, 4, TorchStreams(0, "runner"), torch.device("cuda"))

@@ -1,6 +1,6 @@
-"""Updates in bulk: equal to eager ones, captured anew when something moves, frozen by a loss that is not finite.
+"""Test updates in bulk: equal to eager ones, recaptured when tensors move, frozen by a non-finite loss.
 
-On a CPU a capture is the function itself; everything else is what runs on a GPU.
+On a CPU a capture calls the function itself; everything else runs as on a GPU.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ DIFFERENT = {
         "sac-hpo, target critics in the objective",
     )
 } | OTHERS
-"""Settings whose updates differ most in what they are made of."""
+"""Settings whose updates differ most in their operations."""
 
 
 class DirectCapture:
-    """Repeats a function by calling it; what it is asked to do is counted."""
+    """Replay a function by calling it, and count the calls."""
 
     def __init__(self, error: str = "") -> None:
         self.warm_ups, self.captures, self._error = 0, 0, error
@@ -80,7 +80,7 @@ class DirectCapture:
 
 
 def _learner(settings: Settings, capture: Capture | None = None, device: str = "cpu") -> ReplayLearner:
-    """In bulk with a capture, one update after the other without."""
+    """Make a learner, in bulk if it gets a capture, else with one update after the other."""
     settings = settings.model_copy(update=CHANGES)
     method = make_method(settings)
     trainer = Trainer(method, method.make_model(OBS, DIM, seed=0).to(device))
@@ -102,7 +102,7 @@ def _rows(num: int, seed: int = 0, layout: RowLayout = LAYOUT) -> npt.NDArray[np
 
 
 def _tensors(learner: ReplayLearner) -> dict[str, Tensor]:
-    """Every parameter, target and optimizer state."""
+    """Return every parameter, target and optimizer state."""
     trainer = learner.trainer
     found = {f"model.{name}": value for name, value in trainer.model.state_dict().items()}
     for kind, optimizer in trainer.optimizers.items():
@@ -118,10 +118,10 @@ def _capture(device: str) -> Capture:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("settings", DIFFERENT.values(), ids=DIFFERENT)
 def test_updates_in_bulk_equal_eager_ones(settings: Settings, device: str) -> None:
-    """After 200 updates with the same batches and noise, every parameter, target and optimizer state agrees.
+    """After 200 updates with equal batches and noise, every parameter, target and optimizer state agrees.
 
-    On a CPU to the last bit, if eager ones are guarded alike; else but for the rounding of target critics, which move
-    by target + tau (online - target) under a guard that may freeze them, and by one `lerp` without.
+    On a CPU they agree bitwise if eager updates are guarded too. Otherwise target critics differ by rounding: they
+    change by target + tau (online - target) under a guard that may freeze them, and by one `lerp` without.
     """
     eager, bulk = _learner(settings, None, device), _learner(settings, _capture(device), device)
     guarded = _learner(settings, None, device)
@@ -151,7 +151,7 @@ def test_updates_in_bulk_equal_eager_ones(settings: Settings, device: str) -> No
 @ON_A_GPU
 @pytest.mark.parametrize("settings", DIFFERENT.values(), ids=DIFFERENT)
 def test_a_graph_that_draws_from_the_replay_equals_eager_updates(settings: Settings) -> None:
-    """As production has it, 32 updates at a time: 200 of them, from equal streams."""
+    """It makes 200 updates from equal streams, 32 at a time as in production."""
     eager, graph = (_learner(settings, _capture("cuda"), "cuda") for _ in range(2))
     eager.trainer.update_in_bulk(None)
     for learner in (eager, graph):
@@ -162,11 +162,11 @@ def test_a_graph_that_draws_from_the_replay_equals_eager_updates(settings: Setti
 
 
 def _assert_close(one: ReplayLearner, other: ReplayLearner) -> None:
-    """Parameters, targets, optimizer states and metrics, to the accuracy of float32 after some hundred updates.
+    """Compare parameters, targets, optimizer states and metrics to float32's accuracy after some hundred updates.
 
-    On a CPU within some roundings of a tensor's largest number: 3e-6 of it was the most that any settings showed, those
-    of Langevin flows, which measure distances between nearly equal actions; 4e-7 without them. A
-    GPU may sum products in another order and in TF32; how much less it needs than it is given here is not measured.
+    The tolerance on a CPU is a few roundings of a tensor's largest value. The largest difference of any settings was
+    3e-6 of it, for Langevin flows, which measure distances between nearly equal actions; 4e-7 without them. A GPU may
+    sum products in another order and in TF32; its tolerance is not measured and may be too large.
     """
     ours, theirs, on_cpu = _tensors(one), _tensors(other), one.trainer.device.type == "cpu"
     assert ours.keys() == theirs.keys()
@@ -183,7 +183,7 @@ def _assert_close(one: ReplayLearner, other: ReplayLearner) -> None:
 
 
 def _update_in_bulk(learner: ReplayLearner, batch: Batch, noise: dict[str, Tensor]) -> None:
-    """One update by the captured function, with this batch and this noise in place of what is drawn."""
+    """Make one captured update, with this batch and noise in place of the drawn ones."""
     bulk, trainer = learner.trainer.bulk, learner.trainer
     assert bulk is not None
     draw = RowFeed.draw_noise
@@ -200,7 +200,7 @@ def _update_in_bulk(learner: ReplayLearner, batch: Batch, noise: dict[str, Tenso
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_batches_come_from_the_replay(device: str) -> None:
-    """The same rows are drawn in bulk as one by one, and on the host as on the device."""
+    """Bulk updates draw the same rows as single ones, and the host the same as the device."""
     settings = SACSettings(hidden_units=16)
     bulk, seen = _learner(settings, DirectCapture(), device), []
     update = bulk.trainer.update
@@ -219,7 +219,7 @@ def test_batches_come_from_the_replay(device: str) -> None:
 
 
 def test_a_replay_on_the_host_feeds_the_same_updates() -> None:
-    """Rows gathered by the host give the updates that rows gathered on the device give, to the last bit."""
+    """They agree bitwise with updates on rows gathered by the device."""
     settings = SACHPOSettings(hidden_units=16)
     on_device, on_host = _learner(settings, DirectCapture()), _learner(settings, DirectCapture())
     on_device.update_from_replay(40)
@@ -286,7 +286,7 @@ def test_what_cannot_be_captured_runs_eagerly(caplog: pytest.LogCaptureFixture) 
 
 @ON_A_GPU
 def test_a_capture_that_fails_leaves_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
-    """Eager updates go on, others are captured, memory can be given back, and the default generator draws on."""
+    """Eager updates and other captures continue, memory is released, and the default generator still draws."""
     settings = SACSettings(hidden_units=16)
     other = _learner(settings, _capture("cuda"), "cuda")
     other.update_from_replay(50)
@@ -321,7 +321,7 @@ def test_a_capture_that_fails_leaves_nothing_behind(caplog: pytest.LogCaptureFix
 
 
 class Operations(TorchDispatchMode):
-    """Collects the names of all operations."""
+    """Collect the names of all operations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -334,7 +334,7 @@ class Operations(TorchDispatchMode):
 
 @pytest.mark.parametrize("settings", [*SETTINGS.values(), *OTHERS.values()], ids=[*SETTINGS, *OTHERS])
 def test_a_captured_update_asks_for_no_value(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it runs on a GPU: it reads no number back, has no shape that depends on one, and brings none along."""
+    """As on a GPU, it reads no value back, has no value-dependent shape, and copies none from the host."""
     monkeypatch.setattr(q_networks, "separate", lambda w, b: [q_networks.Layers(list(w), list(b))])
     monkeypatch.setattr(products, "HAS_ONEDNN", False)
     capture = DirectCapture()
@@ -361,7 +361,7 @@ def test_a_captured_update_asks_for_no_value(settings: Settings, monkeypatch: py
 
 
 def test_why_nothing_is_captured_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """Where the setting says so, and of several learners, as loudly as a capture that fails."""
+    """The reason is a setting or several learners, logged at the level of a failed capture."""
     assert make_capture(SACSettings(cuda_graph=False), torch.device("cuda")) is None
     assert make_capture(SACSettings(), torch.device("cuda"), num_learners=2) is None
     assert [message.rsplit(": ", 1)[1] for message in caplog.messages] == [
@@ -373,7 +373,7 @@ def test_why_nothing_is_captured_is_logged(caplog: pytest.LogCaptureFixture) -> 
 
 @ON_A_GPU
 def test_a_gpu_gets_graphs_without_being_asked() -> None:
-    """By default updates are captured there, 200 of them in one call; with cuda_graph=False none is."""
+    """By default 200 updates are captured in one call on a GPU; with cuda_graph=False none is."""
     for wanted in (True, False):
         settings = SACHPOSettings(hidden_units=16, cuda_graph=wanted).model_copy(update=CHANGES)
         model = SoftActorCriticModel(OBS, DIM, settings, seed=0).to("cuda")
@@ -390,7 +390,7 @@ def test_a_gpu_gets_graphs_without_being_asked() -> None:
 @pytest.mark.parametrize("alpha", [0.2, "auto"])
 @pytest.mark.parametrize("bad_update", [1, 12])
 def test_a_loss_that_is_not_finite_freezes(device: str, alpha: Any, bad_update: int) -> None:
-    """From there on nothing changes any more, to the last bit; the next look names the loss and its update."""
+    """From then on nothing changes, bitwise; the next check names the loss and its update."""
     learner = _learner(SACSettings(hidden_units=16, alpha=alpha), _capture(device), device)
     for k in range(bad_update - 1):
         learner.trainer.learn(LAYOUT.unpack(torch.from_numpy(_rows(ROWS, seed=k)).to(device)))
@@ -412,7 +412,7 @@ def test_a_loss_that_is_not_finite_freezes(device: str, alpha: Any, bad_update: 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("alpha", [0.2, "auto"])
 def test_a_policy_loss_that_is_not_finite_freezes_what_follows(device: str, alpha: Any) -> None:
-    """The critics have taken their step by then, as they have where an error is raised at once."""
+    """The critics have taken their step by then, as they have when an error is raised at once."""
     learner = _learner(SACSettings(hidden_units=16, alpha=alpha), _capture(device), device)
     learner.update_from_replay(11)
     before = _tensors(learner)
@@ -431,7 +431,7 @@ def test_a_policy_loss_that_is_not_finite_freezes_what_follows(device: str, alph
 
 @pytest.mark.parametrize("in_bulk", [True, False])
 def test_a_restored_run_knows_nothing_of_what_was_before(in_bulk: bool) -> None:
-    """After a loss that is not finite, too, it reports what it would have reported."""
+    """It reports what it would have reported, also after a non-finite loss."""
     settings = SACHPOSettings(hidden_units=16)
     good, bad = (_learner(settings, DirectCapture() if in_bulk else None) for _ in range(2))
     good.update_from_replay(15)
@@ -453,7 +453,7 @@ def test_a_restored_run_knows_nothing_of_what_was_before(in_bulk: bool) -> None:
 
 
 def test_a_replay_grows_where_memory_is_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It doubles up to its capacity, and holds what a replay of full size holds."""
+    """It doubles up to its capacity, and holds the same rows as a replay of full size."""
     whole = Replay(LAYOUT, 100)
     monkeypatch.setattr(replay_module, "FIRST_ROWS", 8)
     monkeypatch.setattr(Replay, "_grows", lambda self, device: True)
@@ -468,7 +468,7 @@ def test_a_replay_grows_where_memory_is_taken_at_once(monkeypatch: pytest.Monkey
 
 
 class Ledger:
-    """Counts the places of a replay that exist at a time, from allocation to release."""
+    """Count the existing rows of replays, from allocation to release."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.held = self.most = 0
@@ -495,7 +495,7 @@ CAPACITIES = [
 
 @pytest.mark.parametrize("first", [1, 7, 65_536])
 def test_growing_takes_half_as_much_again_and_no_more(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Row by row, or in large blocks, of any capacity: what exists at a time is what room was looked for."""
+    """For single rows, large blocks and any capacity, the peak equals the room that was checked."""
     monkeypatch.setattr(replay_module, "FIRST_ROWS", first)
     for capacity in CAPACITIES:
         for block in {1, capacity // 3 + 1, capacity}:
@@ -515,7 +515,7 @@ def test_growing_takes_half_as_much_again_and_no_more(first: int, monkeypatch: p
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_rows_arrive_in_pieces(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By way of staging, however many at a time and around the end of the ring."""
+    """Staging passes any number at a time, also around the end of the ring."""
     monkeypatch.setattr(replay_module, "STAGED_ROWS", 4)
     whole = Replay(LAYOUT, 50)
     staged = Replay(LAYOUT, 50, device)
@@ -529,7 +529,7 @@ def test_rows_arrive_in_pieces(device: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 @ON_A_GPU
 def test_adding_rows_does_not_wait_for_the_device() -> None:
-    """As torch reports it, of rows and of the indices of an update, between two descriptions of the sampler."""
+    """torch reports no synchronisation for rows and indices of an update, between two diagnoses."""
     learner = _learner(SACSettings(hidden_units=16), _capture("cuda"), "cuda")
     learner.update_from_replay(70)
     before = torch.cuda.get_sync_debug_mode()
@@ -543,7 +543,7 @@ def test_adding_rows_does_not_wait_for_the_device() -> None:
 
 
 def test_memory_is_taken_as_rows_arrive() -> None:
-    """A replay of 4 GB of which a hundred rows are used takes some pages."""
+    """A replay of 4 GB with a hundred used rows takes a few pages."""
     before = _resident_bytes()
     replay = Replay(RowLayout(500, 0), 1_000_000)
     replay.add(np.ones((100, replay.layout.width), np.float32))
@@ -560,7 +560,7 @@ def _resident_bytes() -> int:
     ("needed", "free", "expected"), [(60, 80, True), (70, 80, True), (71, 80, False), (11, 20, False)]
 )
 def test_what_fits(needed: int, free: int, expected: bool) -> None:
-    """A tenth of the device is left alone."""
+    """A tenth of the device stays free."""
     assert fits(needed, free, 100) is expected
 
 
@@ -571,7 +571,7 @@ def test_what_fits(needed: int, free: int, expected: bool) -> None:
 def test_a_replay_keeps_to_its_share_of_a_gpu(
     share: float, reserved: int, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 100 rows' worth of memory, 80 free; for 20 rows, which take half as much again when they grow."""
+    """Of memory for 100 rows, 80 are usable: for 20 rows, which take half as much again when they grow."""
     layout = RowLayout(OBS, DIM)
     row = layout.num_bytes
     monkeypatch.setattr(replay_module, "FIRST_ROWS", 10)

@@ -1,4 +1,4 @@
-"""How many operations a GPU is given for an update: nodes of its graph, each of which costs microseconds there."""
+"""Count the operations of an update on a GPU: nodes of its graph, each of which costs microseconds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NO_WORK = VIEWS | {"empty", "empty_like", "empty_strided", "new_empty", "lift_fr
 
 
 class _Count(TorchDispatchMode):
-    """Counts operations that do something."""
+    """Count operations that compute something."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class _Count(TorchDispatchMode):
 def test_an_update_is_few_operations(
     settings: ActorCriticSettings, at_most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Counted as it is made on a GPU: both critics at a time, and no product by oneDNN."""
+    """It is counted as made on a GPU: both critics in one product, without oneDNN."""
     monkeypatch.setattr(q_networks, "separate", lambda w, b: [q_networks.Layers(list(w), list(b))])
     monkeypatch.setattr(products, "HAS_ONEDNN", False)
     settings = settings.model_copy(update={"replay_capacity": 500})

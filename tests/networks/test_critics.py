@@ -1,4 +1,4 @@
-"""The batched twin critic: two ordinary networks, and a gradient in the action that autograd would find too."""
+"""Test the batched twin critic against two ordinary networks, and its action gradient against autograd."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_forward_equals_two_separate_networks(layers: int) -> None:
 
 @pytest.mark.parametrize("at_a_time", [1, 2])
 def test_forward_is_differentiable_in_everything(at_a_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """States, actions and parameters, whether the critics take turns or are one product."""
+    """Check states, actions and parameters, for separate critics and for one product."""
     if at_a_time == 2:
         monkeypatch.setattr(q_networks, "separate", lambda w, b: [q_networks.Layers(list(w), list(b))])
     critic = _critic(4, 2, 5, 2, seed=6)
@@ -55,7 +55,7 @@ def test_forward_is_differentiable_in_everything(at_a_time: int, monkeypatch: py
 @pytest.mark.parametrize("layers", [1, 2, 3, 4])
 @pytest.mark.parametrize("rows", [ROWS_WORTH_SPLITTING - 1, ROWS_WORTH_SPLITTING + 1])
 def test_analytic_gradient_equals_autograd(rows: int, layers: int, seed: int) -> None:
-    """grad_a min(Q_1, Q_2) is autograd's to 1e-10, whether masked (few rows) or row by row (many)."""
+    """grad_a min(Q_1, Q_2) equals autograd's to 1e-10, masked (few rows) and row by row (many)."""
     obs_dim, action_dim, units = 1 + seed % 7, 1 + seed % 4, (4, 32, 256)[seed % 3]
     critic = _critic(obs_dim, action_dim, units, layers, seed)
     obs, action = _batch(rows, obs_dim, action_dim, seed)
@@ -68,14 +68,14 @@ def test_analytic_gradient_equals_autograd(rows: int, layers: int, seed: int) ->
 
 
 def test_either_twin_can_be_the_minimum() -> None:
-    """In the batches above both critics are the smaller one somewhere, so both branches were compared."""
+    """In the batches above each critic is the smaller one somewhere, so both branches were compared."""
     critic = _critic(5, 3, 32, 2, seed=1)
     q = critic(*_batch(64, 5, 3, seed=1))
     assert 0 < int((q[0] < q[1]).sum()) < 64
 
 
 def test_minimum_is_differentiable_in_the_action_only() -> None:
-    """The policy's objective reaches the policy through the action; no critic parameter or state gets gradient."""
+    """The policy's objective reaches the policy through the action; critic parameters and states get no gradient."""
     critic = _critic(5, 3, 16, 2, seed=2)
     obs, action = (x.requires_grad_() for x in _batch(8, 5, 3, seed=2))
     weights = torch.arange(8, dtype=torch.float64)
@@ -89,7 +89,7 @@ def test_minimum_is_differentiable_in_the_action_only() -> None:
 
 
 def test_minimum_without_gradient() -> None:
-    """Where no gradient is asked for the value is the same."""
+    """Without gradients the value is the same."""
     critic = _critic(5, 3, 16, 2, seed=3)
     obs, action = _batch(8, 5, 3, seed=3)
     with_gradient = critic.minimum(obs, action.clone().requires_grad_())
@@ -97,7 +97,7 @@ def test_minimum_without_gradient() -> None:
 
 
 def test_gradient_is_piecewise_constant() -> None:
-    """Within a linear piece of Q the gradient does not change: why it may be a constant in the backward pass."""
+    """Within a linear piece of Q the gradient is constant, so the backward pass may treat it as constant."""
     critic = _critic(5, 3, 16, 2, seed=4)
     obs, action = _batch(32, 5, 3, seed=4)
     conditioned = critic.condition(obs)
@@ -121,7 +121,7 @@ def test_rows_of_a_conditioned_critic() -> None:
 
 
 def test_draws_from_its_generator() -> None:
-    """Equal generators give equal critics; the global generator is left alone."""
+    """Equal generators give equal critics; the global generator is unused."""
     before = torch.get_rng_state()
     first, second = (_critic(3, 2, 8, 2, seed=7) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))

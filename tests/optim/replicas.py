@@ -1,4 +1,4 @@
-"""Replicas in processes of their own, joined by gloo without a network address: what tests run in them."""
+"""Run replicas in processes joined by gloo without a network address."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TIMEOUT_S = 120.0
 
 
 def in_processes(world_size: int, job: Callable[[Replica], Any], directory: Path) -> list[Any]:
-    """What `job` returns in each of `world_size` processes."""
+    """Return the results of `job` in each of `world_size` processes."""
     with processes(world_size, job, directory) as started:
         while not started.join():  # each call returns when one more process has ended
             pass
@@ -30,7 +30,7 @@ def in_processes(world_size: int, job: Callable[[Replica], Any], directory: Path
 def processes(
     world_size: int, job: Callable[[Replica], Any], directory: Path, timeout_s: float = TIMEOUT_S
 ) -> Iterator[Any]:
-    """Processes that run `job` and write what it returns to the files 0.pt, 1.pt, ...; none is left in the end."""
+    """Start processes that run `job` and write its results to 0.pt, 1.pt, ...; end them all at the end."""
     directory.mkdir(exist_ok=True)
     arguments = (world_size, job, str(directory), timeout_s)
     started = mp.spawn(_process, arguments, nprocs=world_size, join=False)

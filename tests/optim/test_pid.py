@@ -1,4 +1,4 @@
-"""The PID multiplier: steps by hand, units, bounds, and recovery from a change of the process it controls."""
+"""Test the PID multiplier: steps by hand, units, bounds, and recovery from a changed process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _multiplier(literal: bool = False, **values: Any) -> Multiplier:
 
 
 def _after(multiplier: Multiplier, distances: list[float]) -> list[float]:
-    """kappa after each distance."""
+    """Return kappa after each distance."""
     found = []
     for distance in distances:
         multiplier.control(STEPS, torch.tensor(distance, dtype=torch.float64))
@@ -67,7 +67,7 @@ def test_kappa_and_its_integral_are_bounded() -> None:
 
 
 def test_beta_has_the_unit_of_the_force() -> None:
-    """S starts from the first norm and then moves by a hundredth; a flat value counts as a force of 1."""
+    """S starts from the first norm and then changes by a hundredth; a flat value counts as a force of 1."""
     multiplier = _multiplier()
     assert multiplier.beta().item() == pytest.approx(2)
     for norm, scale in ((8.0, 8.0), (4.0, 7.96), (7.96, 7.96)):
@@ -85,7 +85,7 @@ def test_a_fixed_beta_follows_nothing() -> None:
 
 @pytest.mark.parametrize("gain", [0.1, 2.0])
 def test_it_finds_its_way_back_after_a_step_change(gain: float) -> None:
-    """A process whose distance is gain / kappa, and of which the gain then changes tenfold: D returns to the target."""
+    """The process has the distance gain / kappa, and the gain changes tenfold: D returns to the target."""
     multiplier = _multiplier(min_kappa=0.01)
     for now in (gain, 0.1 * gain, gain):
         distance = torch.zeros((), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Several learners take the steps of one with the concatenated batch; one that fails or dies stops them all."""
+"""Test that several learners take the steps of one with the concatenated batch, and that a failure stops them all."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _batch(seed: int, dtype: torch.dtype) -> Batch:
 def _drawn(
     model: SoftActorCriticModel, number: int, ranks: range, world_size: int, dtype: torch.dtype
 ) -> tuple[Batch, Noise]:
-    """What the replicas `ranks` of `world_size` draw for an update, concatenated."""
+    """Return the noise of the replicas `ranks` of `world_size` for an update, concatenated."""
     seeds = [number * world_size + rank for rank in ranks]
     batch = Batch(*(torch.cat(x) for x in zip(*(_batch(s, dtype).tensors() for s in seeds), strict=True)))
     noises = [draw_noise(model.sampler, 2 * ROWS, TorchStreams(seed, "test")) for seed in seeds]
@@ -59,7 +59,7 @@ def _drawn(
 
 
 def _train(name: str, dtype: torch.dtype, replica: Replica, ranks: range, world_size: int) -> dict[str, Any]:
-    """Updates with injected batches and noise: the first gradients, and all that was learned."""
+    """Make updates with given batches and noise; return the first gradients, and everything learned."""
     settings = SETTINGS[name]
     model = SoftActorCriticModel(OBS, DIM, settings, seed=0).to(dtype)
     optimizers, gradients = make_optimizers(model, settings), {}
@@ -82,7 +82,7 @@ def _train_all(replica: Replica) -> dict[tuple[str, torch.dtype], dict[str, Any]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[Any]]:
-    """What each of so many replicas has learned, of every algorithm; they run once."""
+    """Return what each replica has learned, for every algorithm; train once."""
     found: dict[int, list[Any]] = {}
 
     def of(world_size: int) -> list[Any]:
@@ -94,7 +94,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[An
 
 
 def _distance(one: Any, other: Any) -> float:
-    """The largest difference of nested tensors of one shape."""
+    """Return the largest difference of nested tensors of one shape."""
     if isinstance(one, torch.Tensor):
         return float((one - other).abs().max())
     keys = list(one) if isinstance(one, dict) else range(len(one))
@@ -108,7 +108,7 @@ def _distance(one: Any, other: Any) -> float:
 def test_steps_are_those_of_the_concatenated_batch(
     name: str, world_size: int, trained: Callable[[int], list[Any]]
 ) -> None:
-    """Gradients to 1e-6; after twenty updates parameters, targets and optimizers, bitwise among the learners."""
+    """Gradients agree to 1e-6; after twenty updates all tensors are bitwise equal among the learners."""
     for dtype, gradients_to, learned_to in ((torch.float32, 1e-6, 1e-4), (torch.float64, 1e-14, 1e-11)):
         first, *others = [each[name, dtype] for each in trained(world_size)]
         for other in others:
@@ -173,7 +173,7 @@ def test_a_bad_loss_of_one_stops_all_with_the_same_words(tmp_path: Path) -> None
 
 
 def _outlive_the_other(directory: Path, signal_number: int, replica: Replica) -> str:
-    """The second replica is killed, or stopped, in the middle of training; what the first one says."""
+    """Kill or stop the second replica during training; return the first one's error."""
     trainer = _trainer(replica)
     torch.distributed.barrier()  # one may import for long; patience is with what comes now
     for number in range(1_000_000):

@@ -1,4 +1,4 @@
-"""Log-densities of the base policies, by the change of variables, with determinants written out."""
+"""Compute log-densities of the base policies by the change of variables, with explicit determinants."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import Tensor
 
 
 def normal_log_prob(x: Tensor, mean: Tensor | float = 0.0, std: Tensor | float = 1.0) -> Tensor:
-    """log N(x | mean, std^2 I), summed over the last dimension."""
+    """Return log N(x | mean, std^2 I), summed over the last dimension."""
     std = torch.as_tensor(std, dtype=x.dtype)
     return (-((x - mean) ** 2) / (2 * std**2) - torch.log(std) - 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
 def tanh_log_det(u: Tensor) -> Tensor:
-    """log |d tanh(u) / d u|, summed: sum log(1 - tanh(u)^2), from cosh, for moderate u."""
+    """Return log |d tanh(u) / d u|, summed: sum log(1 - tanh(u)^2), from cosh, for moderate u."""
     return -2 * torch.log(torch.cosh(u)).sum(-1)
 
 
 def radial_layer(z: Tensor, center: Tensor, a: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    """One radial flow layer of Rezende & Mohamed (2015), equation (14), and its log-determinant."""
+    """Apply one radial flow layer of Rezende & Mohamed (2015), equation (14); return its log-determinant too."""
     dim = z.shape[-1]
     r = (z - center).pow(2).sum(-1).sqrt()
     h, h_prime = 1 / (a + r), -1 / (a + r) ** 2
@@ -29,7 +29,7 @@ def radial_layer(z: Tensor, center: Tensor, a: Tensor, beta: Tensor) -> tuple[Te
 
 
 def radial_flow(z: Tensor, center: Tensor, raw_a: Tensor, raw_b: Tensor) -> tuple[Tensor, Tensor]:
-    """A stack of radial layers with a = softplus(raw_a) > 0 and beta = -a + softplus(raw_b) > -a."""
+    """Apply radial layers with a = softplus(raw_a) > 0 and beta = -a + softplus(raw_b) > -a."""
     log_det = torch.zeros(z.shape[:-1], dtype=z.dtype)
     for layer in range(center.shape[0]):
         a = torch.log(1 + torch.exp(raw_a[layer]))

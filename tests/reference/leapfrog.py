@@ -1,4 +1,4 @@
-"""Leapfrog steps as loops over equation (9), with the variants of the package as literal changes to it."""
+"""Take leapfrog steps as loops over equation (9), with the package's variants as literal changes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def leapfrog(
     inverse_mass: float | Tensor = 1.0,
     momentum_scales: Sequence[float] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Equation (9) (and the kicks of (13)): half kick, drift, half kick, 2 K force evaluations."""
+    """Run equation (9) (and the kicks of (13)): half kick, drift, half kick, 2 K force evaluations."""
     for k in range(num_steps):
         momentum_half = momentum - step_size / 2 * force(action)
         action = action + step_size * inverse_mass * momentum_half
@@ -28,7 +28,7 @@ def leapfrog(
 
 
 def tempering_scales(beta_0: float, num_steps: int) -> list[float]:
-    """Equation (17) of Xu & Fekri's first version: the factors sqrt(beta_{k-1} / beta_k), k = 1..K."""
+    """Return equation (17) of Xu & Fekri's first version: the factors sqrt(beta_{k-1} / beta_k), k = 1..K."""
     betas = [
         ((1 - 1 / beta_0**0.5) * k**2 / num_steps**2 + 1 / beta_0**0.5) ** -2 for k in range(num_steps + 1)
     ]
@@ -36,7 +36,7 @@ def tempering_scales(beta_0: float, num_steps: int) -> list[float]:
 
 
 def linear_map(force_matrix: Tensor, step_size: float, num_steps: int, inverse_mass: float = 1.0) -> Tensor:
-    """The (2 A, 2 A) matrix of K leapfrog steps under the linear force F(a) = P a, as a product of shears."""
+    """Return the (2 A, 2 A) matrix of K leapfrog steps under the linear force F(a) = P a, as a product of shears."""
     size = force_matrix.shape[0]
     identity, zero = torch.eye(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
     kick = torch.cat(

@@ -1,4 +1,4 @@
-"""Soft value iteration on a grid of multi-goal, in float64: what soft Q-learning should learn there.
+"""Compute soft values of multi-goal by value iteration on a grid, in float64, as reference of soft Q-learning.
 
 Q(s, a) <- r(s, a) + gamma (1 - terminated) V(s'), V(s) = alpha log of the integral of exp(Q(s, a) / alpha) over actions
 (Haarnoja et al. 2017, arXiv 1702.08165, eqs. 3 and 5).
@@ -15,13 +15,13 @@ HALF_WIDTH = 7.0
 
 
 class GridValues:
-    """V on a grid of states, and Q of any state and action by one step ahead.
+    """Hold V on a grid of states, and compute Q of any state and action by one step of lookahead.
 
     Args:
         alpha: Temperature.
         gamma: Discount.
-        states: Points of the grid in each direction.
-        actions: Points of the quadrature in each direction.
+        states: Number of grid points in each direction.
+        actions: Number of quadrature points in each direction.
     """
 
     def __init__(self, alpha: float, gamma: float = 0.99, states: int = 57, actions: int = 20) -> None:
@@ -34,7 +34,7 @@ class GridValues:
         self.value = np.zeros((states, states))
 
     def iterate(self, times: int) -> float:
-        """Makes so many iterations; how far the last one moved V."""
+        """Run a number of iterations; return the last one's change of V."""
         moved = 0.0
         for _ in range(times):
             q = self.q(self._states[:, None], self.actions[None])
@@ -50,7 +50,7 @@ class GridValues:
         return result
 
     def q(self, state: Array, action: Array) -> Array:
-        """Q by one step ahead from V, of states and actions (..., 2) that broadcast."""
+        """Return Q by one step of lookahead, for states and actions (..., 2) that broadcast."""
         position = np.clip(state + action, -HALF_WIDTH, HALF_WIDTH)
         squared = np.min([np.square(position - goal).sum(-1) for goal in np.array(GOALS)], 0)
         reached = squared < 1
@@ -59,7 +59,7 @@ class GridValues:
         return result
 
     def _interpolated(self, position: Array) -> Array:
-        """V between the grid's points, linear in each direction."""
+        """Interpolate V between the grid's points, linearly in each direction."""
         step = self.axis[1] - self.axis[0]
         scaled = (position + HALF_WIDTH) / step
         low = np.minimum(scaled.astype(int), len(self.axis) - 2)

@@ -1,4 +1,4 @@
-"""Algorithm 3 of arXiv 2103.12020 for one state, as printed, with the variants of the package as literal changes."""
+"""Run Algorithm 3 of arXiv 2103.12020 for one state, as printed, with the package's variants as literal changes."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def algorithm_3(
     momentum_refresh: str = "add",
     fallback: str = "last",
 ) -> tuple[Tensor, bool, int]:
-    """The action (A,) that acts, whether it passed, and after how many steps.
+    """Return the chosen action (A,), whether it passed, and the number of steps.
 
     Args:
         action: a_0, (A,), inside the bounds or not.
         momentum: rho_0, (A,).
-        noise: (K, A), already of the momentum's standard deviation.
+        noise: Noise (K, A), already with the momentum's standard deviation.
         force: F(a), (A,) of (A,).
         cost: Q_C(s, a), a scalar of (A,).
         reference: b, (A,).

@@ -1,4 +1,4 @@
-"""The references are worth something only if they share no code with what they check."""
+"""Test that the references share no code with the package they check."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FILES = sorted(Path(__file__).parent.glob("*.py"))
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_references_import_nothing_from_the_package(file: Path) -> None:
-    """Only the standard library, NumPy, torch (pytest here) and each other."""
+    """They import only the standard library, NumPy, torch (pytest here) and each other."""
     imported = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):

@@ -1,7 +1,7 @@
-"""One update of SAC, SAC-NF and SAC-HPO from the equations: separate critics, autograd through everything.
+"""Make one update of SAC, SAC-NF or SAC-HPO from the equations, with autograd through everything.
 
-Gradients of Q inside the chain come from autograd with `create_graph`, so derivatives of the objective go through
-them a second time ("double backward"). The package instead treats the unit gradient as a constant.
+The critics are separate. Gradients of Q inside the chain come from autograd with `create_graph`, so derivatives of the
+objective go through them a second time ("double backward"). The package instead treats the unit gradient as a constant.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Noise = dict[str, Tensor]
 
 
 def sample(net: Networks, cfg: Any, obs: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
-    """The training sampler: action handed on, log pi(a_0 | s) and rho_K. Algorithm 2 of the paper for SAC-HPO."""
+    """Draw by the training sampler: action, log pi(a_0 | s) and rho_K. For SAC-HPO, Algorithm 2 of the paper."""
     mean, log_std = mlp(net.policy, obs).chunk(2, -1)
     std = torch.exp(log_std.clamp(-20, 2))
     u = mean + std * noise["base"]
@@ -69,7 +69,7 @@ def sample(net: Networks, cfg: Any, obs: Tensor, noise: Noise) -> tuple[Tensor, 
 
 
 def policy_objective(net: Networks, cfg: Any, obs: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-    """Equation (12), to be maximised, and log pi(a_0 | s)."""
+    """Return equation (12), to be maximised, and log pi(a_0 | s)."""
     action, log_prob, momentum = sample(net, cfg, obs, noise)
     alpha = net.log_alpha.exp().detach()
     q = min_q(net.critics if cfg.objective_critic == "online" else net.targets, obs, action)
@@ -80,7 +80,7 @@ def policy_objective(net: Networks, cfg: Any, obs: Tensor, noise: Noise) -> tupl
 
 
 def bellman_error(net: Networks, cfg: Any, batch: Batch, noise: Noise) -> Tensor:
-    """Sum over the two critics of the mean squared error to r + gamma (1 - terminated) V(s')."""
+    """Return the sum over two critics of the mean squared error to r + gamma (1 - terminated) V(s')."""
     next_action, next_log_prob, _ = sample(net, cfg, batch["next_obs"], noise)
     value = min_q(net.targets, batch["next_obs"], next_action) - net.log_alpha.exp() * next_log_prob
     target = (batch["reward"] + cfg.gamma * (1 - batch["terminated"]) * value).detach()
@@ -88,7 +88,7 @@ def bellman_error(net: Networks, cfg: Any, batch: Batch, noise: Noise) -> Tensor
 
 
 def step(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """Gradient of `loss` with respect to the optimizer's parameters only, then one step."""
+    """Take one step along the gradient of `loss` in the optimizer's parameters only."""
     parameters = optimizer.param_groups[0]["params"]
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -97,7 +97,7 @@ def step(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
 
 
 def update(net: Networks, cfg: Any, optimizers: dict, batch: Batch, next_noise: Noise, noise: Noise) -> None:
-    """Algorithm 1: critics; policy with leapfrog networks; temperature; targets. In place."""
+    """Run Algorithm 1 in place: critics; policy with leapfrog networks; temperature; targets."""
     step(bellman_error(net, cfg, batch, next_noise), optimizers["critic"])
     objective, log_prob = policy_objective(net, cfg, batch["obs"], noise)
     step(-objective, optimizers["policy"])

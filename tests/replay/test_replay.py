@@ -1,4 +1,4 @@
-"""The replay: a ring of rows, checked against a list."""
+"""Test the replay, a ring of rows, against a list."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LAYOUT = RowLayout(obs_dim=2, action_dim=1)
 
 
 def numbered(start: int, end: int) -> npt.NDArray[np.float32]:
-    """Rows whose every number says which row it is."""
+    """Make rows whose every value is the row's number."""
     column = np.arange(start, end, dtype=np.float32)[:, None]
     return column + np.arange(LAYOUT.width, dtype=np.float32) / 16
 

@@ -1,4 +1,4 @@
-"""The replay on disk: each row is written once, and every way a file can be bad has its sentence."""
+"""Test the replay on disk: each row is written once, and every kind of bad file has its error."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ CAPACITY = 10
 
 
 def grow(replay: Replay, num: int) -> None:
-    """Adds the next `num` numbered rows."""
+    """Add the next `num` numbered rows."""
     replay.add(numbered(replay.total_rows, replay.total_rows + num))
 
 
 def contents(replay: Replay) -> np.ndarray:
-    """All rows, oldest first."""
+    """Return all rows, oldest first."""
     pieces = replay.read(replay.total_rows - replay.num_rows, replay.total_rows)
     return np.concatenate([np.empty((0, LAYOUT.width), np.float32), *pieces])
 
 
 def reloaded(segments: SegmentList, total_rows: int, directory: Path) -> Replay:
-    """A new replay, filled from disk."""
+    """Fill a new replay from disk."""
     replay = Replay(LAYOUT, CAPACITY)
     load_segments(replay, segments, total_rows, directory)
     return replay
@@ -40,7 +40,7 @@ def reloaded(segments: SegmentList, total_rows: int, directory: Path) -> Replay:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> tuple[Replay, SegmentList]:
-    """Nine rows in two segments."""
+    """Save nine rows in two segments."""
     replay, segments = Replay(LAYOUT, CAPACITY), []
     for num in (4, 5):
         grow(replay, num)
@@ -91,7 +91,7 @@ def test_overwritten_segments_are_dropped(saved: tuple[Replay, SegmentList], tmp
 def test_segments_whose_file_vanished_are_written_again(
     saved: tuple[Replay, SegmentList], tmp_path: Path
 ) -> None:
-    """Somebody deleted the folder between two checkpoints: the next one must not trust it."""
+    """A user deleted the folder between two checkpoints; the next one must notice."""
     replay, segments = saved
     (tmp_path / segments[0]["file"]).unlink()
     grow(replay, 1)

@@ -1,4 +1,4 @@
-"""A replay in shards: every row in exactly one, saved and restored, dealt anew to another number of learners."""
+"""Test a sharded replay: every row in exactly one shard, saved, restored, and resharded."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _learners(world_size: int) -> list[ReplayLearner]:
 
 
 def _fill(learners: list[ReplayLearner], num_blocks: int, first: int = 0, block: int = 3) -> None:
-    """Deals blocks of rows, each row full of its own number."""
+    """Distribute blocks of rows, each row filled with its number."""
     dealer = Dealer(len(learners), num_blocks=first // block)
     for start in range(first, first + num_blocks * block, block):
         rows = np.repeat(np.arange(start, start + block, dtype=np.float32)[:, None], 5, axis=1)
@@ -42,7 +42,7 @@ def _fill(learners: list[ReplayLearner], num_blocks: int, first: int = 0, block:
 
 
 def _rows(learner: ReplayLearner) -> list[int]:
-    """Numbers of the rows of a shard, oldest first."""
+    """Return the numbers of a shard's rows, oldest first."""
     replay = learner.replay
     pieces = replay.read(replay.total_rows - replay.num_rows, replay.total_rows)
     return [int(row[0]) for piece in pieces for row in piece]
@@ -78,7 +78,7 @@ def test_shards_share_the_capacity(world_size: int) -> None:
 
 @pytest.mark.parametrize("num_blocks", [0, 1, 5, 9])
 def test_shards_are_saved_and_restored(num_blocks: int, tmp_path: Path) -> None:
-    """Also where the ring has gone round, a shard is empty, and what is new since is written by itself."""
+    """This holds also if the ring has wrapped around, a shard is empty, or new rows are saved separately."""
     learners = _learners(3)
     _fill(learners, num_blocks)
     first = _save(learners, tmp_path)
@@ -120,7 +120,7 @@ def test_another_number_of_learners_gets_every_row_once(
 
 
 def test_rows_dealt_anew_stay_in_the_order_of_their_arrival(tmp_path: Path) -> None:
-    """So that the oldest are overwritten first: to within the blocks that were dealt."""
+    """The oldest are then overwritten first, up to the size of the distributed blocks."""
     saved, alone = _learners(2), _learner()
     _fill(saved, 6)
     _load([alone], tmp_path, _save(saved, tmp_path), 2)

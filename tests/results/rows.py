@@ -1,4 +1,4 @@
-"""Evaluation rows for tests."""
+"""Make evaluation rows for tests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rllib_hpo.results import EvaluationRow, canonical_json, config_hash, episod
 
 
 def make_row(**changes: Any) -> EvaluationRow:
-    """A plausible row; `changes` replace columns, and `config` or `returns` what is derived from them."""
+    """Make a plausible row; `changes` replace columns, and `config` or `returns` the columns derived from them."""
     default = {"algorithm": "sac-hpo", "gamma": 0.99, "leapfrog_steps": 2, "evaluation_every": 1_000}
     config = changes.pop("config", default)
     returns = changes.pop("returns", (310.5, 298.25))

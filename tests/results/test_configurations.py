@@ -1,4 +1,4 @@
-"""What counts as seeds of one configuration, and what is a search."""
+"""Test which rows count as seeds of one configuration, and which as a search."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONFIG: dict[str, Any] = {"algorithm": "sac-hpo", "task": "hopper", "step_size":
 
 
 def rows(*trials: dict[str, Any], variant: str = "default", steps: int = 2) -> pa.Table:
-    """Rows of one trial each; a list as a value changes from row to row."""
+    """Make rows of one trial each; a value that is a list varies from row to row."""
     made = []
     for seed, changes in enumerate(trials):
         for i in range(steps):

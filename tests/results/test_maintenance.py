@@ -1,4 +1,4 @@
-"""Merging, joining and checking datasets of rows."""
+"""Test merging, joining and checking datasets of rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paths as users give them."""
+"""Test paths as users give them."""
 
 from __future__ import annotations
 

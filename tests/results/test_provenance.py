@@ -1,4 +1,4 @@
-"""Where a row came from: git and package metadata, without importing anything heavy."""
+"""Test the recorded origin of rows: git and package metadata, without heavy imports."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """A package folder with one tracked and committed module, in a repository of its own."""
+    """Make a package folder with one committed module, in a repository of its own."""
     if shutil.which("git") is None:
         pytest.skip("needs git")
     folder = tmp_path / "repository" / "package"

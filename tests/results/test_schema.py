@@ -1,4 +1,4 @@
-"""The row schema, its hash, and the statistics of one evaluation."""
+"""Test the row schema, its hash, and the statistics of one evaluation."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_config_hash_depends_on_content_only() -> None:
 
 
 def test_cost_statistics_by_hand() -> None:
-    """Two episodes of 10 and 30 steps; 4 of the 40 steps cost something."""
+    """Two episodes have 10 and 30 steps; 4 of the 40 steps have a cost."""
     assert cost_statistics([1.0, 3.0], [0.5, 2.0], [1, 3], [10, 30]) == {
         "cost_mean": 2.0,
         "cost_sd": 1.0,

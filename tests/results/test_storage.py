@@ -1,4 +1,4 @@
-"""Rows on disk: written whole or not at all, read back exactly, never half read."""
+"""Test rows on disk: written completely or not at all, and read back exactly."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def run_python(script: str, *arguments: str, prefix: tuple[str, ...] = ()) -> list[str]:
-    """Lines that `script` prints in a fresh interpreter that can import the package and the tests."""
+    """Return the lines that `script` prints in a fresh interpreter that can import the package and the tests."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     command = [*prefix, sys.executable, "-c", textwrap.dedent(script), *arguments]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
@@ -83,7 +83,7 @@ def test_same_key_replaces_itself(tmp_path: Path) -> None:
 
 
 def test_other_readers_understand_the_folder(tmp_path: Path) -> None:
-    """Pandas and pyarrow make columns of the folders' names, each with a type of its own."""
+    """Pandas and pyarrow make typed columns of the folders' names."""
     for task in ("ALE/Pong", "hopper"):
         write_row(tmp_path, make_row(task=task))
     for frame in (
@@ -184,7 +184,7 @@ WRITER = """
 
 
 def test_readers_never_see_half_a_file_when_the_writer_is_killed(tmp_path: Path) -> None:
-    """SIGKILL at random instants: every acknowledged row is there and whole, and nothing else is."""
+    """After SIGKILL at random instants, all acknowledged rows are complete, and there is nothing else."""
     rng = random.Random(7)
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     rows_seen = 0
@@ -238,7 +238,7 @@ FULL_DISK = """
 
 
 def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path: Path) -> None:
-    """A real file system of 64 KiB, mounted where only the child process sees it."""
+    """A real file system of 64 KiB is mounted where only the child process sees it."""
     mount = f"mount -t tmpfs -o size=64k tmpfs '{tmp_path}' && exec \"$@\""
     prefix = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh")
     try:
@@ -273,7 +273,7 @@ FILE_LIMIT = """
 
 
 def test_a_write_cut_short_keeps_the_old_row(tmp_path: Path) -> None:
-    """The kernel refuses after 1,000 bytes: the part that was written goes, the row from before stays."""
+    """The kernel rejects writes after 1,000 bytes: the partial file is removed, and the earlier row stays."""
     assert run_python(FILE_LIMIT, str(tmp_path)) == [
         f"Cannot write {row_path(tmp_path, make_row())}: File too large.",
         "[1.0] []",
@@ -287,6 +287,6 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_importing_results_is_light() -> None:
-    """Rows can be read where neither Ray nor PyTorch is wanted."""
+    """Rows can be read without Ray and PyTorch."""
     script = "import sys, rllib_hpo.results; print({'ray', 'torch', 'wandb'} & set(sys.modules))"
     assert run_python(script) == ["set()"]

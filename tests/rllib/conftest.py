@@ -1,4 +1,4 @@
-"""One small Ray session per file of tests."""
+"""Run one small Ray session per file of tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
-    """Ray with four (imagined) cores; its workers find the environments defined in the tests."""
+    """Run Ray with four (pretended) cores; its workers find the environments defined in the tests."""
     import ray
 
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))

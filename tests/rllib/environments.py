@@ -1,4 +1,4 @@
-"""Environments of the tests' own, which no simulator state can be saved of, and which fail on demand."""
+"""Define environments whose simulator state cannot be saved, and which fail on demand."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import numpy as np
 
 
 class StubbornError(Exception):
-    """An error that cannot be unpickled, as happens to those whose __init__ takes several arguments."""
+    """Error that cannot be unpickled, as happens to errors whose __init__ takes several arguments."""
 
     def __init__(self, whose: str, what: str) -> None:
         super().__init__(f"the user's {whose}, which no other process can {what}")
 
 
 class CountingEnv(gym.Env[np.ndarray, np.ndarray]):
-    """Observes [episode, step, last action]; odd episodes end proper after `length` steps, even ones by time limit.
+    """Observe [episode, step, last action]; odd episodes terminate after `length` steps, even ones are truncated.
 
-    Options of the config: `length` of an episode, and `bad_step` (counted over the environment's life)
-    at which `bad` ("observation" or "reward") becomes `value`, or happens ("error", "slow", "dead"; or "hung", for
-    ever in the runner `hung_runner`, but only in the first process to make the file `hung`).
+    Options of the config: `length` of an episode, and `bad_step` (counted over the environment's lifetime) at which
+    `bad` ("observation" or "reward") becomes `value`, or happens ("error", "slow", "dead"; or "hung", forever in the
+    runner `hung_runner`, but only in the first process to make the file `hung`).
     """
 
     observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
@@ -34,13 +34,13 @@ class CountingEnv(gym.Env[np.ndarray, np.ndarray]):
         self.length, self.episode, self.step_number, self.life = config.get("length", 4), -1, 0, 0
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """Starts the next episode."""
+        """Start the next episode."""
         super().reset(seed=seed)
         self.episode, self.step_number = self.episode + 1, 0
         return np.array([self.episode, 0, 0], np.float32), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Counts; the reward is the number of the step within its episode."""
+        """Count a step; the reward is its number within the episode."""
         self.step_number += 1
         self.life += 1
         observation = np.array([self.episode, self.step_number, action[0]], np.float64)
@@ -74,7 +74,7 @@ class CountingEnv(gym.Env[np.ndarray, np.ndarray]):
 
 
 class NoisyEnv(gym.Env[np.ndarray, np.ndarray]):
-    """A random walk whose every step draws from the environment's generator; two asymmetric actions."""
+    """Walk randomly; every step draws from the environment's generator. It has two asymmetric actions."""
 
     observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
     action_space = gym.spaces.Box(np.array([-2.0, 0.5]), np.array([2.0, 4.0]), dtype=np.float64)
@@ -83,13 +83,13 @@ class NoisyEnv(gym.Env[np.ndarray, np.ndarray]):
         self.length, self.position, self.step_number = 11, np.zeros(2), 0
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """Starts somewhere at random."""
+        """Start at a random position."""
         super().reset(seed=seed)
         self.position, self.step_number = self.np_random.normal(size=2), 0
         return self.position.astype(np.float32), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Moves by the action and some noise; outside of |x| < 6 the episode ends."""
+        """Move by the action and noise; the episode ends outside of |x| < 6."""
         assert self.action_space.contains(np.asarray(action, np.float64)), action
         self.step_number += 1
         self.position = self.position + 0.3 * (action - 1) + 0.1 * self.np_random.normal(size=2)
@@ -99,7 +99,7 @@ class NoisyEnv(gym.Env[np.ndarray, np.ndarray]):
 
 
 class GatedEnv(gym.Env[np.ndarray, np.ndarray]):
-    """Pays its actions; outside of the process `driver` an episode begins only once the file `gate` exists."""
+    """Reward actions; outside of the process `driver` an episode begins only when the file `gate` exists."""
 
     observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
     action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
@@ -108,7 +108,7 @@ class GatedEnv(gym.Env[np.ndarray, np.ndarray]):
         self.config, self.position, self.step_number = dict(config), np.zeros(2), 0
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """Leaves its process's number beside the gate, and waits for it to open."""
+        """Write the process id beside the gate, and wait for it to open."""
         super().reset(seed=seed)
         if os.getpid() != self.config["driver"]:
             gate = Path(self.config["gate"])
@@ -119,17 +119,17 @@ class GatedEnv(gym.Env[np.ndarray, np.ndarray]):
         return self.position.astype(np.float32), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Five steps to an episode."""
+        """Step; an episode has five steps."""
         self.step_number += 1
         self.position = self.position + action[0]
         return self.position.astype(np.float32), float(action[0]), False, self.step_number == 5, {}
 
 
 class UnhurriedEnv(CountingEnv):
-    """Takes `step_s` seconds for every step; in the runner `gated_runner` the first waits until `gate` exists."""
+    """Take `step_s` seconds per step; in the runner `gated_runner` the first step waits until `gate` exists."""
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Sleeps, which takes no processor."""
+        """Sleep, without CPU use."""
         time.sleep(self.config.get("step_s", 0.0))
         if self.life == 0 and self.runner == self.config.get("gated_runner"):
             while not Path(self.config["gate"]).exists():

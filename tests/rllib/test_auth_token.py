@@ -1,4 +1,4 @@
-"""Ray's token is for its owner alone: made so before Ray makes it, and narrowed where it is too open."""
+"""Test that Ray's token is readable by its owner alone, both a new one and one with open permissions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rllib_hpo.rllib.auth_token import keep_token_private
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fresh one, with Ray's defaults and no cluster."""
+    """Make a fresh home, with Ray's defaults and no cluster."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
@@ -66,7 +66,7 @@ def test_none_is_made_where_ray_makes_none(
 
 @pytest.mark.slow
 def test_cluster_check_passes_after_a_sweep_in_a_fresh_home(home: Path, tmp_path: Path) -> None:
-    """With the real Ray, which uses the token that it finds."""
+    """The real Ray uses the token it finds."""
     root = Path(__file__).resolve().parents[2]
     settings = "{steps: 20, hidden_units: 8, warmup_steps: 10, evaluation_every: 20, evaluation_episodes: 1}"
     sweep = tmp_path / "tiny.yaml"

@@ -1,4 +1,4 @@
-"""What could never start is refused in a sentence, before any actor waits for it."""
+"""Test that what could never start is rejected in a sentence, before any actor waits for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: a run that goes on from one is bitwise the run that was never interrupted."""
+"""Test that a run resumed from a checkpoint is bitwise the uninterrupted run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ENVIRONMENTS = {
 
 
 def module_path(checkpoint: Path) -> Path:
-    """Where RLlib keeps the RLModule within a checkpoint."""
+    """Return the path of the RLModule within a checkpoint."""
     return checkpoint / "learner_group" / "learner" / "rl_module" / "default_policy"
 
 
@@ -65,7 +65,7 @@ RESUMED = [
 
 @pytest.mark.parametrize(("algorithm", "env", "way"), RESUMED)
 def test_a_resumed_run_is_the_uninterrupted_one(algorithm: str, env: Any, way: str, tmp_path: Path) -> None:
-    """Parameters, optimizers, replay, streams, simulators, episodes under way, counters and rows."""
+    """Parameters, optimizers, replay, streams, simulators, running episodes, counters and rows are equal."""
 
     def config(name: str) -> Any:
         made = tiny_config(algorithm, env, **tuned(algorithm)).env_runners(num_envs_per_env_runner=2)
@@ -156,7 +156,7 @@ def test_an_evaluation_at_the_start_is_not_repeated(tmp_path: Path) -> None:
 
 
 def segment_files(checkpoint: Path) -> list[str]:
-    """Names of the segments a checkpoint lists."""
+    """Return the names of the segments that a checkpoint lists."""
     return [segment["file"] for segment in read_manifest(checkpoint)["replay"]["segments"]]
 
 
@@ -224,7 +224,7 @@ def test_a_run_directory_can_be_a_link(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_can_be_written_twice_to_one_place(tmp_path: Path) -> None:
-    """Also when somebody deleted it in between."""
+    """This holds also if somebody deleted it in between."""
     with running(tiny_config()) as algorithm:
         for steps in (40, 80, 120):
             train_to(algorithm, steps)
@@ -240,7 +240,7 @@ def test_a_checkpoint_can_be_written_twice_to_one_place(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of SAC on Pendulum."""
+    """Make a checkpoint of SAC on Pendulum."""
     path = tmp_path_factory.mktemp("pristine") / "checkpoint"
     with running(tiny_config()) as algorithm:
         train_to(algorithm, 40)
@@ -250,19 +250,19 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def checkpoint(pristine: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be damaged."""
+    """Copy the checkpoint, to be damaged."""
     return Path(shutil.copytree(pristine, tmp_path / "checkpoint"))
 
 
 @pytest.fixture
 def fresh() -> Any:
-    """An algorithm into which it would fit."""
+    """Make an algorithm that fits the checkpoint."""
     with running(tiny_config()) as algorithm:
         yield algorithm
 
 
 def refusal(path: Path, algorithm: ActorCriticAlgorithm) -> str:
-    """The one sentence with which `path` is refused, either way; the algorithm is as it was."""
+    """Return the sentence that rejects `path`, by both calls; the algorithm must not change."""
     before = facts(algorithm)
     with pytest.raises(CheckpointError) as caught:
         algorithm.restore_from_path(path)
@@ -291,13 +291,13 @@ def test_a_damaged_manifest_is_named(checkpoint: Path, fresh: ActorCriticAlgorit
 
 
 def files_of(manifest: dict[str, Any]) -> list[str]:
-    """What a manifest lists, segments last."""
+    """Return the files that a manifest lists, segments last."""
     return [*manifest["files"], *(f"replay/{segment['file']}" for segment in manifest["replay"]["segments"])]
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "flipped"])
 def test_every_damaged_file_is_named(checkpoint: Path, fresh: ActorCriticAlgorithm, damage: str) -> None:
-    """Each of them in turn; before anything is unpickled."""
+    """Each file is damaged in turn; nothing is unpickled before."""
     for name in files_of(read_manifest(checkpoint)):
         path = checkpoint / name
         content = path.read_bytes()
@@ -333,7 +333,7 @@ def test_checkpoints_of_other_runs_are_refused(checkpoint: Path, other: str, env
 
 @pytest.mark.parametrize("when", ["fresh", "overwriting"])
 def test_a_full_disk_leaves_no_checkpoint(when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One clear error, and what is there does not count; the run itself can go on."""
+    """There is one clear error, and the partial files do not count; the run itself can continue."""
     from rllib_hpo.rllib import checkpointing
 
     def full(*_: Any) -> None:
@@ -367,7 +367,7 @@ def test_the_manifest_says_what_the_checkpoint_is(checkpoint: Path) -> None:
 
 @EVERY_ALGORITHM
 def test_the_rl_module_acts_as_the_algorithm_does(algorithm: str, tmp_path: Path) -> None:
-    """RLlib's way to serve a policy: finished, noise-free actions in [-1, 1]."""
+    """RLlib serves policies this way: rescaled, noise-free actions in [-1, 1]."""
     obs = torch.randn((6, 3), generator=torch.Generator().manual_seed(0))
     with running(tiny_config(algorithm)) as built:
         train_to(built, 80)

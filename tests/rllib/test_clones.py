@@ -1,4 +1,4 @@
-"""A checkpoint in another configuration: which settings may change, that they take effect, and that a clone reseeds."""
+"""Test a checkpoint in another configuration: which settings may change, their effect, and a clone's reseeding."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def config_of(stack: str = "new", seed: int | None = 3, algorithm: str = "sac-hp
 
 
 def in_trial(config: Any, trial: str) -> Any:
-    """The config as Tune hands it to the trial of that id."""
+    """Return the config as Tune passes it to the trial of that id."""
     return config.update_from_dict({TRIAL_INFO: SimpleNamespace(trial_id=trial)})
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One of each stack, at 80 steps, of the seed 3."""
+    """Make one checkpoint per stack, at 80 steps, with seed 3."""
     paths = {}
     for stack in ("new", "old"):
         paths[stack] = tmp_path_factory.mktemp("donor") / stack
@@ -62,7 +62,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def assert_acts_by(settings: Any, actor: SamplerActor) -> None:
-    """The actor explores as one that was made with these settings and has its weights."""
+    """Check that the actor explores as one made with these settings and its weights."""
     fresh = SamplerActor(actor.obs_dim, actor.action_dim, settings, seed=0)
     settled = {"log_alpha", "sampler.fixed_step_size"}  # tensors that are settings
     weights = {name: value for name, value in actor.state_dict().items() if name not in settled}
@@ -75,7 +75,7 @@ def assert_acts_by(settings: Any, actor: SamplerActor) -> None:
 
 @STACKS
 def test_changed_settings_take_effect(stack: str, checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    """In acting, learning, evaluations, rows, and the checkpoints to come."""
+    """They affect acting, learning, evaluations, rows, and later checkpoints."""
     config = config_of(stack, **CHANGED).results(results_dir=str(tmp_path / "rows"))
     with running(config) as clone:
         clone.restore_from_path(checkpoints[stack])
@@ -107,7 +107,7 @@ def test_changed_settings_take_effect(stack: str, checkpoints: dict[str, Path], 
 
 @pytest.mark.parametrize(("before", "after"), [(0.1, [0.3]), ([0.1], [0.3]), ([0.3], 0.1)])
 def test_a_step_size_per_dimension_changes(before: Any, after: Any, tmp_path: Path) -> None:
-    """Lists are tensors in the sampler, and must not come back with the checkpoint's weights."""
+    """Lists are tensors in the sampler, which the checkpoint's weights must not overwrite."""
     with running(config_of(step_size=before)) as donor:
         train_to(donor, 40)
         donor.save_to_path(tmp_path / "checkpoint")
@@ -199,7 +199,7 @@ def test_what_may_change_is_a_setting(algorithm: str) -> None:
 
 
 def test_another_seed_is_another_future(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    """The donor's networks and replay, but streams and episodes of its own; the same ones each time."""
+    """It has the donor's networks and replay, but its own streams and episodes, which are the same each time."""
     seen = {}
     for name, seed in (("donor", 3), ("one", 4), ("again", 4), ("other", 5)):
         with running(config_of(seed=seed).results(results_dir=str(tmp_path / name))) as algorithm:
@@ -230,7 +230,7 @@ def test_another_seed_is_another_future(checkpoints: dict[str, Path], tmp_path: 
 
 
 def test_a_clone_resumes_exactly(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    """Also from a checkpoint taken when it had drawn nothing yet."""
+    """This holds also for a checkpoint taken before it drew anything."""
     with running(config_of(seed=4, **CHANGED)) as clone:
         clone.restore_from_path(checkpoints["new"])
         clone.save_to_path(tmp_path / "at once")
@@ -245,7 +245,7 @@ def test_a_clone_resumes_exactly(checkpoints: dict[str, Path], tmp_path: Path) -
 
 
 def test_a_trial_without_a_seed_has_its_own() -> None:
-    """The same one when it is resumed, another than every other trial's."""
+    """It keeps its seed on resume, and every other trial has another one."""
     configs = [in_trial(config_of(seed=None), trial) for trial in ("a", "a", "b")]
     for config in configs:
         config.validate()
@@ -254,7 +254,7 @@ def test_a_trial_without_a_seed_has_its_own() -> None:
 
 
 def trained(config: Any, checkpoint: Path | None, out: Path) -> tuple[int, Any]:
-    """Trains 40 steps from `checkpoint` and saves; the seed of the run and what it ended as."""
+    """Train 40 steps from `checkpoint` and save; return the run's seed and its final state."""
     with running(config) as algorithm:
         if checkpoint is not None:
             algorithm.restore_from_path(checkpoint)
@@ -265,7 +265,7 @@ def trained(config: Any, checkpoint: Path | None, out: Path) -> tuple[int, Any]:
 
 @pytest.mark.parametrize("seed", [3, None])
 def test_a_clone_of_a_trial_is_not_its_donor(seed: int | None, tmp_path: Path) -> None:
-    """PBT copies the donor's whole configuration, seed included; a trial that is resumed is still itself."""
+    """PBT copies the donor's whole configuration, including the seed; a resumed trial keeps its own streams."""
 
     def config(trial: str) -> Any:
         return in_trial(config_of(seed=seed), trial).results(results_dir=str(tmp_path / "rows"))
@@ -290,7 +290,7 @@ def test_a_clone_of_a_trial_is_not_its_donor(seed: int | None, tmp_path: Path) -
 
 
 def test_the_old_stack_reseeds(checkpoints: dict[str, Path]) -> None:
-    """Exploration, learning and the environment's generator, each time the same."""
+    """Exploration, learning and the environment's generator are reseeded, the same way each time."""
     seen = []
     for seed in (3, 4, 4):
         with running(config_of("old", seed=seed)) as algorithm:

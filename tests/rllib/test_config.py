@@ -1,4 +1,4 @@
-"""The configs: RLlib's way of setting things, the papers' defaults, and nothing accepted without effect."""
+"""Test the configs: RLlib's calls, the papers' defaults, and that no setting is accepted without effect."""
 
 from __future__ import annotations
 
@@ -105,12 +105,12 @@ ALONG: dict[str, dict[str, Any]] = {
     "cost": {"cost_limit": 3.0},
     "cost_limit": {"cost": {"kind": "torque"}},
 }
-"""What a changed setting needs beside it."""
+"""Settings that a changed setting needs beside it."""
 WITHOUT_SHIELD = ("tempering", "explore_sampler", "train_sampler")
 
 
 def other_value(name: str, default: Any) -> Any:
-    """A valid value of the setting `name` that is not its default."""
+    """Return a valid value of the setting `name` that is not its default."""
     if name in OTHER_VALUES:
         return OTHER_VALUES[name]
     if isinstance(default, bool):
@@ -119,7 +119,7 @@ def other_value(name: str, default: Any) -> Any:
 
 
 def others(model: type[Settings]) -> dict[str, Any]:
-    """Another value for every setting of an algorithm."""
+    """Return another value for every setting of an algorithm."""
     special = {
         "tempering": {"tempering_allow_heating": True},
         "noise_set": {"alpha": {"from": 1.0, "to": 0.1, "steps": 100}},
@@ -179,7 +179,7 @@ def test_every_setting_can_be_set(algorithm: str, way: str) -> None:
 
 @EVERY_ALGORITHM
 def test_a_config_survives_being_a_dict(algorithm: str) -> None:
-    """Tune hands over all options of a config as one dict."""
+    """Tune passes all options of a config as one dict."""
     config = tiny_config(algorithm).env_runners(num_envs_per_env_runner=2).results(sweep="s", variant="v")
     again = make_config(algorithm).update_from_dict(config.to_dict())
     again.validate()
@@ -200,7 +200,7 @@ def test_for_task_is_table_one(algorithm: str) -> None:
 
 
 def test_for_task_is_table_one_to_the_letter() -> None:
-    """A row of the table, typed here once more."""
+    """The expected row of the table is typed here once more."""
     settings = SACHPOConfig.for_task("hopper").settings()
     assert isinstance(settings, SACHPOSettings)
     assert (settings.alpha, settings.momentum_std_train, settings.momentum_std_explore) == (0.2, 0.1, 1.5)
@@ -398,7 +398,7 @@ def test_an_unknown_algorithm_gets_the_nearest_name() -> None:
 @EVERY_ALGORITHM
 @pytest.mark.parametrize("way", ["dict", "flattened", "private name"])
 def test_a_change_to_the_dict_of_a_config_takes_effect(algorithm: str, way: str) -> None:
-    """As PBT makes one, and PB2, which flattens the dict and loses the empty ones inside."""
+    """PBT makes such changes, and PB2, which flattens the dict and loses empty ones inside."""
     for name, value in others(find_settings(algorithm)).items():
         options = tiny_config(algorithm, **tuned(algorithm)).to_dict()
         if way == "private name":  # as RLlib's own configs write it
@@ -437,22 +437,22 @@ def test_a_config_of_another_algorithm_is_refused() -> None:
 
 
 def test_an_algorithm_without_a_config_has_a_name() -> None:
-    """Tune prints what it could not build: RLlib's own words for it would hide the reason."""
+    """Tune prints what it could not build; without a name RLlib's own error would hide the reason."""
     assert repr(SACHPO.__new__(SACHPO)) == "SACHPO"
 
 
 class CountsEpisodes(RLlibCallback):
-    """A callback of the kind that RLlib users write."""
+    """Define a callback as RLlib's users write it."""
 
     def on_episode_end(self, **kwargs: Any) -> None:
-        """Never called here."""
+        """Do nothing: this test never calls it."""
 
 
 class SeesResults(RLlibCallback):
-    """A callback that is called."""
+    """Define a callback that is called."""
 
     def on_train_result(self, *, algorithm: Any, result: dict[str, Any], **kwargs: Any) -> None:
-        """Leaves a mark in the result."""
+        """Add a mark to the result."""
         result["seen"] = algorithm.env_steps
 
 
@@ -531,7 +531,7 @@ def _pickled(config: ActorCriticConfig) -> Any:
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, _pickled, ActorCriticConfig.copy])
 def test_a_copy_hands_on_changed_settings(copied: Callable[[ActorCriticConfig], ActorCriticConfig]) -> None:
-    """In the form in which checkpoints of the old API stack keep it, too."""
+    """The form in which the old API stack's checkpoints keep it is copied too."""
     config = SACHPOConfig().training(train_batch_size_per_learner=8, lr=1e-2, leapfrog_steps=2)
     again = copied(copied(config))
     assert vars(again).keys() == vars(config).keys()

@@ -1,4 +1,4 @@
-"""A checkpoint of one API stack as one of the other: same policy, same replay, same place in the run."""
+"""Test converting a checkpoint between API stacks: same policy, same replay, same progress."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ OTHER = {"new": "old", "old": "new"}
 
 @pytest.fixture(params=["new", "old"])
 def stack(request: pytest.FixtureRequest) -> str:
-    """The stack that is converted from."""
+    """Return the stack to convert from."""
     return str(request.param)
 
 
 def written(algorithm: str, stack: str, directory: Path, **settings: Any) -> Path:
-    """A checkpoint at step 80."""
+    """Write a checkpoint at step 80."""
     config = tiny_config(algorithm, "Hopper-v4", **settings).api_stack(stack == "new", stack == "new")
     with running(config) as built:
         train_to(built, 80)
@@ -44,7 +44,7 @@ def written(algorithm: str, stack: str, directory: Path, **settings: Any) -> Pat
 
 
 def learned(algorithm: ActorCriticAlgorithm) -> dict[str, Any]:
-    """All that has been learned, and what decides the next updates."""
+    """Return everything learned, and what determines the next updates."""
     core = algorithm.local_learner
     return {
         "model": core.trainer.model.state_dict(),
@@ -73,7 +73,7 @@ def test_noise_free_actions_stay_bitwise_equal(algorithm: str, stack: str, tmp_p
 
 @EVERY_ALGORITHM_IN_TIME
 def test_everything_learned_is_taken_over(algorithm: str, stack: str, tmp_path: Path) -> None:
-    """And training goes on from it; the ring of 60 rows has gone round."""
+    """Training continues from it; the ring of 60 rows has wrapped around."""
     original = written(algorithm, stack, tmp_path, **tuned(algorithm), replay_capacity=60)
     convert(original, tmp_path / "converted")
     with loaded(original) as before, loaded(tmp_path / "converted") as after:
@@ -84,7 +84,7 @@ def test_everything_learned_is_taken_over(algorithm: str, stack: str, tmp_path: 
 
 
 def test_exploration_does_not_begin_again(stack: str, tmp_path: Path) -> None:
-    """The converted run draws other noise than the original's first steps did."""
+    """The converted run draws other noise than the original's first steps."""
     original = written("sac", stack, tmp_path)
     convert(original, tmp_path / "converted")
     with loaded(tmp_path / "converted") as after:
@@ -108,7 +108,7 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str],
 
 
 def test_a_checkpoint_of_an_older_version(tmp_path: Path) -> None:
-    """It lacks settings that have come since."""
+    """It lacks settings that were added later."""
     original = written("sac", "new", tmp_path)
     manifest = json.loads((original / MANIFEST).read_text())
     for name in ("cuda_graph", "tf32"):

@@ -1,4 +1,4 @@
-"""Costs from the environment's info to result rows, for algorithms with and without a constraint."""
+"""Test costs from the environment's info to result rows, for algorithms with and without a constraint."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.algorithms.toy import CostlyEnv
 from tests.rllib.tiny import assert_equal, facts, loaded, running, tiny_config, train_to
 
 COSTLY = {"cost": {"kind": "info", "key": "cost"}, "cost_limit": 3.0}
-"""`CostlyEnv` has episodes of 8 steps, of which the odd ones cost 1."""
+"""Settings for `CostlyEnv`, whose episodes have 8 steps, of which the odd ones cost 1."""
 DISCOUNTED = sum(0.99**t for t in (0, 2, 4, 6))
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """SAC, which stores no costs, in three environments that cost something, and its checkpoint half-way."""
+    """Train SAC, which stores no costs, in three environments with costs; return it and its checkpoint half-way."""
     config = tiny_config("sac", CostlyEnv, **COSTLY).env_runners(num_envs_per_env_runner=3)
     rows = tmp_path_factory.mktemp("rows")
     with running(config.results(results_dir=str(rows))) as built:
@@ -72,14 +72,14 @@ def test_without_a_cost_columns_are_null(tmp_path: Path) -> None:
 
 
 def test_a_cost_whose_key_is_missing_is_named() -> None:
-    """With the keys there are."""
+    """The message lists the existing keys."""
     config = tiny_config("sac", CostlyEnv, cost={"kind": "info", "key": "price"}, cost_limit=1.0)
     with running(config) as built, pytest.raises(SettingsError, match=r"no 'price' .*: cost, place\.$"):
         built.train()
 
 
 def test_evaluating_a_checkpoint_counts_costs(tmp_path: Path) -> None:
-    """Of a gymnasium id, whose environment the command makes again."""
+    """The command makes the environment again from its gymnasium id."""
     config = tiny_config("sac", cost={"kind": "torque"}, cost_limit=5.0)
     with running(config) as built:
         train_to(built, 40)
@@ -89,7 +89,7 @@ def test_evaluating_a_checkpoint_counts_costs(tmp_path: Path) -> None:
 
 
 def test_episodes_carry_the_step_at_which_they_ended() -> None:
-    """Also where a stop cuts the block of transitions they came in, and where a checkpoint holds the rest."""
+    """This holds also where a stop cuts their block of transitions, and a checkpoint holds the rest."""
     episodes = [Episode(0.0, 3, ended_at=3), Episode(0.0, 4, ended_at=7)]
     block = Block(pickle.dumps, 0, 10, episodes, 0, False)  # type: ignore[arg-type]  # rows are not touched
     first, rest = block.cut(5)

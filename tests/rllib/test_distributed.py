@@ -1,6 +1,6 @@
-"""Remote runners and a remote learner that take turns: exact counts, fresh weights, and processes that die.
+"""Test remote runners and a remote learner that take turns: exact counts, fresh weights, dying processes.
 
-What differs where sampling overlaps learning is tested in `test_overlap.py`.
+`test_overlap.py` tests what differs when sampling overlaps learning.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def remote_config(
     num_env_runners: int = 2,
     **settings: Any,
 ) -> ActorCriticConfig:
-    """A tiny config with two runners that hand on four steps of each environment at a time, in turns."""
+    """Make a tiny config with two runners that deliver four steps of each environment at a time, in turns."""
     config = tiny_config(algorithm, env, **settings).learners(num_learners=num_learners)
     return config.env_runners(
         num_env_runners=num_env_runners,
@@ -56,24 +56,24 @@ def remote_config(
 
 
 def on_runners(algorithm: ActorCriticAlgorithm, function: Any) -> list[Any]:
-    """What `function` returns at each remote runner."""
+    """Return the result of `function` at each remote runner."""
     return list(algorithm.env_runner_group.foreach_env_runner(function, local_env_runner=False))
 
 
 def on_learner(algorithm: ActorCriticAlgorithm, function: Any) -> Any:
-    """What `function` returns at the learner, wherever it is."""
+    """Return the result of `function` at the learner, local or remote."""
     return next(iter(algorithm.learner_group.foreach_learner(lambda learner, **_: function(learner)))).get()
 
 
 def acting_parameters(runner: Any) -> dict[str, Any]:
-    """The weights a runner acts with."""
+    """Return the weights a runner acts with."""
     return {name: value.numpy().copy() for name, value in runner.module.model.state_dict().items()}
 
 
 BOTH_WAYS = pytest.mark.parametrize(
     "lead", [0, pytest.param("auto", marks=pytest.mark.slow)], ids=["turns", "overlapping"]
 )
-"""For what holds however far sampling may lead learning."""
+"""For properties that do not depend on how far sampling may lead learning."""
 COUNTED = list(itertools.product((1, 3), (0.25, 1.0, 2.0), (0, 1)))
 COUNTED_FIRST = {(3, 0.25, 0): (), (1, 2.0, 1): pytest.mark.slow, (3, 1.0, 1): pytest.mark.slow}
 
@@ -102,7 +102,7 @@ def test_counts_are_exact(num_envs: int, rate: float, num_learners: int, tmp_pat
 
 @EVERY_ALGORITHM_IN_TIME
 def test_runners_act_with_the_learners_newest_weights(algorithm: str) -> None:
-    """Target critics, leapfrog networks, flows and temperature included, or the policy alone; evaluations too."""
+    """Target critics, leapfrog networks, flows and temperature are included, or the policy alone; evaluations too."""
     with running(
         remote_config(algorithm, **tuned(algorithm), num_learners=int(algorithm == "sac-hpo"))
     ) as built:
@@ -163,7 +163,7 @@ def test_policy_lag_counts_updates_since_the_weights_that_acted(monkeypatch: pyt
 
 
 def test_a_remote_learner_alone_equals_a_local_one() -> None:
-    """With a fragment of one step the learner sees the same rows in the same order: the same parameters."""
+    """With a fragment of one step the learner sees the same rows in the same order, so parameters are equal."""
     found = []
     for num_learners in (0, 1):
         config = tiny_config("sac-hpo", "Hopper-v4").learners(num_learners=num_learners)
@@ -193,7 +193,7 @@ def test_runners_differ() -> None:
 
 
 def kill_a_runner(algorithm: ActorCriticAlgorithm) -> None:
-    """SIGKILL to the first one, as the kernel does when memory is short; returns when it is gone."""
+    """Send SIGKILL to the first runner, as the kernel does when memory is short; return when it is gone."""
     pid = on_runners(algorithm, lambda runner: os.getpid())[0]
     os.kill(pid, signal.SIGKILL)
     deadline = time.monotonic() + 60
@@ -203,7 +203,7 @@ def kill_a_runner(algorithm: ActorCriticAlgorithm) -> None:
 
 
 def runs(pid: int) -> bool:
-    """Whether there is such a process, and it is no zombie."""
+    """Return whether such a process exists and is not a zombie."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):  # it went before it was looked at, or while it was read
@@ -212,7 +212,7 @@ def runs(pid: int) -> bool:
 
 
 def wait_for_the_replacement(algorithm: ActorCriticAlgorithm, runner: int = 1) -> None:
-    """Asks Ray, not the algorithm, whose own bookkeeping is to be tested."""
+    """Wait by asking Ray, not the algorithm, whose bookkeeping is under test."""
     actor = algorithm.env_runner_group._worker_manager.actors()[runner]
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline:
@@ -225,7 +225,7 @@ def wait_for_the_replacement(algorithm: ActorCriticAlgorithm, runner: int = 1) -
 
 
 def take_them_back(algorithm: ActorCriticAlgorithm) -> None:
-    """Lets the algorithm look after its runners, whom it asks once a second, until all of them are in service."""
+    """Let the algorithm poll its runners, once a second, until all of them are in service."""
     deadline = time.monotonic() + 120
     while len(algorithm.env_runner_group.healthy_env_runner_ids()) < algorithm.config.num_env_runners:
         assert time.monotonic() < deadline, "a runner that is back stays out of service"
@@ -235,9 +235,9 @@ def take_them_back(algorithm: ActorCriticAlgorithm) -> None:
 
 @pytest.mark.parametrize("noticed", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_runner_that_dies_is_replaced(noticed: bool, tmp_path: Path) -> None:
-    """Counts stay exact, the replacement draws from streams of its own, and a checkpoint knows them.
+    """Counts stay exact, the replacement draws from streams of its own, and a checkpoint holds them.
 
-    Also where Ray puts another process in its place before anyone asks the dead one for samples.
+    This holds also if Ray starts the replacement before the next request to the dead one.
     """
     seen: list[list[int]] = []
     config = remote_config(env="Pendulum-v1", steps_per_iteration=20, warmup_steps=60).callbacks(
@@ -272,7 +272,7 @@ def test_a_runner_that_dies_is_replaced(noticed: bool, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_checkpoint_without_one_runners_state_repeats_nothing(tmp_path: Path) -> None:
-    """A runner that was dead when it was taken, say, or one more than there were before."""
+    """One was dead when it was taken, for example, or there are more runners than before."""
     with running(remote_config(env="Pendulum-v1")) as algorithm:
         train_to(algorithm, 40)
         kill_a_runner(algorithm)
@@ -308,7 +308,7 @@ def test_a_runner_that_dies_may_be_missed(lead: Any) -> None:
 
 @pytest.mark.parametrize("trouble", [pytest.param("slow", marks=pytest.mark.slow), "dead"])
 def test_runners_that_hand_on_nothing_end_the_run(trouble: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether they die at every request or answer too late: training does not wait for ever."""
+    """They die at every request, or answer too late; training does not wait forever."""
     monkeypatch.setattr("rllib_hpo.rllib.stack.RUNNER_TIMEOUT_S", 2.0)
     env_config = {"length": 1000, "bad_step": 2, "bad": trouble}
     config = remote_config(env=CountingEnv, num_env_runners=1).environment(env_config=env_config)
@@ -321,7 +321,7 @@ def test_runners_that_hand_on_nothing_end_the_run(trouble: str, monkeypatch: pyt
 
 @pytest.mark.parametrize("stack", ["new", pytest.param("old", marks=pytest.mark.slow)])
 def test_runners_that_are_dead_for_good_end_the_run(stack: str) -> None:
-    """At once: nobody waits for what Ray will not start again. One that dies before its budget is used is replaced."""
+    """The run ends at once, without waiting for what Ray will not restart. A runner with restarts left is replaced."""
     config = remote_config(num_env_runners=1)
     if stack == "old":
         config = tiny_config().api_stack(False, False).env_runners(num_env_runners=1)
@@ -367,7 +367,7 @@ def test_a_learner_that_dies_ends_the_run_with_a_sentence(lead: Any) -> None:
     ],
 )
 def test_an_error_at_a_runner_stops_the_run(bad: str, error: type[Exception], phrase: str) -> None:
-    """RLlib would log it and go on without the runner. The traceback over there is shown as the cause."""
+    """RLlib would log it and continue without the runner. The runner's traceback is shown as the cause."""
     env_config = {"length": 1000, "bad": bad, "bad_step": 10, "value": np.nan}
     config = remote_config(env=CountingEnv, num_env_runners=1).environment(env_config=env_config)
     with running(config) as algorithm:
@@ -383,7 +383,7 @@ def test_an_error_at_a_runner_stops_the_run(bad: str, error: type[Exception], ph
 
 
 class BrokenAtRunners(CountingEnv):
-    """Raises in the remote runners `at` from `where` on: "constructor", "reset"."""
+    """Raise in the remote runners `at` from `where` on: "constructor", "reset"."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
@@ -394,7 +394,7 @@ class BrokenAtRunners(CountingEnv):
             raise OSError(f"no licence for the {where}")
 
     def reset(self, **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        """Raises, or starts the next episode."""
+        """Raise, or start the next episode."""
         self._break("reset")
         return super().reset(**options)
 
@@ -402,7 +402,7 @@ class BrokenAtRunners(CountingEnv):
 @pytest.mark.parametrize("where", ["reset", "constructor"])
 @pytest.mark.parametrize("stack", ["new", pytest.param("old", marks=pytest.mark.slow)])
 def test_what_breaks_at_runners_only_is_said(where: str, stack: str) -> None:
-    """And not that an index was out of range."""
+    """The message is the cause, not an index out of range."""
     config = remote_config(env=BrokenAtRunners, num_env_runners=2)
     if stack == "old":
         config = tiny_config(env=BrokenAtRunners).api_stack(False, False).env_runners(num_env_runners=2)
@@ -434,7 +434,7 @@ def test_a_bad_loss_at_a_remote_learner_stops_the_run() -> None:
     ("num_env_runners", "num_learners"), [(2, 0), pytest.param(2, 1, marks=pytest.mark.slow)]
 )
 def test_resuming_loses_no_transition(num_env_runners: int, num_learners: int, tmp_path: Path) -> None:
-    """No second warm-up either, and here, where simulators can be saved, the run goes on bitwise."""
+    """There is no second warm-up either, and since these simulators can be saved, the run is bitwise equal."""
     config = remote_config(
         "sac-hpo", "Hopper-v4", 2, num_learners, num_env_runners, alpha="auto"
     ).checkpointing(replay_dir=str(tmp_path / "replay"))
@@ -452,7 +452,7 @@ def test_resuming_loses_no_transition(num_env_runners: int, num_learners: int, t
 
 
 def test_an_environment_that_cannot_be_handled_is_refused_at_once() -> None:
-    """Not by an actor's death, with the reason somewhere in a log."""
+    """It does not surface as an actor's death with the reason in a log."""
     with pytest.raises(UserError, match="'CartPole-v1' has Discrete actions"):
         remote_config(env="CartPole-v1").environment(env_config={}).build_algo()
     with pytest.raises(SettingsError, match="step_size has 2 numbers, but actions have 1 dimensions"):

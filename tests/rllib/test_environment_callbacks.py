@@ -1,4 +1,4 @@
-"""Callbacks and curricula reach every environment: each of a vector, those built anew, and those of evaluations."""
+"""Test that callbacks and curricula reach every environment: vectors, rebuilt ones, and those of evaluations."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from tests.rllib.tiny import loaded, running, tiny_config, train_to
 
 
 class TaskEnv(CountingEnv):
-    """Pays its task at each step; counts its resets before a task was set."""
+    """Reward the task at each step; count resets before a task was set."""
 
     task, reset_with = 0, None
 
     def get_task(self) -> int:
-        """As RLlib's TaskSettableEnv."""
+        """Implement RLlib's TaskSettableEnv."""
         return self.task
 
     def set_task(self, task: int) -> None:
-        """As RLlib's TaskSettableEnv."""
+        """Implement RLlib's TaskSettableEnv."""
         self.task = task
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """Notes the task of the first episode."""
+        """Record the task of the first episode."""
         self.reset_with = self.task if self.reset_with is None else self.reset_with
         return super().reset(seed=seed, options=options)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """The reward is the task."""
+        """Return the task as reward."""
         observation, _, *others = super().step(action)
         return observation, float(self.task), *others  # type: ignore[return-value]
 
 
 class Noting(RLlibCallback):
-    """Keeps every environment that was created, and gives it the task 2."""
+    """Keep every created environment, and give it the task 2."""
 
     created: ClassVar[list[tuple[Any, Any, bool]]] = []
 
@@ -52,7 +52,7 @@ class Noting(RLlibCallback):
 
 
 class NotingOld(RLlibCallback):
-    """The same on RLlib's old API stack."""
+    """Do the same on RLlib's old API stack."""
 
     def on_sub_environment_created(self, *, sub_environment: Any, **_: Any) -> None:
         Noting.created.append((sub_environment.unwrapped, 0, False))
@@ -60,7 +60,7 @@ class NotingOld(RLlibCallback):
 
 
 def task_config(make: Any = tiny_config, **settings: Any) -> ActorCriticConfig:
-    """A tiny config in which every fourth step ends an episode."""
+    """Make a tiny config in which every fourth step ends an episode."""
     config: ActorCriticConfig = make(env=TaskEnv, **settings)
     return config.environment(env_config={})
 
@@ -94,7 +94,7 @@ def test_on_the_old_stack_too() -> None:
 
 
 def test_a_task_that_was_set_stays(tmp_path: Path) -> None:
-    """Through checkpoints, where such environments are built anew, and into the run that goes on from one."""
+    """It survives checkpoints, where such environments are rebuilt, and resumption."""
     with running(task_config()) as algorithm:
         runner = algorithm.env_runner
         algorithm.env_runner_group.foreach_env_runner(lambda r: r.env.unwrapped.set_task(5))
@@ -112,19 +112,19 @@ def test_a_task_that_was_set_stays(tmp_path: Path) -> None:
 
 
 class UnboundedEnv(CountingEnv):
-    """Takes any number."""
+    """Accept any number."""
 
     action_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
 
 
 class DictEnv(CountingEnv):
-    """Observes a dict."""
+    """Observe a dict."""
 
     observation_space = gym.spaces.Dict({"position": gym.spaces.Box(-1, 1, (2,))})  # type: ignore[assignment]
 
 
 class GridEnv(CountingEnv):
-    """Observes a matrix."""
+    """Observe a matrix."""
 
     observation_space = gym.spaces.Box(-1, 1, (2, 3), np.float32)
 

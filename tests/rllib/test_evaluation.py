@@ -1,4 +1,4 @@
-"""Evaluations: when they happen, that they are noise-free and right, and what they leave behind."""
+"""Test evaluations: their schedule, that they are noise-free and right, and their results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.rllib.tiny import (
 
 
 def by_hand(algorithm: ActorCriticAlgorithm, seed: int) -> tuple[float, int]:
-    """Return and length of an episode played with a plain loop and the mode of the policy, or its draws."""
+    """Return return and length of an episode played with a plain loop and the policy's mode, or its draws."""
     env = make_env("Hopper-v4", **SHORT_EPISODES)
     obs, _ = env.reset(seed=seed)
     total, length, over = 0.0, 0, False
@@ -49,7 +49,7 @@ def by_hand(algorithm: ActorCriticAlgorithm, seed: int) -> tuple[float, int]:
 
 
 def noise_free(algorithm: ActorCriticAlgorithm, state: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
-    """The mode of the policy, through flow or leapfrog, or what soft Q-learning draws."""
+    """Return the policy's mode, through flow or leapfrog, or soft Q-learning's draw."""
     model = algorithm.local_learner.trainer.model
     if algorithm.config.algorithm in ("mcmc-po", "langevin-po"):
         action: torch.Tensor = model(state)  # their own tests have transcriptions of it
@@ -66,7 +66,7 @@ def noise_free(algorithm: ActorCriticAlgorithm, state: torch.Tensor, draws: torc
 
 
 def drifted(algorithm: ActorCriticAlgorithm, state: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-    """Algorithm 2 of arXiv 2103.12020 with rho_0 = 0: kick, drift, kick."""
+    """Run Algorithm 2 of arXiv 2103.12020 with rho_0 = 0: kick, drift, kick."""
     settings, model = algorithm.settings, algorithm.local_learner.trainer.model
     momentum = torch.zeros_like(action)
     gate = model.sampler.gated_force.condition(state)
@@ -102,7 +102,7 @@ def test_returns_are_those_of_a_plain_loop(algorithm: str) -> None:
 
 @EVERY_ALGORITHM
 def test_evaluating_changes_nothing(algorithm: str, tmp_path: Path) -> None:
-    """No draw, no step, no row: a run that somebody looks at is the same run."""
+    """It makes no draw, no step and no row, so a watched run stays the same."""
     with running(tiny_config(algorithm).results(results_dir=str(tmp_path))) as built:
         train_to(built, 40)
         before = facts(built)
@@ -113,7 +113,7 @@ def test_evaluating_changes_nothing(algorithm: str, tmp_path: Path) -> None:
 
 
 def test_every_evaluation_starts_elsewhere_and_every_algorithm_there() -> None:
-    """Seeds come from the run's seed and the evaluation's number alone."""
+    """Seeds depend only on the run's seed and the evaluation's number."""
     numbers = [episode_seeds(3, k, 10) for k in range(50)] + [episode_seeds(4, 0, 10)]
     flat = [seed for seeds in numbers for seed in seeds]
     assert len(set(flat)) == len(flat)
@@ -127,13 +127,13 @@ def test_the_first_observations_are_the_same_for_every_algorithm(algorithm: str)
     with running(tiny_config(algorithm)) as built:
 
         class Spy:
-            """The actor, watched."""
+            """Wrap the actor and record its states."""
 
             device, begin = built.actor.device, built.actor.begin
             memory, settings = built.actor.memory, built.actor.settings
 
             def act(self, obs: torch.Tensor, memory: Any) -> torch.Tensor:
-                """Notes the states."""
+                """Record the states."""
                 seen.append(obs.numpy().copy())
                 return built.actor.act(obs)
 
@@ -144,7 +144,7 @@ def test_the_first_observations_are_the_same_for_every_algorithm(algorithm: str)
 
 
 def test_a_result_carries_the_latest_evaluation() -> None:
-    """Schedulers of Tune look at every result, evaluations are rarer."""
+    """Tune's schedulers read every result, and evaluations are rarer."""
     with running(tiny_config(steps_per_iteration=10, checkpoint_every=1000)) as algorithm:
         seen = [
             (r["evaluation"]["env_steps"], r["evaluation"]) for r in (algorithm.train() for _ in range(9))
@@ -179,7 +179,7 @@ def test_an_evaluation_is_recorded_once(tmp_path: Path) -> None:
 
 
 def test_runs_in_one_folder_do_not_replace_each_other(tmp_path: Path) -> None:
-    """Unless they are the same run: then their rows are equal."""
+    """If they are the same run, their rows are equal."""
     for seed, rate in ((0, 1.0), (1, 1.0), (0, 2.0), (0, 1.0)):
         config = tiny_config(seed=seed, update_to_data=rate).results(results_dir=str(tmp_path))
         with running(config) as algorithm:
@@ -202,7 +202,7 @@ def test_equal_runs_give_equal_rows(algorithm: str, tmp_path: Path) -> None:
 
 @EVERY_ALGORITHM
 def test_a_row_can_be_run_again_from_its_configuration(algorithm: str, tmp_path: Path) -> None:
-    """What the row stores are plain values that decide the run."""
+    """The row stores plain values that determine the run."""
     config = tiny_config(algorithm, update_to_data=0.5).env_runners(num_envs_per_env_runner=2)
     with running(config.results(results_dir=str(tmp_path / "first"))) as built:
         train_to(built, 40)
@@ -254,7 +254,7 @@ def test_a_bad_evaluation_stops_the_run(bad: str) -> None:
 
 
 def test_weights_that_stopped_are_not_evaluated(tmp_path: Path) -> None:
-    """Where updates are made without waiting for the device, a loss that is not finite shows at the evaluation."""
+    """Where updates do not wait for the device, the evaluation finds a non-finite loss."""
     with running(tiny_config(steps_per_iteration=80).results(results_dir=str(tmp_path))) as algorithm:
         core = algorithm.local_learner
         core.trainer.update_in_bulk(None)
@@ -265,10 +265,10 @@ def test_weights_that_stopped_are_not_evaluated(tmp_path: Path) -> None:
 
 
 class EndlessEnv(CountingEnv):
-    """Never ends an episode by itself."""
+    """Never end an episode."""
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Pays 1, for ever."""
+        """Pay 1 at each step."""
         observation, *_ = super().step(action)
         return observation, 1.0, False, False, {}
 
@@ -277,7 +277,7 @@ class EndlessEnv(CountingEnv):
 def test_episodes_without_an_end_are_cut(
     stack: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Rows count them, and one warning for the whole run says what to do."""
+    """Rows count them, and one warning per run says what to do."""
     config = tiny_config(
         env=EndlessEnv, evaluation_every=40, evaluation_episodes=3, evaluation_max_episode_steps=7
     )

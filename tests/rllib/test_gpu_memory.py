@@ -1,4 +1,4 @@
-"""A learner with a share of a GPU holds no more than that of its memory."""
+"""Test that a learner with a share of a GPU keeps within that share of its memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_share_bounds_the_memory(share: float, device: str, limits: list[tuple
 
 @pytest.mark.parametrize("limited", [True, False])
 def test_the_bound_can_be_turned_off(limited: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is set before the learner takes any memory for its replay."""
+    """The limit is set before the learner allocates its replay."""
     called: list[tuple[float, str]] = []
 
     def note(share: float, device: torch.device) -> None:

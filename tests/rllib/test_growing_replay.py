@@ -1,6 +1,6 @@
-"""Runs whose replay grows while they learn, as it does on a GPU: what reads it follows it wherever it goes.
+"""Test runs whose replay grows while they learn, as on a GPU: its readers follow each move.
 
-The GPU is pretended: memory of the CPU that is taken at once, of which there is so much and no more.
+The GPU is pretended: CPU memory that is allocated at once and limited.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from tests.rllib.tiny import EVERY_ALGORITHM_IN_TIME, assert_equal, facts, runni
 
 CAPACITY = 200
 SIZES = [13, 25, 50, 100, 200]
-"""That the replay has one after the other."""
+"""Successive sizes of the replay."""
 
 
 class PretendedGPU:
-    """Where replays are that are made from here on.
+    """Place all later replays on a pretended GPU.
 
     Args:
-        monkeypatch: Pretends.
-        room: Rows that a replay there can have at most; whoever asks for more is answered as torch does.
+        monkeypatch: pytest's fixture.
+        room: Largest number of rows of a replay there; larger requests fail as in torch.
     """
 
     ELSEWHERE = torch.device("meta")
-    """Stands for the host, so that it is another device than the one that learns."""
+    """Replaces the host, so that it differs from the learner's device."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, room: int = CAPACITY) -> None:
         self.room, self.is_full = room, False
@@ -55,10 +55,10 @@ class PretendedGPU:
 
 
 class PlacedCapture:
-    """Repeats a function by calling it; as of a graph, what it read must still be in its place.
+    """Replay a function by calling it; as for a graph, its inputs must not have moved.
 
     Args:
-        algorithm: Whose updates are captured.
+        algorithm: Algorithm whose updates are captured.
     """
 
     def __init__(self, algorithm: ActorCriticAlgorithm) -> None:
@@ -68,7 +68,7 @@ class PlacedCapture:
 
     @property
     def feed(self) -> Any:
-        """Where batches come from."""
+        """Source of batches."""
         return self._core.trainer.bulk._feed  # type: ignore[union-attr]
 
     def warm_up(self, function: Callable[[], None]) -> None:
@@ -91,7 +91,7 @@ class PlacedCapture:
 
 
 def _facts_of_a_run(algorithm: str, steps: int) -> dict[str, Any]:
-    """Of one whose replay has its full size from the beginning."""
+    """Return the facts of a run whose replay has its full size from the beginning."""
     with running(tiny_config(algorithm, replay_capacity=CAPACITY)) as built:
         PlacedCapture(built)
         train_to(built, steps)
@@ -100,7 +100,7 @@ def _facts_of_a_run(algorithm: str, steps: int) -> dict[str, Any]:
 
 @EVERY_ALGORITHM_IN_TIME
 def test_updates_follow_a_replay_that_grows(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each growth moves the rows, so what was captured is captured anew; nothing else changes, around the end too."""
+    """Each growth moves the rows and causes a recapture; nothing else changes, also around the ring's end."""
     expected = _facts_of_a_run(algorithm, 240)
     PretendedGPU(monkeypatch)
     with running(tiny_config(algorithm, replay_capacity=CAPACITY)) as built:
@@ -121,7 +121,7 @@ def test_updates_follow_a_replay_that_grows(algorithm: str, monkeypatch: pytest.
 def test_updates_follow_a_replay_that_moves_to_the_host(
     algorithm: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where memory ends while it grows, no row and no update is lost, and the log says why it moved."""
+    """If memory runs out during growth, no row or update is lost, and the log says why the replay moved."""
     expected = _facts_of_a_run(algorithm, 240)
     gpu = PretendedGPU(monkeypatch, room=50)
     with running(tiny_config(algorithm, replay_capacity=CAPACITY)) as built:
@@ -150,7 +150,7 @@ def test_updates_follow_a_replay_that_moves_to_the_host(
 def test_a_checkpoint_fills_a_replay_that_grows(
     room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also one that finds no room for the rows of the checkpoint, and goes on from the host's memory."""
+    """If the checkpoint's rows do not fit, the run continues from the host's memory."""
     expected = _facts_of_a_run("sac", 160)
     with running(tiny_config(replay_capacity=CAPACITY)) as built:
         PlacedCapture(built)

@@ -1,4 +1,4 @@
-"""A run that begins with the networks of another: what it takes over, what it refuses, and what rows say of it."""
+"""Test a run initialised with another run's networks: what it takes over, what it rejects, what rows record."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _saved(path: Path, name: str, **settings: Any) -> dict[str, np.ndarray]:
 
 @EVERY_ALGORITHM_IN_TIME
 def test_networks_are_taken_over_and_nothing_else(algorithm: str, tmp_path: Path) -> None:
-    """Online and target; counters, temperature, optimizers and replay begin anew, and a resume needs no origin."""
+    """It takes online and target networks; all other state starts fresh, and a resume needs no origin."""
     settings = tuned(algorithm)
     origin = _saved(tmp_path / "origin", algorithm, **settings)
     config = tiny_config(algorithm, seed=4, **settings).checkpointing(
@@ -101,7 +101,7 @@ def test_a_path_without_a_checkpoint_is_a_sentence_and_leaves_nothing(tmp_path: 
 
 
 def test_a_run_begins_with_another_runs_last_checkpoint(tmp_path: Path) -> None:
-    """Named with the seed of the new one; its rows record the origin, and repeat the run."""
+    """The setting names it with the new run's seed; rows record the origin, and reproduce the run."""
 
     def trained(name: str, **values: Any) -> RunFiles:
         config = resolve(
@@ -123,7 +123,7 @@ def test_a_run_begins_with_another_runs_last_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_policy_can_act_in_the_warm_up() -> None:
-    """With its own noise; nothing is learned then."""
+    """It acts with its own noise; nothing is learned then."""
     with running(tiny_config("td3", warmup_policy="policy", exploration_noise=0.0, warmup_steps=40)) as built:
         train_to(built, 40)
         replay = built.local_learner.replay

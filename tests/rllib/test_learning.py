@@ -1,4 +1,4 @@
-"""Each algorithm learns Pendulum within 8,000 steps, and the test can tell: what does not learn fails it."""
+"""Test that each algorithm learns Pendulum within 8,000 steps, and that non-learners fail the test."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from rllib_hpo.rllib.algorithms import make_config
 from rllib_hpo.rllib.evaluation import evaluate
 from rllib_hpo.streams import seed_sequence
 from rllib_hpo.tasks import ActionScaling, make_env
-from tests.rllib.tiny import EVERY_ALGORITHM_IN_TIME, running
+from tests.rllib.tiny import EVERY_ALGORITHM_IN_TIME, IN_TIME, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 STEPS, GOAL = 8_000, -250.0
 GOALS = {"mcmc-po": -600.0}
-"""Of those that are held near their previous policy."""
+"""Goals of algorithms that are held near their previous policy."""
 FRESH_SEEDS = [int(state >> 1) for state in seed_sequence(0, "fresh episodes").generate_state(20)]
 
 
 def train(algorithm: str, update_to_data: float = 1.0, api_stack: str = "new") -> ActorCriticAlgorithm:
-    """A run of 8,000 steps: default settings, but a learning rate, a warm-up and intervals for so short a run."""
+    """Train for 8,000 steps with default settings, except learning rate, warm-up and intervals for so short a run."""
     config = make_config(algorithm).environment("Pendulum-v1").debugging(seed=0, log_level="ERROR")
     config.api_stack(api_stack == "new", api_stack == "new")
     config.training(
@@ -40,21 +40,19 @@ def train(algorithm: str, update_to_data: float = 1.0, api_stack: str = "new") -
 
 
 def returns_of(algorithm: ActorCriticAlgorithm) -> list[float]:
-    """Twenty noise-free episodes that no evaluation of the run has seen."""
+    """Return the returns of twenty noise-free episodes that no evaluation of the run used."""
     return evaluate(algorithm.actor, lambda: make_env("Pendulum-v1"), FRESH_SEEDS).returns
 
 
 def assert_learned(returns: list[float], algorithm: str = "") -> None:
-    """The assertion that a random policy and a frozen learner fail."""
+    """Check the goal, which a random policy and a frozen learner miss."""
     assert np.mean(returns) > GOALS.get(algorithm, GOAL), np.mean(returns)
 
 
 @pytest.mark.parametrize(
     "algorithm",
     [
-        pytest.param(
-            name, marks=pytest.mark.exhaustive if name in ("sac-nf", "ddpg", "mcmc-po", "langevin-po") else []
-        )
+        pytest.param(name, marks=[] if name in ("sac", *IN_TIME) else pytest.mark.exhaustive)
         for name in BUILT_IN
         if name
         != "soft-q"  # whose targets are copied seven times in so short a run; see test_soft_q_learning.py

@@ -1,4 +1,4 @@
-"""MCMC policy optimization learns and holds its distance, and the tests can tell: what does not learn fails them."""
+"""Test that MCMC policy optimization learns and holds its distance, and that non-learners fail the tests."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from rllib_hpo.streams import seed_sequence
 from rllib_hpo.tasks import ActionScaling, make_env
 from tests.rllib.tiny import running
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(1500)]
 
 GOALS = {"Pendulum-v1": -600.0, "Reacher-v4": -10.0}
 OVER_NOTHING = 1.5
-"""What Reacher's return must have over that of no torque in the same episodes."""
+"""Least gain of Reacher's return over zero torque in the same episodes."""
 FRESH_SEEDS = [int(state >> 1) for state in seed_sequence(0, "fresh episodes").generate_state(50)]
 
 
 def played(env_id: str, rng: np.random.Generator | None) -> list[float]:
-    """Returns of the fresh episodes under no torque, or under uniform random actions of `rng`."""
+    """Return the returns of the fresh episodes under zero torque, or under uniform random actions of `rng`."""
     env = make_env(env_id)
     scaling, returns = ActionScaling.of(env.action_space), []
     dims = env.action_space.shape[0]
@@ -39,7 +39,7 @@ def played(env_id: str, rng: np.random.Generator | None) -> list[float]:
 
 
 def trained(algorithm: str, env_id: str, steps: int, **settings: Any) -> tuple[list[float], dict[str, Any]]:
-    """Returns of the fresh episodes after training, and the metrics of the last thousand updates."""
+    """Return the returns of the fresh episodes after training, and the metrics of the last thousand updates."""
     config = make_config(algorithm).environment(env_id).debugging(seed=0, log_level="ERROR")
     config.training(
         warmup_steps=1_000, lr=1e-3, evaluation_every=steps, evaluation_episodes=1, checkpoint_every=steps
@@ -53,7 +53,7 @@ def trained(algorithm: str, env_id: str, steps: int, **settings: Any) -> tuple[l
 
 
 def assert_learned(env_id: str, returns: list[float]) -> None:
-    """The assertion that a random policy and a frozen learner fail."""
+    """Check the goal, which a random policy and a frozen learner miss."""
     assert np.mean(returns) >= GOALS[env_id], np.mean(returns)
     if env_id == "Reacher-v4":
         assert np.mean(returns) >= np.mean(played(env_id, None)) + OVER_NOTHING, np.mean(returns)

@@ -1,4 +1,4 @@
-"""What a cluster can grow to, what a trial asks of it, and what could never be placed."""
+"""Test what a cluster can grow to, what a trial requests, and what could never be placed."""
 
 from __future__ import annotations
 

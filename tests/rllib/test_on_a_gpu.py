@@ -1,4 +1,4 @@
-"""Whole runs whose learner has a GPU: they act, learn, evaluate, save and go on as on a CPU."""
+"""Test whole runs whose learner has a GPU: they act, learn, evaluate, save and resume as on a CPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _config(stack: str, algorithm: str) -> ActorCriticConfig:
 @EVERY_ALGORITHM
 @pytest.mark.parametrize("stack", ["new", "old"])
 def test_a_run_in_one_process(stack: str, algorithm: str, tmp_path: Path) -> None:
-    """Acting uses the learner's own networks; the trained policy is read onto the CPU; no Ray cluster is started."""
+    """Acting uses the learner's own networks; the trained policy loads onto the CPU; no Ray cluster is started."""
     with running(_config(stack, algorithm)) as run:
         result = train_to(run, 80)
         assert run.actor.device.type == "cuda"

@@ -1,4 +1,4 @@
-"""Samplers of a user's own: checked when an algorithm is built, and known in other processes, too."""
+"""Test user-defined samplers: checked when an algorithm is built, and known in other processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Changed(GaussianSampler):
-    """The Gaussian, but for what `change` makes of each draw."""
+    """Draw from the Gaussian, and apply `change` to each draw."""
 
     change: ClassVar[Any] = staticmethod(lambda sample: sample)
 
@@ -73,7 +73,7 @@ def test_what_it_returns_is_checked_by_name(
 
 @pytest.mark.parametrize("way", ["pickle", "dict"])
 def test_a_config_brings_it_along(changed: str, way: str) -> None:
-    """To remote runners pickled, and to Tune's trials as a dict."""
+    """Remote runners get it pickled, and Tune's trials as a dict."""
     config = tiny_config(changed)
     sent = cloudpickle.dumps(config if way == "pickle" else config.to_dict())
     del registry._ENTRIES["sac-changed"], SAMPLERS["changed"]

@@ -1,4 +1,4 @@
-"""One file touches what Ray does not promise: `rllib_hpo/rllib/_private.py`."""
+"""Test that only `rllib_hpo/rllib/_private.py` uses what Ray does not promise."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rllib_hpo.rllib._private import CHECKED_ON
 PACKAGE = Path(rllib_hpo.__file__).parent
 HOME = PACKAGE / "rllib" / "_private.py"
 PRIVATE = re.compile(r"_[a-zA-Z]\w*$")
-"""`_name`, and not `__name__`."""
+"""Matches `_name`, but not `__name__`."""
 PROMISED = {"_forward_exploration", "_forward_inference"}
 """Methods of RLModule that its documentation tells users to override."""
 OTHERS = {
@@ -28,7 +28,7 @@ OTHERS = {
     "_np_random",  # gymnasium's
     "_to_model",  # wandb_workspaces'
 }  # fmt: skip
-"""Attributes that are no concern of Ray."""
+"""Private attributes of other libraries than Ray."""
 
 
 @functools.cache
@@ -38,7 +38,7 @@ def tree_of(path: Path) -> ast.Module:
 
 @functools.cache
 def own_names() -> frozenset[str]:
-    """Private names that this package gives to its own functions, classes and attributes, outside of `_private`."""
+    """Return the private names of this package's own functions, classes and attributes, outside of `_private`."""
     found = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(tree_of(path)) if path != HOME else ():
@@ -52,14 +52,14 @@ def own_names() -> frozenset[str]:
 
 
 def is_self(node: ast.expr) -> bool:
-    """Whether it is the object of a method itself: `self`, `cls` or `super()`."""
+    """Return whether it is the object of a method itself: `self`, `cls` or `super()`."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         return node.func.id == "super"
     return isinstance(node, ast.Name) and node.id in ("self", "cls")
 
 
 def imports(tree: ast.Module) -> Iterator[str]:
-    """Imports of private modules of Ray, and of private names of any of its modules."""
+    """Return imports of Ray's private modules, and of private names from any of its modules."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -74,7 +74,7 @@ def imports(tree: ast.Module) -> Iterator[str]:
 
 
 def accesses(tree: ast.Module) -> Iterator[str]:
-    """Private attributes of objects that are not of this package, as in `group._worker_manager`."""
+    """Return private attributes of objects of other packages, as in `group._worker_manager`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and PRIVATE.match(node.attr) and not is_self(node.value):
             is_torchs = ast.unparse(node).startswith("torch.")
@@ -83,7 +83,7 @@ def accesses(tree: ast.Module) -> Iterator[str]:
 
 
 def replacements(tree: ast.Module) -> Iterator[str]:
-    """Assignments to attributes of Ray's modules, as in `ray.put = ...`."""
+    """Return assignments to attributes of Ray's modules, as in `ray.put = ...`."""
     modules = {"ray": "ray"}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "ray":
@@ -98,14 +98,14 @@ def replacements(tree: ast.Module) -> Iterator[str]:
 
 @functools.cache
 def names_of_ray(base: type) -> frozenset[str]:
-    """Private names that a class of Ray defines or sets."""
+    """Return private names that a class of Ray defines or sets."""
     return frozenset(re.findall(r"\bself\.(_[a-zA-Z]\w*)", inspect.getsource(base))) | {
         name for name in vars(base) if PRIVATE.match(name)
     }
 
 
 def inherited(cls: type) -> Iterator[str]:
-    """Private names of Ray's bases that a class overrides or uses."""
+    """Return private names of Ray's bases that a class overrides or uses."""
     theirs = (
         frozenset[str]()
         .union(*(names_of_ray(base) for base in cls.__mro__ if base.__module__.startswith("ray.")))

@@ -1,4 +1,4 @@
-"""The PyBullet humanoids in actors that import `rllib_hpo` and nothing else of it."""
+"""Test the PyBullet humanoids in actors that import nothing except `rllib_hpo`."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Numbers that mean nothing are refused in a sentence, and NumPy's numbers are numbers."""
+"""Test that meaningless numbers are rejected in a sentence, and that NumPy's numbers are accepted."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Any) -> None:
 
 
 class WithoutDensity(GaussianSampler):
-    """Knows no density of its actions."""
+    """Draw actions without a density."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Sample:
         return super().forward(*args, **kwargs)._replace(log_prob=None)

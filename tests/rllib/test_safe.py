@@ -1,4 +1,4 @@
-"""Runs under a limit on costs: what is stored, moved, recorded, resumed, exported and refused."""
+"""Test runs under a cost limit: what is stored, updated, recorded, resumed, exported and rejected."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.rllib.tiny import assert_equal, facts, loaded, running, tiny_config, 
 
 STEPS, NUM_ENVS = 80, 3
 COSTLY = {"cost": {"kind": "info"}, "cost_limit": 3.0, "lagrange_every": 10}
-"""Episodes of `CostlyEnv` have 8 steps, of which the odd ones cost 1."""
+"""Settings for `CostlyEnv`, whose episodes have 8 steps, of which the odd ones cost 1."""
 DISCOUNTED = sum(0.99**t for t in (0, 2, 4, 6))
 
 
@@ -37,7 +37,7 @@ def safe_config(algorithm: str = "sac-hpo-lagrangian", **settings: Any) -> Actor
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A shielded run of three environments, its checkpoint half-way, its last result and its rows."""
+    """Train a shielded run in three environments; return it, its checkpoint half-way, its last result and its rows."""
     rows = tmp_path_factory.mktemp("rows")
     with running(safe_config().results(results_dir=str(rows))) as built:
         train_to(built, STEPS // 2)
@@ -52,7 +52,7 @@ def model_of(built: ActorCriticAlgorithm) -> ConstrainedModel:
 
 
 def test_costs_are_stored_and_the_multiplier_follows_them(trained: Any) -> None:
-    """Episodes cost 3.9 and may cost 3: six moves of at most 0.1 x 0.9, none before an episode has ended."""
+    """Episodes cost 3.9 with limit 3: six changes of at most 0.1 x 0.9, none before an episode has ended."""
     built = trained[0]
     assert [column.name for column in built.local_learner.replay.layout.columns] == ["cost"]
     model = model_of(built)
@@ -78,7 +78,7 @@ def test_rows_and_results_say_what_the_shield_and_the_multiplier_do(trained: Any
 
 
 def test_a_resumed_run_goes_on_bitwise(trained: Any) -> None:
-    """With the last episodes, the multiplier, the first observations of episodes and the shield's stream."""
+    """The last episodes, the multiplier, the first observations and the shield's stream are restored."""
     built, checkpoint, *_ = trained
     with loaded(checkpoint) as resumed:
         train_to(resumed, STEPS)
@@ -86,7 +86,7 @@ def test_a_resumed_run_goes_on_bitwise(trained: Any) -> None:
 
 
 def test_a_run_says_once_that_its_shield_hardly_chooses(tmp_path: Path) -> None:
-    """In the log of its events, with the step; everything passes under so high a limit."""
+    """The event log holds it once, with the step; under so high a limit all actions pass."""
     tiny = {
         "hidden_units": 8,
         "train_batch_size_per_learner": 8,
@@ -110,7 +110,7 @@ def test_a_run_says_once_that_its_shield_hardly_chooses(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file_format", ["safetensors", "torch-export", "onnx"])
 def test_exported_policies_keep_the_shield(trained: Any, file_format: str, tmp_path: Path) -> None:
-    """They take the episode's first observation, and with another one act otherwise where the test binds."""
+    """They take the episode's first observation; another one changes the action where the test binds."""
     policy = newest_policy(trained[0])
     policy.actor.target_cost_critics.weights[-1].data.mul_(100)
     metadata = PolicyMetadata.of_manifest(policy.manifest, policy.observation_space, policy.action_space)
@@ -141,7 +141,7 @@ def test_exported_policies_keep_the_shield(trained: Any, file_format: str, tmp_p
 
 
 def test_a_shielded_policy_has_a_shape() -> None:
-    """The way to the state that is shown is taken under the shield."""
+    """The shield acts on the way to the shown state."""
     config = tiny_config("sac-hpo-lagrangian", cost={"kind": "torque"}, cost_limit=0.0)
     with running(config) as built:
         policy = newest_policy(built)
@@ -168,7 +168,7 @@ def test_a_task_without_a_cost_is_refused_before_anything_starts(algorithm: str,
 
 
 def test_a_step_that_costs_more_than_is_possible_is_named() -> None:
-    """Two steps of a repeated action cost up to 2, where the critic's targets are cut at 1."""
+    """Two steps of a repeated action cost up to 2, while the critic's targets are clipped at 1."""
     config = tiny_config(
         "sac-lagrangian", "HalfCheetah-v4", cost={"kind": "speed", "limit": 0.0}, cost_limit=5.0
     )

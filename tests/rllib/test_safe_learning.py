@@ -1,4 +1,4 @@
-"""SAC-Lagrangian keeps a Pendulum's torques within a limit that SAC goes beyond, and the test can tell."""
+"""Test that SAC-Lagrangian keeps Pendulum's torques within a limit that SAC exceeds."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from rllib_hpo.streams import seed_sequence
 from rllib_hpo.tasks import make_env
 from tests.rllib.tiny import running
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(1800)]
 
 STEPS, LIMIT, EVERY = 12_000, 12.0, 2_000
 ALPHA = 0.02
-"""A tenth of the default too: with more, exploring costs far more than the noise-free policy that is judged here."""
+"""A tenth of the default too; with more, exploration costs far more than the evaluated noise-free policy."""
 FRESH_SEEDS = [int(state >> 1) for state in seed_sequence(0, "fresh episodes").generate_state(20)]
 
 
 class TenthReward(gym.RewardWrapper[Any, Any]):
-    """A tenth of the reward, so that a multiplier of about 1 balances it."""
+    """Scale the reward by a tenth, so that a multiplier of about 1 balances it."""
 
     def reward(self, reward: Any) -> float:
         return 0.1 * float(reward)
 
 
 def cost_of(algorithm: ActorCriticAlgorithm) -> float:
-    """Mean discounted cost of twenty noise-free episodes that no evaluation of the run has seen."""
+    """Return the mean discounted cost of twenty noise-free episodes that no evaluation of the run used."""
     settings: Settings = algorithm.settings
     played = evaluate(
         algorithm.actor,
@@ -45,7 +45,7 @@ def cost_of(algorithm: ActorCriticAlgorithm) -> float:
 
 
 def costs_late_in(algorithm: str, seed: int, **changes: Any) -> float:
-    """The mean of the costs after the last two stretches of 2,000 steps."""
+    """Return the mean of the costs after the last two stretches of 2,000 steps."""
     config = make_config(algorithm).debugging(seed=seed, log_level="ERROR")
     config.environment("Pendulum-v1", env_config={"wrappers": [f"{__name__}:TenthReward"]})
     config.training(
@@ -73,7 +73,7 @@ LAGRANGE = {"lagrange_lr": 0.01, "lagrange_every": 200}
 
 
 def assert_within_the_limit(cost: float) -> None:
-    """The assertion that an unconstrained, a random and a frozen policy fail."""
+    """Check the limit, which an unconstrained, a random and a frozen policy exceed."""
     assert 0.75 * LIMIT <= cost <= 1.25 * LIMIT, cost
 
 
@@ -93,7 +93,7 @@ def test_a_frozen_learner_does_not() -> None:
 
 
 def test_a_random_policy_does_not() -> None:
-    """Uniform torques cost half of the most there is in each step."""
+    """Uniform torques have half of the largest cost in each step."""
     rng = np.random.default_rng(0)
     env, costs = make_env("Pendulum-v1"), []
     for seed in FRESH_SEEDS:

@@ -1,4 +1,4 @@
-"""The arithmetic of when things happen."""
+"""Test the arithmetic of the schedule."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_there_is_no_catching_up_for_the_warm_up() -> None:
 def test_no_fragment_crosses_a_boundary(
     warmup: int, evaluation: int, checkpoint: int, iteration: int, fragment: int
 ) -> None:
-    """Stepping by fragments cut at `next_stop` visits every boundary below 600."""
+    """Fragments that end at `next_stop` visit every boundary below 600."""
     schedule = Schedule(
         SACSettings(
             warmup_steps=warmup,

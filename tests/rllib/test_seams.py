@@ -1,4 +1,4 @@
-"""The seams of an algorithm, with a toy that uses them all: see `tests.algorithms.toy`."""
+"""Test the seams of an algorithm, with a toy that uses them all: see `tests.algorithms.toy`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def toy_config(env_config: dict[str, Any] | None = None, **settings: Any) -> Act
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The toy after `STEPS` steps of three environments, and its checkpoint half-way."""
+    """Train the toy for `STEPS` steps of three environments; return it and its checkpoint half-way."""
     config = toy_config().results(results_dir=str(tmp_path_factory.mktemp("rows")))
     with running(config) as built:
         train_to(built, STEPS // 2)
@@ -45,7 +45,7 @@ def model_of(built: ActorCriticAlgorithm) -> ToyModel:
 
 
 def test_columns_come_from_info(trained: Any) -> None:
-    """And arrive where they belong: the cost of step n of an episode is n modulo 2, the place [n, -n]."""
+    """They arrive in order: the cost of step n of an episode is n modulo 2, the place [n, -n]."""
     replay = trained[0].local_learner.replay
     assert replay.layout.width == 2 * 2 + 1 + 2 + 3
     columns = replay.layout.unpack(torch.from_numpy(np.concatenate(replay.read(0, STEPS))))
@@ -68,7 +68,7 @@ def test_rows_and_episodes_are_seen_in_order(trained: Any) -> None:
 
 
 def test_kinds_of_updates_are_counted_and_averaged(trained: Any) -> None:
-    """Every third of 60 updates copied; what only those report is a mean over those."""
+    """Every third of 60 updates copies; metrics of that kind alone are averaged over it."""
     built, _, result = trained
     assert model_of(built).num_copies == 20
     learned = result["learners"]["default_policy"]
@@ -77,7 +77,7 @@ def test_kinds_of_updates_are_counted_and_averaged(trained: Any) -> None:
 
 
 def test_a_resumed_run_goes_on_bitwise(trained: Any) -> None:
-    """With the buffers, and the streams of two laws."""
+    """The buffers and the streams of both laws are restored."""
     built, checkpoint, _ = trained
     with loaded(checkpoint) as resumed:
         train_to(resumed, STEPS)
@@ -98,7 +98,7 @@ def test_the_force_follows_q_less_costs(trained: Any) -> None:
 
 
 def test_actions_depend_on_where_the_episode_began(trained: Any) -> None:
-    """Noise-free too; without memory the observation is the first."""
+    """This holds for noise-free actions too; without memory the observation counts as the first."""
     actor, obs = trained[0].actor, torch.zeros(2, 2)
     memory = actor.begin(torch.tensor([[3.0, 0.0], [0.0, 0.0]]), explores=False)
     assert list(memory) == ["first_obs"]
@@ -148,7 +148,7 @@ def test_the_old_stack_says_what_it_lacks() -> None:
 
 
 def test_updates_in_bulk_name_the_loss_and_its_update(trained: Any) -> None:
-    """Of kinds with different losses."""
+    """The kinds have different losses."""
     with loaded(trained[1]) as built:
         learner = built.local_learner
         learner.trainer.update_in_bulk(None)
@@ -160,7 +160,7 @@ def test_updates_in_bulk_name_the_loss_and_its_update(trained: Any) -> None:
 
 
 class _Actor:
-    """In place of a remote learner's actor: notes the calls, and makes them when asked to."""
+    """Replace a remote learner's actor: record the calls, and make them on request."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -187,7 +187,7 @@ class _Group:
 
 @pytest.mark.parametrize("all_see_rows", [True, False])
 def test_every_learner_is_told_of_episodes_and_sees_rows_if_it_must(all_see_rows: bool) -> None:
-    """One keeps them; of a method that watches rows all others see them too."""
+    """One learner stores rows; all others receive them too for a method that watches rows."""
     group, rows = _Group(2), np.zeros((6, 10), np.float32)
     learners = Learners(group, all_see_rows=all_see_rows)
     learners.train(rows, slice(2, 5), 3, ["an episode"])

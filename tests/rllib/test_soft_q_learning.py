@@ -1,4 +1,4 @@
-"""Soft Q-learning learns: all goals of multi-goal, and the Q of soft value iteration; DDPG commits to one goal."""
+"""Test that soft Q-learning reaches all goals and the Q of soft value iteration; DDPG reaches one goal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rllib_hpo.rllib.trained_policy import newest_policy
 from tests.reference.multi_goal import GridValues
 from tests.rllib.tiny import running, train_to
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(1800)]
 
 STEPS = 10_000
 COMMON = {
@@ -35,7 +35,7 @@ def _trained(algorithm: str, **settings: object) -> Iterator[ActorCriticAlgorith
 
 
 def _shares(algorithm: ActorCriticAlgorithm) -> tuple[list[float], float]:
-    """Of 400 evaluation episodes, those that reached each goal, and none."""
+    """Return the shares of 400 evaluation episodes that reached each goal, and none."""
     numbers = roll_out(deployed(newest_policy(algorithm)), 400, explores=False).numbers()
     return [numbers[f"goal_reached_{k}"] for k in range(4)], 1 - numbers["goal_reached"]
 
@@ -46,7 +46,7 @@ def soft_q() -> Iterator[ActorCriticAlgorithm]:
 
 
 def test_soft_q_learning_reaches_every_goal(soft_q: ActorCriticAlgorithm) -> None:
-    """A target that is copied ten times as often loses two goals; a Gaussian policy has one in every state."""
+    """With target copies ten times as frequent two goals are lost; a Gaussian policy has one goal in every state."""
     shares, none = _shares(soft_q)
     assert min(shares) >= 0.10
     assert none <= 0.15
@@ -59,9 +59,9 @@ def test_ddpg_commits_to_a_goal() -> None:
 
 
 def test_q_is_that_of_soft_value_iteration(soft_q: ActorCriticAlgorithm) -> None:
-    """As many iterations as targets were copied; over actions, in the three states of the paper's Figure 1.
+    """There are as many iterations as target copies; Q is compared over actions, in the states of the paper's Figure 1.
 
-    The network's draws have the mean Q of exp(Q / alpha), to a tenth of alpha and a fifth of what they gain on uniform
+    The network's draws have the mean Q of exp(Q / alpha), to a tenth of alpha and a fifth of their gain over uniform
     actions.
     """
     grid = GridValues(alpha=10.0)

@@ -1,4 +1,4 @@
-"""Checkpoints on other filesystems: whole or not at all, verified, and read back by us and by RLlib."""
+"""Test checkpoints on other filesystems: complete or absent, verified, and readable by this package and RLlib."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COMPONENT = "learner_group/learner/rl_module/default_policy"
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    """An S3 server on this machine with a bucket called "bucket"."""
+    """Run an S3 server on this machine with a bucket called "bucket"."""
     pytest.importorskip("flask_cors")
     pytest.importorskip("moto")
     with s3_server(tmp_path_factory.mktemp("s3") / "log") as proxy:
@@ -34,14 +34,14 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> fs.FileSystem:
-    """A filesystem that is not the local one, though its files are below `tmp_path`/tree."""
+    """Make a filesystem that counts as remote, with files below `tmp_path`/tree."""
     (tmp_path / "tree").mkdir()
     return fs.SubTreeFileSystem(str(tmp_path / "tree"), fs.LocalFileSystem())
 
 
 @pytest.fixture(scope="module")
 def trained() -> Iterator[ActorCriticAlgorithm]:
-    """A run at step 40, for tests that leave it there."""
+    """Make a run at step 40, which tests must leave there."""
     with running(tiny_config()) as algorithm:
         train_to(algorithm, 40)
         yield algorithm
@@ -51,7 +51,7 @@ def trained() -> Iterator[ActorCriticAlgorithm]:
 def test_a_checkpoint_goes_to_s3_and_back(
     stack: str, s3: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By every call that reads one, RLlib's own among them, and nothing is left in the working directory."""
+    """All calls that read one work, including RLlib's, and leave nothing in the working directory."""
     make, all_facts = (tiny_config, facts) if stack == "new" else (old_stack.old_config, old_stack.facts)
     monkeypatch.chdir(tmp_path)
     config = make("sac-hpo").checkpointing(replay_dir=str(tmp_path / "elsewhere" / "replay"))
@@ -104,7 +104,7 @@ def test_filesystems_and_uris_of_this_machine(stack: str, tmp_path: Path, tree: 
 
 
 def test_a_replay_beside_the_checkpoint_is_found(tmp_path: Path, tree: fs.FileSystem) -> None:
-    """As in a run's directory that was copied to storage."""
+    """It is stored as in a run's directory that was copied to storage."""
     run = tmp_path / "tree" / "run"
     with running(tiny_config().checkpointing(replay_dir=str(run / "replay"))) as algorithm:
         train_to(algorithm, 40)
@@ -118,7 +118,7 @@ def test_a_replay_beside_the_checkpoint_is_found(tmp_path: Path, tree: fs.FileSy
 def test_damage_on_storage_is_named(
     trained: ActorCriticAlgorithm, tmp_path: Path, tree: fs.FileSystem
 ) -> None:
-    """By the checkpoint's own name, before anything is unpickled."""
+    """The error has the checkpoint's own name, and nothing is unpickled before."""
     whole = trained.save_to_path(tmp_path / "whole")
     trained.save_to_path("checkpoint", filesystem=tree)
     directory, before = tmp_path / "tree" / "checkpoint", facts(trained)
@@ -158,7 +158,7 @@ def test_damage_on_storage_is_named(
 def test_an_upload_that_fails_leaves_no_checkpoint(
     trained: ActorCriticAlgorithm, tree: fs.FileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not the one that was there before either, whose files are half overwritten; the run goes on."""
+    """An earlier one is lost too, since its files are half overwritten; the run continues."""
     trained.save_to_path("checkpoint", filesystem=tree)
     upload, uploaded = RemoteFolder.upload, []
 

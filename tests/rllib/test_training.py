@@ -1,4 +1,4 @@
-"""Training in one process: exact counts, what a result holds, and what stops a run."""
+"""Test training in one process: exact counts, the content of a result, and what stops a run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_ray_is_not_needed(algorithm: str, tmp_path: Any) -> None:
 
 @pytest.fixture
 def pretended_gpus(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
-    """Two GPUs that torch finds; what a learner would put on one stays on the CPU. Where that would have been."""
+    """Let torch find two GPUs, and put what a learner would place on one on the CPU; return the intended devices."""
     placed: list[torch.device] = []
 
     def stay(learner: Any, module: Any) -> None:
@@ -65,7 +65,7 @@ def pretended_gpus(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_ray_is_not_needed_for_a_gpu(index: int, pretended_gpus: list[torch.device], tmp_path: Path) -> None:
-    """RLlib asks Ray for the devices of a learner, also of one in this process, and that starts a cluster."""
+    """RLlib asks Ray for a learner's devices, even for a local learner, which starts a cluster."""
     import ray
 
     with running(tiny_config().learners(num_gpus_per_learner=1, local_gpu_idx=index)) as built:
@@ -88,7 +88,7 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
 
 
 def test_ray_is_not_needed_to_go_on_without_runners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkpoint holds the states of remote runners, which a run without any has nobody to send to."""
+    """A checkpoint holds states of remote runners, which a run without runners cannot send anywhere."""
     import ray
 
     with running(tiny_config()) as built:
@@ -106,7 +106,7 @@ def test_ray_is_not_needed_to_go_on_without_runners(tmp_path: Path, monkeypatch:
 @EVERY_ALGORITHM
 @pytest.mark.parametrize("env", ["Hopper-v4", NoisyEnv])
 def test_every_algorithm_trains(algorithm: str, env: Any) -> None:
-    """Everything that learns has moved, everything is finite, and the result says how it went."""
+    """All learned tensors have changed, all values are finite, and the result reports the return."""
     with running(tiny_config(algorithm, env)) as built:
         before = {name: value.clone() for name, value in built.local_learner.trainer.model.named_parameters()}
         result = train_to(built, 80)
@@ -163,7 +163,7 @@ def test_counts_are_exact(num_envs: int, rate: float) -> None:
 
 
 def test_the_warm_up_ends_on_its_step() -> None:
-    """Its actions come from their own stream, so they are known beforehand; the first after it is the policy's."""
+    """Its actions come from a stream of their own, so they are known in advance; the next one is the policy's."""
     from rllib_hpo.streams import numpy_generator
 
     with running(
@@ -192,7 +192,7 @@ def test_the_replay_may_be_smaller_than_the_run() -> None:
 
 
 def resident_mb() -> float:
-    """Memory that this process has."""
+    """Return the resident memory of this process in MB."""
     status = Path("/proc/self/status").read_text().splitlines()
     (line,) = (line for line in status if line.startswith("VmRSS:"))
     return int(line.split()[1]) / 1e3
@@ -200,7 +200,7 @@ def resident_mb() -> float:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_replay_takes_memory_as_rows_arrive() -> None:
-    """RLlib's seeding makes torch fill what it allocates, unless it is told not to."""
+    """RLlib's seeding makes torch fill what it allocates, unless that is switched off."""
     before = resident_mb()
     with running(tiny_config("sac", "Pendulum-v1", replay_capacity=20_000_000)) as algorithm:
         train_to(algorithm, 80)
@@ -210,7 +210,7 @@ def test_the_replay_takes_memory_as_rows_arrive() -> None:
 
 @EVERY_ALGORITHM
 def test_two_runs_of_one_seed_are_identical(algorithm: str) -> None:
-    """And global generators have no say in it."""
+    """Global generators have no influence."""
     found = []
     for noise in (1, 2):
         torch.manual_seed(noise)
@@ -236,7 +236,7 @@ def test_runs_of_two_seeds_differ() -> None:
 
 
 def test_algorithms_of_one_seed_start_alike() -> None:
-    """A comparison is fair: the same critics, the same warm-up; costs are a column of their own, after the others."""
+    """Comparisons are fair: critics and warm-up are equal. Costs are a separate column, after the others."""
     found, usual = [], RowLayout(3, 1).width
     for algorithm in BUILT_IN:
         changes = {"num_critics": 2} if "num_critics" in find_settings(algorithm).model_fields else {}
@@ -268,7 +268,7 @@ def test_a_bad_environment_stops_the_run(bad: str, value: float, bad_step: int) 
 
 
 def poison(algorithm: ActorCriticAlgorithm) -> None:
-    """Makes every reward in the replay NaN."""
+    """Make every reward in the replay NaN."""
     replay = algorithm.local_learner.replay
     replay._rows[: replay.num_rows, replay.layout.obs_dim + replay.layout.action_dim] = torch.nan
 

@@ -1,4 +1,4 @@
-"""Ray Tune: trials over a grid, checkpoints it can restore from, and names that leave RLlib's alone."""
+"""Test Ray Tune: trials over a grid, checkpoints to restore from, and names that do not replace RLlib's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 def tuner(trainable: Any, config: Any, storage: Path, steps: int) -> tune.Tuner:
-    """A Tuner that stops each trial after `steps` environment steps, with a checkpoint every iteration."""
+    """Make a Tuner that stops each trial after `steps` environment steps, with a checkpoint every iteration."""
     return tune.Tuner(
         trainable,
         param_space=config,
@@ -34,12 +34,12 @@ def tuner(trainable: Any, config: Any, storage: Path, steps: int) -> tune.Tuner:
 
 
 def leapfrog_steps(result: Any) -> int:
-    """Which trial of the grid a result is of."""
+    """Return which trial of the grid a result belongs to."""
     return int(result.config["leapfrog_steps"])
 
 
 def test_a_grid_of_trials_is_stored_and_extended(tmp_path: Path) -> None:
-    """Settings reach the trials; every result has a return to schedule by; checkpoints are whole."""
+    """Settings reach the trials; every result has a return for schedulers; checkpoints are complete."""
     config = tiny_config("sac-hpo", leapfrog_steps=tune.grid_search([1, 3]))
     config.results(results_dir=str(tmp_path / "rows"), sweep="grid")
     grid = tuner(SACHPO, config, tmp_path, steps=80).fit()
@@ -62,7 +62,7 @@ def test_a_grid_of_trials_is_stored_and_extended(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_interrupted_sweep_is_restored(tmp_path: Path) -> None:
-    """The trial that failed goes on from its checkpoint, warm-up and updates included, with equal numbers."""
+    """The failed trial resumes its checkpoint, warm-up and updates included, with equal numbers."""
     flag = tmp_path / "broken"
     flag.touch()
 
@@ -91,7 +91,7 @@ def test_an_interrupted_sweep_is_restored(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stopped_by", ["steps", pytest.param("time", marks=pytest.mark.slow)])
 def test_each_result_has_the_evaluation_of_its_step(stopped_by: str, tmp_path: Path) -> None:
-    """Also with evaluation runners, also the last one: schedulers, scores and the best result are of that step."""
+    """This holds also with evaluation runners and for the last result, so schedulers and scores are of that step."""
     config = tiny_config("sac").evaluation(evaluation_num_env_runners=1)
     made = tuner(SACGaussian, config, tmp_path, steps=120)
     if stopped_by == "time":

@@ -1,4 +1,4 @@
-"""RLlib's ways to read, set and load weights and states, and what is said where they do not work."""
+"""Test RLlib's calls to read, set and load weights and states, and the errors where they do not work."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ STACKS = pytest.mark.parametrize("make", [tiny_config, old_config], ids=["new", 
 
 
 def state_of(algorithm: ActorCriticAlgorithm) -> dict[str, Any]:
-    """The state, by the call of its stack."""
+    """Return the state by the call of its stack."""
     return algorithm.__getstate__() if algorithm.config.is_old_stack else algorithm.get_state()
 
 
 def set_state(algorithm: ActorCriticAlgorithm, state: dict[str, Any]) -> None:
-    """Takes over a state, by the call of the algorithm's stack."""
+    """Set a state by the call of the algorithm's stack."""
     (algorithm.__setstate__ if algorithm.config.is_old_stack else algorithm.set_state)(state)
 
 
 @STACKS
 @EVERY_ALGORITHM
 def test_weights_are_read_and_set(make: Any, algorithm: str) -> None:
-    """They are those that act, at once; the settings of who takes them hold; other networks' are refused."""
+    """They take effect at once; the receiver's settings apply; other networks' weights are rejected."""
     if algorithm in SAFE_ALGORITHMS and make is not tiny_config:
         pytest.skip("RLlib's old API stack hands on no costs")
     alphas: tuple[dict[str, float], dict[str, float]] = ({"alpha": 0.3}, {"alpha": 0.1})
@@ -89,7 +89,7 @@ def test_weights_are_read_and_set(make: Any, algorithm: str) -> None:
 
 @STACKS
 def test_a_state_without_its_replay_does_not_train(make: Any, tmp_path: Path) -> None:
-    """Updates would draw from the first few rows again and again."""
+    """Updates would otherwise draw from the first few rows again and again."""
     with running(make()) as donor, running(make()) as taker:
         train_to(donor, 40)
         donor.save_to_path(tmp_path / "checkpoint")
@@ -107,7 +107,7 @@ def test_a_state_without_its_replay_does_not_train(make: Any, tmp_path: Path) ->
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A checkpoint at step 80, and its weights."""
+    """Make a checkpoint at step 80, and return its weights."""
     path = tmp_path_factory.mktemp("pretrained") / "checkpoint"
     with running(tiny_config("sac-hpo", alpha=0.3)) as algorithm:
         train_to(algorithm, 80)
@@ -116,7 +116,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
 
 
 def test_a_component_begins_a_run(pretrained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    """Fine-tuning, with other settings than those of the checkpoint, and with networks saved by themselves."""
+    """Fine-tuning works with other settings than the checkpoint's, and with networks saved by themselves."""
     checkpoint, weights = pretrained
     with running(tiny_config("sac-hpo", lr=1e-3, seed=5)) as algorithm:
         alone = tmp_path / "alone"
@@ -176,7 +176,7 @@ def test_calls_of_rllib_that_do_not_work_here_say_what_does() -> None:
 
 @STACKS
 def test_a_config_is_made_of_its_dict(make: Any) -> None:
-    """By its own class or the one of any algorithm; RLlib's AlgorithmConfig refuses the dict of its own SAC, too."""
+    """Its own class or that of any algorithm accepts it; RLlib's AlgorithmConfig rejects that of its own SAC, too."""
     options = make("sac-hpo", leapfrog_steps=2, train_batch_size_per_learner=24).to_dict()
     for cls in (SACHPOConfig, ActorCriticConfig):
         config = cls.from_dict(dict(options))

@@ -1,4 +1,4 @@
-"""Runs small enough for tests: what every file here builds its algorithms from."""
+"""Build small runs, from which all tests in this folder build their algorithms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rllib_hpo.rllib.config import ActorCriticConfig
 from rllib_hpo.settings import ActorCriticSettings
 
 REPEATS = ("sac-lagrangian",)
-"""What SAC-HPO-Lagrangian has all the parts of."""
+"""Algorithms whose parts are all in SAC-HPO-Lagrangian."""
 
 EVERY_ALGORITHM = pytest.mark.parametrize(
     "algorithm",
@@ -33,21 +33,21 @@ SOFT_ALGORITHMS = pytest.mark.parametrize(
 """For tests of temperatures and samplers."""
 
 IN_TIME = ("sac-hpo", "td3")
-"""One of each update: SAC-HPO has all the parts of the other samplers, and DDPG is TD3 with other settings."""
+"""One algorithm per update: SAC-HPO has all the parts of the other samplers, and DDPG is TD3 with other settings."""
 
 SAFE_ALGORITHMS = tuple(name for name in BUILT_IN if issubclass(find_settings(name), ConstraintSettings))
-"""Those that need to know what steps cost, which RLlib's old API stack has no way to say."""
+"""Algorithms that need costs, which RLlib's old API stack cannot report."""
 
 EVERY_ALGORITHM_OF_BOTH_STACKS = pytest.mark.parametrize(
     "algorithm", [name for name in BUILT_IN if name not in SAFE_ALGORITHMS]
 )
-"""As `EVERY_ALGORITHM`, on the old API stack."""
+"""`EVERY_ALGORITHM` on the old API stack."""
 
 EVERY_ALGORITHM_IN_TIME = pytest.mark.parametrize(
     "algorithm",
     [pytest.param(name, marks=[] if name in IN_TIME else pytest.mark.exhaustive) for name in BUILT_IN],
 )
-"""As `EVERY_ALGORITHM`, where a case takes many seconds: two by default, every one in `make test-all`."""
+"""`EVERY_ALGORITHM` for cases of many seconds: two by default, all in `make test-all`."""
 
 TINY: dict[str, Any] = {
     "hidden_units": 16,
@@ -61,14 +61,14 @@ TINY: dict[str, Any] = {
     "diagnostics_interval": 10,
 }
 OWN: dict[str, dict[str, Any]] = {"soft-q": {"copy_every": 10}}
-"""Intervals of one algorithm."""
+"""Intervals of single algorithms."""
 SHORT_EPISODES = {"max_episode_steps": 25}
 
 
 def tiny_config(
     algorithm: str = "sac", env: Any = "Pendulum-v1", seed: int | None = 3, **settings: Any
 ) -> ActorCriticConfig:
-    """A config with networks, batches and intervals of a few tens; Pendulum's episodes have 25 steps."""
+    """Make a config with networks, batches and intervals of a few tens; Pendulum's episodes have 25 steps."""
     settings = constraint(algorithm) | settings
     env_config = SHORT_EPISODES if isinstance(env, str) else {}
     config = make_config(algorithm).environment(env, env_config=env_config)
@@ -78,18 +78,18 @@ def tiny_config(
 
 
 def constraint(algorithm: str) -> dict[str, Any]:
-    """What steps cost, where the algorithm must know."""
+    """Return the settings of costs, if the algorithm needs them."""
     return {"cost": {"kind": "torque"}, "cost_limit": 5.0} if algorithm in SAFE_ALGORITHMS else {}
 
 
 def tuned(algorithm: str) -> dict[str, Any]:
-    """A temperature that is learned, where the algorithm has one."""
+    """Return the settings of a learned temperature, if the algorithm has one."""
     return {"alpha": "auto"} if "initial_alpha" in find_settings(algorithm).model_fields else {}
 
 
 @contextmanager
 def running(config: ActorCriticConfig) -> Iterator[ActorCriticAlgorithm]:
-    """The algorithm of `config`, stopped in the end."""
+    """Build the algorithm of `config`, and stop it at the end."""
     algorithm: ActorCriticAlgorithm = config.build_algo()
     try:
         yield algorithm
@@ -99,7 +99,7 @@ def running(config: ActorCriticConfig) -> Iterator[ActorCriticAlgorithm]:
 
 @contextmanager
 def loaded(path: Any) -> Iterator[ActorCriticAlgorithm]:
-    """The algorithm of a checkpoint, stopped in the end."""
+    """Load the algorithm of a checkpoint, and stop it at the end."""
     algorithm: ActorCriticAlgorithm = ActorCriticAlgorithm.from_checkpoint(path)
     try:
         yield algorithm
@@ -108,7 +108,7 @@ def loaded(path: Any) -> Iterator[ActorCriticAlgorithm]:
 
 
 def train_to(algorithm: ActorCriticAlgorithm, env_steps: int) -> dict[str, Any]:
-    """Trains up to `env_steps`, which must be the end of an iteration; the last result."""
+    """Train up to `env_steps`, which must be the end of an iteration; return the last result."""
     result: dict[str, Any] = {}
     while algorithm.env_steps < env_steps:
         result = algorithm.train()
@@ -117,7 +117,7 @@ def train_to(algorithm: ActorCriticAlgorithm, env_steps: int) -> dict[str, Any]:
 
 
 def learner_facts(learner: Any) -> dict[str, Any]:
-    """Everything that decides what a learner does next, as plain values (runs where the learner is)."""
+    """Return everything that determines a learner's next steps, as plain values (runs at the learner)."""
     trainer, replay = learner.core.trainer, learner.core.replay
     oldest = replay.total_rows - replay.num_rows
     rows = replay.read(oldest, replay.total_rows)
@@ -132,7 +132,7 @@ def learner_facts(learner: Any) -> dict[str, Any]:
 
 
 def facts(algorithm: ActorCriticAlgorithm) -> dict[str, Any]:
-    """Everything that decides how a run goes on: learner, counters, and what the runners are about to do."""
+    """Return everything that determines a run's continuation: learner, counters, and the runners' next requests."""
     group = algorithm.env_runner_group
     return {
         "learner": next(
@@ -148,7 +148,7 @@ def facts(algorithm: ActorCriticAlgorithm) -> dict[str, Any]:
 
 
 def assert_equal(one: Any, other: Any, where: str = "") -> None:
-    """Bitwise equality of nested dicts, lists, arrays and tensors; the message says where they part."""
+    """Check bitwise equality of nested dicts, lists, arrays and tensors; the message names the first difference."""
     if isinstance(one, Mapping):
         assert one.keys() == other.keys(), where
         for key in one:

@@ -1,4 +1,4 @@
-"""Values of actions that tests know in closed form: a critic without networks."""
+"""Define values of actions in closed form, as critics without networks."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ import torch
 from torch import Tensor, nn
 
 Value = Callable[[Tensor], Tensor]
-"""Actions (B, A) to values (B,)."""
+"""Function from actions (B, A) to values (B,)."""
 
 
 class Landscape(nn.Module):
-    """Q(s, a) = value(a), at any state, with its gradient by autograd; takes the place of `Critics`."""
+    """Replace `Critics` by Q(s, a) = value(a) for any state, with its gradient by autograd."""
 
     def __init__(self, value: Value) -> None:
         super().__init__()
         self.value = value
 
     def condition(self, obs: Tensor, num: int | None = None) -> Landscape:
-        """The same at states (B, S)."""
+        """Return the same at states (B, S)."""
         return self
 
     def minimum(self, *arguments: Tensor) -> Tensor:
-        """Values (B,) at actions (B, A), with or without states in front."""
+        """Return values (B,) at actions (B, A), with or without states in front."""
         return self.value(arguments[-1])
 
     first = minimum
 
     def minimum_and_gradient(self, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Values (B,) and gradient (B, A), both without a graph."""
+        """Return values (B,) and gradient (B, A), both without a graph."""
         with torch.enable_grad():
             action = action.detach().requires_grad_()
             value = self.value(action)
@@ -38,7 +38,7 @@ class Landscape(nn.Module):
 
 
 def hill_and_bump(action: Tensor) -> Tensor:
-    """A quadratic with a bump beside its top, smooth, (B,) of (B, 2)."""
+    """Return a quadratic with a smooth bump beside its top, (B,) for actions (B, 2)."""
     center, bump = action.new_tensor([0.3, -0.2]), action.new_tensor([-0.5, 0.5])
     quadratic = 1 - ((action - center) ** 2).sum(-1)
     return quadratic + torch.exp(-((action - bump) ** 2).sum(-1) / 0.1)

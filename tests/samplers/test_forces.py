@@ -1,4 +1,4 @@
-"""Forces: the unit gradient and the gated operator of equation (13) of arXiv 2103.12020."""
+"""Test forces: the unit gradient and the gated operator of equation (13) of arXiv 2103.12020."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OBS, DIM, ROWS = 5, 3, 40
 
 
 def _inputs(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """States, actions and unit gradients."""
+    """Draw states, actions and unit gradients."""
     generator = torch.Generator().manual_seed(seed)
     obs = torch.randn(ROWS, OBS, generator=generator, dtype=torch.float64)
     action, gradient = torch.randn(2, ROWS, DIM, generator=generator, dtype=torch.float64)
@@ -22,7 +22,7 @@ def _inputs(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _gated(state_input: bool = True, spread: float = 0.0) -> GatedForce:
-    """A float64 gated force, with `spread` > 0 far from its initial values."""
+    """Make a float64 gated force, with `spread` > 0 far from its initial values."""
     generator = torch.Generator().manual_seed(1)
     force = GatedForce(OBS, DIM, 8, state_input=state_input, generator=generator).double()
     if spread:
@@ -35,7 +35,7 @@ def _gated(state_input: bool = True, spread: float = 0.0) -> GatedForce:
 
 
 def test_unit_gradient() -> None:
-    """g = -grad / |grad|: against the direction in which Q rises (kicks subtract it), of length one."""
+    """g = -grad / |grad| opposes the direction in which Q rises (kicks subtract it), and has length one."""
     gradient = torch.randn(ROWS, DIM, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     g = unit_gradient(gradient)
     torch.testing.assert_close(g.norm(dim=-1), torch.ones(ROWS, dtype=torch.float64), rtol=0.0, atol=1e-7)
@@ -101,7 +101,7 @@ def test_gradients() -> None:
 
 
 class _Conditioned(torch.nn.Module):
-    """`GatedForce.condition` as a forward method, for `functional_call`."""
+    """Wrap `GatedForce.condition` as a forward method, for `functional_call`."""
 
     def __init__(self, force: GatedForce) -> None:
         super().__init__()

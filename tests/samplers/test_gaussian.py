@@ -1,4 +1,4 @@
-"""The tanh-Gaussian base policy of SAC (Haarnoja et al. 2018, arXiv 1801.01290, appendix C)."""
+"""Test the tanh-Gaussian base policy of SAC (Haarnoja et al. 2018, arXiv 1801.01290, appendix C)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _rows(values: list[float], rows: int = 1) -> Tensor:
 
 
 def _log_density(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-    """log pi(action), by handing `tanh_gaussian` the noise that leads to `action`."""
+    """Return log pi(action), by giving `tanh_gaussian` the noise that leads to `action`."""
     noise = (torch.atanh(action) - mean) / log_std.exp()
     reached, log_prob = tanh_gaussian(mean, log_std, noise)
     torch.testing.assert_close(reached, action, rtol=0.0, atol=1e-12)
@@ -79,7 +79,7 @@ def test_log_prob_gradients() -> None:
 
 
 def _policy_and_inputs() -> tuple[GaussianPolicy, torch.Tensor, torch.Tensor]:
-    """Some log-stds of it leave [-20, 2]."""
+    """Make a policy and inputs for which some log-stds leave [-20, 2]."""
     generator = torch.Generator().manual_seed(6)
     policy = GaussianPolicy(5, 3, 16, 1, generator=generator).double()
     with torch.no_grad():
@@ -93,7 +93,7 @@ def _policy_and_inputs() -> tuple[GaussianPolicy, torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("detached_rows", [0, 15])
 @pytest.mark.parametrize("of", [(1, 0), (0, 1), (0.7, 1.3)], ids=["action", "log-density", "both"])
 def test_a_draw_equals_autograd(of: tuple[float, float], detached_rows: int) -> None:
-    """Action and log-density, and their gradients in states and parameters, some rows without."""
+    """Action and log-density agree, and their gradients in states and parameters, with some detached rows."""
     policy, obs, noise = _policy_and_inputs()
     drawn = squash(*policy.draw(obs, noise, detached_rows), detached_rows)
     mean, log_std = policy(obs)
@@ -140,7 +140,7 @@ def test_policy_network(num_layers: int) -> None:
 
 
 def test_policy_draws_from_its_generator() -> None:
-    """Equal generators give equal parameters; the global generator is left alone."""
+    """Equal generators give equal parameters; the global generator is unused."""
     before = torch.get_rng_state()
     first, second = (GaussianPolicy(3, 2, 8, 1, generator=torch.Generator().manual_seed(7)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))

@@ -1,4 +1,4 @@
-"""The Hamiltonian policy: Algorithm 2 and equations (9)-(13) of arXiv 2103.12020."""
+"""Test the Hamiltonian policy: Algorithm 2 and equations (9)-(13) of arXiv 2103.12020."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _settings(**changes: Any) -> SACHPOSettings:
 
 
 def _model(settings: SACHPOSettings, seed: int = 0, dim: int = DIM) -> SoftActorCriticModel:
-    """A float64 model with critics of some size and leapfrog networks away from their small initial values."""
+    """Make a float64 model with critics of some size and leapfrog networks away from their small initial values."""
     model = SoftActorCriticModel(OBS, dim, settings, seed).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -72,7 +72,7 @@ def _inputs(model: SoftActorCriticModel, rows: int = ROWS, seed: int = 1) -> tup
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 def test_equals_the_literal_chain(changes: dict[str, Any]) -> None:
-    """Action, log pi(a_0 | s) and penalty of every composition against loops with autograd gradients of Q."""
+    """Action, log pi(a_0 | s) and penalty of every composition equal loops with autograd gradients of Q."""
     model = _model(_settings(**changes))
     obs, noise = _inputs(model)
     sample = model.sample(obs, noise, "train")
@@ -88,7 +88,7 @@ def test_equals_the_literal_chain(changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name not in NEUTRAL])
 def test_variants_differ(name: str) -> None:
-    """Each choice has an effect: none of the comparisons above is one of the proposed chain with itself."""
+    """Each choice has an effect, so no comparison above compares the default chain with itself."""
     model, other = _model(_settings(**PROPOSED)), _model(_settings(**VARIANTS[name]))
     other.load_state_dict(model.state_dict(), strict=False)
     if name == "learned steps":
@@ -100,7 +100,7 @@ def test_variants_differ(name: str) -> None:
 
 
 def _joint_density(model: SoftActorCriticModel, obs: Tensor, end: Tensor, end_momentum: Tensor) -> Tensor:
-    """q(a_K, rho_K | s) = pi(a_0 | s) N(rho_0 | 0, std^2), eq. (10), with (a_0, rho_0) from the chain run back."""
+    """Return q(a_K, rho_K | s) = pi(a_0 | s) N(rho_0 | 0, std^2), eq. (10), with (a_0, rho_0) by the reversed chain."""
     sampler = model.sampler
     obs = obs.expand(len(end), -1)
     with torch.no_grad():
@@ -140,7 +140,7 @@ def test_joint_density_integrates_to_one(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["proposed", "conventional", "consistent mass", "steps per dimension"])
 def test_chain_has_unit_jacobian(name: str) -> None:
-    """|det d(a_K, rho_K) / d(a_0, rho_0)| = 1 with the composed force, although autograd holds g constant in it."""
+    """|det d(a_K, rho_K) / d(a_0, rho_0)| = 1 with the composed force, although autograd treats g as constant."""
     model = _model(_settings(**VARIANTS[name]))
     obs, _ = _inputs(model, rows=1)
     force = model.sampler.force(obs, model.target_critics.condition(obs), model.alpha)
@@ -158,7 +158,7 @@ def test_chain_has_unit_jacobian(name: str) -> None:
 
 
 class _QuadraticCritic(ConditionedCritic):
-    """Q(a) = -alpha a^T P a / 2, so that U = -Q / alpha is a quadratic; counts its evaluations."""
+    """Define Q(a) = -alpha a^T P a / 2, so that U = -Q / alpha is a quadratic; count its evaluations."""
 
     def __init__(self, precision: Tensor) -> None:
         self.precision, self.evaluations = precision, 0
@@ -217,7 +217,7 @@ def test_without_steps_it_is_the_gaussian_bit_for_bit(
 
 
 def test_momentum_has_its_own_stream() -> None:
-    """Drawing momenta, or not, leaves the base policy's noise as it was."""
+    """Drawing momenta, or not, does not change the base policy's noise."""
     with_momentum = HamiltonianSampler(OBS, DIM, _settings())
     without = HamiltonianSampler(OBS, DIM, _settings(momentum_noise=False))
     gaussian = GaussianSampler(OBS, DIM, SACSettings())
@@ -232,7 +232,7 @@ def test_momentum_has_its_own_stream() -> None:
 
 
 def test_base_log_density_does_not_depend_on_the_momentum() -> None:
-    """log_prob is log pi(a_0 | s), which (12) takes, whatever the momentum did to the action."""
+    """log_prob is log pi(a_0 | s), as in (12), whatever the momentum did to the action."""
     model = _model(_settings(**PROPOSED))
     obs, noise = _inputs(model)
     other = noise | {"momentum": noise["momentum"] + 1}
@@ -255,7 +255,7 @@ def test_evaluation_is_noise_free() -> None:
 
 
 def test_exploring_and_training_have_their_own_momentum() -> None:
-    """rho_0 = std * noise with the std of the mode: 1.5 while exploring and 0.1 in losses, say."""
+    """rho_0 = std * noise with the std of the mode, such as 1.5 in exploration and 0.1 in losses."""
     settings = _settings(leapfrog_steps=2, step_size=0.125, momentum_std_explore=1.5, momentum_std_train=0.1)
     model = _model(settings)
     obs, noise = _inputs(model)
@@ -284,7 +284,7 @@ def test_samplers_of_exploring_and_training_are_two_choices(explore: str, train:
 
 
 def _far_out(clip_gradient: str) -> tuple[Tensor, Tensor]:
-    """Action and its gradient in the policy's last bias, with a chain that leaves [-1, 1]."""
+    """Return the action and its gradient in the policy's last bias, with a chain that leaves [-1, 1]."""
     model = _model(
         _settings(**PROPOSED | {"step_size": 1.0, "momentum_std_train": 2.0}, clip_gradient=clip_gradient)
     )
@@ -298,7 +298,7 @@ def _far_out(clip_gradient: str) -> tuple[Tensor, Tensor]:
 
 
 def test_actions_are_clipped_once_at_the_end() -> None:
-    """What is handed on lies in [-1, 1]; the chain itself runs free (the literal chain above clips at the end too)."""
+    """Returned actions are in [-1, 1]; the chain itself is not clipped (the literal chain also clips at the end)."""
     for clip_gradient in ("zero", "straight_through"):
         action, _ = _far_out(clip_gradient)
         assert action.abs().max() == 1.0
@@ -311,7 +311,7 @@ def test_gradient_of_clipped_components() -> None:
 
 
 def test_gradient_reaches_the_sampler_only() -> None:
-    """The critics inside the chain are constants: not their parameters but policy and leapfrog networks learn."""
+    """The critics inside the chain are constants; only policy and leapfrog networks get gradients."""
     model = _model(_settings(**PROPOSED, learn_step_size=True))
     model.target_critics.requires_grad_(True)
     obs, noise = _inputs(model)
@@ -322,7 +322,7 @@ def test_gradient_reaches_the_sampler_only() -> None:
 
 
 def test_detached_rows() -> None:
-    """The first rows have the same values and no gradient: next states and states run as one batch."""
+    """The first rows have the same values and no gradient, since next states and states run as one batch."""
     model = _model(_settings(**PROPOSED, momentum_penalty=True))
     obs, noise = _inputs(model)
     whole = model.sample(obs, noise, "train")

@@ -1,4 +1,4 @@
-"""Coupling layers: what they leave alone, their inverse and volume, and the forces they follow."""
+"""Test coupling layers: unchanged halves, inverse, volume, and the forces they follow."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def layer(dim: int, number: int = 0, decided: bool = True) -> CouplingLayer:
 
 
 def force_of(dim: int) -> Callable[[Tensor], Tensor]:
-    """Both parts of a smooth force."""
+    """Return both parts of a smooth force."""
     value = hill_and_bump if dim == 2 else lambda action: -((action - 0.3) ** 2).sum(-1)
     target = PreTanhTarget(Landscape(value), 0.3 * normal(ROWS, dim, seed=7))
     return lambda position: sum(target.parts(position), torch.zeros(()))
@@ -56,7 +56,7 @@ def test_a_single_dimension_is_moved_by_every_layer() -> None:
 @pytest.mark.parametrize("dim", [1, 2, 3])
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_layer_is_its_equation(dim: int, number: int) -> None:
-    """Eq. (9); the half that the networks see is left alone, and they see nothing of the other."""
+    """Eq. (9) holds; the half that the networks see stays unchanged, and they see nothing of the other."""
     one, obs, x, force = layer(dim, number), normal(ROWS, OBS), normal(ROWS, dim, seed=1), force_of(dim)
     mask = half_mask(dim, number).double()
     seen = torch.cat([mask * x, obs], -1)
@@ -69,7 +69,7 @@ def test_a_layer_is_its_equation(dim: int, number: int) -> None:
 
 @pytest.mark.parametrize("dim", [1, 2, 3])
 def test_a_layer_can_be_inverted(dim: int) -> None:
-    """From y alone, by iterating x = z - (eps^2 / 2) F(x), a contraction; networks need what y still shows."""
+    """Iterating x = z - (eps^2 / 2) F(x), a contraction, finds x from y alone; networks see the unchanged half."""
     one, obs, x, force = layer(dim, 1), normal(ROWS, OBS), normal(ROWS, dim, seed=1), force_of(dim)
     y, mask = one(x, obs, force), half_mask(dim, 1).double()
     seen = torch.cat([mask * y, obs], -1)
@@ -92,7 +92,7 @@ def test_a_layers_volume_is_that_of_its_equation() -> None:
 
 
 def test_exponents_are_bounded_unless_they_are_literal() -> None:
-    """c tanh(x / c) with c = 5, and sigma another 5 lower: close to x where x is small."""
+    """The bound is c tanh(x / c) with c = 5, close to x for small x; sigma is lower by another 5."""
     one, obs, x = layer(2), normal(ROWS, OBS), normal(ROWS, 2, seed=1)
     seen, mask = torch.cat([half_mask(2, 0) * x, obs], -1), half_mask(2, 0).double()
     one._literal = False
@@ -119,7 +119,7 @@ def test_a_flow_may_be_blind_to_the_state() -> None:
 
 
 def test_the_force_rises_along_q_and_towards_the_previous_action() -> None:
-    """By central differences of Q(tanh x) and of -sqrt(|x - x_t|^2 + 1e-4)."""
+    """The parts equal central differences of Q(tanh x) and of -sqrt(|x - x_t|^2 + 1e-4)."""
     x, previous, step = normal(ROWS, 2), normal(ROWS, 2, seed=1), 1e-6
     parts = PreTanhTarget(Landscape(hill_and_bump), previous).parts(x)
     for dim in range(2):
@@ -142,7 +142,7 @@ def _slope(x: Tensor) -> Tensor:
 
 
 def test_the_papers_force_descends_what_is_to_be_maximised() -> None:
-    """-grad U of U = Q / beta - |a - a_t|, as printed."""
+    """It is -grad U of U = Q / beta - |a - a_t|, as printed."""
     beta, previous = torch.tensor(0.5, dtype=torch.float64), normal(ROWS, 2, seed=1)
     action = torch.tanh(normal(ROWS, 2)).requires_grad_()
     potential = hill_and_bump(action) / beta - smooth_norm(action - torch.tanh(previous))

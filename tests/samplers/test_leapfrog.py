@@ -1,4 +1,4 @@
-"""The integrator: equations (9) and (13) of arXiv 2103.12020, with any force that depends on the action alone."""
+"""Test the integrator: equations (9) and (13) of arXiv 2103.12020, with any force that depends on the action alone."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def _phase_point(seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def _nonlinear_force(seed: int = 1) -> Callable[[Tensor], Tensor]:
-    """A force that is the gradient of nothing: reversibility and unit Jacobian must not need a potential."""
+    """Return a force without potential: reversibility and unit Jacobian must not need one."""
     matrix = torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return lambda action: torch.sin(action @ matrix) * (1 + action.pow(2).sum(-1, keepdim=True))
 
 
 def _potential(action: Tensor) -> Tensor:
-    """A smooth, non-quadratic U(a), shape (B,)."""
+    """Return a smooth, non-quadratic U(a), shape (B,)."""
     return (action.pow(2) / 2 + action.pow(4) / 4).sum(-1) + torch.sin(action.sum(-1))
 
 
@@ -36,7 +36,7 @@ def _potential_gradient(action: Tensor) -> Tensor:
 
 
 class _Counting:
-    """A force that counts its evaluations."""
+    """Count a force's evaluations."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -159,7 +159,7 @@ def test_number_of_force_evaluations(
 
 @pytest.mark.parametrize("scales", [None, [0.9, 0.8, 0.7]])
 def test_final_kick_changes_the_momentum_only(scales: list[float] | None) -> None:
-    """Leaving out the last half kick leaves a_K as it is, bit for bit."""
+    """Skipping the last half kick leaves a_K bitwise unchanged."""
     options = {"step_size": 0.1, "num_steps": 3, "momentum_scales": scales}
     whole = leapfrog(*_phase_point(), _nonlinear_force(), **options)
     cut = leapfrog(*_phase_point(), _nonlinear_force(), **options, final_kick=False)
@@ -168,7 +168,7 @@ def test_final_kick_changes_the_momentum_only(scales: list[float] | None) -> Non
 
 
 def test_zero_steps_return_the_start() -> None:
-    """K = 0 is the identity, bit for bit: the chain of SAC-HPO then is SAC's policy."""
+    """K = 0 is the identity, bitwise: the chain of SAC-HPO is then SAC's policy."""
     action, momentum = _phase_point()
     end = leapfrog(action, momentum, _nonlinear_force(), step_size=0.1, num_steps=0)
     assert torch.equal(end[0], action)
@@ -188,7 +188,7 @@ def test_is_pure() -> None:
 
 
 def test_single_steps_compose() -> None:
-    """`leapfrog` is `leapfrog_step` repeated, the force of one step's end handed to the next step's start."""
+    """`leapfrog` is `leapfrog_step` repeated, with the force at one step's end passed to the next step."""
     action, momentum = _phase_point()
     force = _Counting()
     state = LeapfrogState(action, momentum, force(action))
@@ -201,7 +201,7 @@ def test_single_steps_compose() -> None:
 
 
 def test_a_cut_step_ends_the_chain() -> None:
-    """After a step without its final kick the momentum is rho_{k+1/2}: going on from it is refused."""
+    """After a step without its final kick the momentum is rho_{k+1/2}, so a further step is rejected."""
     action, momentum = _phase_point()
     cut = leapfrog_step(LeapfrogState(action, momentum, action), torch.tanh, step_size=0.1, final_kick=False)
     assert cut.force is None
@@ -225,7 +225,7 @@ def test_gradients_reach_the_step_size() -> None:
 def _position_maps(
     precision: Tensor, step_size: float, num_steps: int, inverse_mass: float
 ) -> tuple[Tensor, Tensor]:
-    """M_aa and M_ar of `leapfrog` under F = grad U, read off from basis vectors; checked against the shears."""
+    """Return M_aa and M_ar of `leapfrog` under F = grad U, from basis vectors, checked against the shears."""
     size = precision.shape[0]
     identity, zeros = torch.eye(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
     force: Callable[[Tensor], Tensor] = lambda action: action @ precision  # noqa: E731
@@ -238,7 +238,7 @@ def _position_maps(
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3])
 def test_conventional_chain_keeps_a_gaussian_posterior(num_steps: int) -> None:
-    """For std = 1 and F = grad U, equation (9), one chain leaves N(0, P^-1) as it is up to O(eps^2).
+    """For std = 1 and F = grad U, equation (9), one chain preserves N(0, P^-1) up to O(eps^2).
 
     Hence the Hamiltonian policy refines its base policy towards exp(-U) and, once there, stays.
     """
@@ -257,7 +257,7 @@ def test_conventional_chain_keeps_a_gaussian_posterior(num_steps: int) -> None:
     ("std", "consistent"), [(1.0, False), (0.5, False), (2.0, False), (0.5, True), (2.0, True)]
 )
 def test_stationary_variance(std: float, consistent: bool) -> None:
-    """What chain and momentum std converge to, on U = p a^2 / 2 with rho ~ N(0, std^2) drawn afresh each time.
+    """Repeated chains on U = p a^2 / 2, each with a new rho ~ N(0, std^2), converge to this variance.
 
     Unit mass: std^2 / (p (1 - p eps^2 / 4)), so temperature std^2 instead of 1 (and 1 for std = 1, to O(eps^2)).
     Consistent mass beta_0 = 1 / std^2: 1 / (p (1 - p (eps / std)^2 / 4)), the posterior at every std.

@@ -1,4 +1,4 @@
-"""Chains near a previous policy: forces, densities, volume, and an objective that exact dynamics leaves alone."""
+"""Test chains near a previous policy: forces, densities, volume, and an objective that exact dynamics preserves."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def gaussian(seed: int, rows: int = ROWS) -> Gaussian:
 
 
 def log_target(form: type, previous: Gaussian, position: Tensor) -> Tensor:
-    """log p of eq. (12) by definition, (B,), in the coordinates of `form`, constants left out."""
+    """Return log p of eq. (12) by definition, (B,), in the coordinates of `form`, without constants."""
     std = previous.log_std.exp()
     if form is WhitenedTarget:
         action = torch.tanh(previous.mean + std * position)
@@ -47,7 +47,7 @@ def log_target(form: type, previous: Gaussian, position: Tensor) -> Tensor:
 
 @each_form
 def test_the_force_is_the_gradient_of_the_target(form: type) -> None:
-    """By central differences of -log p."""
+    """The force equals central differences of -log p."""
     previous = gaussian(seed=1)
     target = form(Landscape(hill_and_bump), previous)
     position = target.position(gaussian(seed=2).draw(normal(ROWS, DIM, seed=3)))
@@ -61,7 +61,7 @@ def test_the_force_is_the_gradient_of_the_target(form: type) -> None:
 
 @each_form
 def test_autograd_knows_all_of_the_force_that_is_smooth(form: type) -> None:
-    """With a Q that is piecewise linear, its derivative by autograd is the one by central differences."""
+    """For a piecewise linear Q, its derivative by autograd equals central differences."""
     slope = torch.tensor([1.5, -0.8], dtype=torch.float64)
     target = form(Landscape(lambda action: action @ slope), gaussian(seed=1))
     position = target.position(gaussian(seed=2).draw(normal(ROWS, DIM, seed=3))).requires_grad_()
@@ -113,7 +113,7 @@ def test_the_distance_without_steps_is_the_divergence() -> None:
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("gated", [False, True])
 def test_the_map_preserves_volume(form: type, gated: bool) -> None:
-    """log |det d(x_K, rho_K) / d(x_0, rho_0)| = 0, with a gate and step sizes of their own, by autograd in float64."""
+    """log |det d(x_K, rho_K) / d(x_0, rho_0)| = 0, with a gate and separate step sizes, by autograd in float64."""
     generator = torch.Generator().manual_seed(0)
     critics = Critics(OBS, DIM, 16, 2, generator).double()
     gate = ScalarGate(OBS, DIM, 2, 16, generator).double() if gated else None
@@ -141,7 +141,7 @@ def test_the_map_preserves_volume(form: type, gated: bool) -> None:
 
 
 def test_exact_dynamics_leaves_the_objective_alone() -> None:
-    """K = 20 small steps raise E Q, and change E[Q - beta D] by what the integrator's error is."""
+    """K = 20 small steps raise E Q, and change E[Q - beta D] only by the integrator's error."""
     num = 4_000
     previous = Gaussian(torch.zeros(num, DIM).double(), torch.full((num, DIM), -0.5).double())
     target, noise, momentum = (
@@ -171,7 +171,7 @@ def test_exact_dynamics_leaves_the_objective_alone() -> None:
 
 
 def test_a_gate_is_between_the_force_and_its_own() -> None:
-    """sigma_h is one number for all dimensions; at first about a half, with T_h about 0."""
+    """sigma_h is one number for all dimensions; initially it is about a half, and T_h about 0."""
     gate = ScalarGate(OBS, DIM, 2, 16, torch.Generator().manual_seed(0)).double()
     obs, position, force = normal(ROWS, OBS), normal(ROWS, DIM, seed=1), normal(ROWS, DIM, seed=2)
     inputs = torch.cat([obs, position, force], -1)

@@ -1,4 +1,4 @@
-"""Radial flows between Gaussian and tanh: Rezende & Mohamed 2015 (arXiv 1505.05770), eq. (14) and appendix A.2."""
+"""Test radial flows between Gaussian and tanh: Rezende & Mohamed 2015 (arXiv 1505.05770), eq. (14) and appendix A.2."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.reference import densities as reference
 
 
 def _flow(dim: int = 2, num_flows: int = 3, seed: int = 0, spread: float = 1.0) -> RadialFlow:
-    """A float64 flow whose parameters are far from their initial values."""
+    """Make a float64 flow whose parameters are far from their initial values."""
     generator = torch.Generator().manual_seed(seed)
     flow = RadialFlow(dim, num_flows, generator=generator).double()
     with torch.no_grad():
@@ -55,7 +55,7 @@ def _parameters(size: int) -> st.SearchStrategy[list[float]]:
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(data=st.data(), dim=st.integers(1, 4), num_flows=st.integers(1, 4))
 def test_inverts_for_any_parameters(data: st.DataObject, dim: int, num_flows: int) -> None:
-    """a = softplus(.) > 0 and beta = -a + softplus(.) > -a make every layer a bijection, whatever the numbers."""
+    """a = softplus(.) > 0 and beta = -a + softplus(.) > -a make every layer a bijection, for any parameters."""
     flow = RadialFlow(dim, num_flows).double()
     with torch.no_grad():
         for parameter in flow.parameters():
@@ -72,7 +72,7 @@ def test_inverts_for_any_parameters(data: st.DataObject, dim: int, num_flows: in
 
 
 def test_near_identity_at_initialisation() -> None:
-    """A fresh flow hardly changes z, so that SAC-NF starts as SAC; its centres differ, or layers never part."""
+    """A new flow hardly changes z, so that SAC-NF starts as SAC; its centres differ, so that layers diverge."""
     flow = RadialFlow(3, 4, generator=torch.Generator().manual_seed(0)).double()
     z = _points(200, 3)
     moved, log_det = flow(z)
@@ -106,7 +106,7 @@ def test_at_a_centre() -> None:
 
 
 def _flow_density(flow: RadialFlow, action: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """pi(action) of the SAC-NF policy: log N(z_0) - sum log |det| - tanh correction, z_0 by inversion."""
+    """Return pi(action) of the SAC-NF policy: log N(z_0) - sum log |det| - tanh correction, z_0 by inversion."""
     u = torch.atanh(action)
     z_0 = flow.inverse(u)
     reached, log_det = flow(z_0)

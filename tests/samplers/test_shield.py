@@ -1,4 +1,4 @@
-"""Algorithm 3 for many states at once, against its transcription for one, and on critics whose answer is known."""
+"""Test Algorithm 3 for many states at once against its transcription for one, and on critics with known results."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _step(force: Callable[[Tensor], Tensor]) -> Callable[[LeapfrogState], Leapfr
     ids=str,
 )
 def test_equals_a_literal_transcription(options: ShieldOptions) -> None:
-    """To 1e-12, where some states accept at once, some later and some never, within budget and over it."""
+    """They agree to 1e-12, where states accept at once, later and never, within budget and over it."""
     action, momentum, noise, reference = _drawn(0)
     reference = reference.tanh()
     weight = torch.linspace(-2, 2, DIM, dtype=torch.float64)
@@ -76,7 +76,7 @@ def test_equals_a_literal_transcription(options: ShieldOptions) -> None:
 
 
 def _glide(bounds: Tensor, options: ShieldOptions = ShieldOptions()) -> tuple[Tensor, Tensor, Tensor]:  # noqa: B008
-    """No force, momentum 1 in one dimension and Q_C(s, a) = 1 - a: step k leads to a = -1 + 0.3 k."""
+    """Define no force, momentum 1 in one dimension and Q_C(s, a) = 1 - a: step k leads to a = -1 + 0.3 k."""
     rows = len(bounds)
     start = LeapfrogState(-torch.ones(rows, 1), torch.ones(rows, 1), torch.zeros(rows, 1))
     reference = torch.full((rows, 1), -0.5)
@@ -94,7 +94,7 @@ def test_the_first_action_that_passes_is_taken() -> None:
 
 
 def test_what_acts_where_nothing_passes() -> None:
-    """The last action, or of all the one that costs least: here the last, and the reference where steps lead up."""
+    """It is the last action, or the one of least cost: here the last, and the reference where costs rise."""
     last, *_ = _glide(torch.tensor([-1.0]))
     safest, *_ = _glide(torch.tensor([-1.0]), ShieldOptions(fallback="safest"))
     assert last.item() == safest.item() == pytest.approx(0.8)
@@ -112,7 +112,7 @@ def test_what_acts_where_nothing_passes() -> None:
 
 
 def test_over_budget_only_safer_actions_than_the_references_pass() -> None:
-    """And the bound is tighter by exactly (1 - gamma) times the excess."""
+    """The bound is tighter by exactly (1 - gamma) times the excess."""
     bound = lyapunov_bound(torch.tensor(5.0), torch.tensor(30.0), limit=10.0, gamma=0.99)
     assert bound.item() == pytest.approx(5.0 - 0.2)
     assert lyapunov_bound(torch.tensor(5.0), torch.tensor(0.0), 10.0, 0.99).item() == pytest.approx(5.1)

@@ -1,4 +1,4 @@
-"""SVGD's direction, its scores and the sampling network's density, against NumPy loops and autograd in float64."""
+"""Test SVGD's direction, its scores and the sampling network's density against NumPy loops and autograd in float64."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _width(squared: list[float], num_fixed: int, width: Width) -> float:
 
 
 def _direction(fixed: Array, scores: Array, moved: Array, width: Width) -> Array:
-    """Of one state, a pair of particles at a time."""
+    """Return the direction of one state, computed by pairs of particles."""
     h = _width([float(((x - y) ** 2).sum()) for x in fixed for y in moved], len(fixed), width)
     result = np.zeros_like(moved)
     for j, y in enumerate(moved):
@@ -40,7 +40,7 @@ def _direction(fixed: Array, scores: Array, moved: Array, width: Width) -> Array
 @pytest.mark.parametrize("width", ["official", "paper"])
 @pytest.mark.parametrize(("num_fixed", "num_moved"), [(5, 3), (4, 4), (2, 1)])
 def test_the_direction_is_the_papers_sum(width: Width, num_fixed: int, num_moved: int) -> None:
-    """Also where all particles of a state coincide, and where two of them do."""
+    """This holds also if all particles of a state coincide, or two of them."""
     fixed, scores = _normal(6, num_fixed, 3, seed=1), _normal(6, num_fixed, 3, seed=2)
     moved = _normal(6, num_moved, 3, seed=3)
     fixed[0] = moved[0] = fixed[0, 0]
@@ -71,7 +71,7 @@ def test_the_median_of_an_even_number_is_the_lower_middle() -> None:
 
 @pytest.mark.parametrize("space", ["official", "pre_tanh", "action"])
 def test_scores_are_gradients_of_the_densities_they_name(space: Space) -> None:
-    """Of Q(a) = sin(3 a) . (1, 2), in the space in which the particles live."""
+    """Q(a) is sin(3 a) . (1, 2), in the space of the particles."""
 
     def q(action: Tensor) -> Tensor:
         return (torch.sin(3 * action) * torch.tensor([1.0, 2.0], dtype=torch.float64)).sum(-1)
@@ -90,7 +90,7 @@ def test_scores_are_gradients_of_the_densities_they_name(space: Space) -> None:
 
 
 def test_the_official_score_keeps_particles_from_the_border() -> None:
-    """At a = 0.99 with a gradient of 20: the density in action space rises towards the border, the code's falls."""
+    """At a = 0.99 with a gradient of 20 the density in action space rises towards the border, and the code's falls."""
     action, gradient = torch.tensor([0.99], dtype=torch.float64), torch.tensor([20.0], dtype=torch.float64)
     found = {space: score(action, gradient, space).item() for space in ("official", "pre_tanh", "action")}
     assert found["official"] == pytest.approx(20 - 1.98 / (0.0199 + 1e-6))

@@ -1,4 +1,4 @@
-"""Tempering, equation (17) of the first version of arXiv 2103.12020."""
+"""Test tempering, equation (17) of the first version of arXiv 2103.12020."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_product_of_the_factors(std: float, num_steps: int) -> None:
 
 
 def test_heats_below_one() -> None:
-    """With std < 1 every factor exceeds 1, which is why settings refuse it unless heating is allowed."""
+    """With std < 1 every factor exceeds 1, so settings reject it unless heating is allowed."""
     assert all(scale > 1 for scale in tempering_scales(0.5, 3))
 
 

@@ -1,4 +1,4 @@
-"""What environments hand over: what becomes a number, and what a sentence that says what to do."""
+"""Test what environments return: what becomes a number, and what an error that says what to do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ACTION = np.zeros(2, np.float32)
 
 
 class Puppet(gym.Env[Any, Any]):
-    """Hands over what it is told to."""
+    """Return the given values."""
 
     observation_space = Box(-np.inf, np.inf, (3,), np.float32)
     action_space = Box(-1.0, 1.0, (2,), np.float32)
@@ -28,11 +28,11 @@ class Puppet(gym.Env[Any, Any]):
         self.from_step = from_step
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        """What it was told."""
+        """Return the given values."""
         return self.from_reset
 
     def step(self, action: Any) -> Any:
-        """What it was told."""
+        """Return the given values."""
         return self.from_step
 
 
@@ -94,7 +94,7 @@ REFUSED_STEPS = {
 
 @pytest.mark.parametrize("case", REFUSED_STEPS)
 def test_what_is_no_transition_is_refused(case: str) -> None:
-    """The sentence names environment, method, what came and what was expected."""
+    """The sentence names environment, method, the actual and the expected value."""
     given, message = REFUSED_STEPS[case]
     with pytest.raises(UserCodeError, match=f"^Environment 'Puppet' .*{message}") as caught:
         step(**given)
@@ -136,10 +136,10 @@ def test_observations_of_a_reset_are_checked() -> None:
 
 
 class OldReset(Puppet):
-    """As the old gym had it."""
+    """Reset as in the old gym."""
 
     def reset(self) -> Any:  # type: ignore[override]
-        """Takes nothing."""
+        """Take no arguments."""
         return np.zeros(3)
 
 
@@ -151,7 +151,7 @@ def test_a_reset_without_seed_is_refused() -> None:
 
 
 class Raising(Puppet):
-    """Raises where it is told to."""
+    """Raise in the given method."""
 
     def __init__(self, where: str = "") -> None:
         super().__init__()
@@ -163,16 +163,16 @@ class Raising(Puppet):
             raise KeyError("the licence")
 
     def reset(self, **_: Any) -> Any:
-        """Raises, or not."""
+        """Raise if told to."""
         self._do("reset")
         return super().reset()
 
     def step(self, action: Any) -> Any:
-        """Raises, or not."""
+        """Raise if told to."""
         self._do("step")
 
     def close(self) -> None:
-        """Raises, or not."""
+        """Raise if told to."""
         self._do("close")
 
 
@@ -192,7 +192,7 @@ def use(where: str) -> None:
     ],
 )
 def test_what_an_environment_raises_is_said_with_its_traceback(where: str, message: str) -> None:
-    """Also on the far side of a process."""
+    """This holds also across processes."""
     with pytest.raises(
         UserCodeError, match=rf"^Environment 'Raising' {message} \(test_boundary.py, line \d+\)\.$"
     ) as caught:
@@ -224,7 +224,7 @@ def test_what_is_no_environment_is_refused(made: Any, message: str) -> None:
 
 
 def test_constructors_of_registered_environments() -> None:
-    """An argument that one does not take is the user's to mend, and needs no traceback."""
+    """An unknown argument is the user's error, and needs no traceback."""
     gym.register("Raising-v0", entry_point=Raising)
     with pytest.raises(UserError, match=r"unexpected keyword argument 'length'") as caught:
         make_env("Raising-v0", length=3)

@@ -1,4 +1,4 @@
-"""What steps cost: the wrapper by hand counts, where it stands, and what is refused in which words."""
+"""Test costs of steps: the wrapper by hand counts, its position, and error messages."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_torque_is_in_units_of_the_bounds() -> None:
 
 
 def test_halfcheetah_in_both_directions() -> None:
-    """A scripted episode whose speed crosses 1 forwards and backwards, counted by hand from its positions."""
+    """In a scripted episode the speed crosses 1 forwards and backwards; counts come from its positions."""
     plain = make_env("HalfCheetah-v4")
     costly = make_env("HalfCheetah-v4", step_cost=SpeedCost(limit=1.0))
     plain.reset(seed=1), costly.reset(seed=1)
@@ -61,7 +61,7 @@ def test_halfcheetah_in_both_directions() -> None:
 
 
 def test_an_action_repeat_sums_costs() -> None:
-    """Whether it is named in env_config or made by the user's own function."""
+    """This holds for env_config and for the user's own function."""
     one = make_env("Pendulum-v1", step_cost=TorqueCost())
     repeated = make_env(
         "Pendulum-v1", step_cost=TorqueCost(), wrappers=[{"action-repeat": {"num_repeats": 3}}]
@@ -77,7 +77,7 @@ def test_an_action_repeat_sums_costs() -> None:
 
 
 def test_a_simulator_with_costs_is_saved() -> None:
-    """A checkpoint holds it as it does one without."""
+    """A checkpoint holds it as it does one without costs."""
     env, other = (make_env("Hopper-v4", step_cost=SpeedCost(limit=0.5)) for _ in range(2))
     env.reset(seed=0)
     for _ in range(5):
@@ -152,7 +152,7 @@ def test_settings_that_say_no_cost_are_refused(values: dict[str, Any], says: str
     ],
 )
 def test_ready_tasks(name: str, env_id: str, cost: Any, limit: float, discounting: str) -> None:
-    """The settings as published; every environment reports what its cost is computed from."""
+    """The settings are as published; every environment reports what its cost needs."""
     task = find_task(name)
     assert (task.env_id, task.steps) == (env_id, 1_000_000)
     settings = parse_settings(SACSettings, task.settings_for("sac"))

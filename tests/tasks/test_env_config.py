@@ -1,4 +1,4 @@
-"""What environments were made with, as rows and checkpoints record it."""
+"""Test how rows and checkpoints record the arguments of environments."""
 
 from __future__ import annotations
 

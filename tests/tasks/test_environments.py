@@ -1,4 +1,4 @@
-"""Making environments without noise, and refusing those that no algorithm can handle."""
+"""Test making environments quietly, and rejecting those that no algorithm can handle."""
 
 import logging
 import subprocess
@@ -101,7 +101,7 @@ def test_an_environment_that_cannot_be_made_is_one_sentence(env_id, kwargs):
 
 
 class Spaces(gym.Env):
-    """An environment that consists of its spaces."""
+    """Define an environment that consists of its spaces."""
 
     def __init__(self, observation_space, action_space):
         self.observation_space = observation_space
@@ -177,7 +177,7 @@ def test_scaled_actions_never_leave_the_bounds():
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble])
 def test_actions_are_the_environments(dtype):
-    """In its dtype, and inside its bounds, of which 0.1 is no float32: also after both were computed in float32."""
+    """They have its dtype and are inside its bounds, also after float32 computation; 0.1 is no float32."""
     rng = np.random.default_rng(0)
     high = rng.uniform(0.05, 3, 500).astype(dtype)
     space = Box(-high, high / dtype(3), dtype=dtype)

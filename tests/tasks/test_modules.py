@@ -1,4 +1,4 @@
-"""Modules that users name."""
+"""Test importing modules that users name."""
 
 from __future__ import annotations
 

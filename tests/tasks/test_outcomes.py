@@ -1,4 +1,4 @@
-"""What comes of episodes: extremes over steps, means and shares over an evaluation, and what runs make of them."""
+"""Test outcomes of episodes: extremes over steps, means and shares over an evaluation, and their use in runs."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_only_environments_that_say_so_are_asked() -> None:
 
 
 def test_rows_and_results_hold_what_came_of_episodes(tmp_path: Path) -> None:
-    """In training: extremes, which a resumed run goes on from. In evaluations: shares and discounted returns."""
+    """Training has extremes, which a resumed run continues; evaluations have shares and discounted returns."""
     config = tiny_config("td3", "MultiGoal-v0", gamma=0.9).results(results_dir=str(tmp_path / "rows"))
     with running(config) as built:
         result = train_to(built, 80)

@@ -1,4 +1,4 @@
-"""The PyBullet humanoids are the original's, bit for bit: replays of its rollouts (`golden/make_golden.py`)."""
+"""Test that the PyBullet humanoids replay the original's rollouts bitwise (`golden/make_golden.py`)."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ def golden():
 
 @pytest.fixture(scope="module")
 def replayed(tmp_path_factory):
-    """The same actions in our environments, in a process whose OpenBLAS rounds as the golden one's did."""
+    """Play the same actions in our environments, in a process whose OpenBLAS rounds as the golden one's did."""
     out = tmp_path_factory.mktemp("golden") / "replayed.npz"
     code = textwrap.dedent(f"""
         import numpy as np
@@ -53,12 +53,12 @@ def test_rollout_is_the_originals(golden, replayed, index, what):
 
 
 def test_joint_positions_are_rounded_as_the_originals(golden, replayed):
-    """The port alone rounds some of them otherwise: one in 10^8 of any, one in a hundred of these."""
+    """The port alone rounds some of them otherwise: one in 10^8 in general, one in a hundred of these."""
     assert_same_bits(replayed["middle/observations"], golden["middle/observations"])
 
 
 def test_the_golden_rollouts_see_what_is_special(golden):
-    """Falls, later resets, flags that move, and cubes that hit."""
+    """They contain falls, later resets, moving flags, and hits by cubes."""
     plain, flagrun, harder = (index for index, plan in enumerate(PLANS) if plan.onward)
     assert golden[f"{plain}/terminations"].any()
     assert all(len(golden[f"{index - 2}/starts"]) > 1 for index in (plain, flagrun, harder))

@@ -1,4 +1,4 @@
-"""The PyBullet humanoids: repeatable, closable, silent."""
+"""Test that the PyBullet humanoids are repeatable, closable and silent."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ pytest.importorskip("pybullet_envs_gymnasium")
 
 
 def rollout(env, seed, steps=40):
-    """Rows of observation, reward and termination of one episode of random actions, the reset's first."""
+    """Return rows of observation, reward and termination of one episode of random actions, the reset's first."""
     rng = np.random.default_rng(seed)
     observation, _ = env.reset(seed=seed)
     trace = [np.append(observation, (0.0, 0.0))]
@@ -56,7 +56,7 @@ def test_one_seed_is_one_trajectory_in_new_environments(env_id):
 
 
 def test_addresses_in_memory_do_not_matter():
-    """With Bullet's default broadphase this trajectory parts from itself about once in thirty times."""
+    """With Bullet's default broadphase this trajectory diverges about once in thirty times."""
     code = textwrap.dedent("""
         from rllib_hpo.tasks import make_env
         from tests.tasks.test_pybullet_humanoids import rollout
@@ -109,7 +109,7 @@ def test_each_environment_has_its_own_simulator(env_id):
 
 
 def test_nothing_is_printed_and_no_file_is_left(tmp_path):
-    """In a process of its own: PyBullet speaks when it is imported, and when C's buffers are emptied at exit."""
+    """It runs in its own process: PyBullet prints on import, and when C's buffers are flushed at exit."""
     code = textwrap.dedent(f"""
         from rllib_hpo.tasks import make_env
         print("before")

@@ -1,4 +1,4 @@
-"""Table I, looking tasks up, and tasks that other packages bring."""
+"""Test Table I, task lookup, and tasks of other packages."""
 
 import importlib
 import pickle
@@ -27,7 +27,7 @@ TABLE_ONE = {
 
 @pytest.fixture
 def own_registry(monkeypatch):
-    """A registry that forgets what the test adds, and has not looked for plugins yet."""
+    """Restore the registry after the test, and start without loaded plugins."""
     monkeypatch.setattr(registry, "_tasks", dict(registry._tasks))
     monkeypatch.setattr(registry, "_seen_entry_points", set())
 

@@ -1,4 +1,4 @@
-"""A captured simulator, put into a new environment of another process, goes on bitwise."""
+"""Test that a captured simulator continues bitwise in a new environment of another process."""
 
 import multiprocessing
 import pickle
@@ -28,7 +28,7 @@ EPISODE_STEPS = 120
 
 
 def play(env, actions):
-    """Everything `env` answers to `actions`, resetting where an episode ends."""
+    """Return everything `env` answers to `actions`; reset at the end of an episode."""
     trace = []
     for action in actions:
         observation, reward, terminated, truncated, _ = env.step(action)
@@ -45,7 +45,7 @@ def random_actions(env, steps, seed=0):
 
 
 def replay(env_id, pickled_state, steps):
-    """In the other process: a new environment, never reset, from the saved state."""
+    """Replay in the other process: a new environment, never reset, from the saved state."""
     env = make_env(env_id, max_episode_steps=EPISODE_STEPS)
     restore(env, pickle.loads(pickled_state))
     return play(env, random_actions(env, steps, seed=1))
@@ -70,7 +70,7 @@ def test_another_process_goes_on_bitwise(env_id, other_process):
 
 @pytest.mark.parametrize("env_id", ["Ant-v4", "Humanoid-v4"])
 def test_the_physics_alone_would_not_do(env_id):
-    """These two read positions that MuJoCo has not recomputed since it last integrated."""
+    """These two read positions that MuJoCo has not recomputed since its last integration."""
     env = make_env(env_id)
     env.reset(seed=5)
     play(env, random_actions(env, 20))
@@ -160,7 +160,7 @@ def test_recorded_statistics_go_on():
 
 
 class Subclass(wrappers.TimeLimit):
-    """May hold anything."""
+    """Hold any state."""
 
 
 def test_what_is_not_known_exactly_is_not_captured():

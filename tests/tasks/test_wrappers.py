@@ -1,4 +1,4 @@
-"""Wrappers by name: what they do, what evaluations leave out, and what a run that is resumed remembers."""
+"""Test wrappers by name: their effect, what evaluations omit, and their state in resumed runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.rllib.tiny import assert_equal, facts, running, tiny_config, train_to
 
 
 class Counting(gym.Wrapper[Any, Any, Any, Any]):
-    """A wrapper of one's own, whose count of steps decides what is observed."""
+    """Count steps, and observe the count."""
 
     def __init__(self, env: Any) -> None:
         super().__init__(env)
@@ -138,7 +138,7 @@ WRAPPED = {
 
 @pytest.mark.parametrize(("env", "listed"), WRAPPED.values(), ids=WRAPPED)
 def test_a_resumed_run_remembers_what_they_gathered(env: str, listed: list[Any], tmp_path: Path) -> None:
-    """Bitwise, evaluations included; those use the statistics of training."""
+    """The run is bitwise equal, evaluations included; those use the statistics of training."""
 
     def config(name: str) -> Any:
         made = tiny_config("sac-hpo", env)

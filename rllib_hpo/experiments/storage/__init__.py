@@ -1,4 +1,4 @@
-"""What a run keeps: checkpoints and policies, in its directory and mirrored to storage."""
+"""Store what a run keeps: checkpoints and policies, in its directory and mirrored to storage."""
 
 from rllib_hpo.moved import moved_names
 

@@ -43,7 +43,7 @@ class CheckpointStore:
         self._unusable: set[Path] = set()
         self._returns_file = self.directory / RETURNS_FILE
         self.on_passed_over: Callable[[Path, CheckpointError], None] | None = None
-        """Is told of every checkpoint that could not be used, and why."""
+        """Function to call with each unusable checkpoint, and the reason."""
         self.repaired: dict[str, str | None] = {}
         """Links that `restore_newest` had to repair, and the checkpoint each named before, if any."""
 

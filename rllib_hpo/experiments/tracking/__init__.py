@@ -1,1 +1,1 @@
-"""What is logged while a run trains: events, TensorBoard, Weights & Biases, Prometheus, the console."""
+"""Log a run while it trains: events, TensorBoard, Weights & Biases, Prometheus, the console."""

@@ -44,7 +44,7 @@ _MAX_CONSECUTIVE_FAILURES = 10
 
 
 class ColumnarEnvRunner(EnvRunner, Checkpointable):
-    """Steps its environments and writes transitions into rows; replaces RLlib's episode-based runner.
+    """Step environments and write transitions into rows, in place of RLlib's episode-based runner.
 
     Every sampled step is a transition: an environment is reset as soon as its episode ends, so the
     autoreset row of a gymnasium vector environment does not arise, and `next_obs` is always the true
@@ -246,7 +246,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         return Episode(total, length, seconds, cost, failed, discounted, recorded=recorded, outcome=outcome)
 
     def _recorded(self, i: int) -> dict[str, tuple[float, ...]]:
-        """What acting remembers of the episode of environment `i` that is to be recorded."""
+        """Return the memory of environment `i`'s episode that sets `Remembered.recorded`."""
         names = [name for name, remembered in self._actor.memory.items() if remembered.recorded]
         if not self._remembers[i]:
             return {}

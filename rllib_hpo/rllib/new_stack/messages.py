@@ -1,4 +1,4 @@
-"""What runners, learners and the driver send each other: blocks of transitions, weights, requests and calls."""
+"""Define the messages of runners, learners and driver: blocks of transitions, weights, requests and calls."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ class MultiGoal(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
 
     Args:
         reward: "official", as in the authors' later code: -30 |a|^2 - min_g |p' - g|^2 at the new position p', plus 10
-            if the episode ends within 1 of a goal. "mixture", as in the paper: four Gaussians, here 30 sum_g exp(-|p' -
-            g|^2 / 8), and no end except the time limit; the paper gives neither height nor width.
+            if the episode ends within 1 of a goal. "mixture", as in the paper: four Gaussians, here
+            30 sum_g exp(-|p' - g|^2 / 8), and no end except the time limit; the paper gives neither height nor width.
         render_mode: "rgb_array" or None.
     """
 

@@ -1,1 +1,1 @@
-"""What works with RLlib's own SAC works with every algorithm here, or is refused in a sentence: one table of calls."""
+"""Test that calls which work with RLlib's own SAC work with every algorithm, or are rejected in a sentence."""

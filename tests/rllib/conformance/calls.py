@@ -1,4 +1,4 @@
-"""The table: what a user of RLlib may do, and what is to be the same whatever the algorithm."""
+"""List what a user of RLlib may do, and which results must be equal for all algorithms."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ BOTH: tuple[Stack, ...] = ("new", "old")
 
 @dataclass(frozen=True)
 class Refusal:
-    """How a call is refused, and why."""
+    """Error of a rejected call, and its reason."""
 
     match: str
-    """What the sentence says, a regular expression."""
+    """Regular expression of the sentence."""
     reason: str
-    """For the page."""
+    """Reason for the page."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One thing to do.
+    """One call.
 
-    `run` returns plain values, the facts that must be those of RLlib's SAC on the same stack.
+    `run` returns facts as plain values, which must equal those of RLlib's SAC on the same stack.
     """
 
     group: str
     code: str
-    """As a user writes it."""
+    """Source text as a user writes it."""
     run: Callable[[Subject], Any]
     stacks: tuple[Stack, ...] = BOTH
-    """Where RLlib has it."""
+    """Stacks on which RLlib supports it."""
     refused: dict[Stack, Refusal] = field(default_factory=dict)
     may_be_more: bool = False
-    """Whether what RLlib's SAC does not have may be there."""
+    """Whether facts that RLlib's SAC lacks are allowed."""
 
 
 CALLS: list[Call] = []
@@ -60,7 +60,7 @@ def call(
     may_be_more: bool = False,
     **refused: Refusal,
 ) -> Callable[[Any], Any]:
-    """Adds a function to the table."""
+    """Add a function to the table."""
 
     def add(run: Callable[[Subject], Any]) -> Callable[[Subject], Any]:
         CALLS.append(Call(group, code, run, stacks, refused, may_be_more))  # type: ignore[arg-type]
@@ -355,9 +355,9 @@ evaluation/env_runners/episode_len_mean
 NEW_KEYS = [
     f"env_runners/{name}" for name in ("episode_len_min", "episode_len_max", "episode_duration_sec_mean")
 ]
-"""Those of RLlib's new API stack alone."""
+"""Keys of RLlib's new API stack alone."""
 OLD_KEYS = ["info/learner/default_policy/learner_stats", "timesteps_total"]
-"""Those of RLlib's old API stack."""
+"""Keys of RLlib's old API stack."""
 
 
 def _has(result: dict[str, Any], key: str) -> bool:
@@ -414,7 +414,7 @@ def _hears(event: str) -> Callable[[Subject], Any]:
 
 
 def _hears_all(stack: Stack) -> Callable[[Subject], Any]:
-    """All events in one class, since each algorithm takes its time to be built."""
+    """Receive all events in one class, since building an algorithm takes time."""
 
     def run(subject: Subject) -> Any:
         heard: set[str] = set()

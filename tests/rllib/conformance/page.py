@@ -1,4 +1,4 @@
-"""Writes docs/rllib-support.md: `python -m tests.rllib.conformance.page`."""
+"""Write docs/rllib-support.md: `python -m tests.rllib.conformance.page`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _calls() -> Iterator[str]:
 
 
 def options_of(method: str) -> list[str]:
-    """The arguments of a method of AlgorithmConfig that are options today."""
+    """Return the arguments of an AlgorithmConfig method that are currently options."""
     parameters = inspect.signature(getattr(AlgorithmConfig, method)).parameters
     known = vars(AlgorithmConfig())
     return [name for name in parameters if name in known or f"callbacks_{name}" in known]
@@ -79,7 +79,7 @@ def _options() -> Iterator[str]:
 
 
 def text() -> str:
-    """The page."""
+    """Return the text of the page."""
     return "\n".join([_HEAD, *_calls(), *_options()]).replace("\n\n\n", "\n\n") + "\n"
 
 

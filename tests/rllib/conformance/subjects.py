@@ -1,4 +1,4 @@
-"""What the calls are made on: RLlib's SAC, and the algorithms of this package, each on both API stacks."""
+"""Build the subjects of the calls: RLlib's SAC and this package's algorithms, each on both API stacks."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from tests.rllib.tiny import TINY, tiny_config
 REFERENCE = "RLlib's SAC"
 ENV = "short-pendulum"
 STEPS = 40
-"""Environment steps of an iteration."""
+"""Environment steps per iteration."""
 
 
 def short_pendulum(_: Any) -> gym.Env[Any, Any]:
-    """Pendulum with episodes of 20 steps."""
+    """Make Pendulum with episodes of 20 steps."""
     return gym.make("Pendulum-v1", max_episode_steps=20, disable_env_checker=True)
 
 
 class Raised(str):
-    """The name of an error that RLlib's SAC ends in."""
+    """Name of the error in which RLlib's SAC ends."""
 
 
 class Subject:
-    """One algorithm on one API stack, and what the calls share: a built one that has trained, and its checkpoint.
+    """Hold one algorithm on one API stack, a trained instance and its checkpoint, which the calls share.
 
     Args:
         name: `REFERENCE`, or a registered algorithm.
         is_new: Whether on RLlib's new API stack.
-        folder: For files.
+        folder: Folder for files.
     """
 
     def __init__(self, name: str, is_new: bool, folder: Path) -> None:
@@ -44,11 +44,11 @@ class Subject:
 
     @property
     def is_reference(self) -> bool:
-        """Whether it is RLlib's."""
+        """Whether it is RLlib's SAC."""
         return self.name == REFERENCE
 
     def config(self) -> Any:
-        """A config with tiny networks and short iterations."""
+        """Make a config with tiny networks and short iterations."""
         if not self.is_reference:
             config: Any = tiny_config(self.name, ENV).environment(env_config={})
             return config.api_stack(self.is_new, self.is_new)
@@ -68,35 +68,35 @@ class Subject:
         return config
 
     def build(self, config: Any = None) -> Any:
-        """Another algorithm; stopped in the end."""
+        """Build another algorithm, to be stopped at the end."""
         built = (self.config() if config is None else config).build_algo()
         self._to_stop.append(built)
         return built
 
     @cached_property
     def built(self) -> Any:
-        """An algorithm that has trained for one iteration, whose result is `result`."""
+        """An algorithm after one iteration, whose result is `result`."""
         built = self.build()
         self.result: dict[str, Any] = built.train()
         return built
 
     @cached_property
     def checkpoint(self) -> str:
-        """Of `built`."""
+        """Checkpoint of `built`."""
         return str(self.built.save(str(self.folder / "checkpoint")).checkpoint.path)
 
     def keep(self, built: Any) -> Any:
-        """Stops it in the end."""
+        """Register an algorithm to be stopped at the end."""
         self._to_stop.append(built)
         return built
 
     def stop(self) -> None:
-        """Stops all that were built."""
+        """Stop all built algorithms."""
         for built in self._to_stop:
             built.stop()
 
     def facts(self, call: Callable[[Subject], Any]) -> Any:
-        """What a call comes to; an error of RLlib's own is its type."""
+        """Return the facts of a call; an error of RLlib's own counts as its type."""
         try:
             return call(self)
         except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Every call of the table behaves as with RLlib's SAC, or is refused in the sentence that the table lists."""
+"""Test that every call of the table behaves as with RLlib's SAC, or is rejected in the listed sentence."""
 
 from __future__ import annotations
 
@@ -31,35 +31,35 @@ CASES = [
 
 
 class Subjects:
-    """One of each, made when it is asked for; RLlib's SAC is asked for each call once."""
+    """Make subjects on first use, and query RLlib's SAC once per call."""
 
     def __init__(self, factory: pytest.TempPathFactory) -> None:
         self._factory, self._subjects = factory, dict[tuple[str, str], Subject]()
         self._expected: dict[tuple[str, str], Any] = {}
 
     def get(self, name: str, stack: str) -> Subject:
-        """The subject of an algorithm on a stack."""
+        """Return the subject of an algorithm on a stack."""
         key = name, stack
         if key not in self._subjects:
             self._subjects[key] = Subject(name, stack == "new", self._factory.mktemp("subject"))
         return self._subjects[key]
 
     def expected(self, call: Call, stack: str) -> Any:
-        """What RLlib's SAC does."""
+        """Return the facts of RLlib's SAC."""
         key = call.code, stack
         if key not in self._expected:
             self._expected[key] = self.get(REFERENCE, stack).facts(call.run)
         return self._expected[key]
 
     def stop(self) -> None:
-        """Stops all that were built."""
+        """Stop all built algorithms."""
         for subject in self._subjects.values():
             subject.stop()
 
 
 @pytest.fixture(scope="module")
 def subjects(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Iterator[Subjects]:
-    """RLlib's SAC needs Ray, and would start it by itself and leave it."""
+    """Start Ray, which RLlib's SAC needs; it would otherwise start one and leave it running."""
     made = Subjects(tmp_path_factory)
     yield made
     made.stop()

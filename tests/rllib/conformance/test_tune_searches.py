@@ -1,4 +1,4 @@
-"""Tune's schedulers and searchers, every one that Ray ships and that can be imported here, on every algorithm."""
+"""Test every importable Tune scheduler and searcher that Ray ships, on every algorithm."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ SEARCHERS: dict[str, dict[str, Any]] = {
 
 
 def test_the_lists_are_rays() -> None:
-    """One that Ray adds is to be tried, too; the names of the same class count once."""
+    """A new one of Ray's must be added; names of the same class count once."""
     assert {SCHEDULER_IMPORT[name] for name in SCHEDULERS} == set(SCHEDULER_IMPORT.values()) - {
         PopulationBasedTrainingReplay
     }
@@ -60,7 +60,7 @@ def test_the_lists_are_rays() -> None:
 
 
 def made(table: dict[str, Any], name: str, arguments: dict[str, Any]) -> Any:
-    """A scheduler or searcher; skips the test where its packages are missing."""
+    """Make a scheduler or searcher; skip the test if its packages are missing."""
     try:
         found = table[name]() if inspect.isfunction(table[name]) else table[name]
         if name == "nevergrad":
@@ -73,7 +73,7 @@ def made(table: dict[str, Any], name: str, arguments: dict[str, Any]) -> Any:
 def search(
     algorithm: str, is_new: bool, folder: Path, space: Any, *, form: str = "object", **how: Any
 ) -> Any:
-    """Two trials of three iterations each; whatever is tried is what the learner used, in every checkpoint."""
+    """Run two trials of three iterations each; check that every checkpoint's learner used the tried values."""
     config = tiny_config(algorithm, evaluation_episodes=1).api_stack(is_new, is_new).training(lr=space)
     run = tune.RunConfig(
         name="run",

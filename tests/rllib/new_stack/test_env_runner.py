@@ -1,4 +1,4 @@
-"""The environment runner: exact numbers of steps, true successors, and streams that a checkpoint continues."""
+"""Test the environment runner: exact step counts, true successors, and streams that checkpoints continue."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MakeRunner = Callable[..., ColumnarEnvRunner]
 
 @pytest.fixture
 def make_runner() -> Iterator[MakeRunner]:
-    """Makes runners, without Ray, and closes them."""
+    """Make runners without Ray, and close them."""
     runners: list[ColumnarEnvRunner] = []
 
     def make(
@@ -50,12 +50,12 @@ def make_runner() -> Iterator[MakeRunner]:
 
 
 def columns(runner: ColumnarEnvRunner, *blocks: Block) -> Batch:
-    """The rows of blocks as columns."""
+    """Return the rows of blocks as columns."""
     return runner.layout.unpack(torch.from_numpy(np.concatenate([block.rows for block in blocks])))
 
 
 def by_hand(make: Callable[[], gym.Env[Any, Any]], seed: int, actions: list[np.ndarray]) -> list[Any]:
-    """(obs, reward, terminated, next_obs) of the environment stepped alone, reset where episodes end."""
+    """Return (obs, reward, terminated, next_obs) of the environment stepped alone, reset at the ends of episodes."""
     env = make()
     obs, _ = env.reset(seed=seed)
     steps = []
@@ -127,7 +127,7 @@ def test_episodes_report_their_return_and_length(make_runner: MakeRunner) -> Non
 
 @pytest.mark.parametrize("num_envs", [1, 2, 3, 5])
 def test_any_number_of_steps_can_be_asked_for(make_runner: MakeRunner, num_envs: int) -> None:
-    """Requests of odd sizes go on in turn: every environment loses no step and gets none twice."""
+    """Requests of odd sizes continue in turn: no environment loses or repeats a step."""
     runner = make_runner(CountingEnv, num_envs=num_envs, env_config={"length": 1000})
     sizes = [1, 4, 7, 2, 1, 1, 9]
     blocks = [runner.sample(num_steps=size, random_actions=True) for size in sizes]
@@ -147,7 +147,7 @@ def test_the_warm_up_is_uniform(make_runner: MakeRunner) -> None:
 
 @EVERY_ALGORITHM
 def test_the_policy_explores(make_runner: MakeRunner, algorithm: str) -> None:
-    """Two equal states get two actions, and other ones than the warm-up would have."""
+    """Two equal states get two actions, which differ from the warm-up's."""
     runner = make_runner(NoisyEnv, algorithm=algorithm)
     obs = np.zeros((2, 2), np.float32)
     runner._remember([0])
@@ -168,7 +168,7 @@ def test_runners_of_one_seed_are_equal_and_of_two_seeds_are_not(make_runner: Mak
 
 
 def test_a_replacement_has_streams_of_its_own(make_runner: MakeRunner) -> None:
-    """It would otherwise repeat what the dead runner already handed on."""
+    """Otherwise it would repeat what the dead runner already delivered."""
     runners = [make_runner(NoisyEnv) for _ in range(3)]
     for runner, env_steps in zip(runners, (0, 40, 80), strict=True):
         runner.join(env_steps)
@@ -180,7 +180,7 @@ def test_a_replacement_has_streams_of_its_own(make_runner: MakeRunner) -> None:
 
 @pytest.mark.parametrize("joined_at", [0, 40])
 def test_a_runner_joins_once(make_runner: MakeRunner, joined_at: int) -> None:
-    """Every request says how far the run has come; only the first one of a process matters."""
+    """Every request carries the run's progress; only the first one of a process matters."""
     runner, undisturbed = make_runner(NoisyEnv), make_runner(NoisyEnv)
     undisturbed.join(joined_at)
     runner.join(joined_at)
@@ -190,7 +190,7 @@ def test_a_runner_joins_once(make_runner: MakeRunner, joined_at: int) -> None:
 
 
 def test_whether_it_has_joined_is_part_of_its_state(make_runner: MakeRunner) -> None:
-    """A replacement that was saved before its first request still takes other streams than the dead runner."""
+    """A replacement saved before its first request still uses other streams than the dead runner."""
     dead = make_runner(NoisyEnv)
     dead.join(0)
     replacement, restored = make_runner(NoisyEnv), make_runner(NoisyEnv)
@@ -223,7 +223,7 @@ def test_the_state_continues_bitwise(make_runner: MakeRunner, env: str, num_envs
 
 
 def test_rebuilt_environments_continue_bitwise(make_runner: MakeRunner) -> None:
-    """What cannot be saved is built anew at scheduled checkpoints, whether the run is interrupted or not."""
+    """Unsaveable environments are rebuilt at scheduled checkpoints, whether the run is interrupted or not."""
     runner = make_runner(NoisyEnv, num_envs=2)
     runner.sample(num_steps=17)
     assert not runner.is_savable()
@@ -239,7 +239,7 @@ def test_rebuilt_environments_continue_bitwise(make_runner: MakeRunner) -> None:
 
 @pytest.mark.parametrize("num_steps", [7, 11], ids=["within an episode", "at the end of an episode"])
 def test_off_schedule_nothing_is_repeated(make_runner: MakeRunner, num_steps: int) -> None:
-    """A simulator that is lost is replaced by one with other randomness than any before."""
+    """A lost simulator is replaced by one with randomness that was never used before."""
     runner = make_runner(NoisyEnv)
     first = runner.sample(num_steps=num_steps).rows
     assert not runner.is_savable()
@@ -290,13 +290,13 @@ def test_the_users_own_error_comes_through(make_runner: MakeRunner) -> None:
 
 
 class ImageEnv(CountingEnv):
-    """Observes pictures."""
+    """Observe pictures."""
 
     observation_space = gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)
 
 
 class UnboundedEnv(CountingEnv):
-    """Takes any number."""
+    """Accept any number."""
 
     action_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
 
@@ -322,12 +322,12 @@ def test_environments_get_their_options(make_runner: MakeRunner) -> None:
 
 
 class NarrowEnv(CountingEnv):
-    """Declares three numbers and hands over one; takes float64 actions within bounds that are no float32."""
+    """Declare three numbers and return one; take float64 actions with bounds that float32 cannot represent."""
 
     action_space = gym.spaces.Box(-0.1, 0.1, (1,), np.float64)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Broadcasts into a row, if nobody looks."""
+        """Return an observation that broadcasts into a row unless it is checked."""
         assert action in self.action_space
         observation, *others = super().step(action)
         return (observation[:1] if self.config["narrow"] else observation), *others  # type: ignore[return-value]
@@ -355,7 +355,7 @@ def test_an_environment_that_was_made_already_is_refused() -> None:
 
 
 class FragileEnv(CountingEnv):
-    """Raises an error at every seventh step of its life, and in the resets whose numbers are in `bad_resets`."""
+    """Raise an error at every seventh step, and in the resets whose numbers are in `bad_resets`."""
 
     made = 0
 
@@ -365,13 +365,13 @@ class FragileEnv(CountingEnv):
         self.number = type(self).made
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """Fails in the first reset of some."""
+        """Fail in the given resets."""
         if self.number in self.config.get("bad_resets", ()):
             raise RuntimeError("no such scene")
         return super().reset(seed=seed, options=options)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Fails where its life is over."""
+        """Fail at every seventh step."""
         if self.life == self.config.get("life", 6):
             raise RuntimeError("the simulator exploded")
         return super().step(action)

@@ -1,4 +1,4 @@
-"""Evaluations beside training: the same numbers as without, one row each, whatever dies in between."""
+"""Test evaluations beside training: the same numbers as without, one row each, despite deaths."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 def gated(directory: Path, number: int = 1, **settings: Any) -> ActorCriticConfig:
-    """A run in this process whose evaluation runners wait until `directory`/gate exists."""
+    """Make a run in this process whose evaluation runners wait until `directory`/gate exists."""
     env_config = {"driver": os.getpid(), "gate": str(directory / "gate")}
     config = tiny_config("sac", GatedEnv, steps_per_iteration=20, **settings)
     config.environment(env_config=env_config).evaluation(evaluation_num_env_runners=number)
@@ -34,7 +34,7 @@ def gated(directory: Path, number: int = 1, **settings: Any) -> ActorCriticConfi
 
 
 def steps_in(directory: Path) -> list[int]:
-    """The steps of the rows there are."""
+    """Return the steps of the existing rows."""
     if not (directory / "rows").exists():
         return []
     steps: list[int] = read_rows(directory / "rows")["env_steps"].to_pylist()
@@ -42,7 +42,7 @@ def steps_in(directory: Path) -> list[int]:
 
 
 def until(condition: Any) -> None:
-    """Waits for a condition."""
+    """Wait for a condition."""
     deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline, "it took too long"
@@ -50,7 +50,7 @@ def until(condition: Any) -> None:
 
 
 def rows_without_runners(directory: Path, steps: int) -> Any:
-    """The rows of the same run that evaluates in the driver."""
+    """Return the rows of the same run with evaluations in the driver."""
     config = gated(directory, 0).results(results_dir=str(directory / "others"))
     with running(config) as algorithm:
         train_to(algorithm, steps)
@@ -62,7 +62,7 @@ def rows_without_runners(directory: Path, steps: int) -> Any:
 def test_numbers_are_those_of_an_evaluation_in_the_driver(
     algorithm: str, wrapper: list[str], tmp_path: Path
 ) -> None:
-    """Bitwise: frozen weights and statistics of exactly their step."""
+    """They agree bitwise, with weights and statistics frozen at exactly their step."""
     tables = []
     for number in (0, 1):
         config = tiny_config(algorithm, "Hopper-v4", **tuned(algorithm)).results(
@@ -131,7 +131,7 @@ def test_a_runner_that_is_killed_is_replaced_and_its_evaluation_repeated(tmp_pat
 
 
 def killed_at(directory: Path, env_steps: int) -> None:
-    """Makes a checkpoint with an evaluation pending, of a run that then ends as one that is killed."""
+    """Make a checkpoint with a pending evaluation, of a run that then ends as if killed."""
     with suppress(KeyboardInterrupt), running(gated(directory)) as algorithm:
         algorithm.latest_evaluation = {"env_steps": -1}
         train_to(algorithm, env_steps)
@@ -143,7 +143,7 @@ def killed_at(directory: Path, env_steps: int) -> None:
 
 @pytest.mark.parametrize("number", [1, 0])
 def test_a_pending_evaluation_is_in_the_checkpoint(number: int, tmp_path: Path) -> None:
-    """A run that is killed then, and goes on with or without runners, has each row once."""
+    """A killed run, resumed with or without runners, has each row once."""
     killed_at(tmp_path, 60)
     (tmp_path / "gate").touch()
     with running(gated(tmp_path, number)) as resumed:
@@ -167,7 +167,7 @@ def test_a_pending_evaluation_is_in_the_checkpoint(number: int, tmp_path: Path) 
 def test_what_is_pending_is_waited_for_in_the_end(
     saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where Tune stops a trial at its last step, whether or not there is a checkpoint with it."""
+    """Tune, for example, stops a trial at its last step, with or without a checkpoint."""
 
     def full(directory: Path, data: bytes) -> None:
         raise StorageError("No space left on device")
@@ -194,7 +194,7 @@ def test_what_is_pending_is_waited_for_in_the_end(
 
 
 def test_what_is_pending_is_waited_for_where_a_run_goes_back(tmp_path: Path) -> None:
-    """Its rows are there, as those of a run that evaluates in the driver."""
+    """Its rows exist, equal to those of a run that evaluates in the driver."""
     with running(gated(tmp_path)) as algorithm:
         algorithm.latest_evaluation = {"env_steps": -1}
         train_to(algorithm, 20)
@@ -208,7 +208,7 @@ def test_what_is_pending_is_waited_for_where_a_run_goes_back(tmp_path: Path) -> 
 
 
 def test_a_bad_evaluation_stops_the_run() -> None:
-    """Training, which makes 20 steps, does not meet it."""
+    """Training makes only 20 steps and does not meet the error."""
     env_config = {"length": 30, "bad": "reward", "bad_step": 21, "value": float("nan")}
     config = tiny_config(env=CountingEnv, steps_per_iteration=20).environment(env_config=env_config)
     message = r"reward of CountingEnv is not finite at step 21 of an episode of an evaluation of the weights of step 0"
@@ -223,7 +223,7 @@ def test_a_bad_evaluation_stops_the_run() -> None:
 def test_what_is_lacking_for_runners_is_said(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where the algorithm is built, and nothing is left behind: not one that waits for a CPU, either."""
+    """The error appears when the algorithm is built, and leaves no actor behind, not even one that waits for a CPU."""
     monkeypatch.setattr("rllib_hpo.rllib.stack.RUNNER_TIMEOUT_S", 5.0)
     others = placement_group([{"CPU": 1}] * 3)
     ray.get(others.ready())
@@ -241,7 +241,7 @@ def test_what_is_lacking_for_runners_is_said(
 
 
 class BrokenAtRunners(CountingEnv):
-    """Can be made in the process `driver` alone."""
+    """Fail to construct outside of the process `driver`."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)

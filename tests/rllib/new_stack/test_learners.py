@@ -1,4 +1,4 @@
-"""Several remote learners: equal models, a shard of the replay each, checkpoints of any number, and deaths."""
+"""Test several remote learners: equal models, a replay shard each, resharded checkpoints, and deaths."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ LEARNED = ("parameters", "optimizers", "num_updates")
 def config_of(
     algorithm: str = "sac", num_learners: int = 2, num_env_runners: int = 0, **settings: Any
 ) -> ActorCriticConfig:
-    """A tiny config whose runners hand on four steps at a time."""
+    """Make a tiny config whose runners deliver four steps at a time."""
     config = tiny_config(algorithm, "Hopper-v4", **settings).learners(num_learners=num_learners)
     return config.env_runners(num_env_runners=num_env_runners, rollout_fragment_length=4)
 
 
 def on_learners(algorithm: ActorCriticAlgorithm, function: Any) -> list[Any]:
-    """What `function` returns at each learner, in order."""
+    """Return the result of `function` at each learner, in order."""
     results = algorithm.learner_group.foreach_learner(lambda learner, **_: function(learner))
     return [result.get() for result in results]
 
 
 def all_facts(algorithm: ActorCriticAlgorithm) -> list[dict[str, Any]]:
-    """Everything that decides what each learner does next; what must be equal among them is."""
+    """Return everything that determines each learner's next steps; check that the shared part is equal."""
     found = on_learners(algorithm, learner_facts)
     for other in found[1:]:
         assert_equal({name: found[0][name] for name in LEARNED}, {name: other[name] for name in LEARNED})
@@ -60,7 +60,7 @@ def all_facts(algorithm: ActorCriticAlgorithm) -> list[dict[str, Any]]:
 
 
 def rows_of(found: list[dict[str, Any]]) -> np.ndarray:
-    """The rows of all shards, sorted."""
+    """Return the rows of all shards, sorted."""
     rows = np.concatenate([each["rows"] for each in found])
     return rows[np.lexsort(rows.T)]
 
@@ -110,7 +110,7 @@ def test_a_batch_of_each_learner_makes_an_update() -> None:
 
 
 def test_updates_wait_until_every_shard_has_rows() -> None:
-    """A warm-up of one block, three learners: what becomes due with the second block is made with the third."""
+    """After a warm-up of one block with three learners, updates due with the second block are made with the third."""
     with running(config_of(num_learners=3, warmup_steps=4, steps_per_iteration=4)) as algorithm:
         made = []
         for _ in range(4):
@@ -120,7 +120,7 @@ def test_updates_wait_until_every_shard_has_rows() -> None:
 
 
 def test_resuming_goes_on_bitwise(tmp_path: Path) -> None:
-    """Every learner's streams and shard come back; new rows only are written by later checkpoints."""
+    """Every learner's streams and shard are restored; later checkpoints write new rows only."""
     config = config_of("sac-hpo", num_env_runners=2, alpha="auto").env_runners(max_lead_steps=0)
     config.checkpointing(replay_dir=str(tmp_path / "replay"))
     with running(config) as whole:
@@ -149,7 +149,7 @@ def test_resuming_goes_on_bitwise(tmp_path: Path) -> None:
     ],
 )
 def test_another_number_of_learners_goes_on(before: int, after: int, tmp_path: Path) -> None:
-    """With the same model and every row once; learners that are new draw from streams of their own."""
+    """The model is equal and every row exists once; added learners draw from streams of their own."""
     with running(config_of(num_learners=before)) as algorithm:
         train_to(algorithm, 40)
         algorithm.save_to_path(tmp_path / "first")
@@ -191,7 +191,7 @@ def test_checkpoints_convert_and_hand_out_their_policy(tmp_path: Path) -> None:
 
 
 def die_after(updates: int, signal_number: int) -> Any:
-    """What makes a learner end itself in the middle of training."""
+    """Make a learner kill itself during training."""
 
     def prepare(learner: Any) -> None:
         core, learn = learner.core, learner.core.trainer.learn
@@ -225,20 +225,20 @@ def test_a_learner_that_is_killed_ends_the_run_within_a_minute(rank: int) -> Non
 
 
 class StillbornLearner(ActorCriticLearner):
-    """The second one dies before it is built, and the first waits for it."""
+    """Kill the second learner before it is built, while the first waits for it."""
 
     def build(self) -> None:
-        """Unless it is the second."""
+        """Build, unless this is the second learner."""
         if self._learner_index == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         super().build()
 
 
 class StillbornConfig(SACGaussianConfig):
-    """RLlib's option for another class of learners would have no effect in a config that is not one's own."""
+    """Select that learner class; RLlib's option for it has no effect in a subclassed config."""
 
     def get_default_learner_class(self) -> type:
-        """The one that dies."""
+        """Return the learner class that dies."""
         return StillbornLearner
 
 
@@ -249,7 +249,7 @@ def test_a_learner_that_dies_while_it_starts_is_told_of() -> None:
 
 
 def test_a_learner_that_falls_silent_ends_the_run_within_a_minute() -> None:
-    """As where its machine is gone: the others wait for a time and no longer, and none is left behind."""
+    """If its machine is gone, the others wait until a timeout, and no process is left behind."""
     with running(config_of()) as algorithm:
         train_to(algorithm, 40)
         function = die_after(25, signal.SIGSTOP)

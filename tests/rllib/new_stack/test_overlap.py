@@ -1,4 +1,4 @@
-"""Sampling overlaps learning: exact counts and stops, a bounded lead, and nothing lost or repeated."""
+"""Test that sampling overlaps learning: exact counts and stops, a bounded lead, nothing lost or repeated."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ EPISODE = 25
 def overlapping(
     env: Any = "Pendulum-v1", num_env_runners: int = 2, num_learners: int = 0, **settings: Any
 ) -> ActorCriticConfig:
-    """A tiny config whose runners hand on eight steps at a time, and may lead by 32 in all."""
+    """Make a tiny config whose runners deliver eight steps at a time, with a lead of at most 32 in total."""
     config = tiny_config("sac", env, **settings).learners(num_learners=num_learners)
     return config.env_runners(num_env_runners=num_env_runners, rollout_fragment_length=8, max_lead_steps=32)
 
 
 def rows_of(algorithm: ActorCriticAlgorithm) -> np.ndarray:
-    """The replay's rows, in the order they were counted."""
+    """Return the replay's rows, in the order in which they were counted."""
     rows: np.ndarray = on_learner(algorithm, learner_facts)["rows"]
     return rows
 
 
 def chains(rows: np.ndarray, layout: RowLayout = RowLayout(3, 1)) -> list[int]:  # noqa: B008  (a tuple)
-    """Lengths of the sequences in which each row's next observation is the observation of the next."""
+    """Return the lengths of the sequences in which each next observation is the following row's observation."""
     obs = [row[: layout.obs_dim].tobytes() for row in rows]
     next_obs = [row[layout.obs_dim + layout.action_dim + 2 :].tobytes() for row in rows]
     successor = dict(zip(obs, next_obs, strict=True))
@@ -62,7 +62,7 @@ def chains(rows: np.ndarray, layout: RowLayout = RowLayout(3, 1)) -> list[int]: 
 
 
 def measured(algorithm: ActorCriticAlgorithm, env_steps: int) -> list[dict[str, float]]:
-    """What the pipeline measured in each iteration up to `env_steps`."""
+    """Return the pipeline's measurements in each iteration up to `env_steps`."""
     found = []
     while algorithm.env_steps < env_steps:
         found.append(algorithm.train()["pipeline"])
@@ -73,7 +73,7 @@ def measured(algorithm: ActorCriticAlgorithm, env_steps: int) -> list[dict[str, 
     ("num_env_runners", "num_learners"), [(2, 0), pytest.param(2, 1, marks=pytest.mark.slow), (0, 1)]
 )
 def test_counts_are_exact_at_every_stop(num_env_runners: int, num_learners: int, tmp_path: Path) -> None:
-    """And no step of a runner is lost or repeated where a stop cuts what it handed on."""
+    """No runner's step is lost or repeated where a stop cuts a delivery."""
     settings = {"warmup_steps": 27, "evaluation_every": 35, "steps_per_iteration": 50}
     config = overlapping(num_env_runners=num_env_runners, num_learners=num_learners, **settings)
     with running(config.results(results_dir=str(tmp_path))) as algorithm:
@@ -97,11 +97,11 @@ def test_counts_are_exact_at_every_stop(num_env_runners: int, num_learners: int,
 
 
 class Watch:
-    """Watches a run whose learner is in this process from outside of its pipeline.
+    """Watch a run with a local learner, from outside of its pipeline.
 
     Args:
         algorithm: The run.
-        before_an_update: Called before each one.
+        before_an_update: Function to call before each update.
     """
 
     def __init__(
@@ -124,14 +124,14 @@ class Watch:
 
     @property
     def learned(self) -> int:
-        """Steps whose updates are made; where an update is due for each."""
+        """Steps whose updates are made, with one update per step."""
         warmup = self.algorithm.settings.warmup_steps
         made = self.algorithm.stack.core.trainer.num_updates
         return warmup + made if made else min(self.algorithm.env_steps, warmup)
 
 
 def test_a_slow_learner_is_led_by_so_much_and_no_more() -> None:
-    """Its runners never stop before that: they hand on rollouts while it learns."""
+    """Runners stop only at that lead: they deliver rollouts while it learns."""
     with running(overlapping(steps_per_iteration=20)) as algorithm:
         # An update ends only when the runners have done all that they were asked for.
         sampling = algorithm.stack.pipeline._sampling
@@ -185,7 +185,7 @@ def test_turns_do_not_overlap() -> None:
 
 
 def kill(pids: list[int]) -> None:
-    """SIGKILL, as the kernel does when memory is short."""
+    """Send SIGKILL, as the kernel does when memory is short."""
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
 
@@ -193,7 +193,7 @@ def kill(pids: list[int]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("how_many", [pytest.param(1, marks=pytest.mark.exhaustive), 2])
 def test_runners_that_are_killed_are_replaced(how_many: int) -> None:
-    """What they had handed on counts, what they were asked for is given up, and nothing is repeated."""
+    """Delivered steps count, pending requests are dropped, and nothing is repeated."""
     seen: list[int] = []
     config = overlapping(steps_per_iteration=20, evaluation_every=1000, checkpoint_every=1000).callbacks(
         on_env_runners_recreated=lambda env_runner_indices, **_: seen.extend(env_runner_indices)
@@ -224,7 +224,7 @@ def test_runners_that_are_killed_are_replaced(how_many: int) -> None:
 def test_a_late_runner_is_told_of_once_and_not_waited_for(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nor is what it was asked for lost. The one that pauses is at work on the warm-up, which the other finishes."""
+    """Its pending steps are kept. The runner pauses during the warm-up, which the other one completes."""
     env_config = {"length": 1000, "gate": str(tmp_path / "gate"), "gated_runner": 1}
     config = overlapping(UnhurriedEnv, evaluation_every=10_000, checkpoint_every=10_000)
     config.environment(env_config=env_config)
@@ -246,7 +246,7 @@ def test_a_late_runner_is_told_of_once_and_not_waited_for(
 
 
 def hanging(directory: Path, bad_step: int, **settings: Any) -> ActorCriticConfig:
-    """A config whose runner 1 hangs in its step `bad_step`, once; its environments cannot be saved."""
+    """Make a config whose runner 1 hangs once, in step `bad_step`; its environments cannot be saved."""
     hung = {"bad": "hung", "bad_step": bad_step, "hung": str(directory / "hung"), "hung_runner": 1}
     config = overlapping(CountingEnv, steps_per_iteration=20, **settings)
     return config.environment(env_config={"length": 7, **hung}).env_runners(sample_timeout_s=5.0)
@@ -268,7 +268,7 @@ def test_a_runner_that_hangs_is_given_up_before_a_checkpoint(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And replaced; the run goes on before and after, and so does the one that resumes it."""
+    """It is replaced; the run continues before and after, and so does its resumption."""
     config = hanging(tmp_path, bad_step).env_runners(max_lead_steps=lead)
     with running(config) as algorithm, caplog.at_level(logging.WARNING, "rllib_hpo.rllib.new_stack.sampling"):
         deadline = time.monotonic() + 120
@@ -305,7 +305,7 @@ def test_a_runner_that_hangs_is_given_up_before_a_checkpoint_off_schedule(tmp_pa
 
 
 def test_a_runner_that_hangs_ends_a_run_that_may_lose_none(tmp_path: Path) -> None:
-    """In a sentence, at the checkpoint; and the run can be stopped."""
+    """The run ends with a sentence, at the checkpoint, and can be stopped."""
     config = hanging(tmp_path, 3).fault_tolerance(restart_failed_env_runners=False)
     with (
         running(config) as algorithm,
@@ -318,7 +318,7 @@ def test_a_runner_that_hangs_ends_a_run_that_may_lose_none(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_a_run_can_be_stopped_while_a_runner_hangs(tmp_path: Path) -> None:
-    """Also before it is late."""
+    """This holds also before the runner counts as late."""
     config = hanging(tmp_path, 15, checkpoint_every=10_000).env_runners(sample_timeout_s=60.0)
     with running(config) as algorithm:
         while not (tmp_path / "hung").exists():
@@ -329,7 +329,7 @@ def test_a_run_can_be_stopped_while_a_runner_hangs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("num_learners", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_resumed_run_neither_loses_nor_repeats_a_step(num_learners: int, tmp_path: Path) -> None:
-    """Whether the checkpoint was due or not. What is queued is in it."""
+    """This holds for scheduled and other checkpoints, which hold the queue."""
     config = overlapping(num_learners=num_learners, steps_per_iteration=20)
     with running(config) as algorithm:
         train_to(algorithm, 100)
@@ -349,7 +349,7 @@ def test_a_resumed_run_neither_loses_nor_repeats_a_step(num_learners: int, tmp_p
 
 @pytest.mark.slow
 def test_a_checkpoint_can_be_gone_on_with_in_one_process(tmp_path: Path) -> None:
-    """What was queued there is counted first."""
+    """The checkpoint's queue is counted first."""
     with running(overlapping()) as algorithm:
         train_to(algorithm, 80)
         algorithm.save_to_path(tmp_path / "checkpoint")
@@ -363,7 +363,7 @@ def test_a_checkpoint_can_be_gone_on_with_in_one_process(tmp_path: Path) -> None
 
 
 def test_going_back_to_a_checkpoint_forgets_what_was_in_flight(tmp_path: Path) -> None:
-    """The weights, too: a number is no proof that a runner has them."""
+    """So are the weights: their number alone does not prove that a runner has them."""
     with running(overlapping()) as algorithm:
         train_to(algorithm, 80)
         algorithm.save_to_path(tmp_path / "checkpoint")
@@ -376,7 +376,7 @@ def test_going_back_to_a_checkpoint_forgets_what_was_in_flight(tmp_path: Path) -
 
 
 def test_weights_are_numbered_and_one_runners_lag_is_bounded_by_the_lead() -> None:
-    """Its rollouts are learned from in the order in which it was asked for them."""
+    """Its rollouts are learned in the order of the requests."""
     with running(overlapping(num_env_runners=1)) as algorithm:
         found = measured(algorithm, 160)
         assert algorithm.stack.frozen_weights().number == algorithm.num_updates == 140
@@ -386,7 +386,7 @@ def test_weights_are_numbered_and_one_runners_lag_is_bounded_by_the_lead() -> No
 
 
 def test_a_slow_runner_acts_with_old_weights_and_nobody_waits_for_it() -> None:
-    """What others learn from overtakes what it was asked for: no lead bounds that, and the lag tells it."""
+    """Other runners' steps are learned first: no lead bounds its lag, which the metric reports."""
     with running(overlapping(evaluation_every=100_000, checkpoint_every=100_000)) as algorithm:
         measured(algorithm, 40)
         slow = on_runners(algorithm, lambda runner: os.getpid())[0]
@@ -424,7 +424,7 @@ def test_a_transition_crosses_the_wire_once_and_little_with_it(num_learners: int
 def test_weights_on_the_wire_are_counted_where_they_are_fetched(
     num_env_runners: int, num_learners: int
 ) -> None:
-    """In turns, with an update every 32 steps: once by each runner when they are new, and none for the warm-up."""
+    """In turns, with an update every 32 steps, each runner fetches new weights once, and none for the warm-up."""
     settings = {
         "warmup_steps": 48,
         "steps_per_iteration": 48,
@@ -458,7 +458,7 @@ def test_the_old_api_stack_takes_turns_only() -> None:
 
 
 def test_statistics_of_wrappers_are_those_of_the_counted_steps() -> None:
-    """So that an evaluation sees exactly them: with a remote learner such a run takes turns."""
+    """An evaluation then uses exactly these; with a remote learner such a run takes turns."""
     config = overlapping(num_env_runners=0, num_learners=1).environment(
         env_config={"max_episode_steps": 25, "wrappers": ["normalize-observation"]}
     )

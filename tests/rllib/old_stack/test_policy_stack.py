@@ -1,4 +1,4 @@
-"""Training on RLlib's old API stack: RolloutWorkers act, the driver's TorchPolicy learns."""
+"""Test training on RLlib's old API stack: RolloutWorkers act, the driver's TorchPolicy learns."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ OLD = {"enable_rl_module_and_learner": False, "enable_env_runner_and_connector_v
 
 
 def old_config(algorithm: str = "sac", env: Any = "Pendulum-v1", **settings: Any) -> ActorCriticConfig:
-    """A tiny config on the old stack."""
+    """Make a tiny config on the old stack."""
     return tiny_config(algorithm, env, **settings).api_stack(**OLD)
 
 
 def rows_of(algorithm: ActorCriticAlgorithm) -> np.ndarray:
-    """The whole replay, oldest row first."""
+    """Return the whole replay, oldest row first."""
     replay = algorithm.local_learner.replay
     return np.concatenate(replay.read(replay.total_rows - replay.num_rows, replay.total_rows))
 
 
 def facts(algorithm: ActorCriticAlgorithm) -> dict[str, Any]:
-    """Everything that a checkpoint has to bring back."""
+    """Return everything that a checkpoint must restore."""
     state = algorithm.get_policy().get_state()
     return {
         **{
@@ -88,7 +88,7 @@ def test_every_algorithm_trains_without_a_cluster(algorithm: str, env: Any, tmp_
 @pytest.mark.parametrize("rate", [0.25, 1.0, 2.0])
 @pytest.mark.parametrize(("num_envs", "fragment"), [(1, 1), (1, 7), (3, 4)])
 def test_counts_are_exact(num_envs: int, fragment: int, rate: float) -> None:
-    """Though fragments end beyond the stops, which lie at 20 (warm-up), 40, 80 and 120 steps."""
+    """Fragments end beyond the stops, which are at 20 (warm-up), 40, 80 and 120 steps."""
     config = old_config(update_to_data=rate)
     config.env_runners(num_envs_per_env_runner=num_envs, rollout_fragment_length=fragment)
     with running(config) as algorithm:
@@ -102,7 +102,7 @@ def test_counts_are_exact(num_envs: int, fragment: int, rate: float) -> None:
 
 
 def test_rows_are_transitions() -> None:
-    """Actions as the policy gave them, true successors, no autoreset rows, and time limits bootstrap."""
+    """Actions are the policy's, successors are true, there are no autoreset rows, and time limits bootstrap."""
     with running(old_config(env=CountingEnv, warmup_steps=30)) as algorithm:
         train_to(algorithm, 40)
         rows = rows_of(algorithm)
@@ -134,7 +134,7 @@ def test_one_seed_is_one_run(algorithm: str, tmp_path: Path) -> None:
 
 
 def test_evaluations_are_those_of_the_new_stack() -> None:
-    """Equal initial weights, equal episodes: at step 0 both stacks report the same."""
+    """With equal initial weights and episodes, both stacks report the same at step 0."""
     evaluations = []
     for config in (tiny_config("sac-hpo"), old_config("sac-hpo")):
         with running(config) as built:
@@ -168,7 +168,7 @@ def test_what_is_not_finite_stops_the_run(bad: str) -> None:
 
 def test_rollout_callbacks_are_called() -> None:
     class Watching(RLlibCallback):
-        """Notes the ends of episodes, which the new stack's runners do not report."""
+        """Record the ends of episodes, which the new stack's runners do not report."""
 
         ended = 0
 
@@ -270,7 +270,7 @@ def test_rllibs_own_functions_read_the_checkpoint(tmp_path: Path, caplog: pytest
 
 
 def test_checkpoints_of_earlier_versions_are_loaded(tmp_path: Path) -> None:
-    """Without the files by which RLlib's Algorithm gets to our loading; it then refuses to train without a replay."""
+    """They lack the files by which RLlib's Algorithm calls our loading; it then refuses to train without a replay."""
     checkpoint = tmp_path / "checkpoint"
     with running(old_config("sac-hpo")) as built:
         train_to(built, 80)

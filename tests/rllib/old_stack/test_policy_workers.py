@@ -1,4 +1,4 @@
-"""The old API stack with RolloutWorkers in processes of their own."""
+"""Test the old API stack with remote RolloutWorkers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 def assert_all_differ(rows: np.ndarray) -> None:
-    """No two workers drew the same; clipped actions tell nothing."""
+    """Check that no two workers drew the same; clipped actions are ignored."""
     actions = rows[:, 3][np.abs(rows[:, 3]) < 1]
     assert len(np.unique(actions)) == len(actions) > 20
 

@@ -1,4 +1,4 @@
-"""The TorchPolicy: the engine's update and actions behind RLlib's Policy API."""
+"""Test the TorchPolicy: the engine's update and actions behind RLlib's Policy API."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ ACTION_SPACE = gym.spaces.Box(-2.0, 3.0, (ACT,), np.float32)
 
 
 def make_policy(algorithm: str = "sac-hpo", worker_index: int = 0, **settings: Any) -> ActorCriticTorchPolicy:
-    """A tiny policy of Hopper's dimensions."""
+    """Make a tiny policy of Hopper's dimensions."""
     config = make_config(algorithm).training(**TINY | settings).debugging(seed=3)
     config.worker_index = worker_index
     return POLICIES.get(algorithm, ActorCriticTorchPolicy)(OBS_SPACE, ACTION_SPACE, config)
 
 
 def columns(rows: int = ROWS, seed: int = 0) -> dict[str, np.ndarray]:
-    """Transitions as RLlib's samplers collect them: float64 observations, float32 the rest, booleans."""
+    """Make transitions as RLlib's samplers collect them: float64 observations, booleans, and float32 for the rest."""
     rng = np.random.default_rng(seed)
     return {
         SampleBatch.OBS: rng.normal(size=(rows, OBS)),
@@ -99,14 +99,14 @@ def test_without_a_seed_two_policies_differ() -> None:
 
 
 def engine_of(settings: ActorCriticSettings, algorithm: str) -> ActorCriticConfig:
-    """The same hyperparameters on the new stack."""
+    """Make the new stack's engine with the same hyperparameters."""
     config = tiny_config(algorithm, "Hopper-v4")
     return config.training(**settings.model_dump() | {"train_batch_size_per_learner": ROWS})
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_an_update_is_that_of_the_new_stack(name: str) -> None:
-    """Equal weights, batches and noise: equal parameters, targets, temperature, optimizers and reports."""
+    """Equal weights, batches and noise give equal parameters, targets, temperature, optimizers and reports."""
     algorithm, settings = name.split(",")[0], SETTINGS[name]
     config = engine_of(settings, algorithm)
     policy = POLICIES[algorithm](OBS_SPACE, ACTION_SPACE, config)
@@ -163,7 +163,7 @@ def test_a_loss_that_is_not_finite_names_the_update() -> None:
 
 def test_callbacks_see_each_batch() -> None:
     class Watching(RLlibCallback):
-        """Notes what RLlib hands over."""
+        """Record what RLlib passes."""
 
         def on_learn_on_batch(
             self, *, policy: Any, train_batch: Any, result: dict[str, Any], **_: Any
@@ -182,7 +182,7 @@ def test_callbacks_see_each_batch() -> None:
 
 @EVERY_ALGORITHM_OF_BOTH_STACKS
 def test_actions_are_the_engines(algorithm: str) -> None:
-    """Noise-free they are the actor's; exploring they are not, and differ from call to call. All in [-1, 1]."""
+    """Noise-free actions are the actor's; exploring ones are not, and differ between calls. All are in [-1, 1]."""
     policy = make_policy(algorithm, **({"momentum_std_explore": 3.0} if algorithm == "sac-hpo" else {}))
     obs = torch.from_numpy(OBSERVATIONS).float()
     actions, state, extra = policy.compute_actions(OBSERVATIONS, explore=False)
@@ -206,7 +206,7 @@ def test_a_single_action_is_a_row_of_many(algorithm: str) -> None:
 
 
 def test_momentum_noise_is_what_differs_without_gaussian_noise() -> None:
-    """With a deterministic base policy, exploring differs from not exploring by the momentum alone."""
+    """With a deterministic base policy, exploration differs by the momentum alone."""
     actions = {}
     for momentum in (True, False):
         policy = make_policy(momentum_noise=momentum, momentum_std_explore=2.0, step_size=0.2)
@@ -237,7 +237,7 @@ def test_random_actions_are_uniform() -> None:
 
 @EVERY_ALGORITHM_OF_BOTH_STACKS
 def test_a_restored_policy_goes_on_as_if_nothing_had_happened(algorithm: str) -> None:
-    """Weights, targets, temperature, optimizers, counters, and the noise of learning and of exploring."""
+    """Weights, targets, temperature, optimizers, counters, and the noise of learning and exploration are restored."""
     settings = tuned(algorithm)
     original = make_policy(algorithm, **settings)
     for seed in range(3):
@@ -255,7 +255,7 @@ def test_a_restored_policy_goes_on_as_if_nothing_had_happened(algorithm: str) ->
 
 
 def test_weights_are_copies() -> None:
-    """RLlib's own are views of parameters, which training would change under whoever kept them."""
+    """RLlib's own are views of parameters, which training would change for their holder."""
     policy = make_policy()
     before = policy.get_weights()
     kept = {name: value.copy() for name, value in before.items()}

@@ -1,23 +1,23 @@
-"""Golden rollouts of the three PyBullet humanoids, by the original code: benelot's pybullet-gym, unchanged.
+"""Record golden rollouts of the three PyBullet humanoids by the original code, benelot's pybullet-gym, unchanged.
 
     git clone https://github.com/benelot/pybullet-gym
     git -C pybullet-gym checkout bc68201c8101c4e30dde95f425647a0709ee2f29
     OPENBLAS_CORETYPE=Haswell python -m tests.tasks.golden.make_golden pybullet-gym
 
-It runs in this repository's environment (Python 3.11, pybullet 3.2.7, gymnasium 1.2.2, numpy 2.4.6). `gym` and
-`pkg_resources`, which the original imports, are stood in for: `gym.Env` by `object`, `register` by nothing,
-`gym.spaces` and `gym.utils` by gymnasium's. With `gym.utils.seeding` the original draws from the generator that
-gymnasium seeds; these three environments call only its `uniform`, so no old method needs a stand-in.
+It runs in this repository's environment (Python 3.11, pybullet 3.2.7, gymnasium 1.2.2, numpy 2.4.6). It replaces `gym`
+and `pkg_resources`, which the original imports: `gym.Env` by `object`, `register` by nothing, `gym.spaces` and
+`gym.utils` by gymnasium's. With `gym.utils.seeding` the original draws from the generator that gymnasium seeds; these
+three environments call only its `uniform`, so no old method needs a stand-in.
 
-Its simulators are connected as ours are: DIRECT instead of joining a shared-memory server, and with
+Its simulators are connected as in this package: DIRECT instead of joining a shared-memory server, and with
 `deterministicOverlappingPairs=1` and Bullet's simple broadphase. The default broadphase, as in the original
 (`--default-broadphase`), mostly gives the same bits: 60 of 60 processes with either wrote these rollouts. But
-of 600 environments in two processes with PYTHONMALLOC=malloc, which shuffles addresses, 13 parted from the others
+of 600 environments in two processes with PYTHONMALLOC=malloc, which shuffles addresses, 13 diverged from the others
 in 60 steps with the default one, and none of 300 with the simple one.
 
-The numbers belong to a kind of machine, Linux on x86-64 with FMA and glibc 2.36. OpenBLAS sums the products of two
-vectors in another order on some processors, hence the kernel named above (its SkylakeX changes rewards by up
-to 1.5e-11); without FMA, which glibc uses in sines, the last bits differ too.
+The numbers depend on the machine: Linux on x86-64 with FMA and glibc 2.36. OpenBLAS sums the products of two vectors in
+another order on some processors, hence the kernel named above (its SkylakeX changes rewards by up to 1.5e-11); without
+FMA, which glibc uses in sines, the last bits differ too.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PATH = Path(__file__).with_name("pybullet_humanoids.npz")
 
 
 class Plan(NamedTuple):
-    """One environment object, and what is done with it."""
+    """One environment object, and the actions to take in it."""
 
     env_id: str
     seed: int
@@ -60,7 +60,7 @@ ORIGINALS = {
 
 
 def play(env: Any, plan: Plan, actions: NDArray[np.int8]) -> dict[str, NDArray[Any]]:
-    """What `env`, made for this, shows when these actions (in units of 1/64) are played.
+    """Play actions (in units of 1/64) in a new `env`, and return what it reports.
 
     Returns:
         Observations at the resets (R, 44) and after each step (T, 44), rewards and terminations (T,).
@@ -87,9 +87,9 @@ def play(env: Any, plan: Plan, actions: NDArray[np.int8]) -> dict[str, NDArray[A
 
 
 def place_near_middle(env: Any, offsets: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Observations (N, 44) of a Humanoid whose joints are this far from the middle of their ranges (N, 17).
+    """Return observations (N, 44) of a Humanoid with joints at these offsets from mid-range (N, 17).
 
-    There the last bits of a position depend on the order in which it is scaled and shifted.
+    Near the middle the last bits of a position depend on the order in which it is scaled and shifted.
     """
     env.reset(seed=0)
     robot = env.unwrapped.robot
@@ -103,7 +103,7 @@ def place_near_middle(env: Any, offsets: NDArray[np.float64]) -> NDArray[np.floa
 
 
 def rollouts(make: Callable[[str], Any], given: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """All rollouts, in environments that `make` makes from their ids, under the actions and offsets given."""
+    """Return all rollouts under the given actions and offsets, in environments that `make` makes from their ids."""
     arrays = {"middle/observations": place_near_middle(make(PLANS[0].env_id), given["middle/offsets"])}
     for index, plan in enumerate(PLANS):
         played = play(make(plan.env_id), plan, given[f"{index}/actions"])
@@ -112,7 +112,7 @@ def rollouts(make: Callable[[str], Any], given: Mapping[str, NDArray[Any]]) -> d
 
 
 class Original:
-    """An environment of the old `gym`, called as those of gymnasium."""
+    """Wrap an environment of the old `gym` in gymnasium's calls."""
 
     def __init__(self, env: Any) -> None:
         self.unwrapped = env
@@ -136,7 +136,7 @@ def make_original(env_id: str) -> Original:
 
 
 def stand_in_for_gym() -> None:
-    """Give the original the modules it imports and that are gone."""
+    """Replace the modules that the original imports and that no longer exist."""
     gym = types.ModuleType("gym")
     gym.__version__ = "0.17.3"
     gym.Env = object
@@ -158,7 +158,7 @@ def stand_in_for_gym() -> None:
 
 
 def connect_as_we_do(simple_broadphase: bool = True) -> None:
-    """Make every simulator the original opens its own, with overlapping pairs in a fixed order."""
+    """Give each of the original's simulators its own connection, with overlapping pairs in a fixed order."""
     import pybullet
     from pybullet_utils import bullet_client
 

@@ -1,4 +1,4 @@
-"""Multi-goal, the snake and the quadruped: rewards, geometry, ends, and what their info says."""
+"""Test multi-goal, the snake and the quadruped: rewards, geometry, termination, and info."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def made(task: str, **kwargs: Any) -> Any:
 
 
 def placed(env: Any, x: float, y: float, yaw: float = 0.0) -> Any:
-    """The quadruped at rest somewhere else."""
+    """Place the quadruped at rest somewhere else."""
     env.reset(seed=0)
     base = env.unwrapped
     base.data.qpos[:2], base.data.qvel[:] = (x, y), 0
@@ -123,7 +123,7 @@ def test_the_snake_is_the_swimmer() -> None:
 
 
 def test_the_snake_is_paid_for_the_speed_of_its_centre_of_mass() -> None:
-    """Against finite differences of the masses' weighted positions."""
+    """The speed equals finite differences of the masses' weighted positions."""
     env = made("snake-finish")
     env.reset(seed=0)
     base, generator = env.unwrapped, np.random.default_rng(0)
@@ -213,7 +213,7 @@ def test_nearness_to_the_goal_is_paid(task: str, place: tuple[float, float], rew
 def test_walls_hold_a_robot_that_is_pushed(
     task: str, start: tuple[float, float], push: tuple[int, int], limit: float
 ) -> None:
-    """For five seconds with its weight; the middle of the torso stays within, and is not lifted over."""
+    """It is pushed for five seconds with its weight; the middle of the torso stays inside and is not lifted over."""
     env = made(task)
     base = placed(env, *start)
     torso = base.model.body("torso").id
@@ -227,7 +227,7 @@ def test_walls_hold_a_robot_that_is_pushed(
 
 
 def test_through_the_upper_passage_the_goal_stays_beyond_the_threshold() -> None:
-    """The nearest that a torso of radius 0.25 m comes there; through the lower one it comes nearer."""
+    """A torso of radius 0.25 m gets no nearer through the upper passage, but does through the lower one."""
     barrier = mjcf.maze()[-1]
     free = [(barrier.x_min - 0.25, y) for y in np.linspace(1.75, 4.25, 26)]
     nearest = min(math.hypot(10 - x, y) for x, y in free)
@@ -249,7 +249,7 @@ def test_over_a_window_shaking_pays_less() -> None:
 
 @pytest.mark.parametrize("task", ["multi-goal", "snake-finish", "quad-open"])
 def test_a_run_resumes_in_the_middle_of_its_episodes(task: str, tmp_path: Path) -> None:
-    """Bitwise, speed over a window included; environments are saved, not rebuilt."""
+    """It does so bitwise, including speed over a window; environments are saved, not rebuilt."""
     config = tiny_config("td3", find_task(task).env_id)
     if task == "quad-open":
         config.environment(find_task(task).env_id, env_config={"speed_window": 3})
