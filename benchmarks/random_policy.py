@@ -46,7 +46,7 @@ def main() -> None:
     )
     parser.add_argument("--episodes", type=int, default=100)
     arguments = parser.parse_args()
-    ids = [*(task.env_id for task in all_tasks()), *OTHER_VERSIONS]
+    ids = list(dict.fromkeys([*(task.env_id for task in all_tasks()), *OTHER_VERSIONS]))
     environments = {}
     for env_id in ids:
         environments[env_id] = play(env_id, arguments.episodes)

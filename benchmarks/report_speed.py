@@ -35,7 +35,7 @@ from rllib_hpo.results import (
     write_row,
 )
 from rllib_hpo.results.writer import PARTITIONS, file_table, trial_path
-from rllib_hpo.tasks import all_tasks
+from rllib_hpo.tasks import TABLE_ONE
 
 RESULT = machine.RESULTS / "report_speed.json"
 ALGORITHMS = ("sac", "sac-nf", "sac-hpo")
@@ -45,7 +45,7 @@ def synthetic_rows(num_seeds: int = 5, num_evaluations: int = 300) -> list[Evalu
     """Make rows of the eight-task grid, with saturating curves and noise; they are not measurements."""
     rng, rows = np.random.default_rng(0), []
     columns = provenance("cpu")
-    for place, task in enumerate(all_tasks()):
+    for place, task in enumerate(TABLE_ONE):
         for algorithm in ALGORITHMS:
             model = find_settings(algorithm)
             settings = model(**task.settings_for(algorithm)).model_dump()

@@ -5,11 +5,12 @@ Importing this package registers the PyBullet environments with gymnasium, witho
 
 from rllib_hpo.tasks.boundary import Boundary, env_name
 from rllib_hpo.tasks.environments import ActionScaling, check_spaces, make_env, register_environments
-from rllib_hpo.tasks.registry import Task, all_tasks, find_task, import_modules, register_task
+from rllib_hpo.tasks.registry import TABLE_ONE, Task, all_tasks, find_task, import_modules, register_task
 
 register_environments()
 
 __all__ = [
+    "TABLE_ONE",
     "ActionScaling",
     "Boundary",
     "Task",

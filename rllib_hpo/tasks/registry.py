@@ -65,7 +65,7 @@ def _row(
 
 
 # fmt: off
-_TABLE_ONE = (
+TABLE_ONE = (
     #                                                                 alpha  train explore  eps  K  h_n flows
     Task("halfcheetah", "HalfCheetah-v4", 1_000_000,               _row(0.20, 1.0, 0.5, 0.20, 3, 32, 3)),
     Task("hopper", "Hopper-v4", 1_000_000,                         _row(0.20, 0.1, 1.5, 0.15, 2, 32, 5)),
@@ -79,6 +79,7 @@ _TABLE_ONE = (
                                                                    _row(0.05, 0.2, 1.5, 0.15, 3, 64, 4)),
 )
 # fmt: on
+"""The eight tasks of the paper's comparison."""
 
 
 def _constrained(name: str, base: str, cost: Cost, limit: float, discounting: str, env_id: str = "") -> Task:
@@ -86,7 +87,7 @@ def _constrained(name: str, base: str, cost: Cost, limit: float, discounting: st
 
     It uses the row's environment unless `env_id` names another.
     """
-    row = next(task for task in _TABLE_ONE if task.name == base)
+    row = next(task for task in TABLE_ONE if task.name == base)
     constraint = {"cost": cost.model_dump(), "cost_limit": limit, "cost_discounting": discounting}
     return replace(row, name=name, env_id=env_id or row.env_id, steps=1_000_000, constraint=constraint)
 
@@ -144,7 +145,7 @@ _SOFT_Q = (
 )
 """The tasks of soft Q-learning's paper; see `rllib_hpo.tasks.soft_q`."""
 
-_tasks: dict[str, Task] = {task.name: task for task in (*_TABLE_ONE, *_CONSTRAINED, *_SOFT_Q)}
+_tasks: dict[str, Task] = {task.name: task for task in (*TABLE_ONE, *_CONSTRAINED, *_SOFT_Q)}
 _seen_entry_points: set[EntryPoint] = set()
 
 
