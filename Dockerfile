@@ -1,5 +1,5 @@
 # The package for a machine without a GPU, with the versions its tests pass with: docker build -t rllib-hpo:cpu .
-# docker run --rm -v "$PWD/runs:/work/runs" rllib-hpo:cpu train --algorithm sac-hpo --task hopper --out runs/hopper
+# docker run --rm -v "$PWD/runs:/experiments/runs" rllib-hpo:cpu train --algorithm sac-hpo --task hopper --out runs/hopper
 # The image for Kubernetes, with CUDA, is cluster/Dockerfile.
 FROM python:3.11-slim-bookworm
 
@@ -8,7 +8,7 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libglib2.0-0 procps \
     && rm -rf /var/lib/apt/lists/*
 
-RUN useradd --create-home --uid 1000 hpo && mkdir /work && chown hpo:hpo /work
+RUN useradd --create-home --uid 1000 hpo && mkdir /experiments && chown hpo:hpo /experiments
 USER hpo
 ENV PATH=/home/hpo/venv/bin:$PATH \
     MUJOCO_GL=egl \
@@ -24,7 +24,7 @@ RUN python -m venv /home/hpo/venv \
 COPY --chown=hpo:hpo rllib_hpo rllib_hpo
 RUN pip install --no-cache-dir --no-deps --force-reinstall . && rllib-hpo --help >/dev/null
 
-WORKDIR /work
+WORKDIR /experiments
 COPY --chown=hpo:hpo tune_configs tune_configs
 ENTRYPOINT ["rllib-hpo"]
 CMD ["--help"]
