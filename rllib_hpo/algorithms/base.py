@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from rllib_hpo.algorithms.footprint import Part
+from rllib_hpo.algorithms.footprint import Part, refuse_too_large
 from rllib_hpo.optim.adam import make_adam
 from rllib_hpo.optim.steps import Steps
 from rllib_hpo.replay.layout import Batch, Column
@@ -80,12 +80,19 @@ class Remembered(NamedTuple):
 class Actor(nn.Module, ABC):
     """Hold what acting needs, and nothing else: for runners, evaluations and exported policies.
 
-    Subclasses are constructed with (obs_dim, action_dim, settings, seed).
+    Subclasses are constructed with (obs_dim, action_dim, settings, seed), where `seed` is that of the initial weights.
+
+    Args:
+        obs_dim: Observation dimension S.
+        action_dim: Action dimension A.
+        settings: The algorithm's hyperparameters.
     """
 
-    obs_dim: int
-    action_dim: int
     settings: Any
+
+    def __init__(self, obs_dim: int, action_dim: int, settings: Any) -> None:
+        super().__init__()
+        self.obs_dim, self.action_dim, self.settings = obs_dim, action_dim, settings
 
     @property
     def device(self) -> torch.device:
@@ -171,7 +178,8 @@ class Method(ABC, Generic[SettingsT, ModelT]):
         settings: Its hyperparameters.
     """
 
-    actor_class: ClassVar[type[Actor]]
+    actor_class: ClassVar[type[Any]]
+    """Subclass of `Actor`."""
     model_class: ClassVar[type[Any]]
     """Subclass of `actor_class` with the same constructor, plus what only the learner needs."""
     columns: ClassVar[tuple[Column, ...]] = ()
@@ -181,11 +189,22 @@ class Method(ABC, Generic[SettingsT, ModelT]):
         self.settings = settings
 
     def make_actor(self, obs_dim: int, action_dim: int, seed: int) -> Actor:
-        """Make the actor; its weights equal those of `make_model` with the same seed."""
-        return self.actor_class(obs_dim, action_dim, self.settings, seed)
+        """Make the actor; its weights equal those of `make_model` with the same seed.
+
+        Raises:
+            SettingsError: If it would take more than all memory of this machine.
+        """
+        refuse_too_large(self.actor_parts(obs_dim, action_dim))
+        actor: Actor = self.actor_class(obs_dim, action_dim, self.settings, seed)
+        return actor
 
     def make_model(self, obs_dim: int, action_dim: int, seed: int) -> ModelT:
-        """Make the model: the actor and everything else that is learned."""
+        """Make the model: the actor and everything else that is learned.
+
+        Raises:
+            SettingsError: If it would take more than all memory of this machine.
+        """
+        refuse_too_large(self.learner_parts(obs_dim, action_dim))
         model: ModelT = self.model_class(obs_dim, action_dim, self.settings, seed)
         return model
 

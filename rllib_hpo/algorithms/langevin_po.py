@@ -32,7 +32,6 @@ from rllib_hpo.algorithms.footprint import (
     Part,
     batch_part,
     policy_and_critics,
-    refuse_too_large,
 )
 from rllib_hpo.algorithms.td3 import TD3, DeterministicActor, TD3Model, TD3Settings
 from rllib_hpo.networks.critics import Critics
@@ -116,22 +115,11 @@ _Part = Callable[[ForceParts], Tensor]
 
 
 class LangevinPOActor(DeterministicActor):
-    """Hold the policy, the flow, the previous policy and target critics that set its force, and the multiplier.
-
-    Args:
-        obs_dim: Observation dimension S.
-        action_dim: Action dimension A.
-        settings: The algorithm's hyperparameters.
-        seed: The seed of the initial weights.
-
-    Raises:
-        SettingsError: If the networks take more than all memory of this machine.
-    """
+    """Hold the policy, the flow, the previous policy and target critics that set its force, and the multiplier."""
 
     settings: LangevinPOSettings
 
     def __init__(self, obs_dim: int, action_dim: int, settings: LangevinPOSettings, seed: int) -> None:
-        refuse_too_large(_actor_parts(settings, obs_dim, action_dim))
         super().__init__(obs_dim, action_dim, settings, seed)
         is_paper = settings.form == "paper"
         self.flow = LangevinFlow(
@@ -202,7 +190,6 @@ class LangevinPOModel(LangevinPOActor, TD3Model):
     """Add the critics, the targets of all networks, and the previous flow to the actor."""
 
     def __init__(self, obs_dim: int, action_dim: int, settings: LangevinPOSettings, seed: int) -> None:
-        refuse_too_large(_learner_parts(settings, obs_dim, action_dim))
         super().__init__(obs_dim, action_dim, settings, seed)
         self.target_flow = copy.deepcopy(self.flow).requires_grad_(False)
         self.previous_flow = copy.deepcopy(self.flow).requires_grad_(False)
@@ -297,31 +284,25 @@ class LangevinPO(TD3[LangevinPOSettings, LangevinPOModel]):
 
     @override
     def actor_parts(self, obs_dim: int, action_dim: int) -> list[Part]:
-        return _actor_parts(self.settings, obs_dim, action_dim)
+        """Return the sizes of the policy, the previous policy, the target critics and the flow."""
+        settings = self.settings
+        return [_networks(settings, obs_dim, action_dim, 2, 1), _flow_part(settings, action_dim, 1)]
 
     @override
     def learner_parts(self, obs_dim: int, action_dim: int) -> list[Part]:
-        return _learner_parts(self.settings, obs_dim, action_dim)
+        """Return the sizes of all networks with their copies and optimizers, and of a batch."""
+        settings = self.settings
+        copies = COPIES_WITH_TARGET + 1, COPIES_WITH_TARGET
+        flow = _flow_part(settings, action_dim, COPIES_LEARNED + 2)
+        return [
+            _networks(settings, obs_dim, action_dim, *copies),
+            flow,
+            batch_part(settings, obs_dim, action_dim),
+        ]
 
 
 def _mean_norm(vectors: Tensor) -> Tensor:
     return torch.linalg.vector_norm(vectors, dim=-1).mean()
-
-
-def _actor_parts(settings: LangevinPOSettings, obs_dim: int, action_dim: int) -> list[Part]:
-    """Return the sizes of the policy, the previous policy, the target critics and the flow."""
-    return [_networks(settings, obs_dim, action_dim, 2, 1), _flow_part(settings, action_dim, 1)]
-
-
-def _learner_parts(settings: LangevinPOSettings, obs_dim: int, action_dim: int) -> list[Part]:
-    """Return the sizes of all networks with their copies and optimizers, and of a batch."""
-    copies = COPIES_WITH_TARGET + 1, COPIES_WITH_TARGET
-    flow = _flow_part(settings, action_dim, COPIES_LEARNED + 2)
-    return [
-        _networks(settings, obs_dim, action_dim, *copies),
-        flow,
-        batch_part(settings, obs_dim, action_dim),
-    ]
 
 
 def _networks(

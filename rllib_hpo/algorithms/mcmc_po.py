@@ -31,7 +31,6 @@ from rllib_hpo.algorithms.footprint import (
     Part,
     batch_part,
     policy_and_critics,
-    refuse_too_large,
 )
 from rllib_hpo.algorithms.losses import bellman_target, critic_loss
 from rllib_hpo.errors import SettingsError
@@ -237,24 +236,12 @@ class MCMCSampler(nn.Module):
 
 
 class MCMCPOActor(Actor):
-    """Hold the sampler, the previous policy and target critics that its chain follows, and the multiplier.
-
-    Args:
-        obs_dim: Observation dimension S.
-        action_dim: Action dimension A.
-        settings: The algorithm's hyperparameters.
-        seed: The seed of the initial weights.
-
-    Raises:
-        SettingsError: If the networks take more than all memory of this machine.
-    """
+    """Hold the sampler, the previous policy and target critics that its chain follows, and the multiplier."""
 
     settings: MCMCPOSettings
 
     def __init__(self, obs_dim: int, action_dim: int, settings: MCMCPOSettings, seed: int) -> None:
-        super().__init__()
-        refuse_too_large(_actor_parts(settings, obs_dim, action_dim))
-        self.obs_dim, self.action_dim, self.settings = obs_dim, action_dim, settings
+        super().__init__(obs_dim, action_dim, settings)
         sampler_stream = torch_generator(seed, "initial weights", "sampler")
         critic_stream = torch_generator(seed, "initial weights", "critics")
         self.sampler = MCMCSampler(obs_dim, action_dim, settings, sampler_stream)
@@ -321,7 +308,6 @@ class MCMCPOModel(MCMCPOActor):
     """Add online critics, initially equal to the targets, to the actor."""
 
     def __init__(self, obs_dim: int, action_dim: int, settings: MCMCPOSettings, seed: int) -> None:
-        refuse_too_large(_learner_parts(settings, obs_dim, action_dim))
         super().__init__(obs_dim, action_dim, settings, seed)
         self.critics = copy.deepcopy(self.target_critics).requires_grad_(True)
 
@@ -450,11 +436,26 @@ class MCMCPO(Method[MCMCPOSettings, MCMCPOModel]):
 
     @override
     def actor_parts(self, obs_dim: int, action_dim: int) -> list[Part]:
-        return _actor_parts(self.settings, obs_dim, action_dim)
+        """Return the sizes of the policy, the previous policy and the target critics."""
+        settings = self.settings
+        sizes = {"copies_of_policy": 2, "copies_of_critics": 1, "policy_outputs": 2 * action_dim}
+        return [policy_and_critics(settings, obs_dim, action_dim, **sizes), _gate_part(settings)]
 
     @override
     def learner_parts(self, obs_dim: int, action_dim: int) -> list[Part]:
-        return _learner_parts(self.settings, obs_dim, action_dim)
+        """Return the sizes of all networks with their copies and optimizers, and of a batch."""
+        settings = self.settings
+        networks = policy_and_critics(
+            settings,
+            obs_dim,
+            action_dim,
+            copies_of_policy=COPIES_WITH_TARGET,
+            copies_of_critics=COPIES_WITH_TARGET,
+            policy_outputs=2 * action_dim,
+        )
+        gate = _gate_part(settings)
+        learned = gate._replace(num_bytes=COPIES_LEARNED * gate.num_bytes)
+        return [networks, learned, batch_part(settings, obs_dim, action_dim)]
 
 
 def _step_sizes(settings: MCMCPOSettings, action_dim: int) -> list[float]:
@@ -476,27 +477,6 @@ def _rows(noise: Noise, rows: slice) -> Noise:
 
 def _mean_norm(vectors: Tensor) -> Tensor:
     return torch.linalg.vector_norm(vectors, dim=-1).mean()
-
-
-def _actor_parts(settings: MCMCPOSettings, obs_dim: int, action_dim: int) -> list[Part]:
-    """Return the sizes of the policy, the previous policy and the target critics."""
-    sizes = {"copies_of_policy": 2, "copies_of_critics": 1, "policy_outputs": 2 * action_dim}
-    return [policy_and_critics(settings, obs_dim, action_dim, **sizes), _gate_part(settings)]
-
-
-def _learner_parts(settings: MCMCPOSettings, obs_dim: int, action_dim: int) -> list[Part]:
-    """Return the sizes of all networks with their copies and optimizers, and of a batch."""
-    networks = policy_and_critics(
-        settings,
-        obs_dim,
-        action_dim,
-        copies_of_policy=COPIES_WITH_TARGET,
-        copies_of_critics=COPIES_WITH_TARGET,
-        policy_outputs=2 * action_dim,
-    )
-    gate = _gate_part(settings)
-    learned = gate._replace(num_bytes=COPIES_LEARNED * gate.num_bytes)
-    return [networks, learned, batch_part(settings, obs_dim, action_dim)]
 
 
 def _gate_part(settings: MCMCPOSettings) -> Part:

@@ -21,7 +21,6 @@ from rllib_hpo.algorithms.footprint import (
     Part,
     batch_part,
     policy_and_critics,
-    refuse_too_large,
 )
 from rllib_hpo.algorithms.losses import bellman_target, critic_loss, policy_loss, temperature_loss
 from rllib_hpo.errors import SettingsError
@@ -40,23 +39,14 @@ _STATES_TO_CHECK = 7
 class SamplerActor(Actor):
     """Hold a sampler, the target critics that its force follows, and the temperature.
 
-    Args:
-        obs_dim: Observation dimension S.
-        action_dim: Action dimension A.
-        settings: The algorithm's hyperparameters; they name the sampler.
-        seed: The seed of the initial weights. Critics and sampler have separate streams, so two samplers start from
-            the same critics and, if both have one, the same policy.
-
-    Raises:
-        SettingsError: If the networks take more than all memory of this machine.
+    Critics and sampler draw their initial weights from separate streams of the seed, so two samplers start from the
+    same critics and, if both have one, the same policy.
     """
 
     settings: ActorCriticSettings
 
     def __init__(self, obs_dim: int, action_dim: int, settings: ActorCriticSettings, seed: int) -> None:
-        super().__init__()
-        refuse_too_large(_actor_parts(settings, obs_dim, action_dim))
-        self.obs_dim, self.action_dim, self.settings = obs_dim, action_dim, settings
+        super().__init__(obs_dim, action_dim, settings)
         sampler_stream = torch_generator(seed, "initial weights", "sampler")
         critic_stream = torch_generator(seed, "initial weights", "critics")
         self.sampler = find_sampler(settings.sampler)(obs_dim, action_dim, settings, sampler_stream)
@@ -139,7 +129,6 @@ class SoftActorCriticModel(SamplerActor):
     """Add online critics, initially equal to the targets, to the actor."""
 
     def __init__(self, obs_dim: int, action_dim: int, settings: ActorCriticSettings, seed: int) -> None:
-        refuse_too_large(_learner_parts(settings, obs_dim, action_dim))
         super().__init__(obs_dim, action_dim, settings, seed)
         self.critics = copy.deepcopy(self.target_critics).requires_grad_(True)
 
@@ -298,33 +287,32 @@ class SoftActorCritic(Method[SoftSettingsT, SoftModelT]):
 
     @override
     def actor_parts(self, obs_dim: int, action_dim: int) -> list[Part]:
-        return _actor_parts(self.settings, obs_dim, action_dim)
+        """Return the sizes of the policy and the target critics."""
+        settings = self.settings
+        networks = policy_and_critics(
+            settings,
+            obs_dim,
+            action_dim,
+            copies_of_policy=1,
+            copies_of_critics=1,
+            policy_outputs=2 * action_dim,
+        )
+        return [networks, *_sampler_parts(settings, action_dim)]
 
     @override
     def learner_parts(self, obs_dim: int, action_dim: int) -> list[Part]:
-        return _learner_parts(self.settings, obs_dim, action_dim)
-
-
-def _actor_parts(settings: ActorCriticSettings, obs_dim: int, action_dim: int) -> list[Part]:
-    """Return the sizes of the policy and the target critics."""
-    networks = policy_and_critics(
-        settings, obs_dim, action_dim, copies_of_policy=1, copies_of_critics=1, policy_outputs=2 * action_dim
-    )
-    return [networks, *_sampler_parts(settings, action_dim)]
-
-
-def _learner_parts(settings: ActorCriticSettings, obs_dim: int, action_dim: int) -> list[Part]:
-    """Return the sizes of all networks with their optimizers, and of a batch."""
-    networks = policy_and_critics(
-        settings,
-        obs_dim,
-        action_dim,
-        copies_of_policy=COPIES_LEARNED,
-        copies_of_critics=COPIES_WITH_TARGET,
-        policy_outputs=2 * action_dim,
-    )
-    batch = batch_part(settings, obs_dim, action_dim)
-    return [networks, *_sampler_parts(settings, action_dim), batch]
+        """Return the sizes of all networks with their optimizers, and of a batch."""
+        settings = self.settings
+        networks = policy_and_critics(
+            settings,
+            obs_dim,
+            action_dim,
+            copies_of_policy=COPIES_LEARNED,
+            copies_of_critics=COPIES_WITH_TARGET,
+            policy_outputs=2 * action_dim,
+        )
+        batch = batch_part(settings, obs_dim, action_dim)
+        return [networks, *_sampler_parts(settings, action_dim), batch]
 
 
 def _sampler_parts(settings: ActorCriticSettings, action_dim: int) -> list[Part]:

@@ -250,11 +250,7 @@ class ConstrainedActor(SamplerActor):
     Its memory holds the predicted cost of each episode and, with a shield, the first observation and the counts of the
     test.
 
-    Args:
-        obs_dim: Observation dimension S.
-        action_dim: Action dimension A.
-        settings: The algorithm's hyperparameters.
-        seed: The seed of the initial weights; those that SAC shares are equal.
+    Initial weights that SAC has too equal SAC's of the same seed.
     """
 
     settings: ConstraintSettings

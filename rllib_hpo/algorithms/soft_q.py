@@ -24,7 +24,6 @@ from rllib_hpo.algorithms.footprint import (
     Part,
     batch_part,
     policy_and_critics,
-    refuse_too_large,
 )
 from rllib_hpo.algorithms.losses import bellman_target, critic_loss
 from rllib_hpo.networks.critics import Critics
@@ -211,14 +210,7 @@ def annealed(schedule: Mapping[str, Any], env_steps: Tensor) -> Tensor:
 class SoftQActor(Actor):
     """Hold the sampling network, the target critics, and the number of updates made.
 
-    Args:
-        obs_dim: Observation dimension S.
-        action_dim: Action dimension A.
-        settings: The algorithm's hyperparameters.
-        seed: The seed of the initial weights and of the set of noise vectors.
-
-    Raises:
-        SettingsError: If the networks take more than all memory of this machine.
+    The set of noise vectors has a stream of the same seed as the initial weights.
     """
 
     settings: SoftQSettings
@@ -226,9 +218,7 @@ class SoftQActor(Actor):
     noise_set: Tensor
 
     def __init__(self, obs_dim: int, action_dim: int, settings: SoftQSettings, seed: int) -> None:
-        super().__init__()
-        refuse_too_large(_actor_parts(settings, obs_dim, action_dim))
-        self.obs_dim, self.action_dim, self.settings = obs_dim, action_dim, settings
+        super().__init__(obs_dim, action_dim, settings)
         units = settings.hidden_units
         stream = torch_generator(seed, "initial weights", "sampler")
         self.sampler = SamplingNetwork(obs_dim, action_dim, units, settings.policy_layers, stream)
@@ -322,7 +312,6 @@ class SoftQModel(SoftQActor):
     """Add online critics, initially equal to the targets, to the actor."""
 
     def __init__(self, obs_dim: int, action_dim: int, settings: SoftQSettings, seed: int) -> None:
-        refuse_too_large(_learner_parts(settings, obs_dim, action_dim))
         super().__init__(obs_dim, action_dim, settings, seed)
         self.critics = copy.deepcopy(self.target_critics).requires_grad_(True)
 
@@ -454,11 +443,26 @@ class SoftQ(Method[SoftQSettings, SoftQModel]):
 
     @override
     def actor_parts(self, obs_dim: int, action_dim: int) -> list[Part]:
-        return _actor_parts(self.settings, obs_dim, action_dim)
+        """Return the sizes of the sampling network and the target critics."""
+        settings = self.settings
+        return [_networks(settings, obs_dim, action_dim, policies=1, critics=1)]
 
     @override
     def learner_parts(self, obs_dim: int, action_dim: int) -> list[Part]:
-        return _learner_parts(self.settings, obs_dim, action_dim)
+        """Return the sizes of all networks with their optimizers, of a batch, and of its particles."""
+        settings = self.settings
+        batch = batch_part(settings, obs_dim, action_dim)
+        of_each_state = FLOAT * settings.train_batch_size_per_learner * settings.hidden_units
+        pairs = (
+            FLOAT * settings.train_batch_size_per_learner * settings.particles * settings.particles_updated
+        )
+        return [
+            _networks(settings, obs_dim, action_dim, policies=COPIES_LEARNED, critics=COPIES_WITH_TARGET),
+            batch,
+            Part(of_each_state * (settings.particles + settings.particles_updated), "particles"),
+            Part(pairs * action_dim if settings.kernel == "gaussian" else 0, "particles_updated"),
+            Part(of_each_state * settings.value_particles, "value_particles"),
+        ]
 
 
 def _networks(settings: SoftQSettings, obs_dim: int, action_dim: int, policies: int, critics: int) -> Part:
@@ -471,22 +475,3 @@ def _networks(settings: SoftQSettings, obs_dim: int, action_dim: int, policies: 
         policy_outputs=action_dim,
         num_critics=settings.num_critics,
     )
-
-
-def _actor_parts(settings: SoftQSettings, obs_dim: int, action_dim: int) -> list[Part]:
-    """Return the sizes of the sampling network and the target critics."""
-    return [_networks(settings, obs_dim, action_dim, policies=1, critics=1)]
-
-
-def _learner_parts(settings: SoftQSettings, obs_dim: int, action_dim: int) -> list[Part]:
-    """Return the sizes of all networks with their optimizers, of a batch, and of its particles."""
-    batch = batch_part(settings, obs_dim, action_dim)
-    of_each_state = FLOAT * settings.train_batch_size_per_learner * settings.hidden_units
-    pairs = FLOAT * settings.train_batch_size_per_learner * settings.particles * settings.particles_updated
-    return [
-        _networks(settings, obs_dim, action_dim, policies=COPIES_LEARNED, critics=COPIES_WITH_TARGET),
-        batch,
-        Part(of_each_state * (settings.particles + settings.particles_updated), "particles"),
-        Part(pairs * action_dim if settings.kernel == "gaussian" else 0, "particles_updated"),
-        Part(of_each_state * settings.value_particles, "value_particles"),
-    ]

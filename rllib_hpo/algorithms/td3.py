@@ -21,7 +21,6 @@ from rllib_hpo.algorithms.footprint import (
     Part,
     batch_part,
     policy_and_critics,
-    refuse_too_large,
 )
 from rllib_hpo.algorithms.losses import bellman_target, critic_loss
 from rllib_hpo.networks.critics import Critics
@@ -100,24 +99,12 @@ class DDPGSettings(TD3Settings):
 
 
 class DeterministicActor(Actor):
-    """Act by a = tanh(mu(s)), with added noise in exploration.
-
-    Args:
-        obs_dim: Observation dimension S.
-        action_dim: Action dimension A.
-        settings: The algorithm's hyperparameters.
-        seed: The seed of the initial weights.
-
-    Raises:
-        SettingsError: If the networks take more than all memory of this machine.
-    """
+    """Act by a = tanh(mu(s)), with added noise in exploration."""
 
     settings: TD3Settings
 
     def __init__(self, obs_dim: int, action_dim: int, settings: TD3Settings, seed: int) -> None:
-        super().__init__()
-        refuse_too_large(_actor_parts(settings, obs_dim, action_dim))
-        self.obs_dim, self.action_dim, self.settings = obs_dim, action_dim, settings
+        super().__init__(obs_dim, action_dim, settings)
         stream = torch_generator(seed, "initial weights", "policy")
         self.policy = ReluMLP(obs_dim, settings.hidden_units, settings.policy_layers, action_dim, stream)
 
@@ -144,7 +131,6 @@ class TD3Model(DeterministicActor):
     """Add the critics, and the targets of policy and critics, to the actor."""
 
     def __init__(self, obs_dim: int, action_dim: int, settings: TD3Settings, seed: int) -> None:
-        refuse_too_large(_learner_parts(settings, obs_dim, action_dim))
         super().__init__(obs_dim, action_dim, settings, seed)
         stream, units = torch_generator(seed, "initial weights", "critics"), settings.hidden_units
         self.critics = Critics(
@@ -222,28 +208,22 @@ class TD3(Method[DelayedSettingsT, DelayedModelT]):
 
     @override
     def actor_parts(self, obs_dim: int, action_dim: int) -> list[Part]:
-        return _actor_parts(self.settings, obs_dim, action_dim)
+        """Return the size of the policy."""
+        settings = self.settings
+        sizes = {"copies_of_policy": 1, "copies_of_critics": 0, "policy_outputs": action_dim}
+        return [policy_and_critics(settings, obs_dim, action_dim, **sizes)]
 
     @override
     def learner_parts(self, obs_dim: int, action_dim: int) -> list[Part]:
-        return _learner_parts(self.settings, obs_dim, action_dim)
-
-
-def _actor_parts(settings: TD3Settings, obs_dim: int, action_dim: int) -> list[Part]:
-    """Return the size of the policy."""
-    sizes = {"copies_of_policy": 1, "copies_of_critics": 0, "policy_outputs": action_dim}
-    return [policy_and_critics(settings, obs_dim, action_dim, **sizes)]
-
-
-def _learner_parts(settings: TD3Settings, obs_dim: int, action_dim: int) -> list[Part]:
-    """Return the sizes of all networks with their targets and optimizers, and of a batch."""
-    networks = policy_and_critics(
-        settings,
-        obs_dim,
-        action_dim,
-        copies_of_policy=COPIES_WITH_TARGET,
-        copies_of_critics=COPIES_WITH_TARGET,
-        policy_outputs=action_dim,
-        num_critics=settings.num_critics,
-    )
-    return [networks, batch_part(settings, obs_dim, action_dim)]
+        """Return the sizes of all networks with their targets and optimizers, and of a batch."""
+        settings = self.settings
+        networks = policy_and_critics(
+            settings,
+            obs_dim,
+            action_dim,
+            copies_of_policy=COPIES_WITH_TARGET,
+            copies_of_critics=COPIES_WITH_TARGET,
+            policy_outputs=action_dim,
+            num_critics=settings.num_critics,
+        )
+        return [networks, batch_part(settings, obs_dim, action_dim)]

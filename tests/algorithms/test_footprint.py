@@ -8,7 +8,7 @@ import pytest
 
 from rllib_hpo.algorithms.footprint import machine_memory, refuse_replay, refuse_too_large
 from rllib_hpo.algorithms.registry import BUILT_IN, find_settings, make_method
-from rllib_hpo.algorithms.sac import SamplerActor, SoftActorCriticModel
+from rllib_hpo.algorithms.sac import SamplerActor
 from rllib_hpo.errors import SettingsError
 from rllib_hpo.experiments.config.run_config import resolve
 from rllib_hpo.settings import SACHPOSettings, SACSettings
@@ -37,8 +37,11 @@ def test_what_no_machine_can_hold_is_refused_by_its_name(values: dict[str, Any])
     with pytest.raises(SettingsError, match=f"^{name} is too large: .* this machine has .* GB"):
         resolve({"algorithm": algorithm, **values})
     if name == "hidden_units":
-        with pytest.raises(SettingsError, match="hidden_units is too large"):
-            SoftActorCriticModel(3, 1, SACSettings(**values), seed=0)
+        for made in BUILT_IN:
+            method = make_method(find_settings(made)(**values))
+            for make in (method.make_model, method.make_actor):
+                with pytest.raises(SettingsError, match="hidden_units is too large"):
+                    make(3, 1, seed=0)
 
 
 def test_a_replay_is_refused_only_where_the_steps_would_fill_it() -> None:
