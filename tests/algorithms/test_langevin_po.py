@@ -16,6 +16,7 @@ from rllib_hpo.optim.steps import Steps
 from rllib_hpo.replay.layout import Batch
 from rllib_hpo.settings import parse_settings
 from rllib_hpo.streams import TorchStreams
+from tests.reference.updates import step, track
 from tests.samplers.landscapes import Landscape
 
 OBS, ROWS, UNITS = 4, 32, 16
@@ -138,7 +139,7 @@ class Reference:
             q = [self.q("target_critics", k, batch.next_obs, noisy.clamp(-1, 1)) for k in range(2)]
             target = batch.reward + settings.gamma * (1 - batch.terminated) * torch.minimum(*q)
         errors = [F.mse_loss(self.q("critics", k, batch.obs, batch.action), target) for k in range(2)]
-        self._step(self.critic, sum(errors))
+        step(self.p, self.online, self.critic, sum(errors))
         if self.num_updates % settings.policy_delay:
             return
         norm = self.gradient_norm(batch.obs)
@@ -155,12 +156,17 @@ class Reference:
                 )
             distance = ((offset**2).sum(-1) + 1e-4).sqrt().mean()
             distances.append(distance.item())
-            self._step(optimizer, beta * distance - self.q("critics", 0, batch.obs, action).mean())
+            step(
+                self.p,
+                self.online,
+                optimizer,
+                beta * distance - self.q("critics", 0, batch.obs, action).mean(),
+            )
         self.control(distances[0], settings.distance_target(self.dim))
         for name in ("policy", "flow"):
-            self._track(f"previous_{name}", name, settings.prior_tau)
-            self._track(f"target_{name}", name, settings.tau)
-        self._track("target_critics", "critics", settings.tau)
+            track(self.p, f"previous_{name}", name, settings.prior_tau)
+            track(self.p, f"target_{name}", name, settings.tau)
+        track(self.p, "target_critics", "critics", settings.tau)
 
     def gradient_norm(self, obs: Tensor) -> float:
         action = self.plain("policy", obs, 3).tanh().detach().requires_grad_()
@@ -177,18 +183,6 @@ class Reference:
         self.error = min(max(distance / target - 1, -1), 3)
         self.integral = min(max(self.integral + s.integral_gain * self.error, 0), s.max_kappa)
         self.kappa = max(s.proportional_gain * self.error + self.integral, s.min_kappa)
-
-    @torch.no_grad()
-    def _track(self, target: str, online: str, tau: float) -> None:
-        for name, value in self.p.items():
-            if name.startswith(f"{target}."):
-                value.mul_(1 - tau).add_(tau * self.p[online + name.removeprefix(target)])
-
-    def _step(self, optimizer: torch.optim.Optimizer, loss: Any) -> None:
-        for name in self.online:
-            self.p[name].grad = None
-        loss.backward()
-        optimizer.step()
 
 
 @each_form

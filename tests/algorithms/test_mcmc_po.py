@@ -19,6 +19,7 @@ from rllib_hpo.replay.layout import Batch
 from rllib_hpo.settings import SACSettings, Settings, parse_settings
 from rllib_hpo.streams import TorchStreams
 from tests.reference.densities import normal_log_prob, tanh_log_det
+from tests.reference.updates import step, track
 from tests.samplers.landscapes import Landscape, hill_and_bump
 
 OBS, DIM, ROWS, UNITS = 4, 2, 32, 16
@@ -168,18 +169,18 @@ class Reference:
             value = value - beta * distance if settings.value_kl else value
             target = batch.reward + settings.gamma * (1 - batch.terminated) * value
         q = self.q("critics", batch.obs, batch.action)
-        self._step(self.critic, ((q - target) ** 2).mean(-1).sum())
+        step(self.p, self.online, self.critic, ((q - target) ** 2).mean(-1).sum())
         distances = []
         for optimizer in self.policies:
             action, distance = self.sample(batch.obs, own, beta)
             distances.append(distance.mean().item())
             q = self.q("critics", batch.obs, action).amin(0)
-            self._step(optimizer, (beta * distance - q).mean())
+            step(self.p, self.online, optimizer, (beta * distance - q).mean())
         is_snapshot = settings.prior == "snapshot"
         if not is_snapshot or self.num_updates % settings.prior_every == 0:
             self.control(distances[0])
-            self._track("previous", "sampler.policy", 1.0 if is_snapshot else settings.prior_tau)
-        self._track("target_critics", "critics", settings.tau)
+            track(self.p, "previous", "sampler.policy", 1.0 if is_snapshot else settings.prior_tau)
+        track(self.p, "target_critics", "critics", settings.tau)
 
     def gradient_norm(self, obs: Tensor, noise: dict[str, Tensor]) -> float:
         mean, std = self.gaussian("sampler.policy", obs)
@@ -201,18 +202,6 @@ class Reference:
         self.integral = min(max(self.integral + s.integral_gain * self.error, 0), s.max_kappa)
         terms = s.proportional_gain * self.error + self.integral
         self.kappa = max(terms + s.derivative_gain * (self.error - before), s.min_kappa)
-
-    @torch.no_grad()
-    def _track(self, target: str, online: str, tau: float) -> None:
-        for name, value in self.p.items():
-            if name.startswith(f"{target}."):
-                value.mul_(1 - tau).add_(tau * self.p[online + name.removeprefix(target)])
-
-    def _step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-        for name in self.online:
-            self.p[name].grad = None
-        loss.backward()
-        optimizer.step()
 
 
 @each_form

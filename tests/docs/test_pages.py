@@ -173,3 +173,12 @@ def test_a_link_to_nothing_is_an_error() -> None:
 
 def test_reference_is_not_committed() -> None:
     assert not (DOCS / "reference").exists()
+
+
+@pytest.mark.parametrize(
+    "page", ["benchmarks/speed.md", "benchmarks/results.md", "benchmarks/papers.md", "concepts/glossary.md"]
+)
+def test_tables_that_stand_in_readme_too_are_the_same(page: str) -> None:
+    tables = [set(re.findall(r"(?:^\|.*\n)+", PAGES[name], re.MULTILINE)) for name in (page, "README.md")]
+    assert tables[0]
+    assert tables[0] <= tables[1]
