@@ -21,6 +21,8 @@ from rllib_hpo.errors import SettingsError, nearest, shown
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1, lt=2**53)]
+COMPILED_FROM_STEPS = 200_000
+"""Environment steps of a run from which on 'compile_update: auto' compiles updates: a compilation takes a minute."""
 UnitInterval = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
@@ -34,7 +36,7 @@ class Settings(BaseModel):
         """
         gamma lr tau train_batch_size_per_learner
         evaluation_every evaluation_episodes evaluation_max_episode_steps checkpoint_every steps_per_iteration
-        diagnostics_interval num_torch_threads cuda_graph tf32 cost_limit cost_discounting
+        diagnostics_interval num_torch_threads cuda_graph compile_update tf32 cost_limit cost_discounting
         """.split()
     )
     """Settings that may change when a checkpoint is loaded into another configuration.
@@ -113,6 +115,13 @@ class Settings(BaseModel):
         bool,
         Field(description="On a GPU, make updates by replaying one CUDA graph; false: kernel by kernel."),
     ] = True
+    compile_update: Annotated[
+        Literal["auto"] | bool,
+        Field(
+            description="Compile whole updates, which needs a C++ compiler on a CPU; 'auto' does in runs of at least "
+            f"{COMPILED_FROM_STEPS:,} steps. Compiled updates differ from others in rounding."
+        ),
+    ] = "auto"
     tf32: Annotated[
         bool,
         Field(

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rllib_hpo.kernels.tracing import is_traced
+
 
 class ForceLayers(NamedTuple):
     """Parameters of the networks T_h and sigma_h, with U = h_n units in the hidden layer of each."""
@@ -63,11 +65,24 @@ def gated_force(
         layers: Parameters of both networks.
         buffers: Buffers for inputs and hidden layers; with them autograd records nothing.
     """
-    inputs, hidden = (None, None) if buffers is None else buffers
-    inputs = torch.cat([action, direction], dim=-1, out=inputs)
-    hidden = torch.addmm(state_part, inputs, layers.action_weight.mT, out=hidden)
-    hidden = F.elu(hidden, inplace=buffers is not None)
+    hidden = _hidden_layer(action, direction, state_part, layers, buffers)
     for_transform, for_gate = hidden.chunk(2, dim=-1)
     transform = torch.addmm(layers.transform_bias, for_transform, layers.transform_weight.mT).tanh()
     gate = torch.addmm(layers.gate_bias, for_gate, layers.gate_weight.mT).sigmoid()
     return ForceValues(torch.lerp(transform, direction, gate), transform, gate)
+
+
+def _hidden_layer(
+    action: Tensor, direction: Tensor, state_part: Tensor, layers: ForceLayers, buffers: Buffers | None
+) -> Tensor:
+    """Return the hidden layer, (B, 2 U); fill the buffers, if there are some, with it and its inputs."""
+    if buffers is not None and not is_traced():
+        torch.cat([action, direction], dim=-1, out=buffers.inputs)
+        torch.addmm(state_part, buffers.inputs, layers.action_weight.mT, out=buffers.hidden)
+        return F.elu(buffers.hidden, inplace=True)
+    inputs = torch.cat([action, direction], dim=-1)
+    hidden = F.elu(torch.addmm(state_part, inputs, layers.action_weight.mT))
+    if buffers is not None:  # a compiler removes the copies
+        buffers.inputs.copy_(inputs)
+        buffers.hidden.copy_(hidden)
+    return hidden

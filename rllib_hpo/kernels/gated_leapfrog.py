@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from rllib_hpo.kernels import products
 from rllib_hpo.kernels.gated_force import Buffers, ForceLayers, gated_force
 from rllib_hpo.kernels.products import add_scaled
+from rllib_hpo.kernels.tracing import is_traced
 
 Direction = Callable[[Tensor], Tensor]
 """Function from actions (B, A) to directions of the force (B, A), constant for the backward pass."""
@@ -178,14 +179,14 @@ class _ForcesInReverse:
         before_transform, before_gate = self._before_heads[:, number]
         aten, units = torch.ops.aten, self._units
         of_transform = torch.addcmul(of_force, of_force, gate, value=-1)
-        aten.tanh_backward.grad_input(of_transform, transform, grad_input=before_transform)
+        _write(before_transform, aten.tanh_backward, of_transform, transform)
         of_gate = of_force * (self.direction(number) - transform)
-        aten.sigmoid_backward.grad_input(of_gate, gate, grad_input=before_gate)
+        _write(before_gate, aten.sigmoid_backward, of_gate, gate)
         before_hidden = self._before_hidden[number]
         of_hidden = torch.empty_like(before_hidden)
-        torch.mm(before_transform, layers.transform_weight, out=of_hidden[:, :units])
-        torch.mm(before_gate, layers.gate_weight, out=of_hidden[:, units:])
-        aten.elu_backward.grad_input(of_hidden, 1, 1, 1, True, self._hidden[number], grad_input=before_hidden)
+        _write(of_hidden[:, :units], aten.mm, before_transform, layers.transform_weight)
+        _write(of_hidden[:, units:], aten.mm, before_gate, layers.gate_weight)
+        _write(before_hidden, aten.elu_backward, of_hidden, 1, 1, 1, True, self._hidden[number])
         return torch.addmm(of_action, before_hidden, layers.action_weight[:, : self._action_dim])
 
     def of_layers(self, *, needs_obs: bool) -> tuple[Tensor | None, ...]:
@@ -204,3 +205,13 @@ class _ForcesInReverse:
             before_gate.sum((0, 1)),
             None if weight is None else products.product(of_state_part.mT, self._obs),
         )
+
+
+def _write(out: Tensor, operator: Any, *args: Any) -> None:
+    """Compute into `out`; where traced by a copy, which the compiler removes."""
+    if is_traced():
+        out.copy_(operator(*args))
+    elif "grad_input" in operator.overloads():
+        operator.grad_input(*args, grad_input=out)
+    else:
+        operator.out(*args, out=out)

@@ -12,6 +12,8 @@ import platform
 import torch
 from torch import Tensor
 
+from rllib_hpo.kernels.tracing import is_traced, opaque
+
 WORTH_ONEDNN = 2_000_000
 """Number of multiplications above which oneDNN's fixed cost (about 20 us) pays off."""
 
@@ -82,9 +84,22 @@ def _worth_onednn(inputs: Tensor, out_units: int) -> bool:
 
 
 def _onednn(inputs: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-    inputs, weight = _dense(inputs), _dense(weight)
+    multiply = _opaque_product if is_traced() else _multiply
+    result: Tensor = multiply(_dense(inputs), _dense(weight), bias, activation)
+    return result
+
+
+def _multiply(inputs: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
     result: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, activation, [], "")
     return result
+
+
+_opaque_product = opaque(
+    "onednn_product(Tensor inputs, Tensor weight, Tensor? bias, str activation) -> Tensor",
+    _multiply,
+    lambda inputs, weight, bias, activation: inputs.new_empty(inputs.shape[0], weight.shape[0]),
+)
+"""`_multiply` as one operator: inductor would replace the product by a slower one."""
 
 
 def _dense(matrix: Tensor) -> Tensor:

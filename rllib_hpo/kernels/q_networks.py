@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rllib_hpo.kernels import products
 from rllib_hpo.kernels.relu_mlp import input_gradient, layer_values, parameter_gradients
+from rllib_hpo.kernels.tracing import is_traced, opaque
 
 ROWS_WORTH_SPLITTING = 64
 """Rows above which, on a CPU, backpropagating the smaller of two critics alone beats masking the larger."""
@@ -87,7 +88,10 @@ def minimum_gradient(
     """
     is_pair = len(q) == 2 and is_split(networks)
     if is_pair and q.shape[1] >= ROWS_WORTH_SPLITTING and not torch.compiler.is_compiling():
-        return _gradient_of_rows(networks, hidden, q, obs_dim)
+        of_rows = _opaque_gradient_of_rows if is_traced() else _gradient_of_rows
+        first, second = (_from_action(network, obs_dim) for network in networks)
+        result: Tensor = of_rows(first, second, list(hidden[0]), list(hidden[1]), q)
+        return result
     smallest = _is_smallest(q).unsqueeze(-1)
     parts = smallest.unbind() if is_split(networks) else [smallest]
     gradients = [
@@ -98,7 +102,11 @@ def minimum_gradient(
 
 
 def _gradient_of_rows(
-    networks: Sequence[Layers], hidden: Sequence[Sequence[Tensor]], q: Tensor, obs_dim: int
+    first_weights: list[Tensor],
+    second_weights: list[Tensor],
+    first_hidden: list[Tensor],
+    second_hidden: list[Tensor],
+    q: Tensor,
 ) -> Tensor:
     """Return `minimum_gradient` of two networks, with half the work.
 
@@ -107,12 +115,25 @@ def _gradient_of_rows(
     first_is_larger = q[0] > q[1]
     order = first_is_larger.to(torch.uint8).argsort(stable=True)  # rows of the first network come first
     num_first = len(order) - int(first_is_larger.sum())
-    result = q.new_empty(len(order), networks[0].weights[0].shape[1] - obs_dim)
-    for network, values, rows in zip(networks, hidden, (order[:num_first], order[num_first:]), strict=True):
-        own = [value.index_select(0, rows) for value in values]
-        gradient = input_gradient(own, _from_action(network, obs_dim), q.new_ones(len(rows), 1))
-        result.index_copy_(0, rows, gradient)
+    result = q.new_empty(len(order), first_weights[0].shape[1])
+    for weights, hidden, rows in (
+        (first_weights, first_hidden, order[:num_first]),
+        (second_weights, second_hidden, order[num_first:]),
+    ):
+        own = [value.index_select(0, rows) for value in hidden]
+        result.index_copy_(0, rows, input_gradient(own, weights, q.new_ones(len(rows), 1)))
     return result
+
+
+_opaque_gradient_of_rows = opaque(
+    "gradient_of_rows(Tensor[] first_weights, Tensor[] second_weights, Tensor[] first_hidden, "
+    "Tensor[] second_hidden, Tensor q) -> Tensor",
+    _gradient_of_rows,
+    lambda first_weights, second_weights, first_hidden, second_hidden, q: q.new_empty(
+        q.shape[1], first_weights[0].shape[1]
+    ),
+)
+"""`_gradient_of_rows` as one operator: which rows it computes depends on values."""
 
 
 def _from_action(network: Layers, obs_dim: int) -> list[Tensor]:
@@ -126,7 +147,7 @@ def _is_smallest(q: Tensor) -> Tensor:
         return torch.ones_like(q)
     if len(q) > 2:
         return torch.zeros_like(q).scatter_(0, q.argmin(0, keepdim=True), 1.0)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or is_traced():
         return torch.stack([q[0] <= q[1], q[0] > q[1]]).to(q.dtype)
     smaller = torch.empty_like(q)
     torch.le(q[0], q[1], out=smaller[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rllib_hpo.algorithms.base import Metrics
+from rllib_hpo.learning.compiling import CompiledUpdate
 from rllib_hpo.learning.graph import Capture, GraphedFunction
 from rllib_hpo.learning.updates import Updates
 from rllib_hpo.replay.feed import Feed, IndexFeed, RowFeed
@@ -19,10 +20,11 @@ class BulkUpdates:
     Args:
         updates: What makes them.
         capture: How they are captured; None for not at all.
+        compiled: Whether they are compiled.
     """
 
-    def __init__(self, updates: Updates, capture: Capture | None) -> None:
-        self._updates, self._capture = updates, capture
+    def __init__(self, updates: Updates, capture: Capture | None, *, compiled: bool = False) -> None:
+        self._updates, self._capture, self._compiled = updates, capture, compiled
         self._feed: Feed | None = None
         self._repeated: GraphedFunction | None = None
         self._metrics: dict[str, Metrics] = {}
@@ -66,8 +68,12 @@ class BulkUpdates:
     def _repeat(self, feed: Feed) -> GraphedFunction:
         updates = self._updates
 
+        update = updates.update
+        if self._compiled:
+            update = CompiledUpdate(update, updates.signature, updates.tensors, updates.all_kinds).__call__
+
         def one(kind: str) -> None:
-            self._metrics[kind] = updates.update(*feed.next(), kind)
+            self._metrics[kind] = update(*feed.next(), kind)
 
         def signature() -> object:
             return updates.signature(), [(tensor.data_ptr(), tensor.shape) for tensor in feed.tensors()]

@@ -12,6 +12,7 @@ import torch
 from rllib_hpo.algorithms.base import Episode, Method, Metrics
 from rllib_hpo.errors import NonFiniteError
 from rllib_hpo.learning.bulk import BulkUpdates
+from rllib_hpo.learning.compiling import compiles
 from rllib_hpo.learning.graph import Capture, make_capture
 from rllib_hpo.learning.updates import Updates, finite
 from rllib_hpo.optim.guards import DeviceGuard
@@ -43,18 +44,23 @@ class Trainer(Updates):
         super().__init__(method, model, own, seed, replica)
         self.bulk: BulkUpdates | None = None
         """Makes the updates as captured functions; None makes them one by one."""
+        compiled = compiles(self.settings, replica.world_size)
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high" if self.settings.tf32 else "highest")
-            self.update_in_bulk(make_capture(self.settings, self.device, replica.world_size))
+            capture = make_capture(self.settings, self.device, replica.world_size)
+            self.update_in_bulk(capture, compiled=compiled)
+        elif compiled:
+            self.update_in_bulk(None, compiled=True)
 
-    def update_in_bulk(self, capture: Capture | None) -> None:
+    def update_in_bulk(self, capture: Capture | None, *, compiled: bool = False) -> None:
         """Make updates in bulk from now on: functions of tensors at fixed addresses, without waiting for the device.
 
         Args:
             capture: How such a function is captured; None for not at all.
+            compiled: Whether such a function is compiled.
         """
         self.guard_with(DeviceGuard(self.device))
-        self.bulk = BulkUpdates(self, capture)
+        self.bulk = BulkUpdates(self, capture, compiled=compiled)
 
     def join(self, joined_at: int) -> None:
         """Use the streams of a learner that joins the run at step `joined_at`."""

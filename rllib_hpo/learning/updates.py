@@ -12,7 +12,6 @@ from torch import Tensor
 
 from rllib_hpo.algorithms.base import Method, Metrics, Noise
 from rllib_hpo.errors import NonFiniteError
-from rllib_hpo.optim.adam import addresses
 from rllib_hpo.optim.guards import DeviceGuard
 from rllib_hpo.optim.replicas import ALONE, Replica
 from rllib_hpo.optim.steps import Steps
@@ -22,6 +21,10 @@ from rllib_hpo.streams import TorchStreams
 
 Latest = Callable[[], tuple[Batch, Noise]]
 """Returns batch and noise of the last update."""
+
+
+_UPDATES_OF_EVERY_KIND = 10_000
+"""Number of consecutive updates that has each kind at least once."""
 
 
 class Updates:
@@ -78,6 +81,10 @@ class Updates:
         first = self.num_updates + 1
         return [self.method.kind(update) for update in range(first, first + num_updates)]
 
+    def all_kinds(self) -> list[str]:
+        """Kinds of updates, each once, in the order of their first use."""
+        return list(dict.fromkeys(self.kinds(_UPDATES_OF_EVERY_KIND)))
+
     def update(self, batch: Batch, noise: Noise, kind: str) -> Metrics:
         """Make one update on the device and add its metrics to the sums; `count` must follow.
 
@@ -112,12 +119,22 @@ class Updates:
         if self.num_updates % self.settings.diagnostics_interval == 0:
             self._diagnostics = self._latest_diagnostics = self.method.diagnose(self.model, *latest())
 
+    def tensors(self) -> list[Tensor]:
+        """All tensors that an update reads or changes, batch and noise apart; some are made on first use, as zeros."""
+        states = [
+            value
+            for optimizer in self.optimizers.values()
+            for state in optimizer.state.values()
+            for value in state.values()
+        ]
+        guarded = [] if self.guard is None else self.guard.tensors()
+        return [*self._tensors, *self._sums.values(), *states, *guarded]
+
     def signature(self) -> object:
         """All that a captured update depends on: settings, learning rates, and addresses of tensors."""
-        optimizers = self.optimizers.values()
-        rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
-        places = [tensor.data_ptr() for tensor in (*self._tensors, *self._sums.values())]
-        return self.settings, rates, places, [addresses(optimizer) for optimizer in optimizers]
+        groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
+        rates = [group["lr"] for group in groups]
+        return self.settings, rates, [tensor.data_ptr() for tensor in self.tensors()]
 
     def _raise_if_frozen(self) -> None:
         if self.guard is not None:

@@ -7,8 +7,12 @@ that device can skip it; the learning rate is a constant of the graph.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from rllib_hpo.kernels.tracing import is_traced
 
 
 def make_adam(parameters: list[Tensor], lr: float) -> torch.optim.Adam:
@@ -26,6 +30,10 @@ def adam_step(optimizer: torch.optim.Optimizer, skip: Tensor | None = None) -> N
     for group in optimizer.param_groups:
         parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
         if not parameters:
+            continue
+        if is_traced():
+            for parameter in parameters:
+                _traced_step(parameter, _state(optimizer, parameter), group, skip)
             continue
         states = [_state(optimizer, parameter) for parameter in parameters]
         steps = [state["step"] for state in states]
@@ -50,11 +58,22 @@ def adam_step(optimizer: torch.optim.Optimizer, skip: Tensor | None = None) -> N
             torch._foreach_sub_(steps, [skip] * len(steps))
 
 
-def addresses(optimizer: torch.optim.Optimizer) -> list[int]:
-    """Return the memory addresses of parameters and state, to check a captured step."""
-    tensors = [p for group in optimizer.param_groups for p in group["params"]]
-    tensors += [value for state in optimizer.state.values() for value in state.values()]
-    return [tensor.data_ptr() for tensor in tensors]
+@torch.no_grad()
+def _traced_step(
+    parameter: Tensor, state: dict[str, Tensor], group: dict[str, Any], skip: Tensor | None
+) -> None:
+    """Take the step by operations that a compiler fuses; the fused kernel would be a call that it cannot look into."""
+    gradient, (beta1, beta2), step = parameter.grad, group["betas"], state["step"]
+    assert gradient is not None
+    goes: float | Tensor = 1.0
+    if skip is not None:  # a gradient that is not finite must not reach the state, not even times 0
+        goes, gradient = 1 - skip, gradient.masked_fill(skip > 0, 0)
+    step.add_(goes)
+    state["exp_avg"].add_((gradient - state["exp_avg"]) * ((1 - beta1) * goes))
+    state["exp_avg_sq"].add_((gradient * gradient - state["exp_avg_sq"]) * ((1 - beta2) * goes))
+    root = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt()
+    change = group["lr"] / (1 - beta1**step) * state["exp_avg"] / (root + group["eps"])
+    parameter.sub_(change if skip is None else change.masked_fill(skip > 0, 0))
 
 
 def _state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:

@@ -51,6 +51,10 @@ class DeviceGuard(Guard):
         self._checked: dict[str, list[str]] = {}
         self._checked_now: list[str] = []
 
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors that hold the state."""
+        return [self._frozen, self._checks_since_failure]
+
     def restart(self) -> None:
         """Unfreeze, and restart the count."""
         self._frozen.zero_()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +40,12 @@ class Batch(NamedTuple):
     def tensors(self) -> list[Tensor]:
         """All columns in the order of the row."""
         return [self.obs, self.action, self.reward, self.terminated, self.next_obs, *self.extras.values()]
+
+    def replaced(self, tensors: Sequence[Tensor]) -> Batch:
+        """The same columns with other values, ordered as in `tensors`."""
+        obs, action, reward, terminated, next_obs, *extras = tensors
+        named = dict(zip(self.extras, extras, strict=True))
+        return Batch(obs, action, reward, terminated, next_obs, named)
 
 
 class RowLayout(NamedTuple):

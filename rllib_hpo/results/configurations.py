@@ -21,7 +21,7 @@ MOST_LINES = 6
 WITHOUT_EFFECT = frozenset(
     """
     algorithm task env seed steps checkpoint_every steps_per_iteration diagnostics_interval num_torch_threads
-    cuda_graph limit_gpu_memory
+    cuda_graph compile_update limit_gpu_memory
     """.split()
 )
 """Settings in which the rows of one line may differ, since they do not affect what is learned."""

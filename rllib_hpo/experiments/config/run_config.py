@@ -21,7 +21,7 @@ from rllib_hpo.documents import parse_json, read_mapping, read_text, reading
 from rllib_hpo.errors import SettingsError, UserError, nearest, shown
 from rllib_hpo.results import read_rows, write_atomically
 from rllib_hpo.results.paths import absolute
-from rllib_hpo.settings import PositiveInt, Settings, check_learners, parse_settings
+from rllib_hpo.settings import COMPILED_FROM_STEPS, PositiveInt, Settings, check_learners, parse_settings
 from rllib_hpo.tasks import Task, find_task, import_modules
 from rllib_hpo.tasks.environments import check_env_config
 from rllib_hpo.tasks.wrappers import unheld_wrappers
@@ -119,6 +119,12 @@ class RunConfig:
         """The same configuration with more modules to import."""
         return replace(self, imports=_union(self.imports, modules))
 
+    def compiled_like(self, earlier: RunConfig) -> RunConfig:
+        """The same configuration, with what 'compile_update: auto' meant when the run began."""
+        if self.origins["compile_update"] != "default":
+            return self
+        return replace(self, settings=_compiling(self.settings, earlier.settings.compile_update))
+
     def save(self, path: Path) -> None:
         """Write the YAML atomically."""
         write_atomically(path, self.to_yaml().encode())
@@ -179,6 +185,8 @@ def _resolve(given: dict[str, Any], file: Path | None) -> RunConfig:
     check_env_config(run.env_config)
     run = _with_origin(run)
     settings = parse_settings(model, {name: v for name, v in merged.items() if name in model.model_fields})
+    if settings.compile_update == "auto":  # the run keeps what this means now, also if it gets more steps
+        settings = _compiling(settings, run.steps >= COMPILED_FROM_STEPS)
     check_learners(run.num_learners, run.num_gpus_per_learner, settings)
     _check_kept_policies(run, settings)
     # With the smallest spaces there are; what is true of the environment's own is checked where it is made.
@@ -207,7 +215,10 @@ def resolve_saved(file: Path, changes: Mapping[str, Any]) -> RunConfig:
         name: config.origins[name] if name in changes else found.get(name, config.origins[name])
         for name in config.origins
     }
-    return replace(config, origins=origins)
+    settings = config.settings
+    if "compile_update" not in found:  # a run of a version that did not compile
+        settings = _compiling(settings, False)
+    return replace(config, origins=origins, settings=settings)
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -231,6 +242,7 @@ def _config_of_row(path: Path) -> dict[str, Any]:
     values = {"steps": max(1, *(row["env_steps"] for row in rows)), **stored}
     values.pop("env", None)  # it follows from the task
     values.pop("initialize_digest", None)  # it follows from the origin
+    values.setdefault("compile_update", False)  # rows without it come from versions that did not compile
     return values
 
 
@@ -254,6 +266,10 @@ def _parse_imports(value: Any, source: str) -> tuple[str, ...]:
 
 def _union(modules: Iterable[str], more: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*modules, *more]))
+
+
+def _compiling(settings: Settings, compile_update: bool | str) -> Settings:
+    return settings.model_copy(update={"compile_update": compile_update})
 
 
 def _with_origin(run: RunSettings) -> RunSettings:

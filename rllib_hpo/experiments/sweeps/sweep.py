@@ -230,9 +230,11 @@ def plan_trials(sweep: Sweep, files: SweepFiles, imports: Sequence[str] = ()) ->
 
 
 def _plan_trial(trial: Trial, files: SweepFiles, imports: Sequence[str]) -> None:
-    config_file = files.trial(trial.name).config
+    config_file, config = files.trial(trial.name).config, trial.config
     if config_file.exists():
-        before, after = resolve_saved(config_file, {}).values(), trial.config.values()
+        earlier = resolve_saved(config_file, {})
+        config = config.compiled_like(earlier)
+        before, after = earlier.values(), config.values()
         changed = [name for name in after if name != "steps" and before.get(name) != after[name]]
         if changed or after["steps"] < before["steps"]:
             name = (changed or ["steps"])[0]
@@ -240,7 +242,7 @@ def _plan_trial(trial: Trial, files: SweepFiles, imports: Sequence[str]) -> None
                 f"The sweep's trial {trial.name} has {name}={before.get(name)!r}, not {after[name]!r}: a sweep can be "
                 "extended by seeds and steps; start another one to change it."
             )
-    trial.config.importing(imports).save(config_file)
+    config.importing(imports).save(config_file)
 
 
 def check_storage_free(storage: Storage) -> None:

@@ -1,0 +1,50 @@
+"""Say whether a compiler traces a whole update, and hide from it what it must not look into.
+
+A tracer records the operations that run, so code whose operations depend on values must be one operator to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+_LIBRARY = torch.library.Library("rllib_hpo", "DEF")
+_traced = False
+
+
+@contextmanager
+def tracing() -> Iterator[None]:
+    """Trace within: hand-written passes still run, by operations that a tracer can record."""
+    global _traced  # noqa: PLW0603  (one tracer runs at a time in a process)
+    _traced = True
+    try:
+        yield
+    finally:
+        _traced = False
+
+
+def is_traced() -> bool:
+    """Return whether a whole update is being traced, its hand-written passes included; see `wants_gradients`."""
+    return _traced
+
+
+def opaque(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Register an operator of CPU tensors that tracers record as one operation.
+
+    Args:
+        schema: Name, arguments and result, as torch declares them.
+        function: What it computes.
+        fake: What it returns for tensors without values: the shape of the result.
+
+    Returns:
+        The operator, to call with the same arguments.
+    """
+    _LIBRARY.define(schema)
+    name = schema[: schema.index("(")]
+    _LIBRARY.impl(name, function, "CPU")
+    torch.library.register_fake(f"rllib_hpo::{name}", fake, lib=_LIBRARY)
+    operator: Callable[..., Any] = getattr(torch.ops.rllib_hpo, name).default
+    return operator
