@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +67,44 @@ def film(path: Path, video: Path, seed: int = 0, watch: Watch | None = None) -> 
     """
     policy = load_policy(find_checkpoint(path))
     config = policy.manifest["config"]
-    if sys.platform == "linux" and "DISPLAY" not in os.environ:
-        os.environ.setdefault("MUJOCO_GL", "egl")
-    env = make_env(config["env"], training=False, **{**config["env_config"], "render_mode": "rgb_array"})
+    env = make_filmed(config["env"], config["env_config"])
     wrappers.set_state(env, policy.manifest.get("wrappers", ()), frozen=True)
     try:
-        frames, played = _play_frames(policy.actor, env, seed, _max_episode_steps(config), watch)
+        played = film_episode(policy.actor, env, video, seed, _max_episode_steps(config), watch)
     finally:
         boundary.close(env)
     warn_truncated(played, config["env"], _max_episode_steps(config))
+    return played.returns[0]
+
+
+def make_filmed(env_id: str, env_config: Mapping[str, Any]) -> gym.Env[Any, Any]:
+    """Make an environment that renders frames, through EGL where there is no display."""
+    if sys.platform == "linux" and "DISPLAY" not in os.environ:
+        os.environ.setdefault("MUJOCO_GL", "egl")
+    return make_env(env_id, training=False, **{**env_config, "render_mode": "rgb_array"})
+
+
+def film_episode(
+    actor: Actor,
+    env: gym.Env[Any, Any],
+    video: Path,
+    seed: int,
+    max_episode_steps: int,
+    watch: Watch | None = None,
+) -> Evaluation:
+    """Play one noise-free episode, and write it as a film (.mp4 or .gif).
+
+    Raises:
+        UserError: If frames cannot be rendered or written here, saying what is missing.
+    """
+    frames: list[Any] = []
+
+    def add_frame(step: int) -> None:
+        frames.append(_frame(env))
+        if watch is not None and step:
+            watch(step)
+
+    played = play_episode(actor, env, seed, max_episode_steps, add_frame)
     try:
         import imageio.v2 as imageio
 
@@ -84,25 +114,33 @@ def film(path: Path, video: Path, seed: int = 0, watch: Watch | None = None) -> 
         raise UserError(
             f"Could not write {video}: {reason}; `pip install 'rllib-hpo[video]'` has what it needs."
         ) from error
-    return played.returns[0]
+    return played
 
 
-def _play_frames(
-    actor: Actor, env: gym.Env[Any, Any], seed: int, max_episode_steps: int, watch: Watch | None
-) -> tuple[list[Any], Evaluation]:
+def play_episode(
+    actor: Actor, env: gym.Env[Any, Any], seed: int, max_episode_steps: int, watch: Watch
+) -> Evaluation:
+    """Play one noise-free episode.
+
+    Args:
+        actor: Whose actions are taken.
+        env: The environment, in which `seed` is the episode's.
+        seed: Of the episode and of the policy's noise, where an evaluation has any.
+        max_episode_steps: Where the episode is cut.
+        watch: Called with the number of steps made so far, 0 first.
+    """
     scaling, checked = ActionScaling.of(env.action_space), Boundary(env)
     obs = checked.reset(env, seed)
-    frames, total, over = [_frame(env)], 0.0, False
+    total, steps, over = 0.0, 0, False
     memory, noise = actor.begin(torch.as_tensor(obs[None]), explores=False), EvaluationNoise(actor, [seed])
-    while not over and len(frames) <= max_episode_steps:
+    watch(steps)
+    while not over and steps < max_episode_steps:
         noise.draw(memory, [0])
         action = actor.act(torch.as_tensor(obs[None]), memory=memory).numpy()
         obs, reward, terminated, truncated = checked.step(env, scaling.to_env(action)[0])
-        frames.append(_frame(env))
-        total, over = total + reward, terminated or truncated
-        if watch is not None:
-            watch(len(frames) - 1)
-    return frames, Evaluation([total], [len(frames) - 1], int(not over))
+        total, steps, over = total + reward, steps + 1, terminated or truncated
+        watch(steps)
+    return Evaluation([total], [steps], int(not over))
 
 
 def _frame(env: gym.Env[Any, Any]) -> Any:
