@@ -48,7 +48,12 @@ def collect(source: Path, task: str | None, zoo: Path = ZOO) -> dict[str, Any]:
         policy = load_policy_file(path).metadata
         if task not in (None, policy.task):
             continue
-        keys = {"algorithm": policy.algorithm, "task": policy.task, "seed": SEED, "env_steps": policy.env_steps}
+        keys = {
+            "algorithm": policy.algorithm,
+            "task": policy.task,
+            "seed": SEED,
+            "env_steps": policy.env_steps,
+        }
         (last,) = (row for row in rows if all(getattr(row, key) == value for key, value in keys.items()))
         name = name_of(policy.algorithm, policy.task)
         shutil.copyfile(path, zoo / f"{name}.safetensors")
@@ -67,7 +72,9 @@ def command(row: EvaluationRow) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path)
     parser.add_argument("--task", help="policies of this task only")
     arguments = parser.parse_args()

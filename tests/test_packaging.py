@@ -99,7 +99,6 @@ def test_second_demo_does_not_touch_the_first(tmp_path: Path) -> None:
     assert folder() == "runs/demo-3"
 
 
-@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="no README yet")
 def test_readme_names_the_two_commands() -> None:
     text = (ROOT / "README.md").read_text()
     assert "make demo" in text

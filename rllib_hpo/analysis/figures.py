@@ -58,7 +58,7 @@ def profile_figure(scores: Scores, series: Sequence[Series], rng: np.random.Gene
         )
     axis.set_xlabel(SCALE, fontsize=9, color=INK)
     axis.set_ylabel("share of runs above", fontsize=9, color=INK)
-    axis.legend(frameon=False, fontsize=9)
+    axis.legend(frameon=False, fontsize=9, handlelength=2.8)
     style_axis(axis)
     _explain(figure, scores, "shade: pointwise bootstrap 95% band")
     return figure

@@ -57,7 +57,11 @@ def zoo() -> None:
     from rllib_hpo.experiments.runs.zoo import residents
 
     table = Table(
-        "policy", "environment", Column("steps", justify="right"), Column("return", justify="right"), "trained by"
+        "policy",
+        "environment",
+        Column("steps", justify="right"),
+        Column("return", justify="right"),
+        "trained by",
     )
     for one in residents():
         score = f"{one.return_mean:,.1f} ± {one.return_std:,.1f}"

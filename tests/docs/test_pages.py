@@ -175,10 +175,33 @@ def test_reference_is_not_committed() -> None:
     assert not (DOCS / "reference").exists()
 
 
-@pytest.mark.parametrize(
-    "page", ["benchmarks/speed.md", "benchmarks/results.md", "benchmarks/papers.md", "concepts/glossary.md"]
-)
-def test_tables_that_stand_in_readme_too_are_the_same(page: str) -> None:
-    tables = [set(re.findall(r"(?:^\|.*\n)+", PAGES[name], re.MULTILINE)) for name in (page, "README.md")]
-    assert tables[0]
-    assert tables[0] <= tables[1]
+# --- README -------------------------------------------------------------------------------------------------------
+
+README = PAGES["README.md"]
+
+
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 130
+
+
+def test_links_of_readme_lead_somewhere() -> None:
+    for path in re.findall(r"\]\((?!https?:)([^)#\s]+)", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_readme_has_every_algorithm() -> None:
+    named = re.findall(r"`rllib-hpo train --algorithm ([a-z0-9-]+) --task", README)
+    assert sorted(named) == sorted(BUILT_IN)
+
+
+def test_readme_brings_a_cluster_up_as_its_page_does() -> None:
+    """tests/cluster runs the commands of that page."""
+    section = README.split("## A cluster in six commands")[1].split("\n## ")[0]
+    commands = next(blocks(section)).text.splitlines()
+    assert len(commands) == 6
+    page = [
+        line.split("  #")[0].rstrip()
+        for block in blocks(PAGES["tutorials/clusters.md"])
+        for line in block.text.splitlines()
+    ]
+    assert [command for command in commands if command not in page] == []
