@@ -69,7 +69,7 @@ define install_core
 		$(PYTHON) -m venv --clear $(VENV); \
 	fi
 	$(call install,torch (the largest part),$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch)
-	$(call install,Ray with RLlib,'ray[default,rllib,tune]')
+	$(call install,Ray with RLlib,'ray[default$(comma)rllib$(comma)tune]')
 	$(call install,rllib_hpo with the other packages that it needs,--editable .)
 	@touch $(CORE_STAMP)
 endef
@@ -120,6 +120,19 @@ test-all: test test-slow  ## Run every test, also those that repeat others with 
 .PHONY: support-page
 support-page: setup  ## Write docs/rllib-support.md, what of RLlib is supported, from the table of the conformance tests
 	$(BIN)/python -m tests.rllib.conformance.page
+
+.PHONY: zoo
+zoo: setup  ## Train the policies of zoo/ on Pendulum-v1 anew (half an hour on 2 cores), and collect them
+	$(BIN)/rllib-hpo sweep zoo --out runs/zoo --wandb disabled
+	$(BIN)/python -m benchmarks.zoo runs/zoo
+
+.PHONY: pictures
+pictures: setup  ## Make docs/images, the pictures of README and the front page, from stored rows and policies
+	mkdir -p docs/images
+	$(BIN)/rllib-hpo report benchmarks/results/evidence --out build/pictures
+	cp build/pictures/figures/curves.png docs/images/curves.png
+	$(BIN)/rllib-hpo policy-shape zoo/sac-hopper.safetensors zoo/sac-hpo-hopper.safetensors --out docs/images/policy-shape.png
+	$(BIN)/rllib-hpo enjoy sac-hpo-hopper --video docs/images/hopper.mp4
 
 DOCS_STAMP := $(VENV)/.installed-docs
 

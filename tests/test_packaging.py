@@ -29,6 +29,8 @@ TARGETS = [
     "test-slow",
     "test-all",
     "support-page",
+    "zoo",
+    "pictures",
     "docs",
     "docs-serve",
     "bench",

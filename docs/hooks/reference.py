@@ -141,6 +141,11 @@ def settings_index() -> str:
     )
 
 
+def settings_navigation() -> list[str]:
+    """Return the pages of settings, the index first."""
+    return ["reference/settings/index.md", *(f"reference/settings/{name}.md" for name in BUILT_IN)]
+
+
 def settings_page(algorithm: str) -> str:
     """List every setting of one algorithm, those of its own first."""
     model = find_settings(algorithm)
@@ -243,10 +248,11 @@ def sweep_file_page() -> str:
     for path in sorted((ROOT / "tune_configs").glob("*.yaml")):
         sweep = sweep_config.read_sweep(path)
         steps = sum(trial.config.run.steps for trial in sweep.trials) / 1e6
-        link = f"[`{path.name}`](../../tune_configs/{path.name})"
+        link = f"[`{path.stem}`](../../tune_configs/{path.name})"
         rows.append((link, len(sweep.trials), f"{steps:g} M", sweep.description))
     parts.append(
-        "\n## Files in `tune_configs/`\n\n" + table(("file", "trials", "steps", "what it is for"), rows)
+        "\n## Files that come with the package\n\nTheir names stand for their paths: `rllib-hpo sweep NAME`.\n\n"
+        + table(("sweep", "trials", "steps", "what it is for"), rows)
     )
     return "".join(parts)
 

@@ -21,6 +21,9 @@ from rllib_hpo.settings import Settings
 from rllib_hpo.streams import seed_sequence
 from rllib_hpo.tasks import ActionScaling, Boundary, boundary, make_env, wrappers
 
+MAX_FPS = 30
+"""Frames a second of a film, about; Hopper makes 125 steps a second, which no screen shows."""
+
 
 def evaluate_checkpoint(
     path: Path, num_episodes: int, seed: int = 0, watch: Watch | None = None
@@ -92,15 +95,18 @@ def film_episode(
     max_episode_steps: int,
     watch: Watch | None = None,
 ) -> Evaluation:
-    """Play one noise-free episode, and write it as a film (.mp4 or .gif).
+    """Play one noise-free episode, and write it as a film (.mp4 or .gif) in real time, about 30 frames a second.
 
     Raises:
         UserError: If frames cannot be rendered or written here, saying what is missing.
     """
     frames: list[Any] = []
+    steps_per_s = int(env.metadata.get("render_fps", MAX_FPS))
+    steps_per_frame = max(1, round(steps_per_s / MAX_FPS))
 
     def add_frame(step: int) -> None:
-        frames.append(_frame(env))
+        if step % steps_per_frame == 0:
+            frames.append(_frame(env))
         if watch is not None and step:
             watch(step)
 
@@ -108,7 +114,7 @@ def film_episode(
     try:
         import imageio.v2 as imageio
 
-        imageio.mimsave(video, frames, fps=int(env.metadata.get("render_fps", 30)))
+        imageio.mimsave(video, frames, fps=steps_per_s / steps_per_frame)
     except (ImportError, OSError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(
