@@ -303,7 +303,7 @@ def zoo_page() -> str:
     )
     return (
         "# Zoo\n\nTrained policies that come with the package: `rllib-hpo enjoy POLICY` plays one, "
-        "`rllib_hpo.deployment.load_policy_file` loads its file. Each was trained with one seed; a return is the mean ± "
+        "`rllib_hpo.deployment.load_policy_file` loads its file. Each was trained with one seed; a return is mean ± "
         "standard deviation over the episodes of its last evaluation. Rows are in [`zoo/`](../../zoo).\n\n"
         + table(("policy", "environment", "steps", "return", "trained by"), rows)
     )
