@@ -190,6 +190,8 @@ def test_wheel_works_without_a_checkout(installed: Path, tmp_path: Path) -> None
     assert "SAC-HPO" in (tmp_path / "report" / "index.html").read_text()
     assert "eight-tasks" in run(rllib_hpo, "sweeps")
     assert "6 trials, 18,000 environment steps" in run(rllib_hpo, "sweep", "smoke", "--dry-run")
+    assert "sac-hpo-hopper" in run(rllib_hpo, "zoo")
+    run(rllib_hpo, "enjoy", "sac-hpo-pendulum", "--video", "film.gif")
     run(rllib_hpo, "cluster", "init", "--provider", "aws", "--out", "cluster")
     assert "ok" in run(rllib_hpo, "cluster", "check", "cluster/gpu.yaml")
     assert (tmp_path / "cluster" / "package" / "constraints.txt").read_text() == (
