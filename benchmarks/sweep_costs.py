@@ -3,14 +3,15 @@
     python -m benchmarks.sweep_costs            # those that are new or have changed
     python -m benchmarks.sweep_costs smoke      # these
 
-It times environment steps, actions and updates of each kind of trial, as `rllib-hpo sweep NAME --dry-run` does, and
-writes tune_configs/costs.json, which `rllib-hpo sweeps` shows.
+It times environment steps, actions and updates of each kind of trial, as `rllib-hpo sweep NAME --dry-run` does, but in
+seconds of CPU, and writes tune_configs/costs.json, which `rllib-hpo sweeps` shows.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 
 from benchmarks import machine
 from rllib_hpo.experiments.config.shipped import COSTS_FILE, SweepCost, sweep_costs, sweep_files
@@ -22,7 +23,7 @@ COSTS = machine.ROOT / "tune_configs" / COSTS_FILE
 
 def measure(sweep: Sweep) -> SweepCost:
     """Return what a sweep costs on this machine."""
-    seconds = time_trials(sweep)
+    seconds = time_trials(sweep, time.process_time)
     steps = sum(trial.config.run.steps for trial in sweep.trials)
     return SweepCost(len(sweep.trials), steps, round(sum(seconds.values()) / 3600, 2))
 

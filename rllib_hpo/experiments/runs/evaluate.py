@@ -84,7 +84,9 @@ def make_filmed(env_id: str, env_config: Mapping[str, Any]) -> gym.Env[Any, Any]
     """Make an environment that renders frames, through EGL where there is no display."""
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")
-    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # pygame looks for a sound card otherwise, and complains
+    os.environ.setdefault(
+        "SDL_AUDIODRIVER", "dummy"
+    )  # pygame looks for a sound card otherwise, and complains
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     return make_env(env_id, training=False, **{**env_config, "render_mode": "rgb_array"})
 
@@ -118,7 +120,9 @@ def film_episode(
 
         fps = steps_per_s / steps_per_frame
         # Pillow, which writes .gif, wants milliseconds a frame.
-        timing = {"duration": 1000 / fps, "loop": 0} if video.suffix == ".gif" else {"fps": fps}
+        timing: dict[str, Any] = {"fps": fps}
+        if video.suffix == ".gif":
+            timing = {"duration": 1000 / fps, "loop": 0}
         imageio.mimsave(video, frames, **timing)
     except (ImportError, OSError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
