@@ -65,7 +65,13 @@ def test_a_policy_is_that_of_its_row_and_sweep(name: str) -> None:
     assert trial.config.settings == policy.parsed_settings()
 
 
-@pytest.mark.parametrize("name", ON_PENDULUM)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "sac-hpo-pendulum" else pytest.param(name, marks=pytest.mark.exhaustive)
+        for name in ON_PENDULUM
+    ],
+)
 def test_a_policy_returns_what_its_row_says(name: str) -> None:
     """Pendulum's dynamics are smooth, so that another kind of CPU changes little."""
     entry, policy = ENTRIES[name], load_policy_file(ZOO / f"{name}.safetensors")
@@ -94,6 +100,7 @@ def test_policies_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(one.name[:10] in listed for one in residents())
 
 
+@pytest.mark.slow
 def test_a_policy_is_filmed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     film = tmp_path / "film.gif"
     assert run("enjoy", "sac-hpo-pendulum", "--video", str(film)) == 0
