@@ -150,6 +150,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_wheel_works_without_a_checkout(installed: Path, tmp_path: Path) -> None:
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text("dummy")
@@ -159,7 +160,7 @@ def test_wheel_works_without_a_checkout(installed: Path, tmp_path: Path) -> None
 
     def run(*words: str) -> str:
         done = subprocess.run(
-            words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False
+            words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False
         )
         assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
         return done.stdout
@@ -189,11 +190,12 @@ def test_wheel_works_without_a_checkout(installed: Path, tmp_path: Path) -> None
     run(rllib_hpo, "report", "run", "--out", "report")
     assert "SAC-HPO" in (tmp_path / "report" / "index.html").read_text()
     assert "eight-tasks" in run(rllib_hpo, "sweeps")
-    assert "6 trials, 18,000 environment steps" in run(rllib_hpo, "sweep", "smoke", "--dry-run")
     assert "sac-hpo-hopper" in run(rllib_hpo, "zoo")
     run(rllib_hpo, "enjoy", "sac-hpo-pendulum", "--video", "film.gif")
     run(rllib_hpo, "cluster", "init", "--provider", "aws", "--out", "cluster")
-    assert "ok" in run(rllib_hpo, "cluster", "check", "cluster/gpu.yaml")
+    assert "shipped/tune_configs/smoke.yaml" in run(
+        rllib_hpo, "cluster", "check", "cluster/gpu.yaml", "--sweep", "smoke"
+    )
     assert (tmp_path / "cluster" / "package" / "constraints.txt").read_text() == (
         ROOT / "constraints.txt"
     ).read_text()
