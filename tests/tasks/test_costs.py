@@ -113,8 +113,8 @@ def test_what_is_no_cost_is_named(cost: Any, info: dict[str, Any], says: str) ->
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"cost": {"kind": "torque"}}, "cost={'kind': 'torque'} needs a cost_limit"),
-        ({"cost_limit": 3.0}, "cost_limit=3 needs a cost"),
+        ({"cost": {"kind": "torque"}}, "cost={'kind': 'torque'} requires cost_limit"),
+        ({"cost_limit": 3.0}, "cost_limit=3 requires cost"),
         ({"cost": {"kind": "sped"}, "cost_limit": 1}, "whose 'kind' is 'speed', 'torque' or 'info'"),
         ({"cost": {"kind": "speed"}, "cost_limit": 1}, "a mapping whose 'limit' is given"),
         ({"cost": {"kind": "torque", "x": 1}, "cost_limit": 1}, "whose 'x' is left out"),

@@ -247,5 +247,5 @@ def test_tempering_that_changes_nothing_is_said_once(tmp_path: Path) -> None:
         "settings: {steps: 40, tempering: true, momentum_std_train: 1.0, momentum_std_explore: 1.5}\n"
     )
     printed = run(str(file), "--dry-run", cwd=tmp_path)
-    assert printed.count("Note: tempering=true changes nothing in training (momentum_std_train is 1") == 1
+    assert printed.count("Note: tempering=true has no effect in training (momentum_std_train is 1") == 1
     assert "trial sac-hpo-Pendulum-v1-seed0 and 1 more" in printed
