@@ -274,4 +274,4 @@ def test_trials_match_every_only(
     assert "2 trials, 400 environment steps" in printed
     assert printed.count("td3-Hopper-v4-seed") == 2
     assert run("sweep", str(file), "--dry-run", *words, "--only", "algorithm=sac") == 2
-    assert "--only algorithm=sac: algorithm is td3 already" in capsys.readouterr().err
+    assert "--only algorithm=sac: algorithm is already td3" in capsys.readouterr().err

@@ -56,16 +56,16 @@ app.command()(doctor)
 app.command()(tasks)
 app.command()(settings)
 
-results_app = typer.Typer(
-    no_args_is_help=True, help="Look at evaluation rows, and keep their files in order."
-)
+results_app = typer.Typer(no_args_is_help=True, help="Show, check and maintain evaluation rows.")
 results_app.command()(show)
 results_app.command()(compact)
 results_app.command()(add)
 results_app.command()(check)
 app.add_typer(results_app, name="results")
 
-cluster_app = typer.Typer(no_args_is_help=True, help="Clusters for sweeps; the files are in `cluster`.")
+cluster_app = typer.Typer(
+    no_args_is_help=True, help="Check the cluster files of sweeps, as those in `cluster`."
+)
 cluster_app.command("check")(check_cluster)
 app.add_typer(cluster_app, name="cluster")
 

@@ -22,31 +22,37 @@ DASHBOARD = "http://127.0.0.1:8265"
 
 Address = Annotated[
     str,
-    typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, by a tunnel to its head."),
+    typer.Option(
+        envvar="RAY_API_SERVER_ADDRESS",
+        help="Address of the cluster's dashboard, through a tunnel to its head node.",
+    ),
 ]
-JobId = Annotated[str, typer.Argument(metavar="ID", help="What `rllib-hpo submit` printed.")]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="Job id, as printed by `rllib-hpo submit`.")]
 
 
 def submit(
     context: typer.Context,
     address: Address = DASHBOARD,
     attach: Annotated[
-        str | None, typer.Option(metavar="ID", help="Follow a job that is on the cluster already.")
+        str | None, typer.Option(metavar="ID", help="Follow a job that was submitted before.")
     ] = None,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Send it, print its id, and stop.")] = False,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Submit the job, print its id, and exit.")
+    ] = False,
     pip: Annotated[
         bool,
         typer.Option(
             "--pip",
-            help="Send this package too, and have what it needs installed for the job, in the versions of this "
-            "machine. Without it the cluster's nodes have the package, as those of our images do.",
+            help="Send this package along, and install its dependencies for the job in the versions of this "
+            "machine. Without it, the package must be installed on the cluster's nodes, as it is in our "
+            "images.",
         ),
     ] = False,
 ) -> None:
-    """Send a sweep to a Ray cluster as a job, and follow its log to the end; Ctrl-C leaves it running.
+    """Submit a sweep to a Ray cluster as a job, and follow its log to the end; Ctrl-C leaves it running.
 
     Takes all options of `rllib-hpo sweep`, --storage, --out, --resume, --only, --seeds, --steps among them; --out and
-    --storage are places of the cluster, and modules of --import that lie beside the sweep file go along. The token
+    --storage are paths on the cluster, and modules of --import beside the sweep file are sent along. The token
     is read by Ray: RAY_AUTH_MODE=token and ~/.ray/auth_token or RAY_AUTH_TOKEN.
 
     Exit code 0 if all trials are done, 2 if one failed, 130 if it was stopped, or left by Ctrl-C.
@@ -61,14 +67,16 @@ def submit(
         if no_wait:
             return
     elif context.args:
-        raise SettingsError(f"--attach takes no sweep: {' '.join(context.args)} has no meaning with it.")
+        raise SettingsError(
+            f"--attach follows an existing job, so it cannot be combined with {' '.join(context.args)}."
+        )
     else:
         client = jobs.connect(address)
     try:
         job = jobs.follow(client, attach, lambda text: print(text, end="", flush=True))  # noqa: T201
     except KeyboardInterrupt:
         again = f"rllib-hpo submit --attach {attach} --address {address}"
-        console.print(f"\nLeft; the job goes on. Follow it again with: {again}", soft_wrap=True)
+        console.print(f"\nDetached; the job keeps running. Follow it again with: {again}", soft_wrap=True)
         raise typer.Exit(130) from None
     raise typer.Exit(jobs.exit_code(job))
 
@@ -97,9 +105,13 @@ def sweep_request(words: list[str], pip: bool) -> Any:
     file, resume, imports = given.pop("file", None), given.get("resume"), given.get("imports") or ()
     storage, out = given.get("storage"), given.pop("out", None)
     if (file is None) == (resume is None):
-        raise SettingsError("Name either a sweep file or, with --resume, where on the cluster a sweep is.")
+        raise SettingsError(
+            "Give either a sweep file or --resume with the path or URI of a sweep on the cluster."
+        )
     if "dry_run" in given:
-        raise SettingsError("--dry-run starts nothing; `rllib-hpo sweep --dry-run` says what would run.")
+        raise SettingsError(
+            "--dry-run cannot be submitted; `rllib-hpo sweep --dry-run` prints what would run."
+        )
     job_request.check_paths(storage, out and str(out))
     job_request.check_paths(resume, None)
     source, name = None, (resume or "").partition("?")[0].rstrip("/").rpartition("/")[2]
@@ -163,10 +175,10 @@ def _as_words(command: Any, given: dict[str, Any]) -> list[str]:
 
 
 def status(
-    job_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Of one job. Default: all.")] = None,
+    job_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Job id. Default: all jobs.")] = None,
     address: Address = DASHBOARD,
 ) -> None:
-    """Print the sweeps on a cluster, or how one of them stands, with the table so far."""
+    """List the sweeps on a cluster, or show the state of one with its results so far."""
     from rllib_hpo.experiments.jobs import client as jobs
     from rllib_hpo.experiments.jobs import results as job_results
 
@@ -188,13 +200,13 @@ def status(
 
 def fetch(
     job_id: JobId,
-    out: Annotated[Path, path_option(help="Directory for what is brought; may hold an earlier fetch.")],
+    out: Annotated[Path, path_option(help="Directory for the results; may hold those of an earlier fetch.")],
     address: Address = DASHBOARD,
     checkpoints: Annotated[
-        bool, typer.Option("--checkpoints", help="Also the newest intact checkpoint of every trial.")
+        bool, typer.Option("--checkpoints", help="Also fetch the newest intact checkpoint of every trial.")
     ] = False,
 ) -> None:
-    """Bring a sweep's rows here from its storage, also while it runs; `results` and `report` take the directory."""
+    """Download a sweep's rows from its storage, also while it runs, for `results` and `report`."""
     from rllib_hpo.experiments.jobs import client as jobs
     from rllib_hpo.experiments.jobs import results as job_results
     from rllib_hpo.results import read_rows
@@ -206,7 +218,7 @@ def fetch(
 
 
 def stop(job_id: JobId, address: Address = DASHBOARD) -> None:
-    """Stop a sweep on a cluster, after the checkpoints of its running trials; `submit --resume` goes on with it."""
+    """Stop a sweep on a cluster, after the checkpoints of its running trials; `submit --resume` continues it."""
     from rllib_hpo.experiments.jobs import client as jobs
 
     jobs.stop(jobs.connect(address), job_id)

@@ -28,7 +28,7 @@ from rllib_hpo.errors import SettingsError, UserError
 from rllib_hpo.results.paths import absolute_or_uri
 
 SweepFileArgument = Annotated[
-    Path | None, path_argument(help="A sweep file (YAML); those of the papers are in tune_configs.")
+    Path | None, path_argument(help="Sweep file (YAML); tune_configs has those of the papers.")
 ]
 Out = Annotated[Path | None, path_option(help="Directory of the new sweep. Default: runs/NAME.")]
 Resume = Annotated[
@@ -36,7 +36,7 @@ Resume = Annotated[
     typer.Option(
         parser=absolute_or_uri,
         metavar="PATH",
-        help="Directory, or URI on storage, of a sweep to go on with, or to extend.",
+        help="Directory or storage URI of a sweep to resume or extend.",
     ),
 ]
 StorageUri = Annotated[
@@ -45,27 +45,26 @@ StorageUri = Annotated[
         parser=absolute_or_uri,
         metavar="URI",
         help="Mirror rows, checkpoints and replay to URI/NAME (s3://, gs://, file:// or a path), so that nodes "
-        "need share no disk. Credentials come from the environment.",
+        "need not share a disk. Credentials come from the environment.",
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and exit.")]
 Only = Annotated[
     list[str] | None,
     typer.Option(
         metavar="KEY=VALUE,...",
-        help="Some trials: task=hopper,algorithm=sac-hpo,variant=k-1; given many times, trials match all.",
+        help="Run only some trials: task=hopper,algorithm=sac-hpo,variant=k-1; if repeated, trials must match all.",
     ),
 ]
-Seeds = Annotated[str | None, typer.Option(help="Instead of the file's, as 0-4 or 0,3.")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Environment steps of every trial.")]
-MaxConcurrent = Annotated[int | None, typer.Option(min=1, help="Trials at a time, at most.")]
-NumEnvRunners = Annotated[int | None, typer.Option(min=0, help="Remote runners of every trial.")]
+Seeds = Annotated[str | None, typer.Option(help="Seeds instead of the file's, for example 0-4 or 0,3.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Environment steps per trial.")]
+MaxConcurrent = Annotated[int | None, typer.Option(min=1, help="Maximum number of concurrent trials.")]
+NumEnvRunners = Annotated[int | None, typer.Option(min=0, help="Remote environment runners per trial.")]
 EvaluationNumEnvRunners = Annotated[
-    int | None, typer.Option(min=0, help="Runners of every trial that evaluate beside training.")
+    int | None,
+    typer.Option(min=0, help="Evaluation runners per trial, which work in parallel with training."),
 ]
-GpusPerLearner = Annotated[
-    float | None, typer.Option(min=0, max=1, help="GPU, or a share of one, for every trial.")
-]
+GpusPerLearner = Annotated[float | None, typer.Option(min=0, max=1, help="GPUs per trial: 1, or a fraction.")]
 
 
 def sweep(
@@ -89,7 +88,7 @@ def sweep(
     """Run a grid of trials on this machine or a Ray cluster (RAY_ADDRESS); it can be killed and resumed.
 
     With --storage s3://bucket/prefix everything durable is mirrored to s3://bucket/prefix/NAME while it runs, and
-    `rllib-hpo sweep --resume s3://bucket/prefix/NAME` goes on with it on any machine.
+    `rllib-hpo sweep --resume s3://bucket/prefix/NAME` resumes it on any machine.
 
     Exit code 2 if a trial failed, 130 if Ctrl-C stopped the sweep, 143 if another signal did.
     """
@@ -109,7 +108,7 @@ def sweep(
         }
     )
     if (file is None) == (resume is None):
-        raise SettingsError("Name either a sweep file or, with --resume, the directory of a sweep.")
+        raise SettingsError("Give either a sweep file or --resume with the directory of a sweep.")
     files, remote = _resumed(resume, storage, out)
     if files is not None:
         import_all(sweeps.read_plan(files)["imports"])
@@ -176,7 +175,7 @@ def _resumed(resume: str | None, storage: str | None, out: Path | None) -> tuple
     if resume is None:
         return None, None
     if storage is not None:
-        raise SettingsError("--resume does not go with --storage: a sweep keeps its storage.")
+        raise SettingsError("--resume cannot be combined with --storage: a sweep keeps its storage.")
     if not is_uri(resume):
         files = sweeps.SweepFiles(Path(resume))
         return files, sweeps.storage_of(files)
@@ -209,7 +208,7 @@ def _print_sweep(grid: Any) -> None:
         if not grid.trials:
             raise sweeps.describe_broken(broken)
         seconds = estimate.time_trials(grid)
-    table = Table("trial", "steps", "asks for", "hours")
+    table = Table("trial", "steps", "requests", "hours")
     for trial in grid.trials:
         request = describe(resources(trial.config))
         table.add_row(trial.name, f"{trial.config.run.steps:,}", request, f"{seconds[trial.name] / 3600:.1f}")
@@ -218,8 +217,8 @@ def _print_sweep(grid: Any) -> None:
     hours = estimate.makespan(list(seconds.values()), at_a_time) / 3600
     steps = sum(trial.config.run.steps for trial in grid.trials)
     console.print(
-        f"{len(grid.trials)} trials, {steps:,} environment steps; there are {there}: {at_a_time} trials at a time, "
-        f"about {hours:.1f} hours in all (timed on one core of this machine; a GPU or slower cores change it)",
+        f"{len(grid.trials)} trials, {steps:,} environment steps; with {there}: {at_a_time} trials at a time, "
+        f"about {hours:.1f} hours in total (estimated on one core of this machine; a GPU or slower cores change it)",
         soft_wrap=True,
     )
     if broken:
@@ -239,7 +238,7 @@ def _print_outcome(files: Any, outcome: Any, storage: Any) -> None:
         raise UserError(f"Trials failed: {logs}.")
     if outcome.unfinished:
         again = f"rllib-hpo sweep --resume {shlex.quote(str(files.directory))}"
-        console.print(f"Go on with: {again}", soft_wrap=True)
+        console.print(f"Resume with: {again}", soft_wrap=True)
         raise typer.Exit(130 if outcome.stopped_by is None else exit_code(outcome.stopped_by))
 
 
@@ -250,10 +249,10 @@ def dashboard(
     ] = None,
     project: Annotated[str, typer.Option(help="W&B project.")] = "rllib-hpo",
     out: Annotated[
-        Path | None, path_option(help="File of the workspace. Default: SWEEP_DIR/dashboard.json.")
+        Path | None, path_option(help="File for the workspace. Default: SWEEP_DIR/dashboard.json.")
     ] = None,
     save: Annotated[
-        bool, typer.Option("--save", help="Save the workspace online too, and print its address.")
+        bool, typer.Option("--save", help="Also save the workspace online, and print its address.")
     ] = False,
 ) -> None:
     """Make the W&B workspace that compares a sweep's algorithms and variants, task by task.

@@ -126,7 +126,7 @@ MISTAKES = {
     "task the sweep lacks": ("- task: Pendulum-v1", "- task: ant", 15, "the sweep has no task 'ant'"),
     "variant the sweep lacks": ("variant: k-1,", "variant: k-2,", 17, "Did you mean 'k-1'?"),
     "unknown key of an override": ("- task: Pendulum", "- tsk: Pendulum", 15, "Did you mean 'task'?"),
-    "key twice": ("  lr: 3e-4", "  warmup_steps: 3", 7, "'warmup_steps' stands here twice"),
+    "key twice": ("  lr: 3e-4", "  warmup_steps: 3", 7, "the key 'warmup_steps' is repeated"),
     "no seeds": ("seeds: 0-1", "seeds: []", 4, "at least one"),
     "bad seeds": ("seeds: 0-1", "seeds: 1-0", 4, "must be numbers and ranges"),
     "no tasks": ("[hopper, Pendulum-v1]", "[]", 3, "tasks=[]"),

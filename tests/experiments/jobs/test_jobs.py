@@ -161,8 +161,8 @@ def test_resuming_names_the_place_only(request_of: Any) -> None:
         (("--out", "runs/here"), "must be a path from / on"),
         (("--storage", "here"), "must be a path from / on"),
         (("--storage", "s3://key:secret@bucket/x"), "holds a user or a password"),
-        (("--dry-run",), "--dry-run starts nothing"),
-        (("--resume", "/srv/x"), "Name either a sweep file or"),
+        (("--dry-run",), "--dry-run cannot be submitted"),
+        (("--resume", "/srv/x"), "Give either a sweep file or"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_sent(

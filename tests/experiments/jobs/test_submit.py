@@ -135,7 +135,7 @@ def test_it_can_be_left_and_found_again_and_stopped_and_resumed(
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, (out, err)
     job = job_of(out)
-    assert f"Left; the job goes on. Follow it again with: rllib-hpo submit --attach {job}" in out
+    assert f"Detached; the job keeps running. Follow it again with: rllib-hpo submit --attach {job}" in out
     assert err == ""
     out, _ = cluster.run("status", job, "--address", cluster.address)
     assert "RUNNING" in out
@@ -145,7 +145,7 @@ def test_it_can_be_left_and_found_again_and_stopped_and_resumed(
     cluster.run("stop", job, "--address", cluster.address)
     out, _ = cluster.run("submit", "--attach", job, "--address", cluster.address, code=130)
     assert re.search(r"0 failed, [12] unfinished", out)
-    assert "Go on with: " in out  # they have saved: a stop is a Ctrl-C
+    assert "Resume with: " in out  # they have saved: a stop is a Ctrl-C
     words = ["submit", "--resume", f"file://{storage}", "--wandb", "disabled", "--address", cluster.address]
     out, _ = cluster.run(*words)
     assert "2 done, 0 failed, 0 unfinished" in out
