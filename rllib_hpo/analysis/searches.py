@@ -70,7 +70,5 @@ def problems_table(table: pa.Table) -> Table | None:
     problems: list[Problem] = check(table)
     if not problems:
         return None
-    note = "What `rllib-hpo results check` says of these rows."
-    return Table(
-        "check", "What is wrong with the rows", note, ["kind", "what"], [list(one) for one in problems]
-    )
+    note = "Findings of `rllib-hpo results check` in these rows."
+    return Table("check", "Problems in the rows", note, ["kind", "what"], [list(one) for one in problems])

@@ -164,18 +164,18 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
     def _validate_local_hardware(config: ActorCriticConfig) -> None:
         """Check settings that depend on this machine; configs may be built on another one."""
         if config.env is None:
-            raise SettingsError("There is no environment: name one, as in .environment('Hopper-v4').")
+            raise SettingsError("No environment is set: set one, for example with .environment('Hopper-v4').")
         option = "num_gpus" if config.is_old_stack else "num_gpus_per_learner"
         num_gpus = getattr(config, option)
         if config.num_learners == 0 and num_gpus > 0 and not torch.cuda.is_available():
-            raise SettingsError(f"{option}={num_gpus}, but torch finds no CUDA device here.")
+            raise SettingsError(f"{option}={num_gpus}, but torch finds no CUDA device on this machine.")
 
     @staticmethod
     def _warn_of_unrecorded_options(config: ActorCriticConfig) -> None:
         for name, kind in not_recorded(recorded(config.env_config)).items():
             _logger.warning(
                 "env_config: '%s' is a %s, which rows and checkpoints cannot record: `evaluate`, `convert` and "
-                "`train --config` will not be able to make this environment again.",
+                "`train --config` will not be able to recreate this environment.",
                 name,
                 kind,
             )
@@ -236,8 +236,8 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
         """
         if self.is_stopped:
             raise UserError(
-                "This algorithm was stopped and cannot train on: build it again with build_algo(), or load its "
-                "checkpoint with from_checkpoint()."
+                "This algorithm was stopped and cannot continue training: build it again with build_algo(), or "
+                "load its checkpoint with from_checkpoint()."
             )
         try:
             results: dict[str, Any] = super().step()

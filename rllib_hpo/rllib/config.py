@@ -182,8 +182,9 @@ class ActorCriticConfig(AlgorithmConfig):
         if (algorithm := config_dict.get("algorithm", self.algorithm)) != self.algorithm:
             if type(self) is not ActorCriticConfig:  # which is the config of any algorithm
                 raise SettingsError(
-                    f"The configuration is of '{algorithm}', but {type(self).__name__} and its trainable "
-                    f"{self.algo_class.__name__} are of '{self.algorithm}'; use the two of one algorithm."
+                    f"The configuration is for '{algorithm}', but {type(self).__name__} and its trainable "
+                    f"{self.algo_class.__name__} are for '{self.algorithm}'; use the config and trainable of the "
+                    "same algorithm."
                 )
             self._set_algorithm(algorithm)
         ours = set(self.settings_class.model_fields) | RUN_OPTIONS | {"algorithm"}

@@ -175,8 +175,8 @@ def warn_truncated(played: Evaluation, env: str, max_episode_steps: int) -> bool
     """Warn if episodes were cut, since their returns depend on the limit; returns whether it did."""
     if played.episodes_cut:
         _logger.warning(
-            "%d of %d evaluation episodes of %s had not ended after evaluation_max_episode_steps=%d steps and were cut "
-            "there. Let episodes end, for instance with `--set 'env_config={max_episode_steps: 1000}'`.",
+            "%d of %d evaluation episodes of %s had not ended after evaluation_max_episode_steps=%d steps and were "
+            "cut. Limit the length of episodes, for example with `--set 'env_config={max_episode_steps: 1000}'`.",
             played.episodes_cut,
             len(played.returns),
             env,
@@ -193,7 +193,7 @@ def _first(checked: Boundary, env: gym.Env[Any, Any], seed: int) -> npt.NDArray[
 
 
 def _located(error: NonFiniteError, step: int) -> NonFiniteError:
-    return NonFiniteError(f"{error} at step {step} of an episode of an evaluation")
+    return NonFiniteError(f"{error} at step {step} of an evaluation episode")
 
 
 def _noise_free(

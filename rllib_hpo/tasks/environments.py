@@ -117,7 +117,7 @@ def make_env(
         close = nearest(env_id, gym.registry)
         hint = f" Did you mean '{close}'?" if close else ""
         raise UnknownNameError(
-            f"Unknown environment '{env_id}'.{hint} For an id that a package registers give --import PACKAGE (in "
+            f"Unknown environment '{env_id}'.{hint} If a package registers the id, give --import PACKAGE (in "
             "Python, import it), or write PACKAGE:ID."
         )
     found: EnvSpec = spec

@@ -142,7 +142,7 @@ class Sweep:
                 )
             trials = tuple(trial for trial in trials if _of(trial, key) == value)
         if not trials:
-            raise SettingsError("No trial of the sweep is all of that.")
+            raise SettingsError("No trial of the sweep matches every --only.")
         return Sweep(self.name, self.description, trials)
 
     def without(self, names: Iterable[str]) -> Sweep:
@@ -175,14 +175,14 @@ def read_sweep(path: Path, seeds: str | None = None, changes: Mapping[str, Any] 
         cells = list(itertools.islice(_grid(given, parsed_seeds), MAX_TRIALS + 1))
         if len(cells) > MAX_TRIALS:
             raise lines.error(
-                ("seeds",), f"the sweep has more than {MAX_TRIALS:,} trials; make several of it"
+                ("seeds",), f"the sweep has more than {MAX_TRIALS:,} trials; split it into several sweeps"
             )
         trials = tuple(
             _trial(given, lines, algorithm, variant, task, seed, changes or {})
             for algorithm, variant, task, seed in cells
         )
         if not trials:
-            raise lines.error(("variants",), "no variant is of any of the sweep's algorithms")
+            raise lines.error(("variants",), "no variant belongs to any of the sweep's algorithms")
         _check_trial_names(trials, lines)
     return Sweep(given.sweep, given.description, trials)
 
@@ -193,9 +193,7 @@ def _check_trial_names(trials: Sequence[Trial], lines: _Lines) -> None:
     for trial in trials:
         place = ("variants", trial.variant) if trial.variant != DEFAULT_VARIANT else ("tasks",)
         if trial.name in seen:
-            raise lines.error(
-                place, f"two trials would be called {shown(trial.name)}; name or list them once"
-            )
+            raise lines.error(place, f"two trials would be called {shown(trial.name)}; list each only once")
         if len(trial.name.encode()) > MAX_NAME:
             raise lines.error(
                 place, f"the name {shown(trial.name)} of a trial is longer than {MAX_NAME} bytes"
@@ -296,7 +294,9 @@ def parse_seeds(text: str, source: str) -> list[int]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*([0-9]{1,10})(?:\s*-\s*([0-9]{1,10}))?\s*", part)
         if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise SettingsError(f"{source} {shown(text)} must be numbers and ranges, as in 0-4 or 0,2,5-7.")
+            raise SettingsError(
+                f"{source} {shown(text)} must be numbers and ranges, for example 0-4 or 0,2,5-7."
+            )
         seeds.extend(range(int(match[1]), int(match[2] or match[1]) + 1)[: MAX_TRIALS + 1])
         if len(seeds) > MAX_TRIALS:
             raise SettingsError(f"{source} {shown(text)} are more than {MAX_TRIALS:,} seeds.")
@@ -307,7 +307,7 @@ def _seeds_of_file(given: SweepFile, lines: _Lines) -> list[int]:
     seeds = given.seeds
     if isinstance(seeds, list):
         if not seeds or min(seeds) < 0:
-            raise lines.error(("seeds",), f"seeds {shown(seeds)} must be numbers from 0 on, at least one")
+            raise lines.error(("seeds",), f"seeds {shown(seeds)} must be one or more integers of at least 0")
         return sorted(set(seeds))
     try:
         return parse_seeds(str(seeds), "seeds")
@@ -338,7 +338,7 @@ class _Lines(YamlLines):
                 valid = _siblings(place)
                 close = nearest(str(place[-1]), valid)
                 hint = f". Did you mean '{close}'?" if close else f". Valid: {', '.join(valid)}"
-                raise self.error(place, f"'{place[-1]}' is not a key of a sweep file here{hint}") from None
+                raise self.error(place, f"'{place[-1]}' is not a valid key here{hint}") from None
             name = ".".join(str(part) for part in place)
             reason = first["msg"].removeprefix("Input should be ")
             if first["type"] == "missing":

@@ -68,7 +68,7 @@ def check_paths(storage: str | None, out: str | None) -> None:
             continue
         check_no_secrets(place)
         if not (option == "--storage" and is_uri(place)) and not place.startswith(("/", "~/")):
-            raise UserError(f"{option} {place} must be a path from / on, for it is one of the cluster.")
+            raise UserError(f"{option} {place} must be an absolute path, since it is a path on the cluster.")
 
 
 def below(storage: str, name: str) -> str:

@@ -85,7 +85,7 @@ def start_run(config: RunConfig, out: Path) -> RunFiles:
     """
     # Hidden files do not count: a run killed in its very first moment leaves one.
     if out.exists() and (not out.is_dir() or any(not path.name.startswith(".") for path in out.iterdir())):
-        raise UserError(f"{out} already exists; go on with `--resume {out}`, or choose another --out.")
+        raise UserError(f"{out} already exists; resume it with `--resume {out}`, or choose another --out.")
     files = RunFiles(out, is_new=True)
     rllib_config = to_rllib(config, files)
     rllib_config.validate()
@@ -115,7 +115,7 @@ def open_run(
     """
     files = RunFiles(directory)
     if not files.config.is_file():
-        raise CheckpointError(f"{directory} is not the directory of a run: it has no {CONFIG_FILE}.")
+        raise CheckpointError(f"{directory} is not a run directory: it has no {CONFIG_FILE}.")
     config = resolve_saved(files.config, {})
     for name, value in changed.items():
         if value is not None and value != config.values().get(name):
@@ -125,7 +125,10 @@ def open_run(
             )
     if steps is not None and steps != config.run.steps:
         if steps < config.run.steps:
-            raise SettingsError(f"--steps {steps} is less than the {config.run.steps} this run was to make.")
+            raise SettingsError(
+                f"--steps {steps} is less than the {config.run.steps} steps of this run; a resume can only "
+                "extend it."
+            )
         config = resolve_saved(files.config, {"steps": steps})
         config.importing(imports).save(files.config)
     return config.importing(imports), files
@@ -332,9 +335,9 @@ class TrainingRun:
             return None
         line = f"Resumed at step {self.resumed_from['env_steps']:,}"
         if self.resumed_from.get("environments") == "rebuilt":
-            line += ", with environments that were rebuilt and begin new episodes"
+            line += ", with rebuilt environments that begin new episodes"
         for name, before in self.store.repaired.items():
-            line += f"; the link checkpoints/{name}, which led to {before or 'nothing'}, is repaired"
+            line += f"; repaired the link checkpoints/{name}, which pointed to {before or 'nothing'}"
         return f"{line}."
 
     def ended(self, error: BaseException | None = None) -> None:

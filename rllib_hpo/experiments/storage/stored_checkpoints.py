@@ -157,7 +157,7 @@ class StoredCheckpoints:
         try:
             manifest, data = verify(path), (path / MANIFEST).read_bytes()
         except FileNotFoundError as error:  # removed while it was read
-            raise CheckpointError(f"{path} is gone, and cannot be put on storage.") from error
+            raise CheckpointError(f"{path} no longer exists, so it cannot be uploaded.") from error
         if self._manifests.get(path.name) == data:
             return
         if any(name.startswith(f"{folder}/") for name in self._sizes):
@@ -176,7 +176,7 @@ class StoredCheckpoints:
         try:
             file = path.open("rb")
         except FileNotFoundError as error:
-            raise CheckpointError(f"{path} is gone, and cannot be put on storage.") from error
+            raise CheckpointError(f"{path} no longer exists, so it cannot be uploaded.") from error
         with file:
             if self._sizes.get(name) != os.fstat(file.fileno()).st_size:
                 self._sizes[name] = self._trial.write(name, file)

@@ -76,7 +76,7 @@ class SweepProgress(Callback):
         name = trial.config["trial"]
         self._running.discard(name)
         self.console.print(
-            f"again   {name}   {self._done[name]:,} steps   it died, and goes on from its last checkpoint",
+            f"again   {name}   {self._done[name]:,} steps   it died and restarts from its last checkpoint",
             highlight=False,
             soft_wrap=True,
         )

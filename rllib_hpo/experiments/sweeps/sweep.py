@@ -137,7 +137,8 @@ def start_sweep(sweep: Sweep, source: Path, files: SweepFiles, imports: Sequence
     """
     if files.directory.exists() and any(files.directory.iterdir()):
         raise UserError(
-            f"{files.directory} already exists; go on with `--resume {files.directory}`, or choose another --out."
+            f"{files.directory} already exists; resume it with `--resume {files.directory}`, or choose another "
+            "--out."
         )
     check_trials(sweep)
     files.directory.mkdir(parents=True, exist_ok=True)
@@ -190,7 +191,7 @@ def describe_broken(broken: Mapping[str, UserError]) -> UserError:
     )
     trace = next((error.traceback for error in broken.values() if isinstance(error, UserCodeError)), "")
     return UserCodeError(
-        f"Trials cannot begin: {reasons}. Mend them, or leave them out of the sweep file.", trace
+        f"Trials cannot start: {reasons}. Correct them, or leave them out of the sweep file.", trace
     )
 
 
@@ -237,8 +238,8 @@ def _plan_trial(trial: Trial, files: SweepFiles, imports: Sequence[str]) -> None
         if changed or after["steps"] < before["steps"]:
             name = (changed or ["steps"])[0]
             raise SettingsError(
-                f"The sweep's trial {trial.name} has {name}={before.get(name)!r}, not {after[name]!r}: a sweep can be "
-                "extended by seeds and steps; start another one to change it."
+                f"The sweep's trial {trial.name} has {name}={before.get(name)!r}, not {after[name]!r}: a sweep can "
+                "only be extended by seeds and steps; start a new one to change anything else."
             )
     trial.config.importing(imports).save(config_file)
 
@@ -252,7 +253,7 @@ def check_storage_free(storage: Storage) -> None:
     """
     with storage.reached():
         if storage.read_if_exists(PLAN_FILE) is not None:
-            raise UserError(f"{storage.uri} already exists; go on with `--resume {storage.uri}`.")
+            raise UserError(f"{storage.uri} already exists; resume it with `--resume {storage.uri}`.")
         storage.write(".writable", b"")  # told now, and not when the first trial is under way
         storage.remove(".writable")
 
@@ -276,7 +277,7 @@ def fetch_sweep(files: SweepFiles, storage: Storage) -> None:
         UserError: If the directory is that of another sweep.
     """
     if files.plan.exists() and read_plan(files).get("storage") != storage.uri:
-        raise UserError(f"{files.directory} is another sweep; choose another --out.")
+        raise UserError(f"{files.directory} is a different sweep; choose another --out.")
     fetch(storage, files.directory, [SWEEP_FILE, PLAN_FILE])
     fetch(storage, files.directory, _config_files(read_plan(files)))
 
@@ -303,7 +304,7 @@ def read_plan(files: SweepFiles) -> dict[str, Any]:
         CheckpointError: If the directory is not that of a sweep.
     """
     if not files.plan.exists():
-        raise CheckpointError(f"{files.directory} is not the directory of a sweep: it has no {PLAN_FILE}.")
+        raise CheckpointError(f"{files.directory} is not a sweep directory: it has no {PLAN_FILE}.")
     plan = read_json(files.plan, "plan of a sweep")
     try:
         _Plan.model_validate(plan)
@@ -480,8 +481,8 @@ class SweepTrial(tune.Trainable):
                 self._mirror.identify()
             elif not files.plan.exists():  # on a node that joined after the sweep had begun
                 raise UserError(
-                    f"The node {platform.node()} does not see {files.directory}: give an --out that all nodes share, "
-                    "or --storage."
+                    f"The node {platform.node()} cannot access {files.directory}: give an --out that all nodes "
+                    "share, or --storage."
                 )
             self._run = TrainingRun(
                 resolve_saved(files.trial(name).config, {}).importing(config["imports"]),

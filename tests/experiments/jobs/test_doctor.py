@@ -91,7 +91,7 @@ def test_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert not list(tmp_path.iterdir())
     monkeypatch.undo()
     check = doctor.file_system_check(Path("/proc/nowhere"))
-    assert (check.state, check.found.startswith("/proc/nowhere cannot be written: ")) == ("problem", True)
+    assert (check.state, check.found.startswith("/proc/nowhere is not writable: ")) == ("problem", True)
 
 
 @pytest.mark.parametrize(
@@ -102,8 +102,8 @@ def test_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             "x86_64 Kernel Module  570.86.15 ",
             f"update the driver to {DRIVER} or later, or install torch",
         ),
-        ("13.0", f"Open Kernel Module for x86_64  {DRIVER}.95.05 ", "see whether CUDA_VISIBLE_DEVICES"),
-        ("12.6", "x86_64 Kernel Module  570.86.15 ", "see whether CUDA_VISIBLE_DEVICES"),
+        ("13.0", f"Open Kernel Module for x86_64  {DRIVER}.95.05 ", "check whether CUDA_VISIBLE_DEVICES"),
+        ("12.6", "x86_64 Kernel Module  570.86.15 ", "check whether CUDA_VISIBLE_DEVICES"),
         ("12.6", "x86_64 Kernel Module  470.10 ", "update the driver to 525 or later"),
         ("13.0", "unheard of ", f"update the driver to {DRIVER} or later"),
     ],
@@ -143,5 +143,5 @@ def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     assert run("doctor") == 0
     assert run("doctor", "--address", "http://127.0.0.1:9") == 2
     printed = capsys.readouterr()
-    assert "problem cluster         Nothing answers at http://127.0.0.1:9" in printed.out
+    assert "problem cluster         Nothing responds at http://127.0.0.1:9" in printed.out
     assert printed.err.strip() == "Error: 1 problem."

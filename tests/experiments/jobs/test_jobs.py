@@ -158,9 +158,9 @@ def test_resuming_names_the_place_only(request_of: Any) -> None:
     [
         (("--seeds", "x"), "seeds"),
         (("--only", "task=Hopper"), "the sweep has no such task"),
-        (("--out", "runs/here"), "must be a path from / on"),
-        (("--storage", "here"), "must be a path from / on"),
-        (("--storage", "s3://key:secret@bucket/x"), "holds a user or a password"),
+        (("--out", "runs/here"), "must be an absolute path"),
+        (("--storage", "here"), "must be an absolute path"),
+        (("--storage", "s3://key:secret@bucket/x"), "contains a user name or password"),
         (("--dry-run",), "--dry-run cannot be submitted"),
         (("--resume", "/srv/x"), "Give either a sweep file or"),
     ],
@@ -194,7 +194,7 @@ def test_exit_codes(state: str, code: int | None, ends: int) -> None:
     ("code", "sentence"),
     [
         (2, "trials failed"),
-        (job_request.OTHER_VERSION, "another rllib_hpo than"),
+        (job_request.OTHER_VERSION, "does not have rllib_hpo "),
         (127, "no `python`"),
         (-9, "exit code -9"),
         (None, "the environment could not be made"),
@@ -212,12 +212,12 @@ def test_failures_are_one_sentence(code: int | None, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (AuthenticationError("Authentication required: Unauthorized"), r"wants a token \(401\)"),
-        (AuthenticationError("Authentication failed: Forbidden: Invalid"), r"refuses the token \(403\)"),
-        (ConnectionError("x"), "Nothing answers"),
-        (requests.ReadTimeout("x"), "Nothing answers"),
+        (AuthenticationError("Authentication required: Unauthorized"), r"requires a token \(401\)"),
+        (AuthenticationError("Authentication failed: Forbidden: Invalid"), r"rejects the token \(403\)"),
+        (ConnectionError("x"), "Nothing responds"),
+        (requests.ReadTimeout("x"), "Nothing responds"),
         (RuntimeError("Request failed with status code 404: Job x does not exist."), "has no job little-1"),
-        (RuntimeError("Request failed with status code 500: Traceback\nmore"), "has trouble"),
+        (RuntimeError("Request failed with status code 500: Traceback\nmore"), "reports a server error"),
         (ValueError("no JSON"), "is not the dashboard"),
     ],
 )
@@ -229,9 +229,9 @@ def test_what_requests_fail_with(error: Exception, sentence: str) -> None:
 
 
 def test_an_address_that_is_none_or_where_nothing_answers() -> None:
-    with pytest.raises(UserError, match="must be that of a dashboard"):
+    with pytest.raises(UserError, match="must be the address of a dashboard"):
         jobs.connect("localhost")
-    with pytest.raises(UserError, match="Nothing answers at"):
+    with pytest.raises(UserError, match="Nothing responds at"):
         jobs.connect("http://127.0.0.1:9")
 
 

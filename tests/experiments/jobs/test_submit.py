@@ -101,7 +101,7 @@ def test_a_sweep_is_followed_and_its_results_are_fetched(
 
 def test_the_same_sweep_is_not_sent_twice(done: str, cluster: TokenCluster) -> None:
     _, err = cluster.run("submit", "little.yaml", *options(cluster, "done"), code=2)
-    assert f"has run on the cluster already, as {done}" in err
+    assert f"has already run on the cluster as {done}" in err
     out, _ = cluster.run("submit", "--attach", done, "--address", cluster.address)
     assert "2 done, 0 failed" in out
     _, err = cluster.run("status", "no-such-job", "--address", cluster.address, code=2)
@@ -120,7 +120,7 @@ def test_trials_that_fail_give_exit_code_2(cluster: TokenCluster) -> None:
     out, err = cluster.run("submit", "bad/bad.yaml", *words, code=2)
     assert "Trials failed: sac-NaNReward-v0-seed0" in out
     assert err.strip().splitlines() == [
-        f"Error: The job {job_of(out)} failed: trials failed, or it was refused; its log says why."
+        f"Error: The job {job_of(out)} failed: trials failed, or the sweep was rejected; see its log."
     ]
 
 
@@ -139,7 +139,7 @@ def test_it_can_be_left_and_found_again_and_stopped_and_resumed(
     assert err == ""
     out, _ = cluster.run("status", job, "--address", cluster.address)
     assert "RUNNING" in out
-    assert "is on the cluster already" in cluster.run(*words, code=2)[1]
+    assert "is already on the cluster" in cluster.run(*words, code=2)[1]
     out, _ = cluster.run("fetch", job, "--out", str(tmp_path), "--checkpoints", "--address", cluster.address)
     assert read_rows(tmp_path / "results").num_rows > 0  # while it runs
     cluster.run("stop", job, "--address", cluster.address)
@@ -181,12 +181,12 @@ def test_a_directory_that_a_node_does_not_see_is_refused(cluster: TokenCluster) 
     with ExitStack() as stack:
         started(stack, command, cluster, cluster.root / "second.log")
         wait_until(lambda: doctor(cluster, "shared").count("\nok      node ") == 2, 300)
-        assert "shared is seen by all 2 nodes" in doctor(cluster, "shared")
-        assert re.search(r"problem shared storage .*alone is not seen by ", doctor(cluster, "alone"))
+        assert "all 2 nodes can access shared" in doctor(cluster, "shared")
+        assert re.search(r"problem shared storage .* cannot access alone", doctor(cluster, "alone"))
         words = ["submit", "little.yaml", "--address", cluster.address, "--wandb", "disabled"]
         out, _ = cluster.run(*words, "--out", str(cluster.root / "alone" / "sweep"), code=2)
         assert re.search(
-            r"alone/sweep is not shared: \S+ \(\w{8}\) of this cluster's 2 nodes cannot see", out
+            r"alone/sweep is not shared: \S+ \(\w{8}\) of this cluster's 2 nodes cannot read", out
         )
         assert "--storage" in out
         out, _ = cluster.run(*words, "--out", str(cluster.root / "shared" / "sweep"), "--steps", "200")

@@ -280,7 +280,7 @@ def test_training_goes_on_while_storage_is_away(
     assert len(read_rows(shared)) == 6
     assert on_storage(shared)[0] == "checkpoints/step-0000000500"
     away, back = [record.getMessage() for record in caplog.records if "torage" in record.getMessage()]
-    assert "does not answer (Connection refused)" in away
+    assert "does not respond (Connection refused)" in away
     assert "is back after" in back
 
 
@@ -348,7 +348,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(
     assert found is not None
     assert found.name == "step-0000000100"
     assert "step-0000000200" in caplog.text
-    assert "Using the checkpoint before it." in caplog.text
+    assert "Using the previous checkpoint." in caplog.text
     other.mirror.checkpoint(other.saves(200, segments=2))  # made again, it replaces the damaged one
     other.mirror.finish()
     shutil.rmtree(other.run)
@@ -368,7 +368,7 @@ def test_damage_to_all_is_never_a_fresh_start(node: Node, other: Node, shared: P
         b"?"
     )
     other.mirror.identify()
-    with pytest.raises(CheckpointError, match="To start the trial over, remove"):
+    with pytest.raises(CheckpointError, match="To start the trial again, remove"):
         other.mirror.restore()
 
 
@@ -385,7 +385,7 @@ def test_a_checkpoint_without_a_manifest_does_not_exist(node: Node, other: Node,
 def test_another_run_of_that_name_is_refused(node: Node, other: Node) -> None:
     node.mirror.identify()
     trial_id(other.run)
-    with pytest.raises(StorageError, match="another one than that on the storage"):
+    with pytest.raises(StorageError, match="is not the one stored at"):
         other.mirror.identify()
 
 

@@ -168,7 +168,7 @@ def test_the_metrics_are_those_that_runs_log(tmp_path: Path) -> None:
 def test_not_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(str(tmp_path)) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "is not the directory of a sweep" in line
+    assert "is not a sweep directory" in line
 
 
 def test_without_the_extra(

@@ -19,7 +19,7 @@ def read_machines(path: Path) -> Machines:
     Raises:
         UserError: If the file does not say what its machines have.
     """
-    with reading(f"What the machines of {path} have"):
+    with reading(f"The cluster file {path}"):
         return _read_machines(path)
 
 
