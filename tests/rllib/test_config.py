@@ -433,7 +433,7 @@ def test_numpys_numbers_are_numbers(algorithm: str) -> None:
 
 def test_a_config_of_another_algorithm_is_refused() -> None:
     with pytest.raises(
-        SettingsError, match=r"is of 'sac-hpo', but SACNFConfig and its trainable SACNF are of"
+        SettingsError, match=r"is for 'sac-hpo', but SACNFConfig and its trainable SACNF are for"
     ):
         SACNF(SACHPOConfig().environment("Pendulum-v1").to_dict())
 
