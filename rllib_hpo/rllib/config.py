@@ -147,6 +147,9 @@ class ActorCriticConfig(AlgorithmConfig):
         Raises:
             SettingsError: Naming key, value, what is allowed and the nearest valid name.
         """
+        # Parsed here although a file was parsed before: between the two, hyperparameters are attributes, one by one, as
+        # RLlib has them. Tune searches them and PBT mutates them by name, also after a run has begun, and rules that
+        # join several (alpha and target_entropy) hold only once all are set.
         values = {name: getattr(self, name) for name in self.settings_class.model_fields}
         return parse_settings(self.settings_class, values)
 
