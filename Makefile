@@ -67,7 +67,7 @@ lint: setup  ## Check style, formatting, types and the boundaries between the la
 	for file in cluster/*.sbatch cluster/*.sh; do bash -n $$file; done
 
 .PHONY: format
-format: setup  ## Format the code and mend what ruff can
+format: setup  ## Format the code and fix what ruff can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 

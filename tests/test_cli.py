@@ -184,6 +184,7 @@ def test_a_run_goes_on_only_as_it_began(tmp_path: Path, capsys: pytest.CaptureFi
         (("--out", str(out)), "already exists"),
         (("--resume", str(out), "--algorithm", "sac-hpo"), "A resumed run keeps its settings"),
         (("--resume", str(out), "--set", "lr=0.1"), "A resumed run keeps its settings"),
+        (("--resume", str(out), "--set", "seed=3"), "A resumed run keeps its settings"),
         (("--resume", str(out), "--steps", "10"), "is less than the 40"),
         (("--resume", str(tmp_path)), "is not a run directory"),
         ((), "Give --out"),

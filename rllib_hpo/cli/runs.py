@@ -87,11 +87,14 @@ def train(
     from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
 
     quiet_ray()
-    flags: dict[str, Any] = {**_settings(set_), "algorithm": algorithm, "task": task, "seed": seed}
-    if initialize_from is not None:
-        flags["initialize_from"] = str(initialize_from)
-    if keep_policies_every is not None:
-        flags["keep_policies_every"] = keep_policies_every
+    named = {
+        "algorithm": algorithm,
+        "task": task,
+        "seed": seed,
+        "initialize_from": None if initialize_from is None else str(initialize_from),
+        "keep_policies_every": keep_policies_every,
+    }
+    flags = _settings(set_) | {name: value for name, value in named.items() if value is not None}
     if resume is None:
         resolved, files = _started(flags | {"steps": steps, "imports": imports}, config, out)
     else:
@@ -99,8 +102,6 @@ def train(
         resolved, files = open_run(resume, steps, flags, imports or ())
     keep_log_in(files.directory)
     _print_config(resolved)
-    for notice in resolved.notices():
-        console.print(f"Note: {notice}", soft_wrap=True)
     options = WandbOptions(wandb, wandb_artifacts, wandb_video)
     stopped_by = run_training(
         resolved, files, Progress(console), keep_checkpoints=keep_checkpoints, wandb=options
@@ -161,11 +162,14 @@ def _settings(assignments: list[str] | None) -> dict[str, Any]:
 
 
 def _print_config(config: Any) -> None:
+    """Print the settings with their origins, and notes on settings without effect."""
     table = Table("setting", "value", "from", title="Configuration", title_justify="left")
     for name, value in config.values().items():
         origin = config.origins[name]
         table.add_row(name, str(value), origin, style="dim" if origin == "default" else None)
     console.print(table)
+    for notice in config.notices():
+        console.print(f"Note: {notice}", soft_wrap=True)
 
 
 def _print_last_evaluation(rows: Any, every: int) -> None:

@@ -83,10 +83,8 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
         has_config = isinstance(getattr(self, "config", None), AlgorithmConfig)
         return str(super().__repr__()) if has_config else type(self).__name__
 
-    @override(Algorithm)
-    def setup(self, config: ActorCriticConfig) -> None:
-        self._validate_local_hardware(config)
-        set_torch_options(config.num_torch_threads)
+    def _begin_state(self, config: ActorCriticConfig) -> None:
+        """Set the state of a run that has made no step."""
         self.settings = config.settings()
         self.schedule = Schedule(self.settings)
         self.env_steps, self._num_updates = 0, 0
@@ -117,6 +115,12 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
         """Whether `stop` was called; there are no workers then."""
         self.stop_requested = False
         """Set it from any thread to end the iteration at the next step; clear it to continue training."""
+
+    @override(Algorithm)
+    def setup(self, config: ActorCriticConfig) -> None:
+        self._validate_local_hardware(config)
+        set_torch_options(config.num_torch_threads)
+        self._begin_state(config)
         self._warn_of_unrecorded_options(config)
         if config.num_env_runners + config.evaluation_num_env_runners > 0:
             self.env_creator.spaces = probe_environment(config)

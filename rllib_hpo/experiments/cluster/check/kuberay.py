@@ -158,7 +158,24 @@ def _check_cluster(document: YamlLines, has_policy: bool, findings: Findings) ->
         )
     if find(values, (*spec, "rayVersion")) is None:
         findings.add(document.line(spec), "rayVersion is missing", "set it to the Ray version of the image")
-    head = (*spec, "headGroupSpec")
+    _check_dashboard(document, (*spec, "headGroupSpec"), has_policy, findings)
+    for place in groups(document):
+        try:
+            custom_resources(find(values, place))
+        except ValueError as error:
+            findings.add(
+                document.line((*place, "rayStartParams", "resources")),
+                f"Ray cannot read these resources ({error})",
+                """write `resources: '"{\\"rollouts\\": 1}"'`""",
+            )
+    _check_spending(document, findings)
+    for place in groups(document):
+        _check_pod(document, (*place, "template", "spec"), findings)
+
+
+def _check_dashboard(document: YamlLines, head: Place, has_policy: bool, findings: Findings) -> None:
+    """Check that the dashboard is reachable from within the cluster only."""
+    values = document.values
     host = find(values, (*head, "rayStartParams", "dashboard-host")) or "0.0.0.0 (KubeRay's default)"
     if host not in LOCALHOST and not has_policy:
         findings.add(
@@ -179,18 +196,6 @@ def _check_cluster(document: YamlLines, has_policy: bool, findings: Findings) ->
             "enableIngress exposes the dashboard outside the cluster",
             "leave it out, and use `kubectl port-forward`",
         )
-    for place in groups(document):
-        try:
-            custom_resources(find(values, place))
-        except ValueError as error:
-            findings.add(
-                document.line((*place, "rayStartParams", "resources")),
-                f"Ray cannot read these resources ({error})",
-                """write `resources: '"{\\"rollouts\\": 1}"'`""",
-            )
-    _check_spending(document, findings)
-    for place in groups(document):
-        _check_pod(document, (*place, "template", "spec"), findings)
 
 
 def _check_spending(document: YamlLines, findings: Findings) -> None:
