@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from rllib_hpo.algorithms.sac import SamplerActor
@@ -164,6 +165,7 @@ def side_by_side_figure(
         filled = _draw(column, shape, dims, (f"{name}\nbefore", "after"))
         bar = figure.colorbar(filled, ax=list(column), shrink=0.6, location="bottom")
         bar.ax.tick_params(labelsize=7)
+        bar.ax.xaxis.set_major_locator(MaxNLocator(4))
         text = "\n".join(_lines(numbers[name]))
         bar.set_label(f"Q, minimum of the target critics\n\n{text}", fontsize=8, color=_INK)
         column[1].set_xlabel(f"action dimension {dims[0]}", fontsize=9, color=_INK)

@@ -19,8 +19,9 @@ from rllib_hpo.tasks import all_tasks
 Floats = NDArray[np.float64]
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's, which the colour-blind can tell apart; lines differ in their dashes besides."""
+"""Okabe and Ito's, which the colour-blind can tell apart."""
 DASHES = ("solid", "dashed", "dashdot", "dotted")
+"""Line styles, so that neighbours differ without colour, too; with the colours they repeat after 28 labels."""
 BASELINE = "SAC"
 """The baseline of comparisons, if there are runs of it."""
 
@@ -177,10 +178,7 @@ def label_of(algorithm: str, variant: str, sweep: str = "", line: str = "") -> s
 def series_of(runs: Iterable[Run]) -> list[Series]:
     """Series of each label: the baseline, the other known algorithms, then by name."""
     labels = sorted({run.label for run in runs}, key=_sort_key)
-    return [
-        Series(label, COLORS[i % len(COLORS)], DASHES[i // len(COLORS) % len(DASHES)])
-        for i, label in enumerate(labels)
-    ]
+    return [Series(label, COLORS[i % len(COLORS)], DASHES[i % len(DASHES)]) for i, label in enumerate(labels)]
 
 
 def tasks_of(runs: Iterable[Run]) -> list[TaskId]:

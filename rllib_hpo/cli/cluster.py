@@ -1,15 +1,34 @@
-"""Find problems of cluster files, this machine or a cluster: `rllib-hpo cluster check` and `doctor`."""
+"""Write and check files of clusters: `rllib-hpo cluster init`, `cluster check` and `doctor`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from rllib_hpo.cli.console import console
-from rllib_hpo.cli.options import path_argument, path_option
+from rllib_hpo.cli.options import path_argument, path_option, sweep_file
 from rllib_hpo.errors import SettingsError, UserError
+
+
+def init_cluster(
+    provider: Annotated[
+        Literal["aws", "gcp", "local", "kuberay", "slurm"],
+        typer.Option(help="Where the cluster is to be; `local` means machines of your own, over ssh."),
+    ],
+    out: Annotated[Path, path_option(help="A new directory for the files.")] = Path("cluster"),
+) -> None:
+    """Write the files of a cluster, to be edited, with the code of this installation for its nodes."""
+    from rllib_hpo.experiments.cluster.templates import shown_path, write_templates
+
+    template = write_templates(provider, out.absolute())
+    shown = shown_path(out.absolute())
+    console.print(f"Edit:           {shown}/{template.files[0]}", soft_wrap=True)
+    console.print(f"Read:           {shown}/README.md", soft_wrap=True)
+    console.print("Then:")
+    for step in template.next_steps:
+        console.print(f"  {step.format(out=shown)}", soft_wrap=True, markup=False)
 
 
 def check_cluster(
@@ -18,11 +37,12 @@ def check_cluster(
         Path | None,
         path_option(help="Directory with KubeRay's CRDs, ray.io_rayclusters.yaml and ray.io_rayjobs.yaml."),
     ] = None,
-    sweep_file: Annotated[
+    sweep: Annotated[
         Path | None,
-        path_option(
-            "--sweep",
-            help="Also check whether each cluster can run this sweep's trials, and how many at a time.",
+        typer.Option(
+            parser=sweep_file,
+            metavar="SWEEP",
+            help="Also check whether each cluster can run this sweep's trials (a file or a name), and how many at a time.",
         ),
     ] = None,
     num_env_runners: Annotated[int, typer.Option(min=0, help="Remote environment runners per trial.")] = 0,
@@ -38,8 +58,8 @@ def check_cluster(
     for file in files:
         problems = check_file(file, crds)
         planned = "ok"
-        if sweep_file is not None and not problems:
-            planned = _plan_sweep(sweep_file, changes, file)
+        if sweep is not None and not problems:
+            planned = _plan_sweep(sweep, changes, file)
         for problem in problems or [f"{file}: {planned}"]:
             console.print(problem, soft_wrap=True)
         found += len(problems)
@@ -47,7 +67,7 @@ def check_cluster(
         raise UserError(f"{found} problem{'s' if found > 1 else ''} in cluster files.")
 
 
-def _plan_sweep(sweep_file: Path, changes: dict[str, Any], cluster: Path) -> str:
+def _plan_sweep(sweep: Path, changes: dict[str, Any], cluster: Path) -> str:
     """Describe how many trials of a sweep a cluster runs at a time.
 
     Raises:
@@ -60,14 +80,14 @@ def _plan_sweep(sweep_file: Path, changes: dict[str, Any], cluster: Path) -> str
 
     machines = read_machines(cluster)
     counts = []
-    for trial in read_sweep(sweep_file, changes=changes).trials:
+    for trial in read_sweep(sweep, changes=changes).trials:
         request = resources(trial.config, machines.keep_rollouts_apart)
         counts.append(trials_at_a_time(request.bundles, machines))
         if not counts[-1]:
             raise SettingsError(
                 f"{cluster}: {trial.name} requests {describe(request)}, which this cluster never has; request less."
             )
-    return f"ok; runs {min(counts)} trials of {sweep_file} at a time, once fully scaled up"
+    return f"ok; runs {min(counts)} trials of {sweep} at a time, once fully scaled up"
 
 
 def doctor(

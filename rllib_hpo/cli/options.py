@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from rllib_hpo.algorithms.registry import BUILT_IN
-from rllib_hpo.errors import SettingsError
+from rllib_hpo.errors import SettingsError, UnknownNameError, UserError
 from rllib_hpo.results.paths import absolute
 
 ALGORITHMS = ", ".join(BUILT_IN)
@@ -19,6 +20,17 @@ path_option = partial(typer.Option, parser=absolute, metavar="PATH")
 """Option for a path: expands `~`, and makes a relative path absolute before any other processing."""
 path_argument = partial(typer.Argument, parser=absolute)
 """Argument for a path, processed as in `path_option`."""
+
+
+def sweep_file(given: str) -> Path:
+    """Parse a sweep file's path, or the name of one that comes with the package."""
+    from rllib_hpo.experiments.config.shipped import find_sweep_file
+
+    try:
+        return find_sweep_file(given)
+    except UnknownNameError as error:  # a ValueError, of which typer would make a message of its own
+        raise UserError(str(error)) from None
+
 
 Imports = Annotated[
     list[str] | None,

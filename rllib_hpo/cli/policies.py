@@ -1,4 +1,4 @@
-"""Use a trained policy: `rllib-hpo evaluate`, `export`, `convert`, `policy-shape`, `trajectories`."""
+"""Use a trained policy: `rllib-hpo evaluate`, `enjoy`, `zoo`, `export`, `convert`, `policy-shape`, `trajectories`."""
 
 from __future__ import annotations
 
@@ -49,6 +49,54 @@ def evaluate(
         )
     if video is not None:
         console.print(f"{video} (return {film(checkpoint, video, seed):.1f})")
+
+
+def zoo() -> None:
+    """List the trained policies that come with the package, with their returns and what trained them."""
+    from rllib_hpo.experiments.runs.zoo import residents
+
+    table = Table(
+        "policy",
+        "environment",
+        Column("steps", justify="right"),
+        Column("return", justify="right"),
+        "trained by",
+    )
+    for one in residents():
+        score = f"{one.return_mean:,.1f} ± {one.return_std:,.1f}"
+        table.add_row(one.name, one.env_id, f"{one.env_steps:,}", score, one.command)
+    console.print(table)
+    console.print(
+        "Returns: mean ± standard deviation over the episodes of the last evaluation, one seed. "
+        "Watch one: rllib-hpo enjoy POLICY",
+        soft_wrap=True,
+    )
+
+
+def enjoy(
+    policy: Annotated[
+        str, typer.Argument(help="A policy that `rllib-hpo zoo` lists, or an exported one (.safetensors).")
+    ],
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes to play in the window.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the episodes.")] = 0,
+    video: Annotated[
+        Path | None, path_option(help="Film one episode into this file (.mp4 or .gif) instead.")
+    ] = None,
+    imports: Imports = None,
+) -> None:
+    """Watch a trained policy play noise-free episodes, in a window or as a film. The files hold no code."""
+    import_all(imports)
+    from rllib_hpo.deployment import load_policy_file
+    from rllib_hpo.experiments.runs.zoo import film_policy, find_policy, play_in_window
+
+    loaded = load_policy_file(find_policy(policy))
+    if video is not None:
+        played = [film_policy(loaded, video, seed)]
+        console.print(str(video), soft_wrap=True)
+    else:
+        played = play_in_window(loaded, episodes, seed)
+    for one in played:
+        console.print(f"return {one.returns[0]:,.1f} in {one.lengths[0]:,} steps")
 
 
 def export(

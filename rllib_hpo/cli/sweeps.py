@@ -1,4 +1,4 @@
-"""Run sweeps and compare their trials: `rllib-hpo sweep` and `dashboard`."""
+"""Run sweeps and compare their trials: `rllib-hpo sweep`, `sweeps` and `dashboard`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from rllib_hpo.cli.console import console
 from rllib_hpo.cli.failures import keep_log_in
@@ -22,13 +22,19 @@ from rllib_hpo.cli.options import (
     pairs,
     path_argument,
     path_option,
+    sweep_file,
     trial_settings,
 )
 from rllib_hpo.errors import SettingsError, UserError
 from rllib_hpo.results.paths import absolute_or_uri
 
 SweepFileArgument = Annotated[
-    Path | None, path_argument(help="Sweep file (YAML); tune_configs has those of the papers.")
+    Path | None,
+    typer.Argument(
+        parser=sweep_file,
+        metavar="SWEEP",
+        help="Sweep file (YAML), or the name of one that `rllib-hpo sweeps` lists.",
+    ),
 ]
 Out = Annotated[Path | None, path_option(help="Directory of the new sweep. Default: runs/NAME.")]
 Resume = Annotated[
@@ -134,6 +140,37 @@ def sweep(
         wandb=WandbOptions(wandb, wandb_artifacts, wandb_video),
     )
     _run(run, files, remote, is_new=is_new)
+
+
+def sweeps(
+    name: Annotated[
+        str | None, typer.Argument(help="Print this sweep's file instead, for a file of your own.")
+    ] = None,
+) -> None:
+    """List the sweep files that come with the package, with what they cost.
+
+    Core-hours were measured on one machine (`python -m benchmarks.sweep_costs`); `rllib-hpo sweep NAME --dry-run`
+    measures on yours.
+    """
+    from rllib_hpo.errors import unknown_name
+    from rllib_hpo.experiments.config.shipped import sweep_costs, sweep_files
+    from rllib_hpo.experiments.config.sweep_config import read_sweep
+
+    files = sweep_files()
+    if name is not None:
+        if name not in files:
+            raise unknown_name("sweep", name, files)
+        print(files[name].read_text(), end="")  # noqa: T201  (no colours, no line breaks)
+        return
+    table = Table("sweep", Column("trials", justify="right"), Column("steps", justify="right"),
+                  Column("core-hours", justify="right"), "what it is for")  # fmt: skip
+    costs = sweep_costs()
+    for path in files.values():
+        grid = read_sweep(path)
+        steps = sum(trial.config.run.steps for trial in grid.trials)
+        hours = f"{costs[grid.name].core_hours:,.1f}" if grid.name in costs else ""
+        table.add_row(grid.name, str(len(grid.trials)), f"{steps:,}", hours, grid.description)
+    console.print(table)
 
 
 def _run(run: Callable[..., Any], files: Any, remote: Any, *, is_new: bool) -> None:

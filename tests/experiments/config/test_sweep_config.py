@@ -180,6 +180,7 @@ def test_there_are_all_of_them() -> None:
         "soft-q-multi-goal",
         "soft-q-pretrain",
         "tempering-and-penalty",
+        "zoo",
     ]
 
 
