@@ -24,6 +24,7 @@ from rllib_hpo.cli.policies import convert, evaluate, export, policy_shape, traj
 from rllib_hpo.cli.results import add, check, compact, report, show
 from rllib_hpo.cli.runs import train
 from rllib_hpo.cli.sweeps import dashboard, sweep
+from rllib_hpo.cli.tuning import tune
 from rllib_hpo.errors import UserCodeError, UserError
 from rllib_hpo.experiments.process.standard_streams import make_streams_safe
 
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 app.command()(train)
 app.command()(sweep)
+app.command()(tune)
 app.command()(dashboard)
 app.command()(evaluate)
 app.command()(export)

@@ -32,7 +32,7 @@ from rllib_hpo.experiments.config.run_config import resolve
 from rllib_hpo.experiments.config.sweep_config import read_sweep
 from rllib_hpo.experiments.runs.train import open_run
 from rllib_hpo.experiments.storage.checkpoints import CheckpointStore, find_checkpoint
-from rllib_hpo.experiments.sweeps.sweep import SweepFiles, read_plan
+from rllib_hpo.experiments.sweeps.plan import SweepFiles, read_plan
 from rllib_hpo.experiments.tracking.events import read_events
 from rllib_hpo.results import check, read_rows
 from rllib_hpo.rllib.checkpointing import MANIFEST
