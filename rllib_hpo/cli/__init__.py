@@ -47,9 +47,9 @@ app.command()(policy_shape)
 app.command()(trajectories)
 app.command()(report)
 app.command(
-    # Pass the options of `sweep` to `submit` unparsed.
+    # Pass the options of `sweep` and `tune` to `submit` unparsed.
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-    options_metavar="SWEEP.yaml [OPTIONS] [OPTIONS OF rllib-hpo sweep]",
+    options_metavar="FILE.yaml [OPTIONS] [OPTIONS OF rllib-hpo sweep OR tune]",
 )(submit)
 app.command()(status)
 app.command()(fetch)

@@ -70,7 +70,8 @@ def _plan_sweep(sweep_file: Path, changes: dict[str, Any], cluster: Path) -> str
 
 def doctor(
     files: Annotated[
-        list[Path] | None, path_argument(help="Sweep files, or files of clusters, to look at too.")
+        list[Path] | None,
+        path_argument(help="Sweep files, search files or files of clusters, to look at too."),
     ] = None,
     address: Annotated[str | None, typer.Option(help="The dashboard of a cluster to look at too.")] = None,
     shared: Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,6 +39,8 @@ from rllib_hpo.errors import SettingsError, UserError
 
 SHOWN = 10
 """Number of configurations in the table that ends a search."""
+
+_KEYS = ("algorithm", "task", "steps", "trials")
 
 SearchFileArgument = Annotated[
     Path | None, path_argument(help="A search file (YAML); examples are in tune_configs/search.")
@@ -85,11 +88,16 @@ def tune(
     quiet_ray()
     if (file is None) == (resume is None):
         raise SettingsError("Name either a search file or, with --resume, the directory of a search.")
-    given = {"num_env_runners": num_env_runners, "evaluation_num_env_runners": evaluation_num_env_runners}
-    settings = trial_settings({**given, "gpus_per_learner": gpus_per_learner})
-    named = {"algorithm": algorithm, "task": task, "steps": steps}
-    changes: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
-    changes |= {"settings": settings} if settings else {}
+    changes = search_changes(
+        {
+            "algorithm": algorithm,
+            "task": task,
+            "steps": steps,
+            "num_env_runners": num_env_runners,
+            "evaluation_num_env_runners": evaluation_num_env_runners,
+            "gpus_per_learner": gpus_per_learner,
+        }
+    )
     options = TrialOptions(max_concurrent, WandbOptions(wandb, wandb_artifacts, wandb_video))
     files, remote = resumed(resume, storage, out)
     if files is not None:
@@ -104,6 +112,13 @@ def tune(
         return
     search = _started(file, changes, out, storage, imports)
     _run(search, options, is_new=True)
+
+
+def search_changes(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the changes to a search file that were given as options of `rllib-hpo tune`, for `read_search`."""
+    changes = {name: value for name in _KEYS if (value := given.get(name)) is not None}
+    settings = trial_settings({name: value for name, value in given.items() if name not in _KEYS})
+    return changes | ({"settings": settings} if settings else {})
 
 
 def _go_on(files: Any, remote: Any, options: Any, trials: int | None = None) -> None:

@@ -355,11 +355,14 @@ def ray_results_check(directory: Path) -> Check:
 
 
 def file_check(file: Path) -> Check:
-    """Check a sweep file or a cluster file."""
+    """Check a sweep file, a search file or a cluster file."""
     from rllib_hpo.experiments.cluster.check import check_file
+    from rllib_hpo.experiments.config.search_config import is_search, read_search
     from rllib_hpo.experiments.config.sweep_config import read_sweep
 
     try:
+        if is_search(file):
+            return Check(file.name, "ok", f"{read_search(file).file.trials} trials")
         if file.is_file() and re.search(r"^sweep:", file.read_text(), re.MULTILINE):
             return Check(file.name, "ok", f"{len(read_sweep(file).trials)} trials")
         problems = check_file(file)

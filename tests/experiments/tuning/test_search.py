@@ -134,7 +134,7 @@ def test_trials_end_exactly_at_rungs(reference: tuple[Path, str]) -> None:
     for record in records:
         last = (directory / "trials" / f"trial-{record.number:04d}" / "checkpoints" / "last").resolve()
         assert last.name == f"step-{max(record.reports):010d}"
-    assert printed.count("ended early") == [record.state for record in records].count("PRUNED")
+    assert printed.count("   ended early   ") == [record.state for record in records].count("PRUNED")
 
 
 def test_a_killed_driver_loses_nothing(reference: tuple[Path, str], tmp_path: Path) -> None:
