@@ -100,7 +100,14 @@ def test_every_setting_of_an_algorithm_is_explained_once(algorithm: str) -> None
 
 @pytest.mark.parametrize(
     ("page", "columns"),
-    [("settings/index.md", 4), ("sweep-file.md", 4), ("results.md", 5), ("metrics.md", 2), ("tasks.md", 5)],
+    [
+        ("settings/index.md", 4),
+        ("sweep-file.md", 4),
+        ("search-file.md", 4),
+        ("results.md", 5),
+        ("metrics.md", 2),
+        ("tasks.md", 5),
+    ],
 )
 def test_every_row_of_the_reference_says_what_it_means(page: str, columns: int) -> None:
     rows = [row for row in table_rows(REFERENCE[f"reference/{page}"]) if len(row) == columns]
