@@ -39,7 +39,7 @@ help:  ## List the targets
 setup: $(STAMP)  ## Make .venv and install the package with its tools in it (again only when needed)
 	@:
 
-$(STAMP): pyproject.toml constraints.txt
+define MAKE_VENV
 	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 		if [ -z "$(PYTHON)" ]; then \
 			echo "error: rllib_hpo needs Python 3.11, 3.12 or 3.13, and none is on the PATH;" \
@@ -50,11 +50,23 @@ $(STAMP): pyproject.toml constraints.txt
 	fi
 	@echo "Installing rllib_hpo and what it needs into $(VENV) (some minutes the first time)"
 	@$(PIP) install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --constraint constraints.txt torch
+endef
+
+$(STAMP): pyproject.toml constraints.txt
+	$(MAKE_VENV)
 	@$(PIP) install --constraint constraints.txt --editable '.[dev,dashboard,export,notebooks,search,video]'
 	@touch $@
 
+# What users get who only run things: no tools, no optional parts.
+BASE_STAMP := $(VENV)/.installed-base
+
+$(BASE_STAMP): pyproject.toml constraints.txt
+	$(MAKE_VENV)
+	@$(PIP) install --constraint constraints.txt --editable .
+	@touch $@
+
 .PHONY: demo
-demo: setup  ## Run a small sweep (three algorithms on Hopper-v4, two seeds) and its report, in runs/demo
+demo: $(if $(wildcard $(STAMP)),$(STAMP),$(BASE_STAMP))  ## Run a small sweep (three algorithms on Hopper-v4, two seeds) and its report, in runs/demo
 	$(BIN)/rllib-hpo sweep tune_configs/smoke.yaml --out $(DEMO_OUT)
 	$(BIN)/rllib-hpo report $(DEMO_OUT) --out $(DEMO_OUT)/report
 

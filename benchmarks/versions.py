@@ -48,6 +48,21 @@ settings: {json.dumps({**TINY, "steps": 200})}
 """
 
 
+COMMANDS = """
+import json, sys
+from rllib_hpo.cli import main
+for name, *words in json.load(sys.stdin):
+    print("begin:", name, flush=True)
+    sys.argv = ["rllib-hpo", *words]
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code:
+            raise
+"""
+"""Program that runs commands of `rllib-hpo` in one process; the first that fails ends it."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One environment to install into, and what to run there.
@@ -113,38 +128,45 @@ def try_case(case: Case, folder: Path) -> dict[str, Any]:
     python = environment / "bin" / "python"
     shutil.rmtree(environment, ignore_errors=True)
     print(f"{case.name}: installing", flush=True)
-    made = _call(["uv", "venv", "-q", "--python", case.python, str(environment)])
-    if made is None:
+    made = _run(["uv", "venv", "-q", "--python", case.python, str(environment)])
+    if made.returncode == 0:
         wanted = [f"{ROOT}[{EXTRAS}]", *case.packages]
         install = ["uv", "pip", "install", "-q", "--python", str(python), "--resolution", case.resolution]
-        made = _call([*install, *wanted])
-    if made is not None:
+        made = _run([*install, *wanted])
+    if made.returncode:
         return {
             "python": case.python,
             "packages": list(case.packages),
             "passed": [],
-            "failed": f"install: {made}",
+            "failed": f"install: {_reason(made)}",
         }
     about = {"python": case.python, "packages": list(case.packages), "versions": _versions(python)}
-    passed: list[str] = []
     with tempfile.TemporaryDirectory() as work:
-        for name, words in steps(case, Path(work)):
-            print(f"{case.name}: {name}", flush=True)
-            problem = _call([str(python), "-m", "rllib_hpo.cli", *words], cwd=work)
-            if problem is not None:
-                return {**about, "passed": passed, "failed": f"{name}: {problem}"}
-            passed.append(name)
-    return {**about, "passed": passed, "failed": ""}
-
-
-def _call(words: Sequence[str], cwd: str | None = None) -> str | None:
-    """Run a command; return the last line of what went wrong, or None."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    done = subprocess.run(
-        words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-    )
+        commands = [[name, *words] for name, words in steps(case, Path(work))]
+        print(f"{case.name}: running {', '.join(name for name, *_ in commands)}", flush=True)
+        done = _run([str(python), "-c", COMMANDS], cwd=work, text=json.dumps(commands))
+    begun = [line.removeprefix("begin: ") for line in done.stdout.splitlines() if line.startswith("begin: ")]
     if done.returncode == 0:
-        return None
+        return {**about, "passed": begun, "failed": ""}
+    return {**about, "passed": begun[:-1], "failed": f"{begun[-1] if begun else 'import'}: {_reason(done)}"}
+
+
+def _run(words: Sequence[str], cwd: str | None = None, text: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    return subprocess.run(
+        words,
+        cwd=cwd,
+        env=environment,
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    """The sentence that a command ended with, or its last line."""
     lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     sentence = next((line for line in lines if line.startswith("Error: ")), lines[-1] if lines else "")
     return f"{sentence.removeprefix('Error: ')} (exit code {done.returncode})"
