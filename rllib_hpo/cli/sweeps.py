@@ -115,7 +115,7 @@ def sweep(
     files, remote = resumed(resume, storage, out)
     if files is not None:
         plan = plans.read_plan(files)
-        if plans.SEARCH in plan:
+        if plan.get(plans.SEARCH):
             again = f"rllib-hpo tune --resume {shlex.quote(resume or '')}"
             raise SettingsError(f"{files.directory} is the directory of a search; go on with `{again}`.")
         import_all(plan["imports"])

@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from rllib_hpo.algorithms.registry import find_settings
 from rllib_hpo.documents import reading
@@ -208,7 +208,7 @@ def read_search(path: Path, changes: Mapping[str, Any] | None = None) -> Search:
         given = lines.parsed(SearchFile)
         changes = dict(changes or {})
         settings = {**given.settings, **changes.pop("settings", {})}
-        file = SearchFile(**{**given.model_dump(), **changes, "settings": settings})
+        file = _changed(given, {**changes, "settings": settings})
         lines.located(("algorithm",), find_settings, file.algorithm)
         lines.located(("task",), find_task, file.task)
         _check_names(file, lines)
@@ -224,6 +224,16 @@ def read_search(path: Path, changes: Mapping[str, Any] | None = None) -> Search:
         _check_ranges(search, lines)
         base = _check_values(search, lines)
         return Search(file, steps, whole, _rungs(file, base, lines))
+
+
+def _changed(given: SearchFile, changes: Mapping[str, Any]) -> SearchFile:
+    try:
+        return SearchFile(**{**given.model_dump(), **changes})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        reason = first["msg"].removeprefix("Input should be ")
+        raise SettingsError(f"{name}={shown(first['input'])} must be {reason}.") from None
 
 
 def is_search(path: Path) -> bool:

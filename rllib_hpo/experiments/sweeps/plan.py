@@ -64,6 +64,16 @@ class SweepFiles:
         return self.trial(name).directory / ERROR_FILE
 
 
+class _Search(BaseModel):
+    """What decides the trials of a search beside its file."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    changes: dict[str, Any]
+    """Keys that replace the file's."""
+    token: Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
+
+
 class _Plan(BaseModel):
     """The types of a plan's keys."""
 
@@ -74,6 +84,7 @@ class _Plan(BaseModel):
     """Variants by the trials' names, which are folders."""
     imports: list[str] = Field(default_factory=list)
     storage: str | None = None
+    search: _Search | None = None
 
 
 def check_storage_free(storage: Storage) -> None:
@@ -127,7 +138,7 @@ def storage_of(files: SweepFiles) -> Storage | None:
 
 
 def _source_file(plan: Mapping[str, Any]) -> str:
-    return SEARCH_FILE if SEARCH in plan else SWEEP_FILE
+    return SEARCH_FILE if plan.get(SEARCH) else SWEEP_FILE
 
 
 def _config_files(plan: Mapping[str, Any]) -> list[str]:

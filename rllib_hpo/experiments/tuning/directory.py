@@ -155,10 +155,12 @@ def open_search(
     """
     plan = read_plan(files)
     about = plan.get(SEARCH)
-    if not isinstance(about, dict) or not {"changes", "token"} <= about.keys():
+    if not about:
         raise CheckpointError(
             f"{files.directory} is not the directory of a search: `rllib-hpo sweep --resume` goes on with a sweep."
         )
+    if not isinstance(about["changes"].get("settings", {}), dict):
+        raise CheckpointError(f"The plan {files.plan} is damaged: its changes hold no settings by name.")
     search = read_search(files.search_file, about["changes"])
     if trials is not None and trials != search.file.trials:
         if trials < search.file.trials:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
 from ray.tune import PlacementGroupFactory
 from ray.tune.schedulers import FIFOScheduler
 
@@ -22,6 +23,17 @@ from rllib_hpo.results import write_atomically
 from rllib_hpo.results.configurations import SEARCH_VARIANT
 
 POPULATION_FILE = "population.json"
+
+
+class _Generation(BaseModel):
+    members: list[tuple[dict[str, Any], int | None]]
+    scores: list[float | None]
+
+
+class _Population(BaseModel):
+    """The types of the file's keys."""
+
+    generations: list[_Generation]
 
 
 class Generations:
@@ -49,12 +61,23 @@ class Generations:
             self._read()
 
     def _read(self) -> None:
-        stored = read_json(self._file, "generations of a search")
         try:
-            self._members = [[Member(*member) for member in one["members"]] for one in stored["generations"]]
-            self._scores = [list(one["scores"]) for one in stored["generations"] if one["scores"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"The generations {self._file} are damaged: {error}.") from error
+            stored = _Population.model_validate(read_json(self._file, "generations of a search"))
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise CheckpointError(
+                f"The generations {self._file} are damaged: {place} ({first['msg']})."
+            ) from error
+        self._members = [[Member(*member) for member in one.members] for one in stored.generations]
+        self._scores = [one.scores for one in stored.generations if one.scores]
+        size = self.search.file.trials
+        if any(len(members) != size for members in self._members) or any(
+            len(scores) != size for scores in self._scores
+        ):
+            raise CheckpointError(
+                f"The generations {self._file} are damaged: they have not {size} members each."
+            )
 
     def _write(self) -> None:
         scores = [*self._scores, *([[]] if len(self._members) > len(self._scores) else [])]
