@@ -157,7 +157,7 @@ def _run(search: Any, options: Any, *, is_new: bool) -> None:
     from dataclasses import replace
 
     from rllib_hpo.experiments.sweeps.progress import SweepProgress
-    from rllib_hpo.experiments.sweeps.sweep import remove_new_sweep
+    from rllib_hpo.experiments.tuning.directory import remove_new_search
     from rllib_hpo.experiments.tuning.search import run_search
 
     keep_log_in(search.files.directory)
@@ -165,7 +165,7 @@ def _run(search: Any, options: Any, *, is_new: bool) -> None:
         outcome = run_search(search, SweepProgress(console), replace(options, storage=search.storage))
     except UserError:
         if is_new:
-            remove_new_sweep(search.files, search.storage)
+            remove_new_search(search)
         raise
     _print_outcome(search, outcome)
 

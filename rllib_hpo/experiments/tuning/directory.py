@@ -7,18 +7,20 @@ import logging
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rllib_hpo.errors import CheckpointError, SettingsError, UserError
+from rllib_hpo.errors import CheckpointError, SettingsError, StorageError, UserError
 from rllib_hpo.experiments.config.run_config import RunConfig
 from rllib_hpo.experiments.config.search_config import Search, Values, ends, read_search
 from rllib_hpo.experiments.config.sweep_config import Sweep, Trial
-from rllib_hpo.experiments.runs.train import evaluation_metrics
+from rllib_hpo.experiments.runs.train import CONFIG_FILE, evaluation_metrics
 from rllib_hpo.experiments.storage.folder import Storage, publish
 from rllib_hpo.experiments.sweeps.plan import SEARCH, SweepFiles, newest_manifest, read_plan
 from rllib_hpo.experiments.sweeps.sweep import check_trials
+from rllib_hpo.experiments.tuning.study import import_optuna
 from rllib_hpo.results import write_atomically
 from rllib_hpo.results.configurations import SEARCH_VARIANT
 from rllib_hpo.rllib.checkpointing import finished_steps
@@ -129,6 +131,8 @@ def start_search(
             f"{files.directory} already exists; go on with `--resume {files.directory}`, or choose another --out."
         )
     search = read_search(source, changes)
+    if search.file.scheduler != "pbt":
+        import_optuna()
     check_trials(example(search))
     files.directory.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, files.search_file)
@@ -142,6 +146,18 @@ def start_search(
     }
     write_atomically(files.plan, json.dumps(plan, indent=1).encode())
     return SearchDirectory(search, files, token, tuple(sorted(imports)))
+
+
+def remove_new_search(directory: SearchDirectory) -> None:
+    """Remove a search that was refused before any trial began, so that a corrected command can make it."""
+    root = directory.files.directory
+    begun = [path for path in root.glob("trials/*/*") if path.name != CONFIG_FILE]
+    if begun or directory.files.results.exists():
+        return
+    with suppress(OSError, StorageError):
+        if directory.storage is not None:
+            directory.storage.remove(directory.files.plan.name)
+        shutil.rmtree(root)
 
 
 def open_search(

@@ -18,6 +18,7 @@ from ray.tune.search import Searcher
 from rllib_hpo.errors import SettingsError, StorageError
 from rllib_hpo.experiments.cluster.nodes import check_shared
 from rllib_hpo.experiments.config.search_config import Asha
+from rllib_hpo.experiments.process.lock import locked
 from rllib_hpo.experiments.process.signals import StopRequest
 from rllib_hpo.experiments.sweeps.plan import steps_done
 from rllib_hpo.experiments.sweeps.progress import SweepProgress
@@ -30,6 +31,9 @@ from rllib_hpo.experiments.tuning.generations import Generations, run_population
 from rllib_hpo.experiments.tuning.study import STUDY_FILE, Record, Study
 from rllib_hpo.results.configurations import SEARCH_VARIANT
 from rllib_hpo.rllib.machines import Machines
+
+LOCK_TIMEOUT_S = 5.0
+"""Seconds to wait for another driver of the same search; the system takes the lock from a killed one at once."""
 
 
 class Tried(NamedTuple):
@@ -49,10 +53,15 @@ def run_search(directory: SearchDirectory, progress: SweepProgress, options: Tri
     """Go on with a search until its trials have ended or a signal stops it.
 
     Raises:
-        UserError: If a trial can never be placed, Optuna is missing, or a node of the cluster does not see the
-            directory and there is no storage.
+        UserError: If a trial can never be placed, Optuna is missing, another process runs this search, or a node of
+            the cluster does not see the directory and there is no storage.
         StorageError: If the storage cannot be reached.
     """
+    with locked(directory.files.directory, timeout_s=LOCK_TIMEOUT_S):
+        return _run_locked(directory, progress, options)
+
+
+def _run_locked(directory: SearchDirectory, progress: SweepProgress, options: TrialOptions) -> Outcome:
     is_population = directory.search.file.scheduler == "pbt"
     ledger = None if is_population else Ledger(directory)
     if ledger is not None and not ledger.waiting:
