@@ -152,7 +152,12 @@ def try_case(case: Case, folder: Path) -> dict[str, Any]:
 
 
 def _run(words: Sequence[str], cwd: str | None = None, text: str = "") -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
+    }
     return subprocess.run(
         words,
         cwd=cwd,
@@ -226,7 +231,8 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "rllib-hpo-versions")
     given = parser.parse_args()
-    chosen = [case for case in CASES if not given.cases or case.name in given.cases]
+    by_name = {case.name: case for case in CASES}
+    chosen = [by_name[name] for name in given.cases or by_name]
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for case in chosen:
         results[case.name] = try_case(case, given.folder)

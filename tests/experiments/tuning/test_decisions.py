@@ -143,7 +143,7 @@ def test_a_study_outlives_its_writer(search: Search, tmp_path: Path) -> None:
         target=_ask_and_die, args=(tmp_path / "study.db", search)
     )
     process.start()
-    process.join(60)
+    process.join(250)
     assert process.exitcode == -signal.SIGKILL
     study, alone = Study(tmp_path / "study.db", search), Study(tmp_path / "alone.db", search)
     first, second = study.records()
