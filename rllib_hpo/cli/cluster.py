@@ -42,7 +42,8 @@ def check_cluster(
         typer.Option(
             parser=sweep_file,
             metavar="SWEEP",
-            help="Also check whether each cluster can run this sweep's trials (a file or a name), and how many at a time.",
+            help="Also check whether each cluster can run the trials of this sweep (a file or a name), and how many "
+            "at a time.",
         ),
     ] = None,
     num_env_runners: Annotated[int, typer.Option(min=0, help="Remote environment runners per trial.")] = 0,
@@ -92,7 +93,7 @@ def _plan_sweep(sweep: Path, changes: dict[str, Any], cluster: Path) -> str:
 
 def doctor(
     files: Annotated[
-        list[Path] | None, path_argument(help="Sweep files or cluster files to check as well.")
+        list[Path] | None, path_argument(help="Sweep files, search files or cluster files to check as well.")
     ] = None,
     address: Annotated[
         str | None, typer.Option(help="Dashboard address of a cluster to check as well.")

@@ -1,9 +1,10 @@
-"""Run sweeps on a cluster: `rllib-hpo submit`, `status`, `fetch` and `stop`."""
+"""Run sweeps and searches on a cluster: `rllib-hpo submit`, `status`, `fetch` and `stop`."""
 
 from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from rllib_hpo.cli.console import console
 from rllib_hpo.cli.options import import_all, pairs, path_option, trial_settings
 from rllib_hpo.cli.results import show
 from rllib_hpo.cli.sweeps import sweep
+from rllib_hpo.cli.tuning import search_changes, tune
 from rllib_hpo.errors import SettingsError
 
 DASHBOARD = "http://127.0.0.1:8265"
@@ -48,19 +50,22 @@ def submit(
             "images.",
         ),
     ] = False,
+    search: Annotated[
+        bool, typer.Option("--search", help="With --resume: what is resumed is a search, not a sweep.")
+    ] = False,
 ) -> None:
-    """Submit a sweep to a Ray cluster as a job, and follow its log to the end; Ctrl-C leaves it running.
+    """Submit a sweep or a search to a Ray cluster as a job, and follow its log to the end; Ctrl-C leaves it running.
 
-    Takes all options of `rllib-hpo sweep`, --storage, --out, --resume, --only, --seeds, --steps among them; --out and
-    --storage are paths on the cluster, and modules of --import beside the sweep file are sent along. The token
-    is read by Ray: RAY_AUTH_MODE=token and ~/.ray/auth_token or RAY_AUTH_TOKEN.
+    Takes all options of `rllib-hpo sweep`, --storage, --out, --resume, --only, --seeds, --steps among them, and with a
+    search file those of `rllib-hpo tune`; --out and --storage are paths on the cluster, and modules of --import beside
+    the file are sent along. The token is read by Ray: RAY_AUTH_MODE=token and ~/.ray/auth_token or RAY_AUTH_TOKEN.
 
     Exit code 0 if all trials are done, 2 if one failed, 130 if it was stopped, or left by Ctrl-C.
     """
     from rllib_hpo.experiments.jobs import client as jobs
 
     if attach is None:
-        request = sweep_request(context.args, pip)
+        request = sweep_request(context.args, pip, search)
         client = jobs.connect(address)
         attach = jobs.submit(client, request)
         console.print(f"job:            {attach}", soft_wrap=True)
@@ -81,20 +86,22 @@ def submit(
     raise typer.Exit(jobs.exit_code(job))
 
 
-def sweep_request(words: list[str], pip: bool) -> Any:
-    """Validate a sweep on this machine, and make the request to submit.
+def sweep_request(words: list[str], pip: bool, search: bool = False) -> Any:
+    """Validate a sweep or search on this machine, and make the request to submit.
 
     Args:
-        words: Arguments and options of `rllib-hpo sweep`.
+        words: Arguments and options of `rllib-hpo sweep`, or of `rllib-hpo tune` if they name a search file.
         pip: Whether to send this package along.
+        search: Whether they resume a search.
 
     Raises:
         UserError: If part of it could not run on the cluster.
     """
-    from rllib_hpo.experiments.config.sweep_config import read_sweep
+    from rllib_hpo.experiments.config.search_config import is_search
     from rllib_hpo.experiments.jobs import request as job_request
 
-    command = _sweep_command()
+    search = search or any(is_search(Path(word)) for word in words)
+    command = _parser(tune if search else sweep)
     given = _given(command, words)
     for name in {
         "out",
@@ -119,10 +126,7 @@ def sweep_request(words: list[str], pip: bool) -> Any:
         source = Path(file)
         sys.path.insert(0, str(source.parent.absolute()))
         import_all(list(imports))
-        grid = read_sweep(source, given.get("seeds"), trial_settings(given))
-        if given.get("only"):
-            grid = grid.only(**pairs(given["only"]))
-        name = grid.name
+        name = _validated_name(source, given, search)
     options = ([] if source is None else [source.name]) + _as_words(command, given)
     place = resume if resume and "://" in resume else ""
     if storage is not None:
@@ -137,13 +141,27 @@ def sweep_request(words: list[str], pip: bool) -> Any:
         str(out or ""),
         resume is not None,
         pip,
+        "tune" if search else "sweep",
     )
 
 
-def _sweep_command() -> Any:
-    """Return the parser of the command line of `rllib-hpo sweep`."""
+def _validated_name(source: Path, given: dict[str, Any], search: bool) -> str:
+    """Validate a sweep or search file with the options given, and return its name."""
+    from rllib_hpo.experiments.config.search_config import read_search
+    from rllib_hpo.experiments.config.sweep_config import read_sweep
+
+    if search:
+        return read_search(source, search_changes(given)).file.search
+    grid = read_sweep(source, given.get("seeds"), trial_settings(given))
+    if given.get("only"):
+        grid = grid.only(**pairs(given["only"]))
+    return grid.name
+
+
+def _parser(command: Callable[..., None]) -> Any:
+    """Return the parser of the command line of `rllib-hpo sweep` or `tune`."""
     alone = typer.Typer(add_completion=False)
-    alone.command()(sweep)
+    alone.command()(command)
     return typer.main.get_command(alone)
 
 

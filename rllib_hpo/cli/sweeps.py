@@ -101,7 +101,9 @@ def sweep(
     import_all(imports)
     from rllib_hpo.experiments.config.sweep_config import read_sweep
     from rllib_hpo.experiments.runs.train import quiet_ray
+    from rllib_hpo.experiments.sweeps import plan as plans
     from rllib_hpo.experiments.sweeps import sweep as sweeps
+    from rllib_hpo.experiments.sweeps.trial import TrialOptions
     from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
 
     quiet_ray()
@@ -115,9 +117,13 @@ def sweep(
     )
     if (file is None) == (resume is None):
         raise SettingsError("Give either a sweep file or --resume with the directory of a sweep.")
-    files, remote = _resumed(resume, storage, out)
+    files, remote = resumed(resume, storage, out)
     if files is not None:
-        import_all(sweeps.read_plan(files)["imports"])
+        plan = plans.read_plan(files)
+        if plan.get(plans.SEARCH):
+            again = f"rllib-hpo tune --resume {shlex.quote(resume or '')}"
+            raise SettingsError(f"{files.directory} is a search directory; resume it with `{again}`.")
+        import_all(plan["imports"])
     source = file if files is None else files.sweep_file
     assert source is not None
     grid = read_sweep(source, seeds, given)
@@ -125,7 +131,7 @@ def sweep(
         grid = grid.only(**pairs(only))
     _print_notices(grid)
     if dry_run:
-        _print_sweep(grid)
+        print_trials(grid)
         return
     is_new = files is None
     if files is None:
@@ -136,8 +142,9 @@ def sweep(
     run = partial(
         sweeps.run_sweep,
         only=[trial.name for trial in grid.trials] if only else None,
-        max_concurrent=max_concurrent,
-        wandb=WandbOptions(wandb, wandb_artifacts, wandb_video),
+        options=TrialOptions(
+            max_concurrent, WandbOptions(wandb, wandb_artifacts, wandb_video), storage=remote
+        ),
     )
     _run(run, files, remote, is_new=is_new)
 
@@ -176,12 +183,13 @@ def sweeps(
 def _run(run: Callable[..., Any], files: Any, remote: Any, *, is_new: bool) -> None:
     """Run the trials and print how they ended; remove a new sweep that is refused."""
     from rllib_hpo.experiments.sweeps import sweep as sweeps
+    from rllib_hpo.experiments.sweeps.plan import publish_sweep
     from rllib_hpo.experiments.sweeps.progress import SweepProgress
 
     try:
         if remote is not None:
-            sweeps.publish_sweep(files, remote)
-        outcome = run(files, SweepProgress(console), storage=remote)
+            publish_sweep(files, remote)
+        outcome = run(files, SweepProgress(console))
     except UserError:
         if is_new:
             sweeps.remove_new_sweep(files, remote)
@@ -194,31 +202,32 @@ def _started(
 ) -> tuple[Any, Any]:
     """Make the directory and storage of a new sweep, and return both; the storage is None if there is none."""
     from rllib_hpo.experiments.storage.folder import Storage
+    from rllib_hpo.experiments.sweeps import plan as plans
     from rllib_hpo.experiments.sweeps import sweep as sweeps
 
-    files, remote = sweeps.SweepFiles(out or Path("runs") / grid.name), None
+    files, remote = plans.SweepFiles(out or Path("runs") / grid.name), None
     if storage is not None:
         remote = Storage.open(storage).child(grid.name)
-        sweeps.check_storage_free(remote)
+        plans.check_storage_free(remote)
     sweeps.start_sweep(grid, source, files, imports or ())
     return files, remote
 
 
-def _resumed(resume: str | None, storage: str | None, out: Path | None) -> tuple[Any, Any]:
-    """Return directory and storage of a resumed sweep; fetch it from storage if `resume` is a URI."""
+def resumed(resume: str | None, storage: str | None, out: Path | None) -> tuple[Any, Any]:
+    """Return directory and storage of a resumed sweep or search; fetch it from storage if `resume` is a URI."""
     from rllib_hpo.experiments.storage.folder import Storage, is_uri
-    from rllib_hpo.experiments.sweeps import sweep as sweeps
+    from rllib_hpo.experiments.sweeps import plan as plans
 
     if resume is None:
         return None, None
     if storage is not None:
         raise SettingsError("--resume cannot be combined with --storage: a sweep keeps its storage.")
     if not is_uri(resume):
-        files = sweeps.SweepFiles(Path(resume))
-        return files, sweeps.storage_of(files)
+        files = plans.SweepFiles(Path(resume))
+        return files, plans.storage_of(files)
     remote = Storage.open(resume)
-    files = sweeps.SweepFiles(out or Path("runs") / remote.name)
-    sweeps.fetch_sweep(files, remote)
+    files = plans.SweepFiles(out or Path("runs") / remote.name)
+    plans.fetch_sweep(files, remote)
     return files, remote
 
 
@@ -233,7 +242,7 @@ def _print_notices(grid: Any) -> None:
         console.print(f"Note: {notice.rstrip('.')}: trial {names[0]}{others}.", soft_wrap=True)
 
 
-def _print_sweep(grid: Any) -> None:
+def print_trials(grid: Any) -> None:
     """Print what a sweep would run, on which resources, for how long, and last the trials that could not begin."""
     from rllib_hpo.experiments.sweeps import estimate
     from rllib_hpo.experiments.sweeps import sweep as sweeps
@@ -297,7 +306,7 @@ def dashboard(
     It needs `pip install 'rllib-hpo[dashboard]'`, and an account only with --save.
     """
     from rllib_hpo.experiments.sweeps.dashboard import save_workspace, workspace, write_workspace
-    from rllib_hpo.experiments.sweeps.sweep import SweepFiles
+    from rllib_hpo.experiments.sweeps.plan import SweepFiles
 
     built = workspace(SweepFiles(directory), entity, project)
     path = out or directory / "dashboard.json"

@@ -111,6 +111,8 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
         """Whether the evaluation of this step was due and was stopped; the next iteration plays it."""
         self.evaluation_steps = 0
         """Steps that the current evaluation in this process has played; 0 between evaluations."""
+        self.waits_for_evaluations = self.is_trial
+        """Whether an iteration ends with all evaluations that are due; any result of a Tune trial may be its last."""
         self.is_stopped = False
         """Whether `stop` was called; there are no workers then."""
         self.stop_requested = False
@@ -294,8 +296,7 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
                 self._evaluate_and_record()
             self._collect_evaluations()
         is_first, is_last = self.latest_evaluation is None, self.env_steps == self.max_env_steps
-        # Any result may be Tune's last, or the one that a scheduler compares.
-        waits_for_all = is_last or self.is_trial
+        waits_for_all = is_last or self.waits_for_evaluations
         self._collect_evaluations(
             at_least=self.evaluation_runners.num_pending if waits_for_all else int(is_first)
         )

@@ -28,11 +28,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from rllib_hpo.algorithms.registry import find_settings
-from rllib_hpo.documents import YamlLines, read_documents, reading
-from rllib_hpo.errors import SettingsError, UserError, nearest, shown
+from rllib_hpo.documents import reading
+from rllib_hpo.errors import SettingsError, nearest, shown
+from rllib_hpo.experiments.config.model_file import FileModel, ModelLines
 from rllib_hpo.experiments.config.run_config import RunConfig, RunSettings, resolve
 from rllib_hpo.tasks import find_task
 
@@ -45,11 +46,7 @@ AXIS_SETTINGS = ("algorithm", "task", "seed")
 """Settings that the axes of a sweep determine."""
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Variant(_Model):
+class Variant(FileModel):
     """A named set of settings."""
 
     settings: Settings = Field(default_factory=dict)
@@ -58,7 +55,7 @@ class Variant(_Model):
     """Algorithms that it applies to; None for all."""
 
 
-class Override(_Model):
+class Override(FileModel):
     """Settings for some of the trials."""
 
     settings: Settings
@@ -78,7 +75,7 @@ class Override(_Model):
         )
 
 
-class SweepFile(_Model):
+class SweepFile(FileModel):
     """The keys of a sweep file."""
 
     sweep: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -168,8 +165,8 @@ def read_sweep(path: Path, seeds: str | None = None, changes: Mapping[str, Any] 
         UserError: Naming file, line, key, value, what is allowed and the nearest valid name.
     """
     with reading(f"The sweep file {path}"):
-        lines = _Lines(path)
-        given = lines.parsed()
+        lines = ModelLines(path, "sweep file", {"variants": Variant, "overrides": Override})
+        given = lines.parsed(SweepFile)
         _check_names(given, lines)
         parsed_seeds = parse_seeds(seeds, "--seeds") if seeds is not None else _seeds_of_file(given, lines)
         cells = list(itertools.islice(_grid(given, parsed_seeds), MAX_TRIALS + 1))
@@ -187,7 +184,7 @@ def read_sweep(path: Path, seeds: str | None = None, changes: Mapping[str, Any] 
     return Sweep(given.sweep, given.description, trials)
 
 
-def _check_trial_names(trials: Sequence[Trial], lines: _Lines) -> None:
+def _check_trial_names(trials: Sequence[Trial], lines: ModelLines) -> None:
     """Check that every trial's name is a valid name of a folder."""
     seen: set[str] = set()
     for trial in trials:
@@ -213,7 +210,7 @@ def _grid(given: SweepFile, seeds: Sequence[int]) -> Iterator[tuple[str, str, st
 
 def _trial(
     given: SweepFile,
-    lines: _Lines,
+    lines: ModelLines,
     algorithm: str,
     variant: str,
     task: str,
@@ -244,7 +241,7 @@ def _trial(
         raise (lines.error(place, str(error)) if place else error) from None
 
 
-def _check_names(given: SweepFile, lines: _Lines) -> None:
+def _check_names(given: SweepFile, lines: ModelLines) -> None:
     """Check that all named algorithms, tasks, variants and settings exist."""
     for i, algorithm in enumerate(given.algorithms):
         lines.located(("algorithms", i), find_settings, algorithm)
@@ -269,7 +266,7 @@ def _check_names(given: SweepFile, lines: _Lines) -> None:
 
 
 def _check_settings(
-    settings: Settings, algorithms: Sequence[str], place: tuple[Any, ...], lines: _Lines
+    settings: Settings, algorithms: Sequence[str], place: tuple[Any, ...], lines: ModelLines
 ) -> None:
     """Check that each is a setting of at least one of the algorithms, and not an axis of the sweep."""
     valid = set(RunSettings.model_fields).difference(AXIS_SETTINGS)
@@ -303,7 +300,7 @@ def parse_seeds(text: str, source: str) -> list[int]:
     return sorted(set(seeds))
 
 
-def _seeds_of_file(given: SweepFile, lines: _Lines) -> list[int]:
+def _seeds_of_file(given: SweepFile, lines: ModelLines) -> list[int]:
     seeds = given.seeds
     if isinstance(seeds, list):
         if not seeds or min(seeds) < 0:
@@ -313,55 +310,3 @@ def _seeds_of_file(given: SweepFile, lines: _Lines) -> list[int]:
         return parse_seeds(str(seeds), "seeds")
     except SettingsError as error:
         raise lines.error(("seeds",), str(error)) from None
-
-
-class _Lines(YamlLines):
-    """A sweep file with the line of every value."""
-
-    def __init__(self, path: Path) -> None:
-        (document,) = read_documents(path, "sweep file", many=False)
-        super().__init__(path, document.root)
-
-    def parsed(self) -> SweepFile:
-        """The file as a model.
-
-        Raises:
-            SettingsError: Naming the line of what does not fit.
-        """
-        try:
-            return SweepFile(**self.values)
-        except ValidationError as error:
-            # A key misspelt says more than that the right one is missing.
-            first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-            place = tuple(first["loc"])
-            if first["type"] == "extra_forbidden":
-                valid = _siblings(place)
-                close = nearest(str(place[-1]), valid)
-                hint = f". Did you mean '{close}'?" if close else f". Valid: {', '.join(valid)}"
-                raise self.error(place, f"'{place[-1]}' is not a valid key here{hint}") from None
-            name = ".".join(str(part) for part in place)
-            reason = first["msg"].removeprefix("Input should be ")
-            if first["type"] == "missing":
-                raise self.error(place[:-1], f"'{name}' is missing") from None
-            raise self.error(place, f"{name}={shown(first['input'])} must be {reason}") from None
-
-    def located(self, place: tuple[Any, ...], function: Any, *args: Any) -> Any:
-        """Call `function`, and add the line of `place` to a UserError."""
-        try:
-            return function(*args)
-        except UserError as error:
-            raise self.error(place, str(error)) from None
-
-    def among(self, place: tuple[Any, ...], value: str, allowed: Sequence[str], kind: str) -> None:
-        """Check that the sweep has an algorithm, task or variant."""
-        if value not in allowed:
-            close = nearest(value, allowed)
-            hint = f"Did you mean '{close}'?" if close else f"It has {', '.join(allowed)}."
-            raise self.error(place, f"the sweep has no {kind} '{value}'. {hint}")
-
-
-def _siblings(place: tuple[Any, ...]) -> list[str]:
-    """Valid keys in the place of an unknown one."""
-    models: dict[Any, type[BaseModel]] = {"variants": Variant, "overrides": Override}
-    model = models.get(place[0], SweepFile) if len(place) > 1 else SweepFile
-    return list(model.model_fields)

@@ -170,7 +170,7 @@ def submit(client: Client, request: Request) -> str:
         client.submit_job(
             entrypoint=entrypoint(request, out),
             submission_id=job_id,
-            runtime_env=runtime_env(folder, request.pip),
+            runtime_env=runtime_env(folder, request.pip, request.extra),
             metadata={
                 "sweep": request.name,
                 "storage": request.storage,

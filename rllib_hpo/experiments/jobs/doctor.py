@@ -20,11 +20,12 @@ from rllib_hpo.experiments.cluster.driver import DRIVERS, OLDER_CUDA, kernel_dri
 from rllib_hpo.experiments.storage.file_system import LACKS, lacking, nearest_folder
 from rllib_hpo.results.paths import absolute, is_writable
 from rllib_hpo.rllib.cluster_address import check_cluster_address
+from rllib_hpo.tasks.mujoco_version import MUJOCO_BELOW, is_papers
 
 _ROOT = Path(rllib_hpo.__file__).parents[1]
 _GIB = 1 << 30
 _NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "lustre", "gpfs", "beegfs"})
-MUJOCO = "import gymnasium; e = gymnasium.make('Hopper-v4'); e.reset(seed=0); e.step(e.action_space.sample())"
+MUJOCO = "import gymnasium; e = gymnasium.make('Hopper-v5'); e.reset(seed=0); e.step(e.action_space.sample())"
 PYBULLET = "import pybullet as p; c = p.connect(p.DIRECT); p.stepSimulation(c); p.disconnect(c)"
 EGL = (
     "import mujoco; m = mujoco.MjModel.from_xml_string('<mujoco/>'); d = mujoco.MjData(m); "
@@ -66,7 +67,9 @@ def local_checks(out: Path = Path("runs")) -> Iterator[Check]:
     yield python_check(sys.version_info[:3])
     yield from version_checks(installed(), _ROOT / "constraints.txt")
     yield torch_check()
-    yield process_check("MuJoCo", MUJOCO, "pip install 'gymnasium[mujoco]' 'mujoco<3.5'")
+    yield process_check("MuJoCo", MUJOCO, "pip install 'gymnasium[mujoco]'")
+    if (version := installed().get("mujoco")) is not None:
+        yield physics_check(version)
     if sys.version_info < (3, 12):
         yield process_check("PyBullet", PYBULLET, "pip install pybullet pybullet-envs-gymnasium==0.6.0")
     yield egl_check()
@@ -113,11 +116,20 @@ def folder_checks(home: Path) -> Iterator[Check]:
 def python_check(version: tuple[int, int, int]) -> Check:
     """Check the version of Python."""
     text = ".".join(map(str, version))
-    if not (3, 11) <= version[:2] < (3, 13):
+    if not (3, 11) <= version[:2] < (3, 14):
         return Check("Python", "problem", text, "recreate .venv with Python 3.11")
-    if version[:2] == (3, 12):
+    if version[:2] > (3, 11):
         return Check("Python", "note", f"{text}, for which PyBullet has no wheels: its tasks are unavailable")
     return Check("Python", "ok", text)
+
+
+def physics_check(version: str) -> Check:
+    """Check whether MuJoCo simulates the papers' tasks as the papers had them."""
+    below = ".".join(map(str, MUJOCO_BELOW))
+    if not is_papers(version):
+        found = f"MuJoCo {version} has other contacts than the papers' tasks had, which are refused"
+        return Check("physics", "note", found, f"pip install 'mujoco<{below}' for those")
+    return Check("physics", "ok", f"MuJoCo {version} is that of the papers' tasks")
 
 
 def installed() -> dict[str, str]:
@@ -362,11 +374,14 @@ def ray_results_check(directory: Path) -> Check:
 
 
 def file_check(file: Path) -> Check:
-    """Check a sweep file or a cluster file."""
+    """Check a sweep file, a search file or a cluster file."""
     from rllib_hpo.experiments.cluster.check import check_file
+    from rllib_hpo.experiments.config.search_config import is_search, read_search
     from rllib_hpo.experiments.config.sweep_config import read_sweep
 
     try:
+        if is_search(file):
+            return Check(file.name, "ok", f"{read_search(file).file.trials} trials")
         if file.is_file() and re.search(r"^sweep:", file.read_text(), re.MULTILINE):
             return Check(file.name, "ok", f"{len(read_sweep(file).trials)} trials")
         problems = check_file(file)

@@ -8,7 +8,7 @@ from rllib_hpo.errors import CheckpointError, UserError
 from rllib_hpo.experiments.jobs.client import Job
 from rllib_hpo.experiments.storage.folder import Storage, rows_from
 from rllib_hpo.experiments.storage.mirror import Mirror
-from rllib_hpo.experiments.sweeps.sweep import SweepFiles, fetch_sweep, read_plan
+from rllib_hpo.experiments.sweeps.plan import SweepFiles, fetch_sweep, read_plan
 
 
 def reachable_rows(job: Job) -> str | None:

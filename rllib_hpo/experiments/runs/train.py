@@ -175,6 +175,7 @@ class TrainingRun:
         keep_checkpoints: Number of newest checkpoints to keep, besides the best.
         wandb: Options of Weights & Biases.
         mirror: Copy of rows and checkpoints on storage, if any.
+        origin: Directory of a run from whose last checkpoint this one begins, while it has none of its own.
 
     Raises:
         UserError: A failure the user can mend, another process in the same directory among them.
@@ -190,6 +191,7 @@ class TrainingRun:
         keep_checkpoints: int = 2,
         wandb: WandbOptions = WandbOptions(),  # noqa: B008  (frozen)
         mirror: Mirror | None = None,
+        origin: Path | None = None,
     ) -> None:
         self.config, self._open, self._options, self._mirror = config, ExitStack(), wandb, mirror
         self._files, self._has_begun = files, False
@@ -205,6 +207,8 @@ class TrainingRun:
             self._build(opened, sweep, variant)
             self._wandb = opened.enter_context(self._wandb_run(sweep, variant))
             checkpoint = self.store.restore_newest(self.algorithm)
+            if checkpoint is None and origin is not None:
+                checkpoint = CheckpointStore(origin).restore_newest(self.algorithm)
             self.algorithm.refuse_without_origin()
             # A new run has nothing to save; a checkpoint that lacks the evaluation of its step is rewritten.
             self._saved = -1 if self.algorithm.lacks_evaluation else self.algorithm.env_steps

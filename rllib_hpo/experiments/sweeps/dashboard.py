@@ -14,7 +14,7 @@ from typing import Any
 
 from rllib_hpo.errors import CheckpointError, UserError
 from rllib_hpo.experiments.config.run_config import read_config_file
-from rllib_hpo.experiments.sweeps.sweep import SweepFiles, read_plan
+from rllib_hpo.experiments.sweeps.plan import SweepFiles, read_plan
 from rllib_hpo.experiments.tracking.wandb_logger import PROJECT, STEP_METRIC, group_of, task_metric
 from rllib_hpo.results import write_atomically
 

@@ -11,7 +11,7 @@ from rllib_hpo.errors import SettingsError, UserError
 from rllib_hpo.experiments.config.run_config import resolve
 from rllib_hpo.experiments.config.sweep_config import parse_seeds, read_sweep
 from rllib_hpo.experiments.runs.train import RunFiles, to_rllib
-from rllib_hpo.experiments.sweeps.sweep import resources
+from rllib_hpo.experiments.sweeps.resources import resources
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES = sorted((ROOT / "tune_configs").glob("*.yaml"))

@@ -27,9 +27,15 @@ NODE = {
 
 def test_python() -> None:
     states = [
-        doctor.python_check(version).state for version in ((3, 11, 7), (3, 12, 1), (3, 10, 0), (3, 13, 0))
+        doctor.python_check(version).state
+        for version in ((3, 11, 7), (3, 12, 1), (3, 13, 0), (3, 10, 0), (3, 14, 0))
     ]
-    assert states == ["ok", "note", "problem", "problem"]
+    assert states == ["ok", "note", "note", "problem", "problem"]
+    assert [doctor.physics_check(version).state for version in ("3.4.0", "3.5.0", "4.0.1")] == [
+        "ok",
+        "note",
+        "note",
+    ]
 
 
 def test_versions(tmp_path: Path) -> None:
@@ -40,8 +46,8 @@ def test_versions(tmp_path: Path) -> None:
     pins.write_text("numpy==1.0\n")
     (check,) = doctor.version_checks(versions, pins)
     assert (check.state, "not 1.0" in check.found) == ("note", True)
-    (check,) = doctor.version_checks({**versions, "mujoco": "3.6.0"}, pins)
-    assert (check.state, "mujoco 3.6.0" in check.found) == ("problem", True)
+    (check,) = doctor.version_checks({**versions, "mujoco": "3.2.0"}, pins)
+    assert (check.state, "mujoco 3.2.0" in check.found) == ("problem", True)
     (check,) = doctor.version_checks({k: v for k, v in versions.items() if k != "wandb"}, tmp_path / "none")
     assert (check.state, "wandb missing" in check.found) == ("problem", True)
 

@@ -24,6 +24,7 @@ from rllib_hpo.experiments.jobs import results as job_results
 from rllib_hpo.experiments.jobs.client import Job, Request
 
 ADDRESS = "http://127.0.0.1:8265"
+ROOT = Path(__file__).resolve().parents[3]
 SWEEP = "sweep: little\nalgorithms: [sac]\ntasks: [Pendulum-v1]\nseeds: 0\n"
 JOB = Job("little-1", "RUNNING", None, "", "little", "", "", None)
 
@@ -141,6 +142,34 @@ def test_pip_sends_the_package_and_pins_what_it_needs(sweep: Path, request_of: A
     assert all("==" in package and "+" not in package for package in packages)
     assert any(package.startswith("gymnasium[mujoco]==") for package in packages)
     assert not any(package.startswith("ray") for package in packages)
+
+
+def test_a_search_file_is_sent_to_tune(request_of: Any) -> None:
+    """With the options of `rllib-hpo tune`, and Optuna among what --pip installs."""
+    client, file = FakeClient(), ROOT / "tune_configs" / "search" / "asha.yaml"
+    words = [
+        "--trials",
+        "4",
+        "--task",
+        "Pendulum-v1",
+        "--storage",
+        "s3://bucket/x",
+        "--gpus-per-learner",
+        "0.5",
+    ]
+    jobs.submit(client, request_of(file, *words, pip=True))
+    assert client.sent["entrypoint"].startswith(
+        "python -m rllib_hpo.cli tune asha.yaml --storage s3://bucket/x "
+    )
+    assert "--task Pendulum-v1 --trials 4 --gpus-per-learner 0.5" in client.sent["entrypoint"]
+    assert client.sent["metadata"]["storage"] == "s3://bucket/x/asha"
+    assert any(one.startswith("optuna==") for one in client.sent["runtime_env"]["pip"]["packages"])
+    jobs.submit(
+        client, sweep_request(["--resume", "/srv/runs/asha", "--trials", "9"], pip=False, search=True)
+    )
+    assert client.sent["entrypoint"].endswith("tune --resume /srv/runs/asha --trials 9")
+    with pytest.raises(UserError, match="first_rung=10000 must be below the 500 steps"):
+        request_of(file, "--steps", "500")
 
 
 def test_resuming_names_the_place_only(request_of: Any) -> None:

@@ -17,6 +17,7 @@ from tests.experiments.lives import REPOSITORY
 from tests.experiments.sweeps.test_sweep import EVALUATIONS
 from tests.experiments.sweeps.test_sweep import SWEEP as FOUR
 from tests.experiments.token_cluster import TokenCluster, joining, started, token_cluster
+from tests.experiments.tuning.test_search import SEARCH
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -196,3 +197,23 @@ def test_a_directory_that_a_node_does_not_see_is_refused(cluster: TokenCluster) 
 def doctor(cluster: TokenCluster, shared: str) -> str:
     process = cluster.start("doctor", "--address", cluster.address, "--shared", str(cluster.root / shared))
     return process.communicate(timeout=300)[0]
+
+
+def test_a_search_runs_on_a_cluster(cluster: TokenCluster, tmp_path: Path) -> None:
+    """Its study is on storage, so any machine goes on with it; its rows are fetched as those of a sweep."""
+    pytest.importorskip("optuna")
+    (cluster.root / "search.yaml").write_text(SEARCH)
+    words = ["search.yaml", "--trials", "1", *options(cluster, "searched")]
+    out, err = cluster.run("submit", *words)
+    assert err == ""
+    assert "trials:         1 done, 0 failed, 0 unfinished" in out
+    assert "rllib-hpo sweep" in out.strip().splitlines()[-1]
+    place = cluster.root / "searched" / "little"
+    resume = ["--resume", f"file://{place}", "--trials", "2", "--address", cluster.address]
+    out, err = cluster.run("submit", "--search", *resume, "--wandb", "disabled")
+    assert "trials:         2 done, 0 failed, 0 unfinished" in out
+    job = job_of(out)
+    out, _ = cluster.run("fetch", job, "--out", str(tmp_path / "got"), "--address", cluster.address)
+    rows = read_rows(tmp_path / "got" / "results")
+    assert sorted(rows["env_steps"].to_pylist()) == [0, 0, 100, 100, 200, 200, 300, 300]
+    assert len(set(rows["trial_id"].to_pylist())) == 2

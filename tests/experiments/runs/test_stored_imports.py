@@ -13,7 +13,8 @@ import pytest
 from rllib_hpo.errors import SettingsError, UnknownNameError, UserError
 from rllib_hpo.experiments.config.run_config import resolve, resolve_saved
 from rllib_hpo.experiments.config.sweep_config import read_sweep
-from rllib_hpo.experiments.sweeps.sweep import SweepFiles, start_sweep
+from rllib_hpo.experiments.sweeps.plan import SweepFiles
+from rllib_hpo.experiments.sweeps.sweep import start_sweep
 from rllib_hpo.results import config_hash, read_rows
 from rllib_hpo.rllib.checkpointing import read_manifest
 from rllib_hpo.tasks import find_task, import_modules, make_env

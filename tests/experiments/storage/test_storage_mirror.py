@@ -25,7 +25,7 @@ from rllib_hpo.experiments.storage import transfers
 from rllib_hpo.experiments.storage.checkpoints import CheckpointStore
 from rllib_hpo.experiments.storage.folder import Storage, check_no_secrets, rows_from
 from rllib_hpo.experiments.storage.mirror import Mirror
-from rllib_hpo.experiments.storage.stored_checkpoints import steps_on
+from rllib_hpo.experiments.storage.stored_checkpoints import manifest_on
 from rllib_hpo.results import read_rows, trial_id, without_volatile, write_row
 from rllib_hpo.rllib.checkpointing import FORMAT
 from tests.experiments.lives import CLI, REPOSITORY
@@ -191,7 +191,7 @@ def test_rows_come_before_segments_files_and_manifest(node: Node, handler: Faili
     kinds = [Path(path).name.split("-")[0] for path in handler.written]
     identity = trial_id(node.run)
     assert kinds == ["trial_id", identity, identity, "rows", "rows", "state.pkl", "manifest.json"]
-    assert steps_on(node.storage.child("trials").child(TRIAL)) == 100
+    assert (manifest_on(node.storage.child("trials").child(TRIAL)) or {})["env_steps"] == 100
 
 
 def test_only_new_segments_go_and_old_things_leave(node: Node, handler: FailingHandler, shared: Path) -> None:
@@ -379,7 +379,7 @@ def test_a_checkpoint_without_a_manifest_does_not_exist(node: Node, other: Node,
     (shared / "trials" / TRIAL / "checkpoints" / "step-0000000100" / "manifest.json").unlink()
     other.starts()
     assert CheckpointStore(other.run).newest_valid() is None
-    assert steps_on(other.storage.child("trials").child(TRIAL)) == 0
+    assert manifest_on(other.storage.child("trials").child(TRIAL)) is None
 
 
 def test_another_run_of_that_name_is_refused(node: Node, other: Node) -> None:

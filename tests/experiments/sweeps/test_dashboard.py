@@ -16,7 +16,8 @@ from rllib_hpo.experiments.config.run_config import resolve
 from rllib_hpo.experiments.config.sweep_config import read_sweep
 from rllib_hpo.experiments.runs.train import RunFiles, TrainingRun, flat_metrics
 from rllib_hpo.experiments.sweeps.dashboard import DIAGNOSTICS, LOSSES, SAFETY
-from rllib_hpo.experiments.sweeps.sweep import SweepFiles, start_sweep
+from rllib_hpo.experiments.sweeps.plan import SweepFiles
+from rllib_hpo.experiments.sweeps.sweep import start_sweep
 from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
 from tests.experiments.fake_wandb import fake_server
 from tests.experiments.lives import CLI, REPOSITORY
