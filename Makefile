@@ -5,10 +5,10 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-# The Python that makes .venv: 3.11 if there is one (PyBullet has no wheels for 3.12), else 3.12.
+# The Python that makes .venv: 3.11 if there is one (PyBullet has no wheels for later ones), else 3.12 or 3.13.
 # `make setup PYTHON=/path/to/python3.11` names another.
-PYTHON ?= $(shell for python in python3.11 python3 python3.12; do \
-	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null \
+PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
 	&& echo $$python && break; done)
 
 # Where pip looks for a smaller build of torch, e.g. https://download.pytorch.org/whl/cpu for one without CUDA.
@@ -62,7 +62,7 @@ setup: $(STAMP)  ## Make .venv and install the package with its tools in it (aga
 define install_core
 	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 		if [ -z "$(PYTHON)" ]; then \
-			echo "error: rllib_hpo needs Python 3.11 or 3.12, and none is on the PATH;" \
+			echo "error: rllib_hpo needs Python 3.11, 3.12 or 3.13, and none is on the PATH;" \
 				"install one, or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 1; \
 		fi; \
 		echo "Making $(VENV) with $$($(PYTHON) --version)"; \
@@ -101,7 +101,7 @@ lint: setup  ## Check style, formatting, types and the boundaries between the la
 	for file in cluster/*.sbatch cluster/*.sh; do bash -n $$file; done
 
 .PHONY: format
-format: setup  ## Format the code and mend what ruff can
+format: setup  ## Format the code and fix what ruff can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
@@ -157,8 +157,8 @@ bench: setup  ## Compare training speed with a hand-written loop, stable-baselin
 constraints:  ## Write constraints.txt anew: the newest versions that pyproject.toml admits
 	rm -rf build/constraints
 	$(PYTHON) -m venv build/constraints
-	build/constraints/bin/python -m pip -qq install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) 'torch<2.14'
-	build/constraints/bin/python -m pip -qq install --editable '.[dev,bench,dashboard,docs,export,notebooks,search,video]'
+	build/constraints/bin/python -m pip -qq install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) 'torch<2.16'
+	build/constraints/bin/python -m pip -qq install --editable '.[dev,bench,dashboard,docs,export,notebooks,papers,search,video]'
 	{ sed -n '/^#/p' constraints.txt; \
 		build/constraints/bin/python -m pip freeze --exclude-editable \
 		| sed 's/+[a-z0-9.]*$$//; s/_/-/g' | tr '[:upper:]' '[:lower:]' | LC_ALL=C sort; } > build/constraints.txt

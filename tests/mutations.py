@@ -362,6 +362,55 @@ MUTATIONS: tuple[Mutation, ...] = (
         "if update % self.settings.copy_every == 1",
         ("algorithms/test_soft_q.py",),
     ),
+    Mutation(
+        "successive halving keeps the wrong share",
+        "experiments/tuning/halving.py",
+        "1 - 1 / reduction_factor)",
+        "1 / reduction_factor)",
+        ("experiments/tuning/test_decisions.py",),
+    ),
+    Mutation(
+        "a trial is judged at a rung again",
+        "experiments/tuning/halving.py",
+        "or _step_at(own, reached[-1]) != latest",
+        "",
+        ("experiments/tuning/test_decisions.py",),
+    ),
+    Mutation(
+        "the best members copy the worst",
+        "experiments/tuning/population.py",
+        "best = ranked[-number:]",
+        "best = ranked[:number]",
+        ("experiments/tuning/test_decisions.py",),
+    ),
+    Mutation(
+        "a perturbed setting leaves the space",
+        "experiments/tuning/population.py",
+        "return float(min(max(moved, low), high))",
+        "return float(moved)",
+        ("experiments/tuning/test_decisions.py",),
+    ),
+    Mutation(
+        "the sampler draws the same after every resume",
+        "experiments/tuning/study.py",
+        'derived_seed(self._search.file.seed, "sampler", number)',
+        'derived_seed(self._search.file.seed, "sampler")',
+        ("experiments/tuning/test_decisions.py",),
+    ),
+    Mutation(
+        "importances of returns at different steps",
+        "analysis/search_figures.py",
+        "next(row for row in rows if row.env_steps == step)",
+        "rows[-1]",
+        ("analysis/test_search_figures.py",),
+    ),
+    Mutation(
+        "MuJoCo of other physics for a paper's task",
+        "tasks/mujoco_version.py",
+        "< MUJOCO_BELOW",
+        "<= MUJOCO_BELOW",
+        ("tasks/test_mujoco_version.py",),
+    ),
 )
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from rllib_hpo.algorithms.registry import BUILT_IN, find_settings, title
 from rllib_hpo.cli import app
-from rllib_hpo.experiments.config import sweep_config
+from rllib_hpo.experiments.config import search_config, sweep_config
 from rllib_hpo.experiments.config.run_config import RunSettings
 from rllib_hpo.experiments.runs.zoo import residents
 from rllib_hpo.experiments.tracking.operator_metrics import METRICS, TAGS
@@ -35,6 +35,7 @@ def pages() -> dict[str, str]:
         **{f"reference/settings/{name}.md": settings_page(name) for name in BUILT_IN},
         "reference/tasks.md": tasks_page(),
         "reference/sweep-file.md": sweep_file_page(),
+        "reference/search-file.md": search_file_page(),
         "reference/results.md": results_page(),
         "reference/metrics.md": metrics_page(),
         "reference/zoo.md": zoo_page(),
@@ -256,6 +257,29 @@ def sweep_file_page() -> str:
     parts.append(
         "\n## Files that come with the package\n\nTheir names stand for their paths: `rllib-hpo sweep NAME`.\n\n"
         + table(("sweep", "trials", "steps", "what it is for"), rows)
+    )
+    return "".join(parts)
+
+
+def search_file_page() -> str:
+    """Describe a search file, and list the files that come with the package."""
+    parts = [f"# Search file\n\n{inspect.cleandoc(search_config.__doc__ or '')}\n"]
+    for heading, model in (
+        ("Keys", search_config.SearchFile),
+        ("Keys of a searched setting", search_config.Domain),
+        ("Keys of `asha`", search_config.Asha),
+        ("Keys of `pbt`", search_config.Pbt),
+    ):
+        parts.append(f"\n## {heading}\n\n" + model_table(model))
+    rows = []
+    for path in sorted((ROOT / "tune_configs" / "search").glob("*.yaml")):
+        search = search_config.read_search(path)
+        steps = search.file.trials * search.steps / 1e6
+        link = f"[`{path.name}`](../../tune_configs/search/{path.name})"
+        rows.append((link, search.file.trials, f"{steps:g} M", search.file.description))
+    parts.append(
+        "\n## Files in `tune_configs/search/`\n\n"
+        + table(("file", "trials", "steps, at most", "what it is for"), rows)
     )
     return "".join(parts)
 

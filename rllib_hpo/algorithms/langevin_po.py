@@ -62,34 +62,40 @@ class LangevinPOSettings(TD3Settings, MultiplierSettings):
     )
 
     initial_kappa: Annotated[
-        NonNegative, Field(description="Where the PID control and its integral start, in units of the force.")
+        NonNegative,
+        Field(description="Initial output and integral of the PID control, in units of the force."),
     ] = 0.0
     min_kappa: Annotated[
-        NonNegative, Field(description="Least output of the PID control, in units of the force.")
+        NonNegative, Field(description="Minimum output of the PID control, in units of the force.")
     ] = 0.0
     max_kappa: Annotated[
-        PositiveFloat, Field(description="Bound of the PID control's integral, in units of the force.")
+        PositiveFloat, Field(description="Upper bound of the PID control's integral, in units of the force.")
     ] = 10.0
     flow_layers: Annotated[int, Field(ge=1, le=100, description="Coupling layers K.")] = 2
     flow_units: Annotated[
-        PositiveInt, Field(description="Units of the hidden layer of each of a layer's networks.")
+        PositiveInt, Field(description="Units of the hidden layer in each network of a coupling layer.")
     ] = 16
-    flow_step_size: Annotated[PositiveFloat, Field(description="Step size epsilon of the layers.")] = 0.1
-    flow_sees_state: Annotated[bool, Field(description="Whether the layers' networks see the state.")] = True
+    flow_step_size: Annotated[
+        PositiveFloat, Field(description="Step size epsilon of the coupling layers.")
+    ] = 0.1
+    flow_sees_state: Annotated[
+        bool, Field(description="Whether the state is an input of the coupling layers' networks.")
+    ] = True
     proximity: Annotated[
-        bool, Field(description="Whether the force has the part towards the previous policy's action.")
+        bool, Field(description="Whether the force includes the pull towards the previous policy's action.")
     ] = True
     prior_tau: Annotated[
         UnitInterval, Field(description="Polyak rate of the previous policy and flow, per policy update.")
     ] = 0.01
     alternate: Annotated[
-        bool, Field(description="Train policy and flow in turn on each batch, eq. (11).")
+        bool, Field(description="On each batch, update first the policy, then the flow, eq. (11).")
     ] = False
     form: Annotated[
         Literal["matched", "paper"],
         Field(
-            description="Distance of two actions after the flow, in coordinates before the tanh; or the equations as "
-            "printed (which drift): after against before, the force's sign of (9), beta in absolute units."
+            description="'matched': distance between two actions after the flow, in pre-tanh coordinates; "
+            "'paper': as printed (which drifts): an action after the flow against one before it, the "
+            "force with the sign of eq. (9), beta in absolute units."
         ),
     ] = "matched"
 
@@ -108,8 +114,8 @@ class LangevinPOSettings(TD3Settings, MultiplierSettings):
 
 
 PAPER_FORM_NOTICE = (
-    "form='paper' has the paper's equations as printed, which measure an action after the flow against one before it. "
-    "On Reacher the return fell from -11 to -84 in 8,000 steps (docs/mcmc-po.md)."
+    "form='paper' uses the paper's equations as printed, which measure an action after the flow against one "
+    "before it. On Reacher the return fell from -11 to -84 in 8,000 steps (docs/mcmc-po.md)."
 )
 _Part = Callable[[ForceParts], Tensor]
 

@@ -281,8 +281,8 @@ class SoftActorCritic(Method[SoftSettingsT, SoftModelT]):
             check_sample(sample, name, len(obs), actor.action_dim)
         if self.settings.alpha == "auto" and sample.log_prob is None:
             raise SettingsError(
-                f"alpha='auto' cannot be tuned: the sampler '{name}' has no density (its log_prob is "
-                "None). Set alpha to a number, as alpha=0.2."
+                f"alpha='auto' cannot be tuned: the sampler '{name}' has no density (its log_prob is None). "
+                "Set alpha to a number, for example alpha=0.2."
             )
 
     @override

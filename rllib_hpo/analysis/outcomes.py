@@ -69,14 +69,15 @@ def outcomes_table(runs: Sequence[Run]) -> Table | None:
             if own := cells.get((task, one.label)):
                 values = [_cell([_last(run, name) for run in own]) for name in names]
                 rows.append([task.name, one.label, *values, _past([is_past(run) for run in own])])
-    columns = ["task", "algorithm", *(SHOWN[name] for name in names), "runs past the threshold"]
+    columns = ["task", "algorithm", *(SHOWN[name] for name in names), "runs beyond the threshold"]
     note = (
         "Mean ± sample standard deviation over seeds. Shares of goals, net displacement (metres) and discounted "
-        "returns are of the last evaluation; farthest forward and nearest to the goal (metres) of all training. "
-        "Thresholds: " + ", ".join(f"{env} {n} {s} {t:g}" for env, (n, s, t) in THRESHOLDS.items()) + ". "
+        "returns: last evaluation; farthest forward and nearest to the goal (metres): all of training. Thresholds: "
+        + ", ".join(f"{env} {n} {s} {t:g}" for env, (n, s, t) in THRESHOLDS.items())
+        + ". "
         "In brackets Wilson 95% intervals."
     )
-    return Table("outcomes", "What came of episodes", note, columns, rows)
+    return Table("outcomes", "Outcomes of episodes", note, columns, rows)
 
 
 def _last(run: Run, name: str) -> float:

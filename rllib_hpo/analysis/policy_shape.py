@@ -114,8 +114,8 @@ def policy_shape(
     actor = policy.actor
     if not isinstance(actor, SamplerActor):
         raise SettingsError(
-            f"The policy is of '{policy.metadata.algorithm}', which has no sampler: only policies of soft "
-            "actor-critics have a shape."
+            f"A policy of '{policy.metadata.algorithm}' has no sampler to draw: give policies of soft "
+            "actor-critics."
         )
     for dim in dims:
         if not 0 <= dim < actor.action_dim:
@@ -215,8 +215,9 @@ def _cell(interval: Interval) -> str:
 def shape_table(numbers: Mapping[str, ShapeNumbers]) -> Table:
     """The numbers of each policy, by its name."""
     note = (
-        "Share of draws whose Q rises along the leapfrog; total variance of the actions, after over before; and the "
-        "share of their variance that a Gaussian's quantiles leave unexplained. In brackets bootstrap 95% intervals."
+        "Share of draws whose Q rises along the leapfrog; ratio of the total variance of the actions after to that "
+        "before; and the share of their variance that the quantiles of a Gaussian do not explain. In brackets "
+        "bootstrap 95% intervals."
     )
     rows = [[name, *map(_cell, one)] for name, one in numbers.items()]
     return Table("policy-shape", "Shape of the policy", note, ["policy", *COLUMNS], rows)

@@ -26,7 +26,8 @@ from rllib_hpo.analysis.outcomes import outcomes_table, threshold_figure
 from rllib_hpo.analysis.page import write_page
 from rllib_hpo.analysis.parameters import parameters_table
 from rllib_hpo.analysis.runs import Run, runs_of, series_of, tasks_of
-from rllib_hpo.analysis.searches import problems_table, search_tables
+from rllib_hpo.analysis.search_figures import search_figures
+from rllib_hpo.analysis.searches import problems_table, search_tables, searches_in
 from rllib_hpo.analysis.tables import Table, all_tables, differences_table, final, normalised, scores_of
 from rllib_hpo.errors import UserError
 from rllib_hpo.results.atomic import write_atomically
@@ -183,8 +184,11 @@ def _counted(table: pa.Table, runs: Sequence[Run]) -> str:
 
 def _figures(table: pa.Table, runs: Sequence[Run]) -> dict[str, tuple[Figure, str]]:
     """Figures with captions; those over all tasks only if scores can be normalised."""
-    if not runs:  # of a search alone there is nothing to average
-        return {}
+    searches = search_figures(searches_in(table))
+    return {**(_figures_of_runs(table, runs) if runs else {}), **searches}
+
+
+def _figures_of_runs(table: pa.Table, runs: Sequence[Run]) -> dict[str, tuple[Figure, str]]:
     figures = {"curves": (learning_curve_figure(table), "Learning curves")}
     costs = cost_figure(runs)
     if costs is not None:

@@ -111,7 +111,6 @@ def runs_of(table: pa.Table) -> list[Run]:
     for (sweep, algorithm, variant, task, env_id, seed, line), own in places.items():
         last = own[-1]
         steps, groups = _by_step([columns["env_steps"][place] for place in own], own)
-        names = sorted({name for place in own for name in diagnostics[place]})
         hash_ = columns["config_hash"][last]
         means = {
             name: np.array([values[group].mean() for group in groups]) for name, values in numbers.items()
@@ -131,13 +130,16 @@ def runs_of(table: pa.Table) -> list[Run]:
                 steps=steps,
                 numbers={name: means[name] for name in _NUMBERS},
                 costs={name: means[name] for name in COSTS} if has_costs else {},
-                diagnostics={
-                    name: np.array([diagnostics[group[-1]].get(name, np.nan) for group in groups])
-                    for name in names
-                },
+                diagnostics=_latest(diagnostics, groups),
             )
         )
     return sorted(runs, key=lambda run: (_task_sort_key(run.task), _sort_key(run.label), run.seed))
+
+
+def _latest(diagnostics: Sequence[Mapping[str, float]], groups: Sequence[Sequence[int]]) -> dict[str, Floats]:
+    """Diagnostics by name, each from the last row of every group; NaN where that row lacks it."""
+    names = sorted({name for group in groups for place in group for name in diagnostics[place]})
+    return {name: np.array([diagnostics[group[-1]].get(name, np.nan) for group in groups]) for name in names}
 
 
 _KEYS = ("sweep", "algorithm", "variant", "task", "env_id", "seed")

@@ -124,7 +124,7 @@ def trajectories_figure(
         boundary.close(scene)
     figure.supxlabel(
         f"{env}: {len(rollouts[0].paths)} episodes of each policy, seen from above, in metres"
-        + (f"; {_NUM_ACTIONS} actions in a state over Q, where the policy holds it" if with_states else ""),
+        + (f"; {_NUM_ACTIONS} actions in one state over Q, if the policy contains Q" if with_states else ""),
         fontsize=7.5,
         color=MUTED,
     )

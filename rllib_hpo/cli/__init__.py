@@ -26,6 +26,7 @@ from rllib_hpo.cli.policies import convert, enjoy, evaluate, export, policy_shap
 from rllib_hpo.cli.results import add, check, compact, report, show
 from rllib_hpo.cli.runs import train
 from rllib_hpo.cli.sweeps import dashboard, sweep, sweeps
+from rllib_hpo.cli.tuning import tune
 from rllib_hpo.errors import UserCodeError, UserError
 from rllib_hpo.experiments.process.standard_streams import make_streams_safe
 
@@ -40,6 +41,7 @@ app = typer.Typer(
 app.command()(train)
 app.command()(sweep)
 app.command()(sweeps)
+app.command()(tune)
 app.command()(dashboard)
 app.command()(evaluate)
 app.command()(enjoy)
@@ -50,9 +52,9 @@ app.command()(policy_shape)
 app.command()(trajectories)
 app.command()(report)
 app.command(
-    # Pass the options of `sweep` to `submit` unparsed.
+    # Pass the options of `sweep` and `tune` to `submit` unparsed.
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-    options_metavar="SWEEP.yaml [OPTIONS] [OPTIONS OF rllib-hpo sweep]",
+    options_metavar="FILE.yaml [OPTIONS] [OPTIONS OF rllib-hpo sweep OR tune]",
 )(submit)
 app.command()(status)
 app.command()(fetch)
@@ -61,16 +63,14 @@ app.command()(doctor)
 app.command()(tasks)
 app.command()(settings)
 
-results_app = typer.Typer(
-    no_args_is_help=True, help="Look at evaluation rows, and keep their files in order."
-)
+results_app = typer.Typer(no_args_is_help=True, help="Show, check and maintain evaluation rows.")
 results_app.command()(show)
 results_app.command()(compact)
 results_app.command()(add)
 results_app.command()(check)
 app.add_typer(results_app, name="results")
 
-cluster_app = typer.Typer(no_args_is_help=True, help="Write and check files of clusters.")
+cluster_app = typer.Typer(no_args_is_help=True, help="Write and check the cluster files of sweeps.")
 cluster_app.command("init")(init_cluster)
 cluster_app.command("check")(check_cluster)
 app.add_typer(cluster_app, name="cluster")

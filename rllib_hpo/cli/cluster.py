@@ -32,27 +32,26 @@ def init_cluster(
 
 
 def check_cluster(
-    files: Annotated[list[Path], path_argument(help="Files of `ray up`, KubeRay or Slurm.")],
+    files: Annotated[list[Path], path_argument(help="Cluster files for `ray up`, KubeRay or Slurm.")],
     crds: Annotated[
         Path | None,
-        path_option(
-            help="Directory of KubeRay's own definitions, ray.io_rayclusters.yaml and ray.io_rayjobs.yaml."
-        ),
+        path_option(help="Directory with KubeRay's CRDs, ray.io_rayclusters.yaml and ray.io_rayjobs.yaml."),
     ] = None,
     sweep: Annotated[
         Path | None,
         typer.Option(
             parser=sweep_file,
             metavar="SWEEP",
-            help="Plan the trials of this sweep, a file or a name, onto each cluster, too.",
+            help="Also check whether each cluster can run the trials of this sweep (a file or a name), and how many "
+            "at a time.",
         ),
     ] = None,
-    num_env_runners: Annotated[int, typer.Option(min=0, help="Remote runners of every trial.")] = 0,
+    num_env_runners: Annotated[int, typer.Option(min=0, help="Remote environment runners per trial.")] = 0,
     gpus_per_learner: Annotated[
-        float, typer.Option(min=0, max=1, help="GPU, or a share of one, for every trial.")
+        float, typer.Option(min=0, max=1, help="GPUs per trial: 1, or a fraction.")
     ] = 0.0,
 ) -> None:
-    """Say what is wrong with files of clusters, with line and remedy, without a network. Exit code 2 if anything."""
+    """Report problems in cluster files, each with its line and remedy, offline. Exit code 2 if there are any."""
     from rllib_hpo.experiments.cluster.check import check_file
 
     changes = {"num_env_runners": num_env_runners, "num_gpus_per_learner": gpus_per_learner}
@@ -87,24 +86,26 @@ def _plan_sweep(sweep: Path, changes: dict[str, Any], cluster: Path) -> str:
         counts.append(trials_at_a_time(request.bundles, machines))
         if not counts[-1]:
             raise SettingsError(
-                f"{cluster}: {trial.name} asks for {describe(request)}, which never fit; ask for less."
+                f"{cluster}: {trial.name} requests {describe(request)}, which this cluster never has; request less."
             )
-    return f"ok; {min(counts)} trials of {sweep} at a time, once it has grown"
+    return f"ok; runs {min(counts)} trials of {sweep} at a time, once fully scaled up"
 
 
 def doctor(
     files: Annotated[
-        list[Path] | None, path_argument(help="Sweep files, or files of clusters, to look at too.")
+        list[Path] | None, path_argument(help="Sweep files, search files or cluster files to check as well.")
     ] = None,
-    address: Annotated[str | None, typer.Option(help="The dashboard of a cluster to look at too.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Dashboard address of a cluster to check as well.")
+    ] = None,
     shared: Annotated[
-        str, typer.Option(metavar="DIR", help="With --address: a directory that all its nodes should share.")
+        str, typer.Option(metavar="DIR", help="With --address: directory that all nodes should share.")
     ] = "~/runs",
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where runs are to go: says what its file system can do.")
+        Path, typer.Option(metavar="DIR", help="Directory for runs, whose file system is checked.")
     ] = Path("runs"),
 ) -> None:
-    """Say what is wrong with this installation, or with a cluster. Exit code 2 if anything is."""
+    """Report problems of this installation or of a cluster. Exit code 2 if there are any."""
     from rllib_hpo.experiments.jobs import doctor as checks
 
     found = 0

@@ -42,16 +42,19 @@ Imports = Annotated[
 ]
 Wandb = Annotated[
     Literal["offline", "online", "disabled"],
-    typer.Option(help="Weights & Biases; offline needs no account."),
+    typer.Option(help="Mode of Weights & Biases; offline needs no account."),
 ]
 WandbArtifacts = Annotated[
     bool,
     typer.Option(
-        "--wandb-artifacts", help="Give W&B each checkpoint too, some megabytes without its replay."
+        "--wandb-artifacts", help="Upload each checkpoint to W&B too: a few megabytes, without its replay."
     ),
 ]
 WandbVideo = Annotated[
-    bool, typer.Option("--wandb-video", help="Film a noise-free episode for W&B when all steps are made.")
+    bool,
+    typer.Option(
+        "--wandb-video", help="Record a video of a noise-free episode for W&B at the end of training."
+    ),
 ]
 
 _SETTINGS = {
@@ -92,10 +95,10 @@ def pairs(texts: Iterable[str]) -> dict[str, str]:
             key, equals, value = (word.strip() for word in part.partition("="))
             if not (key and equals):
                 raise SettingsError(
-                    f"--only {text} must be KEY=VALUE,..., as in task=hopper,algorithm=sac-hpo."
+                    f"--only {text} must be KEY=VALUE,..., for example task=hopper,algorithm=sac-hpo."
                 )
             if found.setdefault(key, value) != value:
                 raise SettingsError(
-                    f"--only {key}={value}: {key} is {found[key]} already; a trial has one {key}."
+                    f"--only {key}={value}: {key} is already {found[key]}, and a trial has only one {key}."
                 )
     return found

@@ -45,7 +45,7 @@ def write_policy(policy: DeployedPolicy, file_format: str, out: Path) -> list[Pa
     if file_format not in FORMATS:
         raise unknown_name("export format", file_format, FORMATS)
     if out.is_dir():
-        raise UserError(f"{out} is a directory; name a file.")
+        raise UserError(f"{out} is a directory; give a file.")
     with torch.no_grad(), _quiet():
         contents = FORMATS[file_format](policy, out)
     for path, content in contents.items():
@@ -150,7 +150,7 @@ def load_policy_file(path: Path) -> DeployedPolicy:
     try:
         method = make_method(settings)
         if sum(part.num_bytes for part in method.actor_parts(*dims)) > held:
-            raise ValueError("they are too few")  # told before memory is taken for those that are missing
+            raise ValueError("there are too few")  # told before memory is taken for those that are missing
         actor = method.make_actor(*dims, seed=0)
         actor.load_state_dict(weights)
     except (RuntimeError, ValueError) as error:

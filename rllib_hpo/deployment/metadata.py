@@ -32,7 +32,7 @@ class BoxMetadata(BaseModel):
     @model_validator(mode="after")
     def _check_bounds(self) -> Self:
         if self.shape[0] < 1 or not len(self.low) == len(self.high) == self.shape[0]:
-            raise ValueError("there must be a lower and an upper bound for each number")
+            raise ValueError("each component needs a lower and an upper bound")
         return self
 
     @classmethod
@@ -114,7 +114,7 @@ class PolicyMetadata(BaseModel):
         try:
             metadata = cls(**parse_json(text, source))
         except (UserError, ValueError, TypeError, ValidationError) as error:
-            raise CheckpointError(f"{source} is no policy exported by rllib_hpo.") from error
+            raise CheckpointError(f"{source} is not a policy exported by rllib_hpo.") from error
         if metadata.format != FORMAT:
             raise CheckpointError(
                 f"{source} has export format {metadata.format}; this version of rllib_hpo reads {FORMAT}."

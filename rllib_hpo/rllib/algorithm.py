@@ -83,10 +83,8 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
         has_config = isinstance(getattr(self, "config", None), AlgorithmConfig)
         return str(super().__repr__()) if has_config else type(self).__name__
 
-    @override(Algorithm)
-    def setup(self, config: ActorCriticConfig) -> None:
-        self._validate_local_hardware(config)
-        set_torch_options(config.num_torch_threads)
+    def _begin_state(self, config: ActorCriticConfig) -> None:
+        """Set the state of a run that has made no step."""
         self.settings = config.settings()
         self.schedule = Schedule(self.settings)
         self.env_steps, self._num_updates = 0, 0
@@ -113,10 +111,18 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
         """Whether the evaluation of this step was due and was stopped; the next iteration plays it."""
         self.evaluation_steps = 0
         """Steps that the current evaluation in this process has played; 0 between evaluations."""
+        self.waits_for_evaluations = self.is_trial
+        """Whether an iteration ends with all evaluations that are due; any result of a Tune trial may be its last."""
         self.is_stopped = False
         """Whether `stop` was called; there are no workers then."""
         self.stop_requested = False
         """Set it from any thread to end the iteration at the next step; clear it to continue training."""
+
+    @override(Algorithm)
+    def setup(self, config: ActorCriticConfig) -> None:
+        self._validate_local_hardware(config)
+        set_torch_options(config.num_torch_threads)
+        self._begin_state(config)
         self._warn_of_unrecorded_options(config)
         if config.num_env_runners + config.evaluation_num_env_runners > 0:
             self.env_creator.spaces = probe_environment(config)
@@ -164,18 +170,18 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
     def _validate_local_hardware(config: ActorCriticConfig) -> None:
         """Check settings that depend on this machine; configs may be built on another one."""
         if config.env is None:
-            raise SettingsError("There is no environment: name one, as in .environment('Hopper-v4').")
+            raise SettingsError("No environment is set: set one, for example with .environment('Hopper-v4').")
         option = "num_gpus" if config.is_old_stack else "num_gpus_per_learner"
         num_gpus = getattr(config, option)
         if config.num_learners == 0 and num_gpus > 0 and not torch.cuda.is_available():
-            raise SettingsError(f"{option}={num_gpus}, but torch finds no CUDA device here.")
+            raise SettingsError(f"{option}={num_gpus}, but torch finds no CUDA device on this machine.")
 
     @staticmethod
     def _warn_of_unrecorded_options(config: ActorCriticConfig) -> None:
         for name, kind in not_recorded(recorded(config.env_config)).items():
             _logger.warning(
                 "env_config: '%s' is a %s, which rows and checkpoints cannot record: `evaluate`, `convert` and "
-                "`train --config` will not be able to make this environment again.",
+                "`train --config` will not be able to recreate this environment.",
                 name,
                 kind,
             )
@@ -236,8 +242,8 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
         """
         if self.is_stopped:
             raise UserError(
-                "This algorithm was stopped and cannot train on: build it again with build_algo(), or load its "
-                "checkpoint with from_checkpoint()."
+                "This algorithm was stopped and cannot continue training: build it again with build_algo(), or "
+                "load its checkpoint with from_checkpoint()."
             )
         try:
             results: dict[str, Any] = super().step()
@@ -290,8 +296,7 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
                 self._evaluate_and_record()
             self._collect_evaluations()
         is_first, is_last = self.latest_evaluation is None, self.env_steps == self.max_env_steps
-        # Any result may be Tune's last, or the one that a scheduler compares.
-        waits_for_all = is_last or self.is_trial
+        waits_for_all = is_last or self.waits_for_evaluations
         self._collect_evaluations(
             at_least=self.evaluation_runners.num_pending if waits_for_all else int(is_first)
         )

@@ -34,8 +34,8 @@ def environment_maker(
     import_modules(config.imports, f"The environment {config.env}")
     if isinstance(config.env, gym.Env):
         raise SettingsError(
-            f"env={type(config.env.unwrapped).__name__} is an environment that was made already: give its class, a "
-            "function that makes one, or a gymnasium id, since every runner makes its own."
+            f"env={type(config.env.unwrapped).__name__} is an environment object: give its class, a function that "
+            "makes one, or a gymnasium id, since every runner makes its own."
         )
     name, cost = label(config.env), config.settings().cost
     context = EnvContext(config.env_config, worker_index=worker_index, num_workers=config.num_env_runners)
@@ -153,7 +153,7 @@ class Environments:
     def _single(self, name: str) -> gym.Env[Any, Any]:
         if len(self.envs) != 1:
             raise AttributeError(
-                f"There are {len(self.envs)} environments: ask each for '{name}', as in "
+                f"There are {len(self.envs)} environments: read '{name}' from each, for example "
                 f"[env.unwrapped.{name} for env in env_runner.env.envs]."
             )
         return self.envs[0]

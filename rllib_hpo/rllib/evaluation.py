@@ -97,44 +97,92 @@ def evaluate(
         for _ in seeds:
             envs.append(make())
             wrappers.set_state(envs[-1], wrapper_state, frozen=True)
-        scaling, checked = ActionScaling.of(envs[0].action_space), Boundary(envs[0])
-        obs = np.stack([_first(checked, env, seed) for env, seed in zip(envs, seeds, strict=True)])
-        returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
-        costs, discounted, costly = np.zeros(len(seeds)), np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
-        memory = actor.begin(torch.from_numpy(obs).to(actor.device), explores=False)
-        noise, seen = EvaluationNoise(actor, seeds), _Outcomes(envs, actor.settings.gamma)
-        running, cut = list(range(len(seeds))), 0
-        while running:
+        episodes = _Episodes(actor, envs, seeds, max_episode_steps, cost_gamma)
+        while episodes.running:
             if watch is not None:
-                watch(int(lengths.sum()))
-            noise.draw(memory, running)
-            actions = scaling.to_env(_noise_free(actor, obs[running], memory, running))
-            ended = set()
-            for i, action in zip(running, actions, strict=True):
-                lengths[i] += 1
-                try:
-                    obs[i], reward, terminated, truncated, info = checked.step_with_info(envs[i], action)
-                    if cost_gamma is not None:
-                        cost = float(checked.column(info, COST, 1)[0])
-                        costs[i] += cost
-                        discounted[i] += cost_gamma ** (lengths[i] - 1) * cost
-                        costly[i] += cost > 0
-                except NonFiniteError as error:
-                    raise _located(error, int(lengths[i])) from error
-                returns[i] += reward
-                seen.step(i, reward, info)
-                if terminated or truncated:
-                    ended.add(i)
-                elif lengths[i] >= max_episode_steps:
-                    ended.add(i)
-                    cut += 1
-            running = [i for i in running if i not in ended]
+                watch(episodes.num_steps)
+            episodes.step()
     finally:
         for env in envs:
             boundary.close(env)
-    found = EpisodeCosts(costs.tolist(), discounted.tolist(), costly.tolist())
-    costs_found = None if cost_gamma is None else found
-    return Evaluation(returns.tolist(), lengths.tolist(), cut, costs_found, seen.summary())
+    return episodes.result()
+
+
+class _Episodes:
+    """The episodes of one evaluation, of which each step advances all that are running."""
+
+    def __init__(
+        self,
+        actor: Actor,
+        envs: Sequence[gym.Env[Any, Any]],
+        seeds: list[int],
+        max_episode_steps: int,
+        cost_gamma: float | None,
+    ) -> None:
+        self._actor, self._envs, self._max_steps, self._cost_gamma = (
+            actor,
+            envs,
+            max_episode_steps,
+            cost_gamma,
+        )
+        self._scaling, self._checked = ActionScaling.of(envs[0].action_space), Boundary(envs[0])
+        self._obs = np.stack(
+            [_first(self._checked, env, seed) for env, seed in zip(envs, seeds, strict=True)]
+        )
+        self._memory = actor.begin(torch.from_numpy(self._obs).to(actor.device), explores=False)
+        self._noise, self._outcomes = EvaluationNoise(actor, seeds), _Outcomes(envs, actor.settings.gamma)
+        self._returns, self._lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
+        self._costs, self._discounted = np.zeros(len(seeds)), np.zeros(len(seeds))
+        self._costly, self._num_cut = np.zeros(len(seeds), np.int64), 0
+        self.running = list(range(len(seeds)))
+        """Numbers of the episodes that have not ended."""
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all episodes so far."""
+        return int(self._lengths.sum())
+
+    def step(self) -> None:
+        """Take one step in every running episode."""
+        self._noise.draw(self._memory, self.running)
+        obs = self._obs[self.running]
+        actions = self._scaling.to_env(_noise_free(self._actor, obs, self._memory, self.running))
+        ended = {i for i, action in zip(self.running, actions, strict=True) if self._step_one(i, action)}
+        self.running = [i for i in self.running if i not in ended]
+
+    def _step_one(self, i: int, action: npt.NDArray[np.float32]) -> bool:
+        """Take one step in episode `i`; return whether it ended or is cut."""
+        self._lengths[i] += 1
+        try:
+            self._obs[i], reward, terminated, truncated, info = self._checked.step_with_info(
+                self._envs[i], action
+            )
+            if self._cost_gamma is not None:
+                self._add_cost(i, float(self._checked.column(info, COST, 1)[0]), self._cost_gamma)
+        except NonFiniteError as error:
+            raise _located(error, int(self._lengths[i])) from error
+        self._returns[i] += reward
+        self._outcomes.step(i, reward, info)
+        is_over = terminated or truncated
+        is_cut = not is_over and self._lengths[i] >= self._max_steps
+        self._num_cut += int(is_cut)
+        return bool(is_over or is_cut)
+
+    def _add_cost(self, i: int, cost: float, gamma: float) -> None:
+        self._costs[i] += cost
+        self._discounted[i] += gamma ** (self._lengths[i] - 1) * cost
+        self._costly[i] += cost > 0
+
+    def result(self) -> Evaluation:
+        """Return what the episodes yielded."""
+        costs = EpisodeCosts(self._costs.tolist(), self._discounted.tolist(), self._costly.tolist())
+        return Evaluation(
+            self._returns.tolist(),
+            self._lengths.tolist(),
+            self._num_cut,
+            None if self._cost_gamma is None else costs,
+            self._outcomes.summary(),
+        )
 
 
 def cost_gamma(settings: Settings) -> float | None:
@@ -175,8 +223,8 @@ def warn_truncated(played: Evaluation, env: str, max_episode_steps: int) -> bool
     """Warn if episodes were cut, since their returns depend on the limit; returns whether it did."""
     if played.episodes_cut:
         _logger.warning(
-            "%d of %d evaluation episodes of %s had not ended after evaluation_max_episode_steps=%d steps and were cut "
-            "there. Let episodes end, for instance with `--set 'env_config={max_episode_steps: 1000}'`.",
+            "%d of %d evaluation episodes of %s had not ended after evaluation_max_episode_steps=%d steps and were "
+            "cut. Limit the length of episodes, for example with `--set 'env_config={max_episode_steps: 1000}'`.",
             played.episodes_cut,
             len(played.returns),
             env,
@@ -193,7 +241,7 @@ def _first(checked: Boundary, env: gym.Env[Any, Any], seed: int) -> npt.NDArray[
 
 
 def _located(error: NonFiniteError, step: int) -> NonFiniteError:
-    return NonFiniteError(f"{error} at step {step} of an episode of an evaluation")
+    return NonFiniteError(f"{error} at step {step} of an evaluation episode")
 
 
 def _noise_free(

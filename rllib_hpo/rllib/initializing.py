@@ -32,7 +32,7 @@ def origin_checkpoint(path: Path) -> Path:
         if (checkpoint / MANIFEST).is_file():
             return checkpoint
     raise CheckpointError(
-        f"initialize_from: {path} is neither a finished checkpoint nor the directory of a run that has one."
+        f"initialize_from: {path} is not a finished checkpoint, nor a run directory that has one."
     )
 
 

@@ -29,8 +29,8 @@ _OLD_API = (
     "wrap an environment of the old gym API with shimmy.GymV21CompatibilityV0 or shimmy.GymV26CompatibilityV0"
 )
 _VECTOR_REWARD = (
-    "the reward must be one number: add up several objectives, for instance with mo_gymnasium.LinearReward, "
-    "named in env_config: {wrappers: [...]}"
+    "the reward must be one number: combine several objectives, for example with mo_gymnasium.LinearReward, named "
+    "in env_config: {wrappers: [...]}"
 )
 
 
@@ -70,7 +70,7 @@ def close(env: Env, name: str = "") -> None:
         env.close()
     except Exception as error:  # noqa: BLE001  (the user's code may raise anything)
         _logger.warning(
-            "Environment '%s' raised %s in close(): %s. It is not used any more, so this changes no result.",
+            "Environment '%s' raised %s in close(): %s. It is no longer used, so no result changes.",
             name or env_name(env),
             type(error).__name__,
             error,
@@ -156,7 +156,7 @@ class Boundary:
         if not isinstance(info, Mapping) or name not in info:
             raise UserCodeError(
                 f"Environment '{self.name}' reports no '{name}' in the info of step(), which the algorithm learns "
-                "from: report it at every step, or choose a task or a wrapper that does."
+                "from: report it at every step, or use a task or a wrapper that does."
             )
         array = _as_array(info[name])
         if array is None or array.size != size or array.dtype.kind not in f"{_NUMBERS}b":

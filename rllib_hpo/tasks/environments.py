@@ -19,6 +19,7 @@ from rllib_hpo.tasks import soft_q
 from rllib_hpo.tasks.boundary import env_name, made
 from rllib_hpo.tasks.env_config import refuse_not_recorded
 from rllib_hpo.tasks.modules import load_module
+from rllib_hpo.tasks.mujoco_version import check_mujoco
 from rllib_hpo.tasks.wrappers import parse_wrappers, with_cost, wrap
 
 PYBULLET_IDS = (
@@ -117,7 +118,7 @@ def make_env(
         close = nearest(env_id, gym.registry)
         hint = f" Did you mean '{close}'?" if close else ""
         raise UnknownNameError(
-            f"Unknown environment '{env_id}'.{hint} For an id that a package registers give --import PACKAGE (in "
+            f"Unknown environment '{env_id}'.{hint} If a package registers the id, give --import PACKAGE (in "
             "Python, import it), or write PACKAGE:ID."
         )
     found: EnvSpec = spec
@@ -127,6 +128,7 @@ def make_env(
 
 
 def _make(spec: EnvSpec, env_id: str, kwargs: dict[str, Any]) -> gym.Env[Any, Any]:
+    check_mujoco(env_id)
     try:
         if isinstance(spec.entry_point, str):
             importlib.import_module(spec.entry_point.partition(":")[0])

@@ -104,6 +104,7 @@ def test_every_setting_of_an_algorithm_is_explained_once(algorithm: str) -> None
     [
         ("settings/index.md", 4),
         ("sweep-file.md", 4),
+        ("search-file.md", 4),
         ("results.md", 5),
         ("metrics.md", 2),
         ("tasks.md", 5),

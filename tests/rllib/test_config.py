@@ -383,10 +383,12 @@ def test_learners_that_could_not_work_together_are_refused() -> None:
 
 
 def test_what_is_missing_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SettingsError, match="There is no environment: name one"):
+    with pytest.raises(SettingsError, match="No environment is set: set one"):
         SACHPOConfig().build_algo()
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(SettingsError, match="num_gpus_per_learner=1, but torch finds no CUDA device here"):
+    with pytest.raises(
+        SettingsError, match="num_gpus_per_learner=1, but torch finds no CUDA device on this machine"
+    ):
         tiny_config().learners(num_gpus_per_learner=1).build_algo()
 
 
@@ -431,7 +433,7 @@ def test_numpys_numbers_are_numbers(algorithm: str) -> None:
 
 def test_a_config_of_another_algorithm_is_refused() -> None:
     with pytest.raises(
-        SettingsError, match=r"is of 'sac-hpo', but SACNFConfig and its trainable SACNF are of"
+        SettingsError, match=r"is for 'sac-hpo', but SACNFConfig and its trainable SACNF are for"
     ):
         SACNF(SACHPOConfig().environment("Pendulum-v1").to_dict())
 

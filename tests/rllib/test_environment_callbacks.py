@@ -72,7 +72,7 @@ def test_every_environment_is_announced_before_its_first_episode() -> None:
         result = train_to(algorithm, 40)  # where the two are built anew, after evaluations at 0 and 40
         envs = [env.unwrapped for env in algorithm.env_runner.envs]
         assert algorithm.env_runner.env.envs == algorithm.env_runner.envs
-        with pytest.raises(AttributeError, match=r"There are 2 environments: ask each for 'set_task'"):
+        with pytest.raises(AttributeError, match=r"There are 2 environments: read 'set_task' from each"):
             algorithm.env_runner.env.unwrapped.set_task(3)
     trained_in = [(env, index) for env, index, in_evaluation in Noting.created if not in_evaluation]
     assert [index for _, index in trained_in] == [0, 1, 0, 1]

@@ -83,7 +83,7 @@ def test_an_id_may_name_the_module_that_registers_it(tmp_path, monkeypatch):
     ("env_id", "message"),
     [
         ("Hoper-v4", "Unknown environment 'Hoper-v4'. Did you mean 'Hopper-v4'?"),
-        ("Qwzx", "Unknown environment 'Qwzx'. For an id that a package registers give --import PACKAGE"),
+        ("Qwzx", "Unknown environment 'Qwzx'. If a package registers the id, give --import PACKAGE"),
         ("no_such_module:Thing-v0", "Cannot import 'no_such_module'"),
     ],
 )

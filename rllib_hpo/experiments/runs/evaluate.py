@@ -127,7 +127,7 @@ def film_episode(
     except (ImportError, OSError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(
-            f"Could not write {video}: {reason}; `pip install 'rllib-hpo[video]'` has what it needs."
+            f"Could not write {video}: {reason}; videos need `pip install 'rllib-hpo[video]'`."
         ) from error
     return played
 
@@ -163,6 +163,6 @@ def _frame(env: gym.Env[Any, Any]) -> Any:
         return np.asarray(env.render())
     except Exception as error:
         raise UserError(
-            f"Frames cannot be rendered here ({' '.join(str(error).split())}); on a machine without a display "
-            "install EGL (Debian: libegl1 libegl-mesa0 libgl1-mesa-dri) or set MUJOCO_GL."
+            f"Frames cannot be rendered on this machine ({' '.join(str(error).split())}); on a machine without a "
+            "display install EGL (Debian: libegl1 libegl-mesa0 libgl1-mesa-dri) or set MUJOCO_GL."
         ) from error

@@ -60,14 +60,14 @@ class Progress:
                     task,
                     completed=algorithm.env_steps,
                     last_return=_last_return(algorithm),
-                    doing=f"evaluating ({played:,} steps played)" if played else "training",
+                    doing=f"evaluating ({played:,} steps)" if played else "training",
                 )
                 if not played:
                     last_line = time.monotonic()
                 elif not self.console.is_terminal and time.monotonic() - last_line > EVALUATION_LINE_S:
                     last_line = time.monotonic()
                     self.console.print(
-                        f"step {algorithm.env_steps:>9,}   evaluating: {played:,} steps played",
+                        f"step {algorithm.env_steps:>9,}   evaluating: {played:,} steps",
                         highlight=False,
                     )
 

@@ -188,8 +188,8 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         if num_steps is None or of_rllib:
             given = f"sample({', '.join(f'{name}=' for name in of_rllib)})"
             raise UserError(
-                f"{given} returns no RLlib episodes here: call sample(num_steps=N, random_actions=False), whose rows "
-                "are N transitions."
+                f"{given} is not supported, since this runner does not return RLlib episodes: call "
+                "sample(num_steps=N, random_actions=False), which returns N transitions as rows."
             )
         rows = np.empty((num_steps, self.layout.width), np.float32)
         episodes: list[Episode] = []
@@ -293,7 +293,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         """Replace an environment that has raised an error, and end its episode."""
         if not (self.config.restart_failed_sub_environments or self.config.ignore_env_runner_failures):
             raise error
-        _logger.warning("Environment %d of runner %d is built anew. %s", i, self.worker_index, error)
+        _logger.warning("Rebuilding environment %d of runner %d. %s", i, self.worker_index, error)
         episodes.append(self._episode(i, failed=True))
         for attempt in range(_MAX_CONSECUTIVE_FAILURES):
             try:
@@ -326,7 +326,8 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         if self._largest_cost is not None and cost.sum() > self._largest_cost * (1 + 1e-6):
             raise SettingsError(
                 f"cost_max={self._largest_cost:g} is less than the cost {cost.sum():g} of a step of "
-                f"{self._boundary.name}: set cost_max to the most that a step can cost (an action repeat adds them up)."
+                f"{self._boundary.name}: set cost_max to the largest possible cost of a step (an action repeat "
+                "adds up the costs)."
             )
         self._costs[i] += cost.sum()
         self._discounted_costs[i] += self._gamma ** self._lengths[i] * cost.sum()

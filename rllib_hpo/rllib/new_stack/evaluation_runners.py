@@ -144,10 +144,10 @@ class EvaluationRunners:
             try:
                 fetch(ping)
             except RayActorError as error:  # its text has the traceback of what the constructor raised
-                raise UserError(f"An evaluation runner could not be made: {error}") from error
+                raise UserError(f"An evaluation runner could not be created: {error}") from error
         if missing:
             raise UserError(
-                f"Of evaluation_num_env_runners={number} only {len(there)} started within "
+                f"Only {len(there)} of evaluation_num_env_runners={number} evaluation runners started within "
                 f"{stack.RUNNER_TIMEOUT_S:.0f} seconds: {_free_cpus()}"
             )
 
@@ -210,12 +210,12 @@ class EvaluationRunners:
             played: Evaluation = fetch(pending.played)
         except RayActorError as error:
             if error.actor_init_failed:
-                raise UserError(f"An evaluation runner could not be made again: {error}") from error
+                raise UserError(f"An evaluation runner could not be restarted: {error}") from error
             raise UserError(
-                f"The evaluation of the weights of step {steps} ended its process {MAX_RETRIES + 1} times: {error}"
+                f"The process of the evaluation at step {steps} died {MAX_RETRIES + 1} times: {error}"
             ) from error
         except NonFiniteError as error:
-            raise NonFiniteError(f"{error} of the weights of step {steps}") from error
+            raise NonFiniteError(f"{error}, with the weights of step {steps}") from error
         finally:
             self.waited_s += time.perf_counter() - began
         return played
@@ -247,7 +247,7 @@ def _free_cpus() -> str:
     has, free = (
         resources.get("CPU", 0) for resources in (ray.cluster_resources(), ray.available_resources())
     )
-    return f"each needs a CPU, and of the {has:g} CPUs of the Ray cluster {free:g} are free."
+    return f"each needs a CPU, and {free:g} of the Ray cluster's {has:g} CPUs are free."
 
 
 def _fetched(weights: ray.ObjectRef | dict[str, Any]) -> dict[str, Any]:

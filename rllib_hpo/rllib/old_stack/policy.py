@@ -164,8 +164,8 @@ class ActorCriticTorchPolicy(PolicyHooks, TorchPolicyV2):
             SettingsError: Naming the algorithm.
         """
         lacking = {f"the column '{column.name}'": True for column in self._method.columns} | {
-            "memory of its episodes": any(kept.is_held(explores=True) for kept in actor.memory.values()),
-            "news of ended episodes": self._method.watches_episodes,
+            "memory within episodes": any(kept.is_held(explores=True) for kept in actor.memory.values()),
+            "notification of ended episodes": self._method.watches_episodes,
         }
         if wanted := [name for name, is_needed in lacking.items() if is_needed]:
             raise SettingsError(
@@ -238,8 +238,7 @@ class ActorCriticTorchPolicy(PolicyHooks, TorchPolicyV2):
     @override(TorchPolicyV2)
     def compute_gradients(self, postprocessed_batch: SampleBatch) -> Any:
         raise NotImplementedError(
-            "An update of this policy is several steps in a fixed order, each with a gradient of its own: "
-            "call learn_on_batch()."
+            "An update of this policy takes several gradient steps in a fixed order: call learn_on_batch()."
         )
 
     def _columns(self, batch: SampleBatch) -> Batch:

@@ -183,7 +183,7 @@ def _peek(subject: Subject) -> Any:
     return int(subject.built.metrics.peek(("env_runners", "num_env_steps_sampled_lifetime")))
 
 
-_NO_EPISODE_OBJECTS = Refusal("returns no RLlib episodes here", "Transitions are rows, not episode objects.")
+_NO_EPISODE_OBJECTS = Refusal("does not return RLlib episodes", "Transitions are rows, not episode objects.")
 
 
 @call(
@@ -206,7 +206,7 @@ def _sample_episodes(subject: Subject) -> Any:
     return len(subject.built.env_runner.sample(num_episodes=1))
 
 
-_STOPPED = Refusal("was stopped and cannot train on", "Its replay and its processes are gone.")
+_STOPPED = Refusal("was stopped and cannot continue training", "Its replay and its processes are gone.")
 
 
 @call("Building and running", "algorithm.train() after algorithm.stop()", new=_STOPPED, old=_STOPPED)
