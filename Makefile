@@ -36,7 +36,8 @@ define install
 	@began=$$SECONDS; $(BIN)/python -m pip --disable-pip-version-check install --progress-bar off \
 		--constraint constraints.txt $(2) | while read -r verb file rest; do \
 			case "$$verb $$rest" in \
-				Downloading*" MB)" | Downloading*" GB)" | Using*" MB)") echo "  $${rest#*file } $$file" ;; \
+				Downloading*" MB)" | Downloading*" GB)") echo "  $$file $$rest" ;; \
+				Using*" MB)" | Using*" GB)") echo "  $$rest, cached" ;; \
 				"Installing packages:"*) echo "  unpacking $$(wc -w <<<"$${rest#*:}") packages" ;; \
 			esac; \
 		done; \

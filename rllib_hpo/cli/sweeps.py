@@ -175,7 +175,7 @@ def sweeps(
     for path in files.values():
         grid = read_sweep(path)
         steps = sum(trial.config.run.steps for trial in grid.trials)
-        hours = f"{costs[grid.name].core_hours:,.1f}" if grid.name in costs else ""
+        hours = f"{costs[grid.name].core_hours:,.1f}" if grid.name in costs else "-"
         table.add_row(grid.name, str(len(grid.trials)), f"{steps:,}", hours, grid.description)
     console.print(table)
 

@@ -162,6 +162,7 @@ def test_there_are_all_of_them() -> None:
         "ablation",
         "deterministic",
         "eight-tasks",
+        "evidence",
         "first-version",
         "force-composition",
         "gate-size",

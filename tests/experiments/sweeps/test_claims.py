@@ -11,7 +11,7 @@ import pytest
 from rllib_hpo.experiments.config.sweep_config import read_sweep
 
 ROOT = Path(__file__).resolve().parents[3]
-NOT_OF_A_PAPER = {"smoke", "zoo"}
+NOT_OF_A_PAPER = {"evidence", "smoke", "zoo"}
 
 
 def rows() -> list[list[str]]:
