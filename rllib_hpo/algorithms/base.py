@@ -57,6 +57,8 @@ class Episode(NamedTuple):
     """Environment steps of the run when it ended. In a runner's reply: steps of the rollout."""
     recorded: Mapping[str, tuple[float, ...]] = _NOTHING
     """Last value of each memory tensor that sets `Remembered.recorded`, by name."""
+    success: float | None = None
+    """Whether it succeeded, 0.0 or 1.0, where the environment reports `is_success`."""
     outcome: Mapping[str, float] | None = None
     """Distances covered and goals reached, where the environment reports them; see `rllib_hpo.tasks.outcomes`."""
 

@@ -16,6 +16,7 @@ from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.errors import NonFiniteError, SettingsError, UserError
 from rllib_hpo.rllib._private import registered_env
 from rllib_hpo.tasks import ActionScaling, Boundary, boundary, check_spaces, import_modules, make_env
+from rllib_hpo.tasks.observations import flattened
 from rllib_hpo.tasks.wrappers import parse_wrappers, with_cost
 
 
@@ -41,7 +42,9 @@ def environment_maker(
     context = EnvContext(config.env_config, worker_index=worker_index, num_workers=config.num_env_runners)
     creator = config.env if callable(config.env) else registered_env(config.env)
     if creator is not None:
-        return lambda: with_cost(_with_checked_spaces(boundary.made(lambda: creator(context), name)), cost)
+        return lambda: with_cost(
+            _with_checked_spaces(flattened(boundary.made(lambda: creator(context), name))), cost
+        )
     # Spaces and every number are checked here; gymnasium's checker would cost a tenth of a step.
     arguments = {"disable_env_checker": True, "training": training, "step_cost": cost, **config.env_config}
     return lambda: _with_checked_spaces(make_env(config.env, **arguments))

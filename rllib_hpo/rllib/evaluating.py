@@ -25,6 +25,7 @@ from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.results.provenance import provenance
 from rllib_hpo.results.schema import (
     COST_COLUMNS,
+    SUCCESS_RATE,
     EvaluationRow,
     canonical_json,
     config_hash,
@@ -41,6 +42,7 @@ from rllib_hpo.rllib.evaluation import (
     episode_seeds,
     evaluate,
     off_schedule_seeds,
+    success_columns,
     warn_truncated,
 )
 from rllib_hpo.rllib.new_stack.evaluation_runners import EvaluationRequest
@@ -142,6 +144,7 @@ class EvaluatedAlgorithm(SavedAlgorithm):
         return {
             **episode_statistics(played.returns, played.lengths),
             **cost_columns(played, self.settings),
+            **success_columns(played),
         }
 
     def _request_evaluation(self) -> EvaluationRequest:
@@ -194,7 +197,7 @@ class EvaluatedAlgorithm(SavedAlgorithm):
                 EPISODE_LEN_MEAN: statistics["episode_length_mean"],
                 "episode_return_std": statistics["return_std"],
                 "episodes_cut": played.episodes_cut,
-                **{name: statistics[name] for name in COST_COLUMNS if name in statistics},
+                **{name: statistics[name] for name in (SUCCESS_RATE, *COST_COLUMNS) if name in statistics},
             },
             "env_steps": due.env_steps,
         }

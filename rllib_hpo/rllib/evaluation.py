@@ -14,7 +14,7 @@ import torch
 
 from rllib_hpo.algorithms.base import Actor, EvaluationNoise, Memory
 from rllib_hpo.errors import NonFiniteError
-from rllib_hpo.results.schema import cost_statistics
+from rllib_hpo.results.schema import SUCCESS_RATE, cost_statistics
 from rllib_hpo.settings import Settings
 from rllib_hpo.streams import seed_sequence
 from rllib_hpo.tasks import ActionScaling, Boundary, boundary, outcomes, wrappers
@@ -45,6 +45,8 @@ class Evaluation(NamedTuple):
     """Episodes that did not end by themselves within `evaluation_max_episode_steps`."""
     costs: EpisodeCosts | None = None
     """Costs of the episodes; None if the task defines no costs."""
+    successes: Sequence[float] = ()
+    """Whether each episode succeeded, 0.0 or 1.0; only of episodes whose environment reports `is_success`."""
     outcome: Mapping[str, float] = MappingProxyType({})
     """Outcomes, where the environment reports them (`rllib_hpo.tasks.outcomes.summary`), and discounted returns."""
 
@@ -104,6 +106,7 @@ def evaluate(
         memory = actor.begin(torch.from_numpy(obs).to(actor.device), explores=False)
         noise, seen = EvaluationNoise(actor, seeds), _Outcomes(envs, actor.settings.gamma)
         running, cut = list(range(len(seeds))), 0
+        successes: dict[int, float | None] = {}
         while running:
             if watch is not None:
                 watch(int(lengths.sum()))
@@ -123,18 +126,19 @@ def evaluate(
                     raise _located(error, int(lengths[i])) from error
                 returns[i] += reward
                 seen.step(i, reward, info)
-                if terminated or truncated:
+                is_over = terminated or truncated
+                if is_over or lengths[i] >= max_episode_steps:
                     ended.add(i)
-                elif lengths[i] >= max_episode_steps:
-                    ended.add(i)
-                    cut += 1
+                    cut += not is_over
+                    successes[i] = checked.success(info)
             running = [i for i in running if i not in ended]
     finally:
         for env in envs:
             boundary.close(env)
     found = EpisodeCosts(costs.tolist(), discounted.tolist(), costly.tolist())
     costs_found = None if cost_gamma is None else found
-    return Evaluation(returns.tolist(), lengths.tolist(), cut, costs_found, seen.summary())
+    told = [value for _, value in sorted(successes.items()) if value is not None]
+    return Evaluation(returns.tolist(), lengths.tolist(), cut, costs_found, told, seen.summary())
 
 
 def cost_gamma(settings: Settings) -> float | None:
@@ -147,6 +151,11 @@ def cost_columns(played: Evaluation, settings: Settings) -> dict[str, Any]:
     if played.costs is None:
         return {}
     return cost_statistics(*played.costs, played.lengths) | {"cost_limit": settings.cost_limit}
+
+
+def success_columns(played: Evaluation) -> dict[str, float]:
+    """The column of a result row with the share of successes; none where no episode reported any."""
+    return {SUCCESS_RATE: float(np.mean(played.successes))} if played.successes else {}
 
 
 class _Outcomes:

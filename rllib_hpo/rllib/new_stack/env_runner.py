@@ -120,6 +120,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self._costs, self._discounted_costs = np.zeros(num_envs), np.zeros(num_envs)
         self._reports = outcomes.reports_outcome(first)
         self._outcomes: list[outcomes.Outcome] = [{} for _ in range(num_envs)]
+        self._successes: list[float | None] = [None] * num_envs
         self._memory: Memory = {}
         self._remembers = [False] * num_envs
         self._began = [time.perf_counter()] * num_envs
@@ -230,7 +231,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             self._returns[i] += reward
             self._lengths[i] += 1
             if terminated or truncated:
-                episodes.append(self._episode(i)._replace(ended_at=done + k + 1))
+                episodes.append(self._episode(i)._replace(ended_at=done + k + 1, success=self._successes[i]))
                 try:
                     self._begin_episode(i)
                 except UserCodeError as error:
@@ -265,6 +266,8 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
                 self._count_cost(self._boundary.column(info, COST, 1), i)
             if self._reports:
                 outcomes.observe(self._outcomes[i], info)
+            if terminated or truncated:
+                self._successes[i] = self._boundary.success(info)
             extras = self._extras(info, i) if self.layout.columns else None
             return obs, reward, terminated, truncated, extras
         except NonFiniteError as error:

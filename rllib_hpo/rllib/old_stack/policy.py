@@ -35,6 +35,7 @@ from rllib_hpo.rllib._private import PolicyHooks
 from rllib_hpo.rllib.config import ActorCriticConfig
 from rllib_hpo.rllib.torch_options import set_torch_options
 from rllib_hpo.streams import TorchStreams
+from rllib_hpo.tasks.observations import FlatSpace
 
 
 class _DurableNames(logging.Filter):
@@ -47,6 +48,8 @@ class _DurableNames(logging.Filter):
 
 logging.getLogger("ray.rllib.policy.policy").addFilter(_DurableNames())
 _TRAINER, _EXPLORATION = "trainer", "exploration_streams"
+_STRUCTURE = "observation_structure"
+"""Key of a policy's state for the structure of its observations, which RLlib's form of a space would lose."""
 
 
 class ActorCriticModel(TorchModelV2, nn.Module):
@@ -275,6 +278,8 @@ class ActorCriticTorchPolicy(PolicyHooks, TorchPolicyV2):
             "seed": self._seed,
             "streams": self.streams.get_state(),
         }
+        if isinstance(self.observation_space, FlatSpace):
+            state[_STRUCTURE] = self.observation_space.structure
         return state
 
     @override(TorchPolicyV2)
@@ -283,6 +288,8 @@ class ActorCriticTorchPolicy(PolicyHooks, TorchPolicyV2):
         mine = self.config
         super().set_state(state)
         self.config = mine
+        if _STRUCTURE in state:
+            self.observation_space = FlatSpace(state[_STRUCTURE])
         if _TRAINER in state:
             self.trainer.set_state(state[_TRAINER])
             self.num_grad_updates = self.trainer.num_updates
