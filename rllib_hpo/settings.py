@@ -120,6 +120,20 @@ class Settings(BaseModel):
             "large networks. Of a process, so trials that share one must agree."
         ),
     ] = False
+    normalize_observations: Annotated[
+        bool,
+        Field(
+            description="Subtract the running mean of observations and divide by their standard deviation, clipped to "
+            "[-10, 10]; the statistics are part of the model."
+        ),
+    ] = False
+    normalize_rewards: Annotated[
+        bool,
+        Field(
+            description="Divide rewards by the running standard deviation of the discounted return of each "
+            "environment, clipped to [-10, 10]. Evaluations report the environment's own rewards."
+        ),
+    ] = False
     cost: Annotated[
         CostSetting | None,
         Field(

@@ -49,7 +49,7 @@ class DeployedPolicy(nn.Module):
             The actions; with memory, a tuple of them and of its new values.
         """
         remembered = dict(zip(self.memory, memory, strict=True))
-        action = self.actor(self.encoder(obs), remembered)
+        action = self.actor(self.actor.normalized(self.encoder(obs)), remembered)
         low, high, center, half = (
             self.get_buffer(f"action_{name}") for name in ("low", "high", "center", "half")
         )
@@ -59,4 +59,4 @@ class DeployedPolicy(nn.Module):
 
     def begin(self, obs: Observation) -> list[Tensor]:
         """The memory at the start of episodes whose first observations are `obs`; see `forward`."""
-        return list(self.actor.begin(self.encoder(obs), explores=False).values())
+        return list(self.actor.begin_episodes(self.encoder(obs), explores=False).values())

@@ -103,7 +103,7 @@ def evaluate(
         obs = np.stack([_first(checked, env, seed) for env, seed in zip(envs, seeds, strict=True)])
         returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
         costs, discounted, costly = np.zeros(len(seeds)), np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
-        memory = actor.begin(torch.from_numpy(obs).to(actor.device), explores=False)
+        memory = actor.begin_episodes(torch.from_numpy(obs).to(actor.device), explores=False)
         noise, seen = EvaluationNoise(actor, seeds), _Outcomes(envs, actor.settings.gamma)
         running, cut = list(range(len(seeds))), 0
         successes: dict[int, float | None] = {}

@@ -72,6 +72,12 @@ _UNSUPPORTED_ON_NEW_STACK = (
 """Methods of callbacks that the new API stack does not call: it has no such events, or no RLlib episodes."""
 
 
+_NORMALIZED_BY = {
+    "normalize_observations": "normalize-observation",
+    "normalize_rewards": "normalize-reward",
+}
+"""Wrappers that do what a setting does."""
+
 _COUNTS = {
     "num_envs_per_env_runner": 1,
     "metrics_num_episodes_for_smoothing": 1,
@@ -133,7 +139,18 @@ def validate_wrapper_statistics(config: Any) -> None:
     if stateful and (config.is_old_stack or not one_env):
         raise SettingsError(
             f"The wrapper '{stateful[0]}' gathers statistics, so it needs num_env_runners=0, "
-            "num_envs_per_env_runner=1 and RLlib's new API stack: several environments would each have their own."
+            "num_envs_per_env_runner=1 and RLlib's new API stack: several environments would each have their own. "
+            "Instead, normalize_observations and normalize_rewards gather statistics of any number."
+        )
+    for setting, wrapper in _NORMALIZED_BY.items():
+        if getattr(config.settings(), setting) and wrapper in stateful:
+            raise SettingsError(
+                f"{setting}=true would normalise what the wrapper '{wrapper}' has normalised already; use one of them."
+            )
+    if config.is_old_stack and config.settings().normalize_rewards:
+        raise SettingsError(
+            "normalize_rewards=true needs the discounted returns of single environments, which RLlib's old API stack "
+            "does not pass on; set api_stack to 'new'."
         )
 
 

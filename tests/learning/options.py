@@ -57,6 +57,9 @@ SETTINGS: dict[str, ActorCriticSettings] = {
     ),
     "sac-hpo, no state input": SACHPOSettings(hidden_units=16, leapfrog_state_input=False, **HPO),
     "sac-hpo, no momentum noise": SACHPOSettings(hidden_units=16, momentum_noise=False, **HPO),
+    "sac-hpo, normalised": SACHPOSettings(
+        hidden_units=16, normalize_observations=True, normalize_rewards=True, **HPO
+    ),
     "sac-hpo, gaussian in training": SACHPOSettings(hidden_units=16, train_sampler="gaussian", **HPO),
 }
 """Options of the soft actor-critics."""

@@ -93,7 +93,8 @@ def _play_frames(
     scaling, checked = ActionScaling.of(env.action_space), Boundary(env)
     obs = checked.reset(env, seed)
     frames, total, over = [_frame(env)], 0.0, False
-    memory, noise = actor.begin(torch.as_tensor(obs[None]), explores=False), EvaluationNoise(actor, [seed])
+    memory = actor.begin_episodes(torch.as_tensor(obs[None]), explores=False)
+    noise = EvaluationNoise(actor, [seed])
     while not over and len(frames) <= max_episode_steps:
         noise.draw(memory, [0])
         action = actor.act(torch.as_tensor(obs[None]), memory=memory).numpy()

@@ -20,7 +20,7 @@ from ray.rllib.utils.annotations import override
 from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
-from rllib_hpo.algorithms.base import Actor, Episode, Memory
+from rllib_hpo.algorithms.base import DISCOUNTED_RETURN, Actor, Episode, Memory
 from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.errors import NonFiniteError, SettingsError, UserCodeError, UserError
 from rllib_hpo.replay.layout import RowLayout
@@ -111,9 +111,12 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self._scaling = ActionScaling.of(first.action_space)
         obs_dim, action_dim = map(gym.spaces.flatdim, (first.observation_space, first.action_space))
         settings = self.config.settings()
-        self.layout = RowLayout(obs_dim, action_dim, make_method(settings).columns)
+        method = make_method(settings)
+        self.layout, self._reported = RowLayout(obs_dim, action_dim, method.row_columns), method.columns
         self._largest_cost = settings.largest_cost()
-        has_column = any(column.name == COST for column in self.layout.columns)
+        has_column = any(column.name == COST for column in self._reported)
+        self._scales_rewards = settings.normalize_rewards
+        self._discounted_returns = np.zeros(num_envs)
         self._gamma, self._counts_costs = settings.gamma, settings.cost is not None and not has_column
         self._obs = np.zeros((num_envs, self.layout.obs_dim), np.float32)
         self._returns, self._lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
@@ -143,7 +146,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self._began[i] = time.perf_counter()
         self._returns[i], self._lengths[i] = 0.0, 0
         self._costs[i] = self._discounted_costs[i] = 0.0
-        self._remembers[i], self._outcomes[i] = False, {}
+        self._remembers[i], self._outcomes[i], self._discounted_returns[i] = False, {}, 0.0
         try:
             self._obs[i] = self._boundary.reset(self.envs[i], seed)
         except NonFiniteError as error:
@@ -163,7 +166,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         fresh = [i for i in which if not self._remembers[i]]
         if not self._actor.memory or not fresh:
             return
-        begun = self._actor.begin(torch.from_numpy(self._obs[fresh]).to(self._actor.device))
+        begun = self._actor.begin_episodes(torch.from_numpy(self._obs[fresh]).to(self._actor.device))
         for name, value in begun.items():
             if name not in self._memory:
                 self._memory[name] = value.new_zeros((len(self.envs), *value.shape[1:]))
@@ -268,7 +271,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
                 outcomes.observe(self._outcomes[i], info)
             if terminated or truncated:
                 self._successes[i] = self._boundary.success(info)
-            extras = self._extras(info, i) if self.layout.columns else None
+            extras = self._extras(info, i, reward) if self.layout.columns else None
             return obs, reward, terminated, truncated, extras
         except NonFiniteError as error:
             raise self._located(error, i) from error
@@ -313,11 +316,14 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         sizes = [column.size for column in self.layout.columns]
         return np.empty((num_rows, sum(sizes)), np.float32) if sizes else None
 
-    def _extras(self, info: Any, i: int) -> npt.NDArray[np.float32]:
-        """Values that environment i reports for the columns beyond the usual five, concatenated."""
-        parts = {name: self._boundary.column(info, name, size) for name, size in self.layout.columns}
+    def _extras(self, info: Any, i: int, reward: float) -> npt.NDArray[np.float32]:
+        """Values of a step of environment i in the columns beyond the usual five, concatenated."""
+        parts = {name: self._boundary.column(info, name, size) for name, size in self._reported}
         if COST in parts:
             self._count_cost(parts[COST], i)
+        if self._scales_rewards:
+            self._discounted_returns[i] = self._gamma * self._discounted_returns[i] + reward
+            parts[DISCOUNTED_RETURN.name] = self._discounted_returns[[i]].astype(np.float32)
         return np.concatenate(list(parts.values()))
 
     def _count_cost(self, cost: npt.NDArray[np.float32], i: int) -> None:
@@ -466,6 +472,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             "length": int(self._lengths[i]),
             "cost": float(self._costs[i]),
             "cost_discounted": float(self._discounted_costs[i]),
+            "discounted_return": float(self._discounted_returns[i]),
             "outcome": dict(self._outcomes[i]),
             "memory": {name: value[i].cpu().numpy().copy() for name, value in self._memory.items()}
             if self._remembers[i]
@@ -500,6 +507,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self._obs[i], self._returns[i], self._lengths[i] = saved["obs"], saved["return"], saved["length"]
         self._costs[i], self._remembers[i] = saved.get("cost", 0.0), False
         self._discounted_costs[i] = saved.get("cost_discounted", 0.0)
+        self._discounted_returns[i] = saved.get("discounted_return", 0.0)
         self._outcomes[i] = dict(saved.get("outcome", {}))
         if saved.get("memory") is not None:
             self._remember([i])

@@ -113,6 +113,8 @@ class LocalFeeding(Feeding):
             NonFiniteError: If a loss is not finite.
         """
         self._num_steps = block.num_steps
+        if self._core.trainer.method.watches_rows:  # the weights hold statistics of rows
+            self.forget()
         self._core.add_transitions(block.rows[block.start : block.end], block.episodes)
         looked_at, at_a_time = time.monotonic(), self._core.updates_at_a_time
         for made in range(0, num_updates, at_a_time):
@@ -197,7 +199,7 @@ class RemoteFeeding(Feeding):
         while self._fed and not self._fed[0].waiting:
             fed = self._fed.pop(0)
             self.waited_s += fed.waited_s / len(fed.trained.learned)
-            if fed.trained.num_updates:
+            if fed.weights_bytes:
                 self._weights = Weights(fed.updates_made, fed.trained.weights, fed.weights_bytes)
 
     def _drain_replies(self) -> None:

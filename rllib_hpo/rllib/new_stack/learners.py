@@ -39,7 +39,7 @@ class Trained(NamedTuple):
     learned: list[ray.ObjectRef]
     """A `Learned` of each learner."""
     weights: ray.ObjectRef
-    """New weights, if there are updates."""
+    """New weights, if they have changed."""
 
 
 class Learners:

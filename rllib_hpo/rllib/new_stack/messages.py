@@ -152,14 +152,15 @@ class TrainCall(NamedTuple):
         """Add the rows (None if this learner does not need them) and make the updates.
 
         Returns:
-            Metadata for the driver, and the new weights if they are asked for and there were updates.
+            Metadata for the driver, and the new weights if they are asked for and have changed.
         """
         waited_s = seconds_since(learner.idle_since)
         own = None if rows is None else rows[self.rows]
         learner.core.add_transitions(own, self.episodes, keep=self.keeps_rows)
         learner.core.update_from_replay(self.num_updates)
         learner.idle_since = time.perf_counter()
-        weights = learner.acting_state() if self.gives_weights and self.num_updates else None
+        is_changed = self.num_updates > 0 or learner.core.trainer.method.watches_rows
+        weights = learner.acting_state() if self.gives_weights and is_changed else None
         return Learned(waited_s, 0 if weights is None else pickled_bytes(weights)), weights
 
 

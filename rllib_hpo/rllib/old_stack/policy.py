@@ -166,7 +166,7 @@ class ActorCriticTorchPolicy(PolicyHooks, TorchPolicyV2):
         Raises:
             SettingsError: Naming the algorithm.
         """
-        lacking = {f"the column '{column.name}'": True for column in self._method.columns} | {
+        lacking = {f"the column '{column.name}'": True for column in self._method.row_columns} | {
             "memory of its episodes": any(kept.is_held(explores=True) for kept in actor.memory.values()),
             "news of ended episodes": self._method.watches_episodes,
         }
