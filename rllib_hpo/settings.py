@@ -34,7 +34,7 @@ class Settings(BaseModel):
         """
         gamma lr tau train_batch_size_per_learner
         evaluation_every evaluation_episodes evaluation_max_episode_steps checkpoint_every steps_per_iteration
-        diagnostics_interval num_torch_threads cuda_graph tf32 cost_limit cost_discounting
+        diagnostics_interval num_torch_threads cuda_graph tf32 cost_limit cost_discounting her_ratio her_strategy
         """.split()
     )
     """Settings that may change when a checkpoint is loaded into another configuration.
@@ -120,6 +120,24 @@ class Settings(BaseModel):
             "large networks. Of a process, so trials that share one must agree."
         ),
     ] = False
+    replay: Annotated[
+        Literal["uniform", "her"],
+        Field(
+            description="What the replay holds: transitions as they happened, or (her) also copies that wanted what "
+            "their episode achieved later, for goal environments with compute_reward."
+        ),
+    ] = "uniform"
+    her_ratio: Annotated[
+        PositiveInt,
+        Field(le=1000, description="Relabelled copies of each transition; they take room in the replay."),
+    ] = 4
+    her_strategy: Annotated[
+        Literal["future", "episode", "final"],
+        Field(
+            description="Where goals of copies come from: a random step of the episode from theirs on, any step, or "
+            "the last."
+        ),
+    ] = "future"
     normalize_observations: Annotated[
         bool,
         Field(
@@ -186,6 +204,13 @@ class Settings(BaseModel):
         Raises:
             SettingsError: If there is one; names it, and what gives it an effect.
         """
+        for name in ("her_ratio", "her_strategy"):
+            value = getattr(self, name)
+            if self.replay != "her" and value != type(self).model_fields[name].default:
+                raise SettingsError(
+                    f"{name}={value!r} would have no effect, since replay={self.replay!r} relabels nothing. Set replay "
+                    "to 'her', or leave it out."
+                )
 
     def evaluation_sampler(self) -> str:
         """Return the name of what acts in evaluations: by default the trained sampler, without noise."""
@@ -242,6 +267,7 @@ class ActorCriticSettings(NetworkSettings):
 
     def refuse_idle(self) -> None:
         """Check as `Settings.refuse_idle`; reject settings of a tuned temperature if `alpha` is a number."""
+        super().refuse_idle()
         if self.alpha == "auto":
             return
         for name in ("initial_alpha", "target_entropy"):

@@ -85,7 +85,8 @@ def refuse_replay(
         SettingsError: If it is too large; it names `replay_capacity` and both amounts.
     """
     memory = machine_memory() if memory is None else memory
-    rows = min(settings.replay_capacity, steps)
+    copies = 1 + settings.her_ratio if settings.replay == "her" else 1
+    rows = min(settings.replay_capacity, steps * copies)
     needed = FLOAT * row_width(obs_dim, action_dim) * rows
     if needed > memory:
         raise SettingsError(

@@ -16,6 +16,7 @@ from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.errors import NonFiniteError, SettingsError, UserError
 from rllib_hpo.rllib._private import registered_env
 from rllib_hpo.tasks import ActionScaling, Boundary, boundary, check_spaces, import_modules, make_env
+from rllib_hpo.tasks.goals import check_goals
 from rllib_hpo.tasks.observations import flattened
 from rllib_hpo.tasks.wrappers import parse_wrappers, with_cost
 
@@ -263,6 +264,8 @@ def probe_environment(config: Any) -> tuple[gym.Space[Any], gym.Space[Any]]:
         obs_dim, action_dim = map(gym.spaces.flatdim, (env.observation_space, env.action_space))
         method = make_method(config.settings())
         method.check(method.make_actor(obs_dim, action_dim, seed=0))
+        if config.settings().replay == "her":
+            check_goals(env)
         tried = Boundary(env, label(config.env))
         try:
             tried.reset(env, seed=0)

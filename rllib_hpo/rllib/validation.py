@@ -147,6 +147,11 @@ def validate_wrapper_statistics(config: Any) -> None:
             raise SettingsError(
                 f"{setting}=true would normalise what the wrapper '{wrapper}' has normalised already; use one of them."
             )
+    if config.is_old_stack and config.settings().replay == "her":
+        raise SettingsError(
+            "replay='her' relabels whole episodes as they end, which RLlib's old API stack does not pass on; set "
+            "api_stack to 'new'."
+        )
     if config.is_old_stack and config.settings().normalize_rewards:
         raise SettingsError(
             "normalize_rewards=true needs the discounted returns of single environments, which RLlib's old API stack "

@@ -180,6 +180,34 @@ class Boundary:
             return None
         return float(self.column(info, SUCCESS, 1)[0])
 
+    def reward_of(self, compute: Callable[[], Any], method: str) -> float:
+        """Return the reward that a call of an environment's method computes.
+
+        Raises:
+            UserCodeError: If it raises an error, or returns something else than a number.
+            NonFiniteError: If the reward is not finite in float32.
+        """
+        reward = self._reward(self._called(compute, method), method)
+        if not -_LARGEST <= reward <= _LARGEST:
+            raise NonFiniteError(f"The reward of {self.name} from {method}() is not finite")
+        return reward
+
+    def flag_of(self, compute: Callable[[], Any], method: str) -> bool:
+        """Return the flag that a call of an environment's method computes.
+
+        Raises:
+            UserCodeError: If it raises an error, or returns something else than a flag.
+        """
+        return self._flag(self._called(compute, method), "the result", method)
+
+    def _called(self, compute: Callable[[], Any], method: str) -> Any:
+        try:
+            return compute()
+        except UserError:
+            raise
+        except Exception as error:
+            raise _raised(error, self.name, "raised", method) from error
+
     def _observation(self, value: Any, method: str) -> NDArray[np.float32]:
         array = value if value.__class__ is np.ndarray else as_array(value)
         if array is None or array.shape != self._shape or array.dtype.kind not in _NUMBERS:
@@ -193,18 +221,18 @@ class Boundary:
             raise NonFiniteError(f"The observation of {self.name} is not finite")
         return obs
 
-    def _reward(self, value: Any) -> float:
+    def _reward(self, value: Any, method: str = "step") -> float:
         array = as_array(value)
         if array is not None and array.size == 1 and array.dtype.kind in _NUMBERS:
             return float(array.reshape(-1)[0])
         several = array is not None and array.size > 1 and array.dtype.kind in _NUMBERS
         remedy = _VECTOR_REWARD if several else "the reward must be one number"
         raise UserCodeError(
-            f"Environment '{self.name}' returned {described(value)} as the reward from step(), where a number was "
-            f"expected: {remedy}."
+            f"Environment '{self.name}' returned {described(value)} as the reward from {method}(), where a number "
+            f"was expected: {remedy}."
         )
 
-    def _flag(self, value: Any, which: str) -> bool:
+    def _flag(self, value: Any, which: str, method: str = "step") -> bool:
         if isinstance(value, np.bool_):
             return bool(value)
         array = as_array(value)
@@ -212,9 +240,10 @@ class Boundary:
             number = array.reshape(-1)[0]
             if number in (0, 1):
                 return bool(number)
+        remedy = ": step() must return (observation, reward, terminated, truncated, info)"
         raise UserCodeError(
-            f"Environment '{self.name}' returned {described(value)} as {which} from step(), where True or False was "
-            "expected: step() must return (observation, reward, terminated, truncated, info)."
+            f"Environment '{self.name}' returned {described(value)} as {which} from {method}(), where True or False "
+            f"was expected{remedy if method == 'step' else ''}."
         )
 
     def _refuse_step(self, result: Any) -> NoReturn:

@@ -37,6 +37,11 @@ class Part(NamedTuple):
     """Numbers that it takes in the vector."""
 
     @property
+    def place(self) -> slice:
+        """Its numbers in the vector."""
+        return slice(self.start, self.start + self.size)
+
+    @property
     def name(self) -> str:
         """Its path in words: "camera.position", "0"; empty for a space that is a part itself."""
         return ".".join(map(str, self.path))
@@ -197,13 +202,9 @@ class Flattening:
             encoded = None if array is None or array.dtype.kind not in "fiub" else encode(array)
             if encoded is None:
                 raise self._error(f"{described(value)} as the observation{_in(part)}", part)
-            vector[part.start : part.start + part.size] = encoded
+            vector[part.place] = encoded
         if not np.isfinite(vector).all():
-            wrong = next(
-                part
-                for part in self._parts
-                if not np.isfinite(vector[part.start : part.start + part.size]).all()
-            )
+            wrong = next(part for part in self._parts if not np.isfinite(vector[part.place]).all())
             raise NonFiniteError(f"The observation{_in(wrong)} of {self._env} is not finite")
         return vector
 

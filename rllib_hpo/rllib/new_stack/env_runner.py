@@ -23,6 +23,7 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from rllib_hpo.algorithms.base import DISCOUNTED_RETURN, Actor, Episode, Memory
 from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.errors import NonFiniteError, SettingsError, UserCodeError, UserError
+from rllib_hpo.replay.hindsight import GoalPlaces, Hindsight
 from rllib_hpo.replay.layout import RowLayout
 from rllib_hpo.rllib._private import wants_component
 from rllib_hpo.rllib.environment import Environments, announce_created, environment_maker, label, task_of
@@ -32,6 +33,7 @@ from rllib_hpo.rllib.torch_options import set_torch_options
 from rllib_hpo.streams import TorchStreams, derived_seed, numpy_generator
 from rllib_hpo.tasks import ActionScaling, Boundary, boundary, outcomes, wrappers
 from rllib_hpo.tasks.costs import COST
+from rllib_hpo.tasks.goals import ACHIEVED, DESIRED, check_goals, outcome_of, part_of
 from rllib_hpo.tasks.simulator_state import capture, restore
 
 _logger = logging.getLogger(__name__)
@@ -94,6 +96,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self._run_seed, self._owner = seed, ("runner", self.worker_index, joined_at)
         self.streams = TorchStreams(seed, *self._owner, "explore")
         self._warmup = numpy_generator(seed, *self._owner, "warmup")
+        self._relabelling = numpy_generator(seed, *self._owner, "hindsight")
 
     @override(EnvRunner)
     def make_env(self) -> None:
@@ -115,6 +118,8 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self.layout, self._reported = RowLayout(obs_dim, action_dim, method.row_columns), method.columns
         self._largest_cost = settings.largest_cost()
         has_column = any(column.name == COST for column in self._reported)
+        self._hindsight = self._make_hindsight(first) if settings.replay == "her" else None
+        self._episode_rows: list[list[npt.NDArray[np.float32]]] = [[] for _ in range(num_envs)]
         self._scales_rewards = settings.normalize_rewards
         self._discounted_returns = np.zeros(num_envs)
         self._gamma, self._counts_costs = settings.gamma, settings.cost is not None and not has_column
@@ -135,6 +140,18 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self._reset_all()
         self._capturable = [capture(env) is not None for env in self.envs]
 
+    def _make_hindsight(self, env: gym.Env[Any, Any]) -> Hindsight:
+        """Make what relabels the transitions of finished episodes.
+
+        Raises:
+            UserError: If the environment has no goals, or cannot say what a step is worth for another goal.
+        """
+        check_goals(env)
+        settings = self.config.settings()
+        places = GoalPlaces(*(part_of(env, goal).place for goal in (ACHIEVED, DESIRED)))
+        outcome = outcome_of(env, self._boundary)
+        return Hindsight(self.layout, places, outcome, settings.her_ratio, settings.her_strategy)
+
     def _reset_all(self) -> None:
         for i in range(len(self.envs)):
             self._begin_episode(i, seed=self._environment_seed(i))
@@ -144,6 +161,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
 
     def _begin_episode(self, i: int, seed: int | None = None) -> None:
         self._began[i] = time.perf_counter()
+        self._episode_rows[i] = []
         self._returns[i], self._lengths[i] = 0.0, 0
         self._costs[i] = self._discounted_costs[i] = 0.0
         self._remembers[i], self._outcomes[i], self._discounted_returns[i] = False, {}, 0.0
@@ -197,14 +215,21 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             )
         rows = np.empty((num_steps, self.layout.width), np.float32)
         episodes: list[Episode] = []
+        relabelled: list[npt.NDArray[np.float32]] = []
         done = 0
         while done < num_steps:
             turn = min(len(self.envs), num_steps - done)
             which = [(self._turn + k) % len(self.envs) for k in range(turn)]
-            self._step(which, rows[done : done + turn], episodes, random_actions, done)
+            over = self._step(which, rows[done : done + turn], episodes, random_actions, done)
+            if self._hindsight is not None:
+                relabelled += self._relabel(which, rows[done : done + turn], over)
             self._turn = (self._turn + turn) % len(self.envs)
             done += turn
-        return Block(rows, 0, num_steps, episodes, self._weights_seq_no, random_actions)
+        block = Block(rows, 0, num_steps, episodes, self._weights_seq_no, random_actions)
+        if not relabelled:
+            return block
+        rows = np.concatenate([rows, *relabelled])
+        return block._replace(rows=rows, num_relabelled=len(rows) - num_steps)
 
     def _step(
         self,
@@ -213,8 +238,13 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         episodes: list[Episode],
         random_actions: bool,
         done: int,
-    ) -> None:
-        """Step the environments `which` once and fill one row for each; `done` rows precede these."""
+    ) -> dict[int, list[npt.NDArray[np.float32]]]:
+        """Step the environments `which` once and fill one row for each; `done` rows precede these.
+
+        Returns:
+            Earlier rows of the episodes that ended, by environment.
+        """
+        over = {}
         obs = self._obs[which]
         self._remember(which)
         actions = self._actions(obs, which, random_actions)
@@ -235,12 +265,30 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             self._lengths[i] += 1
             if terminated or truncated:
                 episodes.append(self._episode(i)._replace(ended_at=done + k + 1, success=self._successes[i]))
+                over[i] = self._episode_rows[i]
                 try:
                     self._begin_episode(i)
                 except UserCodeError as error:
                     self._replace_failed(i, error, episodes)
         self.layout.pack(obs, actions, rewards, terminateds, next_obs, out=rows, extras=extras)
         self.num_env_steps_sampled_lifetime += len(which)
+        return over
+
+    def _relabel(
+        self,
+        which: list[int],
+        rows: npt.NDArray[np.float32],
+        over: dict[int, list[npt.NDArray[np.float32]]],
+    ) -> list[npt.NDArray[np.float32]]:
+        """Keep a new row of each environment; return relabelled copies of the episodes that ended with it."""
+        assert self._hindsight is not None
+        copies = []
+        for i, row in zip(which, rows, strict=True):
+            if i in over:
+                copies.append(self._hindsight.relabel(np.stack([*over[i], row]), self._relabelling))
+            else:
+                self._episode_rows[i].append(row.copy())
+        return copies
 
     def _episode(self, i: int, *, failed: bool = False) -> Episode:
         seconds = time.perf_counter() - self._began[i]
@@ -453,6 +501,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             state[WEIGHTS_SEQ_NO] = self._weights_seq_no
         if self.envs:
             state["warmup"] = self._warmup.bit_generator.state
+            state["relabelling"] = self._relabelling.bit_generator.state
             state["environments"] = [self._environment_state(i) for i in range(len(self.envs))]
             state["turn"] = self._turn
         return state
@@ -474,6 +523,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             "cost_discounted": float(self._discounted_costs[i]),
             "discounted_return": float(self._discounted_returns[i]),
             "outcome": dict(self._outcomes[i]),
+            "episode_rows": np.stack(self._episode_rows[i]) if self._episode_rows[i] else None,
             "memory": {name: value[i].cpu().numpy().copy() for name, value in self._memory.items()}
             if self._remembers[i]
             else None,
@@ -494,6 +544,8 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             self.streams.set_state(state["streams"])
         if "environments" in state and len(state["environments"]) == len(self.envs):
             self._warmup.bit_generator.state = state["warmup"]
+            if "relabelling" in state:
+                self._relabelling.bit_generator.state = state["relabelling"]
             self._turn = state["turn"]
             for i, saved in enumerate(state["environments"]):
                 self._set_environment(i, saved)
@@ -508,6 +560,8 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self._costs[i], self._remembers[i] = saved.get("cost", 0.0), False
         self._discounted_costs[i] = saved.get("cost_discounted", 0.0)
         self._discounted_returns[i] = saved.get("discounted_return", 0.0)
+        rows = saved.get("episode_rows")
+        self._episode_rows[i] = [] if rows is None else list(rows)
         self._outcomes[i] = dict(saved.get("outcome", {}))
         if saved.get("memory") is not None:
             self._remember([i])

@@ -115,7 +115,9 @@ class LocalFeeding(Feeding):
         self._num_steps = block.num_steps
         if self._core.trainer.method.watches_rows:  # the weights hold statistics of rows
             self.forget()
-        self._core.add_transitions(block.rows[block.start : block.end], block.episodes)
+        self._core.add_transitions(
+            block.rows[block.place], block.episodes, num_relabelled=block.num_relabelled
+        )
         looked_at, at_a_time = time.monotonic(), self._core.updates_at_a_time
         for made in range(0, num_updates, at_a_time):
             self._core.update_from_replay(min(at_a_time, num_updates - made))
@@ -184,8 +186,9 @@ class RemoteFeeding(Feeding):
 
     @override(Feeding)
     def feed(self, block: Block, num_updates: int) -> None:
-        where = slice(block.start, block.end)
-        trained = self._learners.train(block.rows, where, num_updates, block.episodes)
+        trained = self._learners.train(
+            block.rows, block.place, num_updates, block.episodes, block.num_relabelled
+        )
         self._fed.append(_FedBlock(block.num_steps, self._updates_made(), trained, list(trained.learned)))
 
     @override(Feeding)

@@ -112,8 +112,8 @@ class ModuleStack(stack.Stack):
             num_steps = min(self._fragment, stop - algorithm.env_steps)
             block = runner.sample(num_steps=num_steps, random_actions=random_actions)
             episodes = algorithm.dated(block.episodes)
-            core.add_transitions(block.rows, episodes)
-            core.update_from_replay(algorithm.count(len(block.rows), episodes))
+            core.add_transitions(block.rows, episodes, num_relabelled=block.num_relabelled)
+            core.update_from_replay(algorithm.count(block.num_steps, episodes))
 
     @property
     def _fragment(self) -> int:
