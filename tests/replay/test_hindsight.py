@@ -50,7 +50,10 @@ def test_copies_differ_in_goal_reward_and_termination(
     assert torch.equal(own.extras["cost"], real.extras["cost"])
     goal = own.obs[:, 3:]
     assert torch.equal(own.next_obs[:, 3:], goal)
-    step, source = torch.arange(LENGTH).repeat_interleave(ratio), goal[:, 0] - 1  # that achieved [t + 1, -t - 1]
+    step, source = (
+        torch.arange(LENGTH).repeat_interleave(ratio),
+        goal[:, 0] - 1,
+    )  # that achieved [t + 1, -t - 1]
     assert torch.equal(goal[:, 1], -goal[:, 0])
     first = {"future": step, "episode": 0 * step, "final": 0 * step + LENGTH - 1}[strategy]
     assert ((source >= first) & (source < LENGTH)).all()

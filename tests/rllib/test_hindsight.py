@@ -1,4 +1,4 @@
-"""Test hindsight experience replay: what reaches the replay, resumes, several learners, refusals, and what it is for."""
+"""Test hindsight experience replay: what reaches the replay, resumes, several learners, refusals, and its benefit."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ class Trained(NamedTuple):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Train SAC-HPO in two environments with episodes of ten steps, and statistics of observations."""
-    config = her_config(leapfrog_steps=1, checkpoint_every=50, steps_per_iteration=50, normalize_observations=True)
+    config = her_config(
+        leapfrog_steps=1, checkpoint_every=50, steps_per_iteration=50, normalize_observations=True
+    )
     with running(config.env_runners(num_envs_per_env_runner=NUM_ENVS)) as built:
         train_to(built, 50)
         checkpoint = Path(built.save_to_path(tmp_path_factory.mktemp("checkpoint") / "c"))
@@ -70,7 +72,9 @@ def test_the_replay_holds_relabelled_copies_of_finished_episodes(trained: Traine
     for k in range(len(batch.reward)):
         key = (*batch.obs[k, ACHIEVED].tolist(), *batch.action[k].tolist())
         happened.setdefault(key, []).append(k)
-        expected = env.compute_reward(batch.next_obs[k, ACHIEVED].numpy(), batch.next_obs[k, DESIRED].numpy(), {})
+        expected = env.compute_reward(
+            batch.next_obs[k, ACHIEVED].numpy(), batch.next_obs[k, DESIRED].numpy(), {}
+        )
         assert float(batch.reward[k]) == expected
     assert len(happened) == 100
     assert {len(copies) for copies in happened.values()} == {1 + RATIO}
@@ -175,10 +179,28 @@ def test_point_reach_is_a_goal_environment() -> None:
     env = make_env(ENV_ID, num_dims=2)
     obs, _ = env.reset(seed=0)
     assert obs.shape == (6,)
-    for t in range(50):
+    truncated, steps = False, 0
+    while not truncated:
         action = np.clip((obs[2:4] - obs[0:2]) / 0.1, -1, 1)
         obs, reward, terminated, truncated, info = env.step(action)
-    assert (reward, terminated, truncated, info["is_success"], t) == (0.0, False, True, True, 49)
+        steps += 1
+    assert (reward, terminated, info["is_success"], steps) == (0.0, False, True, 50)
+
+
+def test_fetch_reach_is_relabelled_with_its_own_rewards() -> None:
+    robotics = pytest.importorskip("gymnasium_robotics")
+    env = make_env("gymnasium_robotics:FetchReach-v4").unwrapped
+    config = her_config("sac").environment(
+        "gymnasium_robotics:FetchReach-v4", env_config={"max_episode_steps": EPISODE}
+    )
+    with running(config) as built:
+        result = train_to(built, 40)
+        batch = rows_of(built)
+        assert "success_rate" in result["env_runners"]
+    assert len(batch.reward) == 40 * (1 + RATIO)
+    places = batch.next_obs[:, ACHIEVED].double().numpy(), batch.next_obs[:, DESIRED].double().numpy()
+    np.testing.assert_array_equal(batch.reward, env.compute_reward(*places, {}))
+    assert float((batch.reward == 0).float().mean()) > 0.2
 
 
 @pytest.mark.slow
