@@ -9,7 +9,7 @@ Monte Carlo Method" (arXiv 2103.12020), and Ant's where a value depends on the t
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
@@ -21,6 +21,14 @@ from rllib_hpo.errors import SettingsError, nearest, shown
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1, lt=2**53)]
+HiddenUnits = Annotated[
+    PositiveInt | Annotated[list[PositiveInt], Field(min_length=1, max_length=4)],
+    Field(
+        description="Units of each hidden layer, policy and critics; a list, [400, 300], has one number per layer, and "
+        "then says how many layers there are, in place of policy_layers and critic_layers."
+    ),
+]
+Activation = Literal["relu", "elu", "gelu", "silu", "tanh"]
 UnitInterval = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
@@ -221,16 +229,41 @@ class Settings(BaseModel):
         return []
 
 
+def layer_units(hidden_units: int | Sequence[int], num_layers: int) -> list[int]:
+    """Return the units of each hidden layer: `num_layers` equal ones, or those of a list."""
+    return [hidden_units] * num_layers if isinstance(hidden_units, int) else list(hidden_units)
+
+
 class NetworkSettings(Settings):
-    """Sizes of the networks of an actor-critic."""
+    """Sizes and forms of the networks of an actor-critic."""
+
+    follows_gradient: ClassVar[bool] = False
+    """Whether actions follow the critics' gradient, which is taken for a constant when the policy learns."""
 
     policy_layers: Annotated[
         int, Field(ge=1, le=4, description="Hidden layers of the base policy network.")
     ] = 2
     critic_layers: Annotated[int, Field(ge=1, le=4, description="Hidden layers of each critic.")] = 2
-    hidden_units: Annotated[
-        PositiveInt, Field(description="Units of each hidden layer, policy and critics.")
-    ] = 256
+    hidden_units: HiddenUnits = 256
+    policy_activation: Annotated[
+        Activation, Field(description="Activation between the layers of the policy's network.")
+    ] = "relu"
+    critic_layer_norm: Annotated[
+        bool,
+        Field(
+            description="Layer normalisation before each ReLU of the critics; refused where actions follow the "
+            "critics' gradient, which is then no constant."
+        ),
+    ] = False
+
+    @model_validator(mode="after")
+    def _check_layer_norm(self) -> Self:
+        if self.critic_layer_norm and self.follows_gradient:
+            raise ValueError(
+                "critic_layer_norm=true would make the policy's gradient inexact: actions follow the critics' "
+                "gradient, which is constant between the kinks of ReLU networks only; set it to false"
+            )
+        return self
 
 
 class ActorCriticSettings(NetworkSettings):
@@ -298,6 +331,7 @@ class SACHPOSettings(ActorCriticSettings):
     """SAC with a Hamiltonian policy (arXiv 2103.12020): actions evolved by leapfrog steps along grad Q."""
 
     sampler: ClassVar[str] = "hamiltonian"
+    follows_gradient: ClassVar[bool] = True
     changeable: ClassVar[frozenset[str]] = ActorCriticSettings.changeable | frozenset(
         """
         leapfrog_steps step_size momentum_std_explore momentum_std_train momentum_noise momentum_penalty

@@ -188,7 +188,7 @@ def test_point_reach_is_a_goal_environment() -> None:
 
 
 def test_fetch_reach_is_relabelled_with_its_own_rewards() -> None:
-    robotics = pytest.importorskip("gymnasium_robotics")
+    pytest.importorskip("gymnasium_robotics")
     env = make_env("gymnasium_robotics:FetchReach-v4").unwrapped
     config = her_config("sac").environment(
         "gymnasium_robotics:FetchReach-v4", env_config={"max_episode_steps": EPISODE}
