@@ -324,6 +324,11 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
         self._num_updates += due
         return due
 
+    def log_callbacks(self, metrics: dict[str, Any] | None) -> None:
+        """Add what callbacks have logged at a runner to the results of this iteration, below "env_runners"."""
+        if metrics:
+            self.metrics.aggregate([metrics], key=ENV_RUNNER_RESULTS)
+
     def restore_runners(self) -> None:
         """Restore replaced runners, and call the callbacks of those."""
         if restored := self.restore_env_runners(self.env_runner_group):

@@ -15,6 +15,7 @@ from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.errors import NonFiniteError, SettingsError, UserError
 from rllib_hpo.rllib._private import registered_env
+from rllib_hpo.rllib.episode_callbacks import EpisodeCallbacks, listens
 from rllib_hpo.tasks import ActionScaling, Boundary, boundary, check_spaces, import_modules, make_env
 from rllib_hpo.tasks.goals import check_goals
 from rllib_hpo.tasks.observations import flattened
@@ -113,8 +114,10 @@ class EvaluationEnvironments:
         self.config, self.worker_index = config.copy(copy_frozen=False), worker_index
         self.config.in_evaluation = True
         self.metrics = MetricsLogger()
-        self.env: gym.Env[Any, Any] | None = None
-        """The newest environment."""
+        self.env: Any = None
+        """The newest environment; while episodes are played, all of them."""
+        self.module: Any = None
+        """The RLModule that acts, for callbacks."""
         self._callbacks = [callbacks() for callbacks in force_list(config.callbacks_class)]
         self._make = environment_maker(config, training=False)
 
@@ -123,6 +126,26 @@ class EvaluationEnvironments:
         self.env = self._make()
         announce_created(self.env, self, self._callbacks)
         return self.env
+
+    @property
+    def callbacks(self) -> EvaluationEnvironments | None:
+        """This object, for `evaluate`, if there are episode callbacks."""
+        return self if listens(self.config, self._callbacks) else None
+
+    def begin(self, envs: Sequence[gym.Env[Any, Any]], firsts: Sequence[tuple[Any, Any]]) -> EpisodeCallbacks:
+        """Begin the episodes of an evaluation; see `rllib_hpo.rllib.evaluation.EvaluationCallbacks`."""
+        self.env = Environments(list(envs))
+        heard = EpisodeCallbacks(self, self._callbacks, len(envs))
+        for i, (obs, info) in enumerate(firsts):
+            heard.reset(i, info)
+            heard.begin(i, obs)
+        return heard
+
+    def pop_metrics(self) -> dict[str, Any]:
+        """Return what callbacks have logged since the last call, as plain values."""
+        logged = self.metrics.reduce(compile=True) if self.metrics.stats else {}
+        self.metrics.reset()
+        return logged
 
 
 class Environments:

@@ -168,18 +168,22 @@ class EvaluatedAlgorithm(SavedAlgorithm):
     def _play(self, due: EvaluationRequest, watch: Watch | None = None) -> Evaluation:
         self._run_callbacks("on_evaluate_start")
         self.stack.refresh_actor()
+        make = self._evaluation_environments
+        make.module = None if self.config.is_old_stack else self.env_runner.module
         try:
-            return evaluate(
+            played = evaluate(
                 self.actor,
-                self._evaluation_environments,
+                make,
                 due.seeds,
                 due.wrapper_state,
                 max_episode_steps=self.settings.evaluation_max_episode_steps,
                 watch=watch,
                 cost_gamma=cost_gamma(self.settings),
+                callbacks=None if self.config.is_old_stack else make.callbacks,
             )
         finally:
             self.evaluation_steps = 0
+        return played._replace(logged=make.pop_metrics())
 
     def _result(
         self, due: EvaluationRequest, played: Evaluation, statistics: dict[str, Any]
@@ -190,6 +194,7 @@ class EvaluatedAlgorithm(SavedAlgorithm):
             self._has_warned_of_cut = warn_truncated(played, label(self.config.env), limit)
         evaluation = {
             ENV_RUNNER_RESULTS: {
+                **played.logged,
                 NUM_EPISODES: len(played.returns),
                 EPISODE_RETURN_MEAN: statistics["return_mean"],
                 EPISODE_RETURN_MIN: min(played.returns),

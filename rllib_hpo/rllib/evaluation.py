@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from rllib_hpo.algorithms.base import Actor, EvaluationNoise, Memory
 from rllib_hpo.errors import NonFiniteError
 from rllib_hpo.results.schema import SUCCESS_RATE, cost_statistics
+from rllib_hpo.rllib.episode_callbacks import EpisodeCallbacks
 from rllib_hpo.settings import Settings
 from rllib_hpo.streams import seed_sequence
 from rllib_hpo.tasks import ActionScaling, Boundary, boundary, outcomes, wrappers
@@ -49,6 +50,19 @@ class Evaluation(NamedTuple):
     """Whether each episode succeeded, 0.0 or 1.0; only of episodes whose environment reports `is_success`."""
     outcome: Mapping[str, float] = MappingProxyType({})
     """Outcomes, where the environment reports them (`rllib_hpo.tasks.outcomes.summary`), and discounted returns."""
+    logged: Mapping[str, Any] = MappingProxyType({})
+    """What callbacks have logged."""
+
+
+class EvaluationCallbacks(Protocol):
+    """Make what tells callbacks of the episodes of an evaluation."""
+
+    def begin(
+        self,
+        envs: Sequence[gym.Env[Any, Any]],
+        firsts: Sequence[tuple[npt.NDArray[np.float32], Any]],
+    ) -> EpisodeCallbacks:
+        """Begin the episodes of environments whose first observations and infos these are."""
 
 
 class EvaluationStopped(Exception):
@@ -76,6 +90,7 @@ def evaluate(
     max_episode_steps: int = 10_000,
     watch: Watch | None = None,
     cost_gamma: float | None = None,
+    callbacks: EvaluationCallbacks | None = None,
 ) -> Evaluation:
     """Play one noise-free episode per seed, in lockstep, with one forward pass for all of them.
 
@@ -89,6 +104,7 @@ def evaluate(
         max_episode_steps: Steps at which an episode that has not ended is cut.
         watch: Called before each step of the episodes with the number of steps played; may raise to stop.
         cost_gamma: Discount of the costs that every step reports; None where costs are not asked for.
+        callbacks: RLlib's episode callbacks, if there are any.
 
     Raises:
         NonFiniteError: If an observation or reward is not finite.
@@ -100,7 +116,9 @@ def evaluate(
             envs.append(make())
             wrappers.set_state(envs[-1], wrapper_state, frozen=True)
         scaling, checked = ActionScaling.of(envs[0].action_space), Boundary(envs[0])
-        obs = np.stack([_first(checked, env, seed) for env, seed in zip(envs, seeds, strict=True)])
+        firsts = [_first(checked, env, seed) for env, seed in zip(envs, seeds, strict=True)]
+        obs = np.stack([first for first, _ in firsts])
+        heard = None if callbacks is None else callbacks.begin(envs, firsts)
         returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
         costs, discounted, costly = np.zeros(len(seeds)), np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
         memory = actor.begin_episodes(torch.from_numpy(obs).to(actor.device), explores=False)
@@ -111,9 +129,9 @@ def evaluate(
             if watch is not None:
                 watch(int(lengths.sum()))
             noise.draw(memory, running)
-            actions = scaling.to_env(_noise_free(actor, obs[running], memory, running))
+            unit = _noise_free(actor, obs[running], memory, running)
             ended = set()
-            for i, action in zip(running, actions, strict=True):
+            for i, action, unit_action in zip(running, scaling.to_env(unit), unit, strict=True):
                 lengths[i] += 1
                 try:
                     obs[i], reward, terminated, truncated, info = checked.step_with_info(envs[i], action)
@@ -124,6 +142,9 @@ def evaluate(
                         costly[i] += cost > 0
                 except NonFiniteError as error:
                     raise _located(error, int(lengths[i])) from error
+                if heard is not None:
+                    is_cut = truncated or lengths[i] >= max_episode_steps
+                    heard.step(i, obs[i], unit_action, action, reward, terminated, is_cut, info)
                 returns[i] += reward
                 seen.step(i, reward, info)
                 is_over = terminated or truncated
@@ -132,6 +153,8 @@ def evaluate(
                     cut += not is_over
                     successes[i] = checked.success(info)
             running = [i for i in running if i not in ended]
+        if heard is not None:
+            heard.sampled()
     finally:
         for env in envs:
             boundary.close(env)
@@ -194,9 +217,9 @@ def warn_truncated(played: Evaluation, env: str, max_episode_steps: int) -> bool
     return played.episodes_cut > 0
 
 
-def _first(checked: Boundary, env: gym.Env[Any, Any], seed: int) -> npt.NDArray[np.float32]:
+def _first(checked: Boundary, env: gym.Env[Any, Any], seed: int) -> tuple[npt.NDArray[np.float32], Any]:
     try:
-        return checked.reset(env, seed)
+        return checked.reset_with_info(env, seed)
     except NonFiniteError as error:
         raise _located(error, 1) from error
 

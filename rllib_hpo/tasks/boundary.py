@@ -91,7 +91,11 @@ class Boundary:
         self._shape = env.observation_space.shape
 
     def reset(self, env: Env, seed: int | None = None) -> NDArray[np.float32]:
-        """Return the first observation (S,) of an episode.
+        """Return the first observation (S,) of an episode; see `reset_with_info`."""
+        return self.reset_with_info(env, seed)[0]
+
+    def reset_with_info(self, env: Env, seed: int | None = None) -> tuple[NDArray[np.float32], Any]:
+        """Return the first observation (S,) of an episode, and the unchanged info of the environment.
 
         Raises:
             UserCodeError: If the environment raises an error, or returns something outside its space.
@@ -112,7 +116,7 @@ class Boundary:
                 f"Environment '{self.name}' returned {described(result)} from reset(), where (observation, info) was "
                 f"expected: add the dictionary info, or {_OLD_API}."
             )
-        return self._observation(result[0], "reset")
+        return self._observation(result[0], "reset"), result[1]
 
     def step(self, env: Env, action: NDArray[Any]) -> tuple[NDArray[np.float32], float, bool, bool]:
         """Return observation (S,), reward, terminated and truncated; see `step_with_info`."""

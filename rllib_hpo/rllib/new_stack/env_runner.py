@@ -27,6 +27,7 @@ from rllib_hpo.replay.hindsight import GoalPlaces, Hindsight
 from rllib_hpo.replay.layout import RowLayout
 from rllib_hpo.rllib._private import wants_component
 from rllib_hpo.rllib.environment import Environments, announce_created, environment_maker, label, task_of
+from rllib_hpo.rllib.episode_callbacks import EpisodeCallbacks, listens
 from rllib_hpo.rllib.new_stack.messages import Block
 from rllib_hpo.rllib.new_stack.rl_module import ActorCriticModule
 from rllib_hpo.rllib.torch_options import set_torch_options
@@ -133,6 +134,8 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self._remembers = [False] * num_envs
         self._began = [time.perf_counter()] * num_envs
         self._turn, self._stepped = 0, [False] * num_envs
+        hears = listens(self.config, self._callbacks)
+        self._heard = EpisodeCallbacks(self, self._callbacks, num_envs) if hears else None
         self._num_builds = [number + 1 for number in self._num_builds] or [0] * num_envs
         for i, env in enumerate(self.envs):
             announce_created(env, self, self._callbacks, i)
@@ -166,7 +169,9 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self._costs[i] = self._discounted_costs[i] = 0.0
         self._remembers[i], self._outcomes[i], self._discounted_returns[i] = False, {}, 0.0
         try:
-            self._obs[i] = self._boundary.reset(self.envs[i], seed)
+            self._obs[i], info = self._boundary.reset_with_info(self.envs[i], seed)
+            if self._heard is not None:
+                self._heard.reset(i, info)
         except NonFiniteError as error:
             raise self._located(error, i) from error
 
@@ -226,10 +231,19 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             self._turn = (self._turn + turn) % len(self.envs)
             done += turn
         block = Block(rows, 0, num_steps, episodes, self._weights_seq_no, random_actions)
+        block = block._replace(metrics=self._callback_metrics())
         if not relabelled:
             return block
         rows = np.concatenate([rows, *relabelled])
         return block._replace(rows=rows, num_relabelled=len(rows) - num_steps)
+
+    def _callback_metrics(self) -> dict[str, Any] | None:
+        """End a request for callbacks, and return what they have logged; None if nothing."""
+        if self._heard is not None:
+            self._heard.sampled()
+        logged: dict[str, Any] | None = self.metrics.reduce() if self.metrics.stats else None
+        self.metrics.reset()  # the algorithm's logger keeps windows and sums
+        return logged
 
     def _step(
         self,
@@ -246,6 +260,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         """
         over = {}
         obs = self._obs[which]
+        self._begin_heard(which)
         self._remember(which)
         actions = self._actions(obs, which, random_actions)
         extras = self._empty_extras(len(which))
@@ -253,7 +268,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         next_obs = np.empty_like(obs)
         for k, (i, action) in enumerate(zip(which, self._scaling.to_env(actions), strict=True)):
             try:
-                observation, reward, terminated, truncated, reported = self._step_one(i, action)
+                observation, reward, terminated, truncated, reported = self._step_one(i, action, actions[k])
             except UserCodeError as error:
                 again = self._step_another(i, error, episodes, random_actions)
                 obs[k], actions[k], (observation, reward, terminated, truncated, reported) = again
@@ -304,8 +319,18 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             return {}
         return {name: tuple(self._memory[name][i].reshape(-1).tolist()) for name in names}
 
-    def _step_one(self, i: int, action: npt.NDArray[np.float32]) -> tuple[Any, float, bool, bool, Any]:
+    def _begin_heard(self, which: list[int]) -> None:
+        """Tell callbacks of the episodes of `which` that begin with the next step."""
+        if self._heard is not None:
+            for i in which:
+                self._heard.begin(i, self._obs[i])
+
+    def _step_one(
+        self, i: int, action: npt.NDArray[np.float32], unit_action: npt.NDArray[np.float32]
+    ) -> tuple[Any, float, bool, bool, Any]:
         """Step environment i; returns observation, reward, flags and the values of additional columns.
+
+        `unit_action` is the action before its rescaling to the environment's bounds.
 
         Raises:
             NonFiniteError: Naming environment, runner and step.
@@ -320,6 +345,8 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             if terminated or truncated:
                 self._successes[i] = self._boundary.success(info)
             extras = self._extras(info, i, reward) if self.layout.columns else None
+            if self._heard is not None:
+                self._heard.step(i, obs, unit_action, action, reward, terminated, truncated, info)
             return obs, reward, terminated, truncated, extras
         except NonFiniteError as error:
             raise self._located(error, i) from error
@@ -335,10 +362,12 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         for _ in range(_MAX_CONSECUTIVE_FAILURES):
             self._replace_failed(i, error, episodes)
             obs = self._obs[[i]]
+            self._begin_heard([i])
             self._remember([i])
             actions = self._actions(obs, [i], random_actions)
             try:
-                return obs[0], actions[0], self._step_one(i, self._scaling.to_env(actions)[0])
+                taken = self._step_one(i, self._scaling.to_env(actions)[0], actions[0])
+                return obs[0], actions[0], taken
             except UserCodeError as another:
                 error = another
         raise error
@@ -523,6 +552,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             "cost_discounted": float(self._discounted_costs[i]),
             "discounted_return": float(self._discounted_returns[i]),
             "outcome": dict(self._outcomes[i]),
+            "episode": None if self._heard is None else self._heard.get_state(i),
             "episode_rows": np.stack(self._episode_rows[i]) if self._episode_rows[i] else None,
             "memory": {name: value[i].cpu().numpy().copy() for name, value in self._memory.items()}
             if self._remembers[i]
@@ -560,6 +590,8 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self._costs[i], self._remembers[i] = saved.get("cost", 0.0), False
         self._discounted_costs[i] = saved.get("cost_discounted", 0.0)
         self._discounted_returns[i] = saved.get("discounted_return", 0.0)
+        if self._heard is not None:
+            self._heard.set_state(i, saved.get("episode"))
         rows = saved.get("episode_rows")
         self._episode_rows[i] = [] if rows is None else list(rows)
         self._outcomes[i] = dict(saved.get("outcome", {}))

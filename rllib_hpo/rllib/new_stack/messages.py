@@ -40,6 +40,8 @@ class Block(NamedTuple):
     runner: int = 0
     num_relabelled: int = 0
     """Relabelled transitions that follow row `end`; see `rllib_hpo.replay.hindsight`."""
+    metrics: dict[str, Any] | None = None
+    """What callbacks have logged (`MetricsLogger.reduce`)."""
 
     @property
     def place(self) -> slice:
@@ -54,12 +56,13 @@ class Block(NamedTuple):
     def cut(self, num_steps: int) -> tuple[Block, Block | None]:
         """Split off at most the first `num_steps`; the second part is None if nothing is left.
 
-        Relabelled transitions stay with the last part, as do episodes.
+        Relabelled transitions and metrics stay with the last part, as do episodes.
         """
         if num_steps >= self.num_steps:
             return self, None
         middle = self.start + num_steps
-        return self._replace(end=middle, episodes=[], num_relabelled=0), self._replace(start=middle)
+        first = self._replace(end=middle, episodes=[], num_relabelled=0, metrics=None)
+        return first, self._replace(start=middle)
 
     def fetched_block(self) -> Block:
         """This block with exactly its own rows, copied into this process."""
@@ -111,6 +114,8 @@ class Sampled(NamedTuple):
     """Size of the pickled rows and metadata."""
     num_relabelled: int = 0
     """Relabelled transitions after the rows."""
+    metrics: dict[str, Any] | None = None
+    """What callbacks have logged."""
 
 
 class SampleRequest(NamedTuple):
@@ -137,6 +142,7 @@ class SampleRequest(NamedTuple):
             weights_bytes,
             num_bytes=0,
             num_relabelled=block.num_relabelled,
+            metrics=block.metrics,
         )
         num_bytes = pickled_bytes(block.rows) + pickled_bytes(sampled)
         runner.idle_since = time.perf_counter()

@@ -246,6 +246,7 @@ class RemoteSampling(Sampling):
             is_random,
             runner,
             sampled.num_relabelled,
+            sampled.metrics,
         )
 
     def _has_died(self, runner: int, error: RayError) -> None:

@@ -113,6 +113,7 @@ class ModuleStack(stack.Stack):
             block = runner.sample(num_steps=num_steps, random_actions=random_actions)
             episodes = algorithm.dated(block.episodes)
             core.add_transitions(block.rows, episodes, num_relabelled=block.num_relabelled)
+            algorithm.log_callbacks(block.metrics)
             core.update_from_replay(algorithm.count(block.num_steps, episodes))
 
     @property
