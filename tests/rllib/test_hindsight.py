@@ -204,10 +204,13 @@ def test_fetch_reach_is_relabelled_with_its_own_rewards() -> None:
 
 
 @pytest.mark.slow
-def test_hindsight_solves_what_is_not_solved_without(tmp_path: Path) -> None:
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("replay", "least", "most"), [("her", 0.9, 1.0), ("uniform", 0.0, 0.3)])
+def test_hindsight_solves_what_is_not_solved_without(
+    replay: str, least: float, most: float, tmp_path: Path
+) -> None:
     """SAC-HPO reaches almost every goal of the cube with HER, and almost none without."""
-    assert _success_rate("her", tmp_path) > 0.9
-    assert _success_rate("uniform", tmp_path) < 0.3
+    assert least <= _success_rate(replay, tmp_path) <= most
 
 
 def _success_rate(replay: str, folder: Path) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,6 +140,20 @@ def test_the_old_stack_learns_from_the_vector_too(tmp_path: Path) -> None:
         assert (built.actor.obs_dim, built.observation_order) == (14, ORDER)
         checkpoint = Path(built.save_to_path(tmp_path / "c"))
     assert [part.size for part in load_deployed(checkpoint).metadata.observation_parts] == [4, 3, 5, 2]
+
+
+@pytest.mark.slow
+def test_the_example_of_serving_feeds_each_part(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    config = tiny_config("sac", "PointReach-v0")
+    with running(config) as built:
+        train_to(built, 40)
+        checkpoint = Path(built.save_to_path(tmp_path / "c"))
+    export_policy(checkpoint, "onnx", tmp_path / "policy.onnx")
+    script = Path(__file__).parents[2] / "notebooks" / "serve_policy.py"
+    command = [sys.executable, "-W", "ignore", str(script), str(tmp_path / "policy.onnx")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "sac on PointReach-v0 after 40 steps: return -" in done.stdout
 
 
 class Unsure(StructuredEnv):
