@@ -9,7 +9,7 @@ Monte Carlo Method" (arXiv 2103.12020), and Ant's where a value depends on the t
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
@@ -21,6 +21,14 @@ from rllib_hpo.errors import SettingsError, nearest, shown
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1, lt=2**53)]
+HiddenUnits = Annotated[
+    PositiveInt | Annotated[list[PositiveInt], Field(min_length=1, max_length=4)],
+    Field(
+        description="Units of each hidden layer, policy and critics; a list, [400, 300], has one number per layer, and "
+        "then says how many layers there are, in place of policy_layers and critic_layers."
+    ),
+]
+Activation = Literal["relu", "elu", "gelu", "silu", "tanh"]
 UnitInterval = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
@@ -34,7 +42,7 @@ class Settings(BaseModel):
         """
         gamma lr tau train_batch_size_per_learner
         evaluation_every evaluation_episodes evaluation_max_episode_steps checkpoint_every steps_per_iteration
-        diagnostics_interval num_torch_threads cuda_graph tf32 cost_limit cost_discounting
+        diagnostics_interval num_torch_threads cuda_graph tf32 cost_limit cost_discounting her_ratio her_strategy
         """.split()
     )
     """Settings that may change when a checkpoint is loaded into another configuration.
@@ -121,6 +129,38 @@ class Settings(BaseModel):
             "large networks. Applies to a whole process, so trials that share one must agree."
         ),
     ] = False
+    replay: Annotated[
+        Literal["uniform", "her"],
+        Field(
+            description="What the replay holds: transitions as they happened, or (her) also copies that wanted what "
+            "their episode achieved later, for goal environments with compute_reward."
+        ),
+    ] = "uniform"
+    her_ratio: Annotated[
+        PositiveInt,
+        Field(le=1000, description="Relabelled copies of each transition; they take room in the replay."),
+    ] = 4
+    her_strategy: Annotated[
+        Literal["future", "episode", "final"],
+        Field(
+            description="Where goals of copies come from: a random step of the episode from theirs on, any step, or "
+            "the last."
+        ),
+    ] = "future"
+    normalize_observations: Annotated[
+        bool,
+        Field(
+            description="Subtract the running mean of observations and divide by their standard deviation, clipped to "
+            "[-10, 10]; the statistics are part of the model."
+        ),
+    ] = False
+    normalize_rewards: Annotated[
+        bool,
+        Field(
+            description="Divide rewards by the running standard deviation of the discounted return of each "
+            "environment, clipped to [-10, 10]. Evaluations report the environment's own rewards."
+        ),
+    ] = False
     cost: Annotated[
         CostSetting | None,
         Field(
@@ -176,6 +216,13 @@ class Settings(BaseModel):
         Raises:
             SettingsError: If there is one; names it, and what gives it an effect.
         """
+        for name in ("her_ratio", "her_strategy"):
+            value = getattr(self, name)
+            if self.replay != "her" and value != type(self).model_fields[name].default:
+                raise SettingsError(
+                    f"{name}={value!r} would have no effect, since replay={self.replay!r} relabels nothing. Set replay "
+                    "to 'her', or leave it out."
+                )
 
     def evaluation_sampler(self) -> str:
         """Return the name of what acts in evaluations: by default the trained sampler, without noise."""
@@ -186,16 +233,41 @@ class Settings(BaseModel):
         return []
 
 
+def layer_units(hidden_units: int | Sequence[int], num_layers: int) -> list[int]:
+    """Return the units of each hidden layer: `num_layers` equal ones, or those of a list."""
+    return [hidden_units] * num_layers if isinstance(hidden_units, int) else list(hidden_units)
+
+
 class NetworkSettings(Settings):
-    """Sizes of the networks of an actor-critic."""
+    """Sizes and forms of the networks of an actor-critic."""
+
+    follows_gradient: ClassVar[bool] = False
+    """Whether actions follow the critics' gradient, which is taken for a constant when the policy learns."""
 
     policy_layers: Annotated[
         int, Field(ge=1, le=4, description="Hidden layers of the base policy network.")
     ] = 2
     critic_layers: Annotated[int, Field(ge=1, le=4, description="Hidden layers of each critic.")] = 2
-    hidden_units: Annotated[
-        PositiveInt, Field(description="Units per hidden layer of the policy and the critics.")
-    ] = 256
+    hidden_units: HiddenUnits = 256
+    policy_activation: Annotated[
+        Activation, Field(description="Activation between the layers of the policy's network.")
+    ] = "relu"
+    critic_layer_norm: Annotated[
+        bool,
+        Field(
+            description="Layer normalisation before each ReLU of the critics; refused where actions follow the "
+            "critics' gradient, which is then no constant."
+        ),
+    ] = False
+
+    @model_validator(mode="after")
+    def _check_layer_norm(self) -> Self:
+        if self.critic_layer_norm and self.follows_gradient:
+            raise ValueError(
+                "critic_layer_norm=true would make the policy's gradient inexact: actions follow the critics' "
+                "gradient, which is constant between the kinks of ReLU networks only; set it to false"
+            )
+        return self
 
 
 class ActorCriticSettings(NetworkSettings):
@@ -237,6 +309,7 @@ class ActorCriticSettings(NetworkSettings):
 
     def refuse_idle(self) -> None:
         """Check as `Settings.refuse_idle`; reject settings of a tuned temperature if `alpha` is a number."""
+        super().refuse_idle()
         if self.alpha == "auto":
             return
         for name in ("initial_alpha", "target_entropy"):
@@ -268,6 +341,7 @@ class SACHPOSettings(ActorCriticSettings):
     """SAC with a Hamiltonian policy (arXiv 2103.12020): actions evolved by leapfrog steps along grad Q."""
 
     sampler: ClassVar[str] = "hamiltonian"
+    follows_gradient: ClassVar[bool] = True
     changeable: ClassVar[frozenset[str]] = ActorCriticSettings.changeable | frozenset(
         """
         leapfrog_steps step_size momentum_std_explore momentum_std_train momentum_noise momentum_penalty

@@ -46,7 +46,54 @@ BULK = ("learning/test_bulk.py",)
 LAGRANGIAN = ("algorithms/test_sac_lagrangian.py",)
 ROWS = ("rllib/new_stack/test_transition_rows.py",)
 
+NORMALIZATION = ("replay/test_normalization.py", "rllib/test_normalization.py")
+HINDSIGHT = ("replay/test_hindsight.py",)
+FORMS = ("networks/test_forms.py",)
+OBSERVATIONS = ("tasks/test_observations.py",)
+
 MUTATIONS: tuple[Mutation, ...] = (
+    Mutation(
+        "variance of merged samples without the shift of their means",
+        "replay/normalization.py",
+        " + delta.square() * self.count * number / total",
+        "",
+        NORMALIZATION,
+    ),
+    Mutation(
+        "rewards centred",
+        "replay/normalization.py",
+        "scaled = reward.double() / (self",
+        "scaled = (reward.double() - self.mean) / (self",
+        NORMALIZATION,
+    ),
+    Mutation(
+        "goals of earlier steps",
+        "replay/hindsight.py",
+        'which if self._strategy == "future" else 0',
+        "0",
+        HINDSIGHT,
+    ),
+    Mutation(
+        "the next observation keeps its goal",
+        "replay/hindsight.py",
+        "rows[:, self._desired] = rows[:, self._next_desired] = goals",
+        "rows[:, self._desired] = goals",
+        HINDSIGHT,
+    ),
+    Mutation(
+        "layer normalisation without its offset",
+        "networks/normalized_critics.py",
+        "torch.addcmul(offset, normal, gain)",
+        "(normal * gain)",
+        FORMS,
+    ),
+    Mutation(
+        "one-hot vectors from 0",
+        "tasks/observations.py",
+        "numbers = array.reshape(-1) - starts",
+        "numbers = array.reshape(-1) - 0 * starts",
+        OBSERVATIONS,
+    ),
     Mutation(
         "sign of the force",
         "samplers/forces.py",

@@ -34,8 +34,8 @@ from rllib_hpo.algorithms.footprint import (
     policy_and_critics,
 )
 from rllib_hpo.algorithms.td3 import TD3, DeterministicActor, TD3Model, TD3Settings
-from rllib_hpo.networks.critics import Critics
-from rllib_hpo.networks.mlp import ReluMLP
+from rllib_hpo.networks.mlp import MLP
+from rllib_hpo.networks.normalized_critics import make_critics
 from rllib_hpo.optim.pid import Multiplier, MultiplierSettings, NonNegative
 from rllib_hpo.optim.steps import Steps
 from rllib_hpo.replay.layout import Batch
@@ -55,6 +55,7 @@ class LangevinPOSettings(TD3Settings, MultiplierSettings):
     """MCMC policy optimization with a Langevin flow ("Markov Chain Monte Carlo Policy Optimization", 3.1)."""
 
     sampler: ClassVar[str] = "langevin_flow"
+    follows_gradient: ClassVar[bool] = True
     changeable: ClassVar[frozenset[str]] = (
         TD3Settings.changeable
         | MultiplierSettings.multiplier_changeable
@@ -139,11 +140,9 @@ class LangevinPOActor(DeterministicActor):
         )
         self.previous_policy = copy.deepcopy(self.policy).requires_grad_(False)
         stream = torch_generator(seed, "initial weights", "critics")
-        sizes = settings.hidden_units, settings.critic_layers
         # A model's own critics are equal: they come from the same stream.
-        self.target_critics = Critics(
-            obs_dim, action_dim, *sizes, stream, settings.num_critics
-        ).requires_grad_(False)
+        critics = make_critics(obs_dim, action_dim, settings, stream, settings.num_critics)
+        self.target_critics = critics.requires_grad_(False)
         self.multiplier = Multiplier(settings, settings.distance_target(action_dim), literal=is_paper)
 
     @property
@@ -166,7 +165,7 @@ class LangevinPOActor(DeterministicActor):
 
     def flowed(
         self,
-        policy: ReluMLP,
+        policy: MLP,
         flow: LangevinFlow,
         obs: Tensor,
         target: FlowTarget,

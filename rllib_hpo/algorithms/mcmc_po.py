@@ -34,8 +34,9 @@ from rllib_hpo.algorithms.footprint import (
 )
 from rllib_hpo.algorithms.losses import bellman_target, critic_loss
 from rllib_hpo.errors import SettingsError
-from rllib_hpo.networks.critics import ActionValue, Critics
-from rllib_hpo.networks.mlp import ReluMLP
+from rllib_hpo.networks.critics import ActionValue
+from rllib_hpo.networks.mlp import make_mlp
+from rllib_hpo.networks.normalized_critics import make_critics
 from rllib_hpo.optim.pid import Multiplier, MultiplierSettings, given
 from rllib_hpo.optim.steps import Steps
 from rllib_hpo.replay.layout import Batch
@@ -60,6 +61,7 @@ class MCMCPOSettings(NetworkSettings, MultiplierSettings):
     """MCMC policy optimization with Hamiltonian steps ("Markov Chain Monte Carlo Policy Optimization", 3.2)."""
 
     sampler: ClassVar[str] = "mcmc"
+    follows_gradient: ClassVar[bool] = True
     changeable: ClassVar[frozenset[str]] = (
         NetworkSettings.changeable
         | MultiplierSettings.multiplier_changeable
@@ -164,9 +166,8 @@ class GaussianNetwork(nn.Module):
         self, obs_dim: int, action_dim: int, settings: MCMCPOSettings, generator: torch.Generator
     ) -> None:
         super().__init__()
-        self.network = ReluMLP(
-            obs_dim, settings.hidden_units, settings.policy_layers, 2 * action_dim, generator
-        )
+        sizes = settings.hidden_units, settings.policy_layers
+        self.network = make_mlp(obs_dim, *sizes, 2 * action_dim, generator, settings.policy_activation)
         self._min_log_std = settings.min_log_std
 
     def forward(self, obs: Tensor) -> Gaussian:
@@ -249,8 +250,7 @@ class MCMCPOActor(Actor):
         critic_stream = torch_generator(seed, "initial weights", "critics")
         self.sampler = MCMCSampler(obs_dim, action_dim, settings, sampler_stream)
         self.previous = copy.deepcopy(self.sampler.policy).requires_grad_(False)
-        sizes = settings.hidden_units, settings.critic_layers
-        self.target_critics = Critics(obs_dim, action_dim, *sizes, critic_stream).requires_grad_(False)
+        self.target_critics = make_critics(obs_dim, action_dim, settings, critic_stream).requires_grad_(False)
         is_literal = settings.form == "paper"
         self.multiplier = Multiplier(settings, settings.target_distance, literal=is_literal)
 

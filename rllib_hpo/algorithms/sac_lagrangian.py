@@ -31,7 +31,8 @@ from rllib_hpo.algorithms.losses import critic_loss
 from rllib_hpo.algorithms.sac import SamplerActor, SoftActorCritic, SoftActorCriticModel
 from rllib_hpo.costs import largest_step_cost
 from rllib_hpo.errors import SettingsError
-from rllib_hpo.networks.critics import ActionValue, ConditionedCritic, Critics, SubtractedCritic
+from rllib_hpo.networks.critics import ActionValue, ConditionedCritic, SubtractedCritic
+from rllib_hpo.networks.normalized_critics import make_critics
 from rllib_hpo.optim.steps import Steps
 from rllib_hpo.replay.layout import Batch, Column
 from rllib_hpo.samplers.base import Mode, Sample, draw_noise, zero_noise
@@ -45,7 +46,14 @@ from rllib_hpo.samplers.shield import (
     lyapunov_bound,
     shielded,
 )
-from rllib_hpo.settings import ActorCriticSettings, PositiveFloat, PositiveInt, SACHPOSettings, SACSettings
+from rllib_hpo.settings import (
+    ActorCriticSettings,
+    PositiveFloat,
+    PositiveInt,
+    SACHPOSettings,
+    SACSettings,
+    layer_units,
+)
 from rllib_hpo.streams import TorchStreams, torch_generator
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -270,10 +278,9 @@ class ConstrainedActor(SamplerActor):
 
     def __init__(self, obs_dim: int, action_dim: int, settings: ConstraintSettings, seed: int) -> None:
         super().__init__(obs_dim, action_dim, settings, seed)
-        stream, sizes = torch_generator(seed, "initial weights", "cost critics"), (settings.hidden_units,)
-        self.target_cost_critics = Critics(
-            obs_dim, action_dim, *sizes, settings.critic_layers, stream, settings.cost_critics
-        ).requires_grad_(False)
+        stream = torch_generator(seed, "initial weights", "cost critics")
+        critics = make_critics(obs_dim, action_dim, settings, stream, settings.cost_critics)
+        self.target_cost_critics = critics.requires_grad_(False)
         initial = settings.discounted_limit if settings.cost_initial == "limit" else settings.cost_initial
         self.target_cost_critics.biases[-1].data.add_(initial)
         self.register_buffer("multiplier", torch.zeros(()))
@@ -595,5 +602,6 @@ class ConstrainedSoftActorCritic(SoftActorCritic[ConstraintSettings, Constrained
 
     def _cost_part(self, obs_dim: int, action_dim: int, copies: int) -> Part:
         settings = self.settings
-        weights = mlp_weights(obs_dim + action_dim, settings.hidden_units, settings.critic_layers, 1)
+        hidden = layer_units(settings.hidden_units, settings.critic_layers)
+        weights = mlp_weights(obs_dim + action_dim, hidden, 1)
         return Part(FLOAT * copies * settings.cost_critics * weights, "hidden_units")

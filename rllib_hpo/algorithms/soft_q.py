@@ -26,12 +26,19 @@ from rllib_hpo.algorithms.footprint import (
     policy_and_critics,
 )
 from rllib_hpo.algorithms.losses import bellman_target, critic_loss
-from rllib_hpo.networks.critics import Critics
+from rllib_hpo.networks.normalized_critics import make_critics
 from rllib_hpo.optim.steps import Steps
 from rllib_hpo.replay.layout import Batch
 from rllib_hpo.samplers.exploration import explored
 from rllib_hpo.samplers.svgd import SamplingNetwork, Space, Width, direction, score
-from rllib_hpo.settings import NetworkSettings, PositiveFloat, PositiveInt, UnitInterval
+from rllib_hpo.settings import (
+    HiddenUnits,
+    NetworkSettings,
+    PositiveFloat,
+    PositiveInt,
+    UnitInterval,
+    layer_units,
+)
 from rllib_hpo.streams import Draw, TorchStreams, torch_generator
 
 Annealing = TypedDict(
@@ -68,9 +75,11 @@ class SoftQSettings(NetworkSettings):
         PositiveInt,
         Field(description="Batch size of each learner; an update with N learners uses N such batches."),
     ] = 128
-    hidden_units: Annotated[
-        PositiveInt, Field(description="Units per hidden layer of the sampling network and the critics.")
-    ] = 128
+    hidden_units: HiddenUnits = 128
+    policy_activation: Annotated[
+        Literal["relu"],
+        Field(description="Only 'relu': the sampling network's density is that of a ReLU network."),
+    ] = "relu"
     policy_layers: Annotated[int, Field(ge=1, le=4, description="Hidden layers of the sampling network.")] = 2
     alpha: Annotated[
         PositiveFloat | Annealing,
@@ -239,9 +248,8 @@ class SoftQActor(Actor):
         stream = torch_generator(seed, "initial weights", "sampler")
         self.sampler = SamplingNetwork(obs_dim, action_dim, units, settings.policy_layers, stream)
         stream = torch_generator(seed, "initial weights", "critics")
-        self.target_critics = Critics(
-            obs_dim, action_dim, units, settings.critic_layers, stream, settings.num_critics
-        ).requires_grad_(False)
+        critics = make_critics(obs_dim, action_dim, settings, stream, settings.num_critics)
+        self.target_critics = critics.requires_grad_(False)
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.float64))
         size = settings.noise_set["from"] if isinstance(settings.noise_set, dict) else settings.noise_set
         if size is not None:
@@ -468,7 +476,7 @@ class SoftQ(Method[SoftQSettings, SoftQModel]):
         """Return the sizes of all networks with their optimizers, of a batch, and of its particles."""
         settings = self.settings
         batch = batch_part(settings, obs_dim, action_dim)
-        of_each_state = FLOAT * settings.train_batch_size_per_learner * settings.hidden_units
+        of_each_state = FLOAT * settings.train_batch_size_per_learner * _widest(settings)
         pairs = (
             FLOAT * settings.train_batch_size_per_learner * settings.particles * settings.particles_updated
         )
@@ -479,6 +487,10 @@ class SoftQ(Method[SoftQSettings, SoftQModel]):
             Part(pairs * action_dim if settings.kernel == "gaussian" else 0, "particles_updated"),
             Part(of_each_state * settings.value_particles, "value_particles"),
         ]
+
+
+def _widest(settings: SoftQSettings) -> int:
+    return max(layer_units(settings.hidden_units, 1))
 
 
 def _networks(settings: SoftQSettings, obs_dim: int, action_dim: int, policies: int, critics: int) -> Part:

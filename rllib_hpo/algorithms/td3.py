@@ -23,8 +23,8 @@ from rllib_hpo.algorithms.footprint import (
     policy_and_critics,
 )
 from rllib_hpo.algorithms.losses import bellman_target, critic_loss
-from rllib_hpo.networks.critics import Critics
-from rllib_hpo.networks.mlp import ReluMLP
+from rllib_hpo.networks.mlp import make_mlp
+from rllib_hpo.networks.normalized_critics import make_critics
 from rllib_hpo.optim.steps import Steps
 from rllib_hpo.replay.layout import Batch
 from rllib_hpo.samplers.exploration import explored
@@ -117,7 +117,8 @@ class DeterministicActor(Actor):
     def __init__(self, obs_dim: int, action_dim: int, settings: TD3Settings, seed: int) -> None:
         super().__init__(obs_dim, action_dim, settings)
         stream = torch_generator(seed, "initial weights", "policy")
-        self.policy = ReluMLP(obs_dim, settings.hidden_units, settings.policy_layers, action_dim, stream)
+        sizes = settings.hidden_units, settings.policy_layers
+        self.policy = make_mlp(obs_dim, *sizes, action_dim, stream, settings.policy_activation)
 
     @property
     @override
@@ -143,10 +144,8 @@ class TD3Model(DeterministicActor):
 
     def __init__(self, obs_dim: int, action_dim: int, settings: TD3Settings, seed: int) -> None:
         super().__init__(obs_dim, action_dim, settings, seed)
-        stream, units = torch_generator(seed, "initial weights", "critics"), settings.hidden_units
-        self.critics = Critics(
-            obs_dim, action_dim, units, settings.critic_layers, stream, settings.num_critics
-        )
+        stream = torch_generator(seed, "initial weights", "critics")
+        self.critics = make_critics(obs_dim, action_dim, settings, stream, settings.num_critics)
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         self.target_policy = copy.deepcopy(self.policy).requires_grad_(False)
 

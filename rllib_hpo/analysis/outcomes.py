@@ -16,6 +16,7 @@ from rllib_hpo.analysis.tables import NOTHING, Table
 from rllib_hpo.tasks.soft_q import THRESHOLDS
 
 SHOWN = {
+    "success_rate": "success rate",
     "goal_reached": "goal reached",
     "goal_reached_0": "goal 1",
     "goal_reached_1": "goal 2",
@@ -71,10 +72,9 @@ def outcomes_table(runs: Sequence[Run]) -> Table | None:
                 rows.append([task.name, one.label, *values, _past([is_past(run) for run in own])])
     columns = ["task", "algorithm", *(SHOWN[name] for name in names), "runs beyond the threshold"]
     note = (
-        "Mean ± sample standard deviation over seeds. Shares of goals, net displacement (metres) and discounted "
-        "returns: last evaluation; farthest forward and nearest to the goal (metres): all of training. Thresholds: "
-        + ", ".join(f"{env} {n} {s} {t:g}" for env, (n, s, t) in THRESHOLDS.items())
-        + ". "
+        "Mean ± sample standard deviation over seeds. Success rates, shares of goals, net displacement (metres) and "
+        "discounted returns: last evaluation; farthest forward and nearest to the goal (metres): all of training. "
+        "Thresholds: " + ", ".join(f"{env} {n} {s} {t:g}" for env, (n, s, t) in THRESHOLDS.items()) + ". "
         "In brackets Wilson 95% intervals."
     )
     return Table("outcomes", "Outcomes of episodes", note, columns, rows)

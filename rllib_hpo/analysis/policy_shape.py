@@ -122,7 +122,7 @@ def policy_shape(
             raise SettingsError(
                 f"--dims {dim} must be from 0 to {actor.action_dim - 1}, the action's dimensions."
             )
-    states = torch.as_tensor(obs)[None].expand(num_actions, -1)
+    states = actor.normalized(torch.as_tensor(obs)[None]).expand(num_actions, -1)
     noise = draw_noise(actor.sampler, num_actions, TorchStreams(seed, "policy shape"))
     after = actor.sample(states, noise, mode).action
     before = after

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from rllib_hpo.algorithms.registry import algorithm_names, complete_config, title
 from rllib_hpo.results.configurations import CellKey, cells_in
+from rllib_hpo.results.schema import SUCCESS_RATE
 from rllib_hpo.tasks import all_tasks
 
 Floats = NDArray[np.float64]
@@ -55,7 +56,7 @@ class Run:
     numbers: Mapping[str, Floats]
     """(N,) each: return_mean, return_std, updates and wall_time_s."""
     diagnostics: Mapping[str, Floats]
-    """(N,) each, NaN where there was none yet."""
+    """(N,) each, NaN where there was none yet; the column success_rate among them, where it is not null."""
     costs: Mapping[str, Floats] = field(default_factory=dict)
     """(N,) each of `COSTS`, NaN where null; none for a task without a cost."""
 
@@ -105,7 +106,10 @@ def runs_of(table: pa.Table) -> list[Run]:
         if not cell.is_search:
             places[(*key, cell.lines[columns["config_hash"][place]])].append(place)
     numbers = {name: table[name].to_numpy().astype(np.float64) for name in (*_NUMBERS, *COSTS)}
-    diagnostics = [dict(pairs) for pairs in table["diagnostics"].to_pylist()]
+    diagnostics = [
+        dict(pairs) | ({} if rate is None else {SUCCESS_RATE: rate})
+        for pairs, rate in zip(table["diagnostics"].to_pylist(), table[SUCCESS_RATE].to_pylist(), strict=True)
+    ]
     configs = {hash_: complete_config(json.loads(text)) for hash_, text in _distinct(table)}
     runs = []
     for (sweep, algorithm, variant, task, env_id, seed, line), own in places.items():

@@ -38,6 +38,8 @@ def evaluate(
         f"episode length {statistics['episode_length_mean']:.0f}",
         soft_wrap=True,
     )
+    if played.successes:
+        console.print(f"{sum(played.successes):.0f} of {len(played.successes)} episodes succeeded")
     if played.costs is not None:
         costs = cost_statistics(*played.costs, played.lengths)
         console.print(

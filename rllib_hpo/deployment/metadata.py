@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rllib_hpo.algorithms.registry import find_settings
+from rllib_hpo.deployment.observations import PartMetadata, parts_metadata
 from rllib_hpo.documents import parse_json
 from rllib_hpo.errors import CheckpointError, UserError
 from rllib_hpo.settings import Settings, complete_settings, parse_settings
@@ -73,13 +74,22 @@ class PolicyMetadata(BaseModel):
     env_steps: int
     """Environment steps that the policy was trained for."""
     observation_space: BoxMetadata
-    """Observations, float32 (B, S)."""
+    """Flat observations, float32 (B, S)."""
+    observation_parts: tuple[PartMetadata, ...] = ()
+    """Structure of the environment's observations, in the order in which they are flattened; empty for flat ones."""
     action_space: BoxMetadata
     """Actions, float32 (B, A), within these bounds."""
     settings: dict[str, Any]
     """All hyperparameters."""
     versions: dict[str, str]
     """Versions of the packages that wrote the checkpoint."""
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> Self:
+        sizes = sum(part.size for part in self.observation_parts)
+        if self.observation_parts and sizes != self.observation_space.shape[0]:
+            raise ValueError("the parts of an observation must fill it")
+        return self
 
     @classmethod
     def of_manifest(
@@ -99,6 +109,7 @@ class PolicyMetadata(BaseModel):
             imports=manifest.get("imports", []),
             env_steps=manifest["env_steps"],
             observation_space=BoxMetadata.of(observation_space),
+            observation_parts=parts_metadata(observation_space),
             action_space=BoxMetadata.of(action_space),
             settings=complete_settings(settings, config),
             versions=manifest["versions"],

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """Version 1 had no column `diagnostics`; its rows are read with an empty one. Before 3, `episodes_cut` is null.
 
 Before 4, `env_restarts` is null, and files hold the columns that name their folders, too (`writer.PARTITIONS`).
-Before 5, columns of costs are null, as they are later where a task has no cost.
+Before 5, columns of costs are null, as they are later where a task has no cost. Before 6, `success_rate` is null.
 """
 
 
@@ -54,6 +54,12 @@ SCHEMA = pa.schema(
             "env_restarts",
             pa.int64(),
             "Training environments rebuilt so far after raising an error; null in rows of earlier versions.",
+            nullable=True,
+        ),
+        _column(
+            "success_rate",
+            pa.float64(),
+            "Share of episodes that succeeded; null where the environment reports no is_success.",
             nullable=True,
         ),
         _column("cost_mean", pa.float64(), "Mean over episodes of the undiscounted cost.", nullable=True),
@@ -110,6 +116,9 @@ SCHEMA = pa.schema(
 COST_COLUMNS = ("cost_mean", "cost_sd", "cost_discounted_mean", "violation_share", "cost_limit")
 """Numbers of an evaluation that are null where the task says nothing of costs."""
 
+SUCCESS_RATE = "success_rate"
+"""Column of the share of episodes that succeeded."""
+
 VOLATILE_COLUMNS = frozenset({"wall_time_s", "trial_id", "device", "git_commit", "versions"})
 """Columns about time, machine and build; equal runs agree in all others."""
 
@@ -142,6 +151,7 @@ class EvaluationRow:
     diagnostics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     episodes_cut: int | None = None
     env_restarts: int | None = None
+    success_rate: float | None = None
     cost_mean: float | None = None
     cost_sd: float | None = None
     cost_discounted_mean: float | None = None

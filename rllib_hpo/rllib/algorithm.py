@@ -46,6 +46,7 @@ from rllib_hpo.rllib.torch_options import set_torch_options
 from rllib_hpo.rllib.training_costs import TrainingCosts
 from rllib_hpo.tasks import outcomes
 from rllib_hpo.tasks.env_config import not_recorded, recorded
+from rllib_hpo.tasks.observations import order_of
 
 ENV_RESTARTS = "num_env_restarts_lifetime"
 """The key of results that counts environments rebuilt after an error."""
@@ -133,6 +134,8 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
                 super().setup(config)
             self.stack: Stack = PolicyStack(self) if config.is_old_stack else ModuleStack(self)
             make_method(self.settings).check(self.actor)
+            if (order := self.observation_order) is not None:
+                _logger.info("%s", order)
             self._initialize()
             self._evaluation_environments = EvaluationEnvironments(config)
             self.evaluation_runners = EvaluationRunners(config, self._watch)
@@ -190,6 +193,12 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
     def local_learner(self) -> ReplayLearner:
         """The replay and its updates, if the learner is in this process."""
         return self.stack.core
+
+    @property
+    def observation_order(self) -> str | None:
+        """A sentence on how observations are flattened; None if the environment's are flat."""
+        owner = self.get_policy() if self.config.is_old_stack else self.env_runner.module
+        return order_of(owner.observation_space)
 
     @property
     def num_updates(self) -> int:
@@ -319,6 +328,11 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
         due = self.schedule.updates_due(self.env_steps) - self._num_updates
         self._num_updates += due
         return due
+
+    def log_callbacks(self, metrics: dict[str, Any] | None) -> None:
+        """Add what callbacks have logged at a runner to the results of this iteration, below "env_runners"."""
+        if metrics:
+            self.metrics.aggregate([metrics], key=ENV_RUNNER_RESULTS)
 
     def restore_runners(self) -> None:
         """Restore replaced runners, and call the callbacks of those."""

@@ -140,7 +140,7 @@ def complete(algorithm: ActorCriticAlgorithm, directory: Path, *, with_replay: b
         p for p in directory.rglob("*") if p.is_file() and replay_dir not in p.parents and p.name != MANIFEST
     )
     num_shards = max(1, algorithm.config.num_learners)
-    columns = [column._asdict() for column in make_method(algorithm.settings).columns]
+    columns = [column._asdict() for column in make_method(algorithm.settings).row_columns]
     manifest = {
         "format": FORMAT,
         "algorithm": algorithm.config.algorithm,

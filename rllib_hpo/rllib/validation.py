@@ -34,6 +34,7 @@ NEW_STACK_OPTIONS = frozenset(
     """
     num_learners num_gpus_per_learner num_cpus_per_learner custom_resources_per_learner local_gpu_idx
     evaluation_num_env_runners max_lead_steps limit_gpu_memory restart_failed_sub_environments
+    callbacks_on_episode_start callbacks_on_episode_step callbacks_on_episode_end callbacks_on_sample_end
     """.split()
 )
 """Options that have an effect on RLlib's new API stack only."""
@@ -66,11 +67,16 @@ _UNSUPPORTED_CALLBACKS = (
 """Methods of callbacks that are never called."""
 
 _UNSUPPORTED_ON_NEW_STACK = (
-    "on_episode_created on_episode_start on_episode_step on_episode_end on_sample_end "
-    "on_learn_on_batch on_postprocess_trajectory on_create_policy on_sub_environment_created"
+    "on_episode_created on_learn_on_batch on_postprocess_trajectory on_create_policy on_sub_environment_created"
 ).split()
-"""Methods of callbacks that the new API stack does not call: it has no such events, or no RLlib episodes."""
+"""Methods of callbacks that the new API stack does not call."""
 
+
+_NORMALIZED_BY = {
+    "normalize_observations": "normalize-observation",
+    "normalize_rewards": "normalize-reward",
+}
+"""Wrappers that do what a setting does."""
 
 _COUNTS = {
     "num_envs_per_env_runner": 1,
@@ -135,8 +141,23 @@ def validate_wrapper_statistics(config: Any) -> None:
     if stateful and (config.is_old_stack or not one_env):
         raise SettingsError(
             f"The wrapper '{stateful[0]}' gathers statistics, so it needs num_env_runners=0, "
-            "num_envs_per_env_runner=1 and RLlib's new API stack: several environments would each gather their "
-            "own."
+            "num_envs_per_env_runner=1 and RLlib's new API stack: several environments would each gather their own. "
+            "Instead, normalize_observations and normalize_rewards gather statistics of any number."
+        )
+    for setting, wrapper in _NORMALIZED_BY.items():
+        if getattr(config.settings(), setting) and wrapper in stateful:
+            raise SettingsError(
+                f"{setting}=true would normalise what the wrapper '{wrapper}' has normalised already; use one of them."
+            )
+    if config.is_old_stack and config.settings().replay == "her":
+        raise SettingsError(
+            "replay='her' relabels whole episodes as they end, which RLlib's old API stack does not pass on; set "
+            "api_stack to 'new'."
+        )
+    if config.is_old_stack and config.settings().normalize_rewards:
+        raise SettingsError(
+            "normalize_rewards=true needs the discounted returns of single environments, which RLlib's old API stack "
+            "does not pass on; set api_stack to 'new'."
         )
 
 
@@ -205,8 +226,8 @@ def validate_callbacks(config: Any) -> None:
             if getattr(callbacks, method, default) is not default:
                 raise SettingsError(
                     f"The callback {callbacks.__name__}.{method} would never be called: transitions are "
-                    "collected in columns, not as RLlib episodes, and batches are drawn by the learner. Use "
-                    "on_train_result or on_evaluate_end."
+                    "collected in columns, and batches are drawn by the learner. Use on_environment_created, "
+                    "on_episode_start, on_train_result or on_evaluate_end."
                 )
 
 

@@ -27,6 +27,7 @@ from gymnasium.wrappers.utils import RunningMeanStd
 
 from rllib_hpo.errors import CheckpointError
 from rllib_hpo.tasks.costs import CostWrapper
+from rllib_hpo.tasks.observations import FlatObservation
 from rllib_hpo.tasks.wrappers import ActionRepeat
 
 # Exact classes, since a subclass may add state. TransformAction and similar wrappers hold a user's function.
@@ -34,6 +35,7 @@ _KNOWN_WRAPPERS = frozenset(
     {
         ActionRepeat,
         CostWrapper,
+        FlatObservation,
         wrappers.Autoreset,
         wrappers.ClipAction,
         wrappers.ClipReward,
@@ -57,8 +59,9 @@ _KNOWN_WRAPPERS = frozenset(
     }
 )
 _OWN = "rllib_hpo.tasks.soft_q."
+_POINT_REACH = "rllib_hpo.tasks.point_reach."
 _MUJOCO_MODULES = ("gymnasium.envs.mujoco.", f"{_OWN}snake.", f"{_OWN}quadruped.")
-_PLAIN_MODULES = ("gymnasium.envs.classic_control.", f"{_OWN}multi_goal.")
+_PLAIN_MODULES = ("gymnasium.envs.classic_control.", f"{_OWN}multi_goal.", _POINT_REACH)
 
 # Attributes set at construction, saved elsewhere, or used for rendering only.
 _NOT_STATE = frozenset(

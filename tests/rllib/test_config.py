@@ -446,7 +446,7 @@ def test_an_algorithm_without_a_config_has_a_name() -> None:
 class CountsEpisodes(RLlibCallback):
     """Define a callback as RLlib's users write it."""
 
-    def on_episode_end(self, **kwargs: Any) -> None:
+    def on_episode_created(self, **kwargs: Any) -> None:
         """Do nothing: this test never calls it."""
 
 
@@ -460,7 +460,7 @@ class SeesResults(RLlibCallback):
 
 def test_callbacks_that_would_never_be_called_are_refused() -> None:
     config = SACGaussianConfig().environment("Pendulum-v1").callbacks(CountsEpisodes)
-    with pytest.raises(SettingsError, match=r"CountsEpisodes\.on_episode_end would never be called"):
+    with pytest.raises(SettingsError, match=r"CountsEpisodes\.on_episode_created would never be called"):
         config.validate()
     for method in ("on_learn_on_batch", "on_create_policy", "on_evaluate_offline_end"):
         never_called = type("Never", (RLlibCallback,), {method: lambda self, **_: None})
@@ -468,8 +468,8 @@ def test_callbacks_that_would_never_be_called_are_refused() -> None:
         with pytest.raises(SettingsError, match=rf"Never\.{method} would never be called"):
             config.validate()
     config = SACGaussianConfig().environment("Pendulum-v1")
-    config.callbacks(on_episode_start=lambda **_: None)
-    with pytest.raises(SettingsError, match="callbacks_on_episode_start"):
+    config.callbacks(on_episode_created=lambda **_: None)
+    with pytest.raises(SettingsError, match="callbacks_on_episode_created"):
         config.validate()
 
 

@@ -147,7 +147,8 @@ def play_episode(
     scaling, checked = ActionScaling.of(env.action_space), Boundary(env)
     obs = checked.reset(env, seed)
     total, steps, over = 0.0, 0, False
-    memory, noise = actor.begin(torch.as_tensor(obs[None]), explores=False), EvaluationNoise(actor, [seed])
+    memory = actor.begin_episodes(torch.as_tensor(obs[None]), explores=False)
+    noise = EvaluationNoise(actor, [seed])
     watch(steps)
     while not over and steps < max_episode_steps:
         noise.draw(memory, [0])

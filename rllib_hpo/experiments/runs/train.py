@@ -35,7 +35,7 @@ from rllib_hpo.experiments.tracking.wandb_logger import (
     group_of,
     task_metric,
 )
-from rllib_hpo.results import COST_COLUMNS, merge_trial, trial_id
+from rllib_hpo.results import COST_COLUMNS, SUCCESS_RATE, merge_trial, trial_id
 from rllib_hpo.results.paths import absolute
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.algorithms import make_config
@@ -310,7 +310,7 @@ class TrainingRun:
         metrics, env_steps = evaluation_metrics(evaluation), int(evaluation["env_steps"])
         by_task = {
             task_metric(self.config.run.task, name): metrics[f"evaluation/{name}"]
-            for name in ("return_mean", *COST_COLUMNS)
+            for name in ("return_mean", SUCCESS_RATE, *COST_COLUMNS)
             if f"evaluation/{name}" in metrics
         }
         self._wandb.log({**metrics, **by_task}, env_steps=env_steps)
@@ -410,6 +410,8 @@ def train(
                 TrainingRun(config, files, keep_checkpoints=keep_checkpoints, wandb=wandb) as run,
                 progress.running(run.algorithm, config.run.steps),
             ):
+                if run.algorithm.observation_order is not None:
+                    progress.console.print(run.algorithm.observation_order, highlight=False, soft_wrap=True)
                 if run.resume_line is not None:
                     progress.console.print(run.resume_line, highlight=False, soft_wrap=True)
                 run.on_evaluation = progress.report
@@ -446,6 +448,7 @@ def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:
         "train/episode_length_mean": runners.get("episode_len_mean"),
         "train/num_episodes": runners.get("num_episodes_lifetime"),
         "train/env_restarts": runners.get("num_env_restarts_lifetime"),
+        "train/success_rate": runners.get(SUCCESS_RATE),
         "train/cost_mean": runners.get("train_cost_mean"),
         "train/cost_discounted_mean": runners.get("train_cost_discounted_mean"),
         "train/cost_total": runners.get("train_cost_total"),
@@ -468,7 +471,7 @@ def evaluation_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
         "evaluation/return_std": runners["episode_return_std"],
         "evaluation/episode_length_mean": runners["episode_len_mean"],
         "evaluation/env_steps": float(evaluation["env_steps"]),
-        **{f"evaluation/{name}": runners[name] for name in COST_COLUMNS if name in runners},
+        **{f"evaluation/{name}": runners[name] for name in (SUCCESS_RATE, *COST_COLUMNS) if name in runners},
         **{f"evaluation/{name}": value for name, value in evaluation.get("outcome", {}).items()},
     }
 

@@ -84,6 +84,7 @@ class Progress:
     def report(self, evaluation: Mapping[str, Any]) -> None:
         """Print a line for an evaluation, given as RLlib's results hold it."""
         numbers = evaluation["env_runners"]
+        success = f"   success {numbers['success_rate']:.0%}" if "success_rate" in numbers else ""
         costs = ""
         if "cost_mean" in numbers:
             costs = (
@@ -92,7 +93,8 @@ class Progress:
             )
         self.console.print(
             f"step {evaluation['env_steps']:>9,}   evaluation return {numbers['episode_return_mean']:9.1f} "
-            f"± {numbers['episode_return_std']:.1f}   episode length {numbers['episode_len_mean']:.0f}{costs}",
+            f"± {numbers['episode_return_std']:.1f}   episode length {numbers['episode_len_mean']:.0f}"
+            f"{success}{costs}",
             highlight=False,
         )
 

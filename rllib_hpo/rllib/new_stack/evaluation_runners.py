@@ -73,7 +73,7 @@ class EvaluationRunner:
             spaces={INPUT_ENV_SPACES: spaces, INPUT_ENV_SINGLE_SPACES: spaces, DEFAULT_MODULE_ID: spaces},
             inference_only=True,
         )
-        self._module = spec.build()
+        self._module = self._make.module = spec.build()
         boundary.close(env)
 
     def ping(self) -> None:
@@ -87,7 +87,7 @@ class EvaluationRunner:
         """Play an evaluation: see `rllib_hpo.rllib.evaluation.evaluate`."""
         self.ping()
         self._module.set_state(weights)
-        return evaluate(
+        played = evaluate(
             self._module.model,
             self._make,
             due.seeds,
@@ -95,7 +95,9 @@ class EvaluationRunner:
             max_episode_steps=self._max_episode_steps,
             watch=watch,
             cost_gamma=self._cost_gamma,
+            callbacks=self._make.callbacks,
         )
+        return played._replace(logged=self._make.pop_metrics())
 
 
 @dataclass

@@ -237,7 +237,17 @@ class RemoteSampling(Sampling):
         traffic.num_bytes += sampled.num_bytes
         traffic.runners_waited_s += sampled.waited_s
         traffic.fetched(sampled.weights_bytes)
-        return Block(rows, 0, sampled.num_rows, sampled.episodes, sampled.weights_seq_no, is_random, runner)
+        return Block(
+            rows,
+            0,
+            sampled.num_rows,
+            sampled.episodes,
+            sampled.weights_seq_no,
+            is_random,
+            runner,
+            sampled.num_relabelled,
+            sampled.metrics,
+        )
 
     def _has_died(self, runner: int, error: RayError) -> None:
         self._is_gone(runner)

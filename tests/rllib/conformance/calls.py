@@ -388,12 +388,12 @@ CALLS += [*_results(KEYS, BOTH), *_results(NEW_KEYS, ("new",)), *_results(OLD_KE
 
 EVENTS: dict[Stack, list[str]] = {
     "new": "on_algorithm_init on_environment_created on_evaluate_start on_evaluate_end on_train_result "
-    "on_checkpoint_loaded".split(),
+    "on_episode_start on_episode_step on_episode_end on_sample_end on_checkpoint_loaded".split(),
     "old": "on_algorithm_init on_sub_environment_created on_evaluate_start on_evaluate_end on_train_result "
     "on_episode_start on_episode_step on_episode_end on_sample_end on_postprocess_trajectory on_learn_on_batch "
     "on_checkpoint_loaded".split(),
 }
-_NO_EPISODES = "Transitions are collected in columns, not as RLlib episodes."
+_NOT_CREATED = "Use `on_environment_created` and `on_episode_start`."
 
 
 def _hears(event: str) -> Callable[[Subject], Any]:
@@ -438,9 +438,9 @@ CALLS += [
         event,
         _hears(event),
         stacks=("new",),
-        refused={"new": Refusal(f"{event} would never be called", _NO_EPISODES)},
+        refused={"new": Refusal(f"{event} would never be called", _NOT_CREATED)},
     )
-    for event in "on_episode_created on_episode_start on_episode_step on_episode_end on_sample_end".split()
+    for event in ["on_episode_created"]
 ]
 
 
