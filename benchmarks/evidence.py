@@ -4,11 +4,10 @@
     python -m benchmarks.evidence benchmarks/studies/safe.yaml        # another study, or several in turn
     python -m benchmarks.evidence --missing                           # say what is missing, and stop
 
-A study is a sweep file. Each trial is a `rllib-hpo sweep` of its own in runs/evidence/STUDY/TRIAL, with seeds outermost,
-so that the algorithms have the same seeds whenever it is stopped. When a trial is finished its rows are added to
-benchmarks/results/STUDY, and for seed 0 its policy (safetensors). What is there already is not trained again, on any
-machine; a trial that was stopped (Ctrl-C, SIGTERM, a lost machine) goes on from its last checkpoint if its directory is
-still there.
+A study is a sweep file. Each trial is a `rllib-hpo sweep` of its own in runs/evidence/STUDY/TRIAL, with seeds
+outermost, so that the algorithms have the same seeds whenever it is stopped. The rows of a finished trial are added to
+benchmarks/results/STUDY, and for seed 0 its policy (safetensors). What is there is not trained again, on any machine.
+A trial that was stopped (Ctrl-C, SIGTERM, a crash) resumes from its last checkpoint if its directory still exists.
 """
 
 from __future__ import annotations
@@ -30,8 +29,7 @@ from rllib_hpo.experiments.config.run_config import resolve
 from rllib_hpo.experiments.config.sweep_config import Sweep, Trial, read_sweep
 from rllib_hpo.results import add, compact, read_rows, row_config
 
-REPOSITORY = machine.RESULTS.parents[1]
-STUDY = REPOSITORY / "tune_configs" / "evidence.yaml"
+STUDY = machine.ROOT / "tune_configs" / "evidence.yaml"
 RUNS = Path("runs") / "evidence"
 DERIVED = ("env", "initialize_digest")
 """Keys of a stored configuration that follow from others."""
@@ -104,9 +102,8 @@ class Study:
             out = self.results / "policies" / f"{trial.name}.safetensors"
             out.parent.mkdir(exist_ok=True)
             run = directory / "trials" / trial.name
-            subprocess.run(
-                [*_CLI, "export", str(run), "--format", "safetensors", "--out", str(out)], check=True
-            )
+            command = [*_CLI, "export", str(run), "--format", "safetensors", "--out", str(out)]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 _CLI = (sys.executable, "-m", "rllib_hpo.cli")
@@ -145,7 +142,10 @@ class Workers:
             except queue.Empty:
                 return
             process = subprocess.Popen(
-                study.command(trial), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+                study.command(trial),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
             )
             self._running.add(process)
             _, errors = process.communicate()
