@@ -20,11 +20,13 @@ WORKDIR /home/hpo/src
 COPY --chown=hpo:hpo constraints.txt pyproject.toml README.md LICENSE ./
 RUN python -m venv /home/hpo/venv \
     && mkdir rllib_hpo && touch rllib_hpo/__init__.py \
-    && pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu -c constraints.txt '.[export,video]'
+    && pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu -c constraints.txt '.[export,search,video]'
 COPY --chown=hpo:hpo rllib_hpo rllib_hpo
+COPY --chown=hpo:hpo tune_configs tune_configs
+COPY --chown=hpo:hpo cluster cluster
+COPY --chown=hpo:hpo zoo zoo
 RUN pip install --no-cache-dir --no-deps --force-reinstall . && rllib-hpo --help >/dev/null
 
 WORKDIR /experiments
-COPY --chown=hpo:hpo tune_configs tune_configs
 ENTRYPOINT ["rllib-hpo"]
 CMD ["--help"]

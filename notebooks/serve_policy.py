@@ -29,10 +29,26 @@ except ImportError as error:
     sys.exit(f"error: {about['env']} of this policy needs a module that is not here: {error}")
 env = make(about["env"], **about["env_config"], **({} if make is gym.make else {"training": False}))
 
+if about.get("observation_parts") and make is not gym.make:
+    env = env.env  # without the layer that flattens
+parts = about.get("observation_parts") or [{"path": [], "dtype": "float32"}]
+
+
+def inputs_of(obs):
+    """Return the model's inputs: an observation, or each part of a structured one by its name ("camera.position")."""
+    inputs = {}
+    for part in parts:
+        value = obs
+        for key in part["path"]:
+            value = value[key]
+        inputs[".".join(map(str, part["path"])) or "obs"] = np.asarray(value, part["dtype"])[None]
+    return inputs
+
+
 seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
 obs, _ = env.reset(seed=seed)
 # Most policies take observations alone. `latent` is standard normal noise, new for each action (soft Q-learning's).
-shapes = {one.name: (1, *one.shape[1:]) for one in session.get_inputs() if one.name != "obs"}
+shapes = {one.name: (1, *one.shape[1:]) for one in session.get_inputs() if one.name not in inputs_of(obs)}
 memory, rng = (
     {name: np.zeros(shape, np.float32) for name, shape in shapes.items()},
     np.random.default_rng(seed),
@@ -41,7 +57,7 @@ episode_return, over = 0.0, False
 while not over:
     if "latent" in memory:
         memory["latent"] = rng.standard_normal(shapes["latent"], np.float32)
-    actions, *remembered = session.run(None, {"obs": np.asarray(obs, np.float32)[None], **memory})
+    actions, *remembered = session.run(None, {**inputs_of(obs), **memory})
     memory = dict(zip(memory, remembered, strict=True))
     obs, reward, terminated, truncated, _ = env.step(actions[0])
     episode_return, over = episode_return + float(reward), terminated or truncated

@@ -41,7 +41,6 @@ MOVED = {
         "experiments.progress": "experiments.tracking.progress",
         "experiments.ray_session": "experiments.cluster.ray_session",
         "experiments.run_config": "experiments.config.run_config",
-        "experiments.search": "experiments.sweeps.search",
         "experiments.signals": "experiments.process.signals",
         "experiments.standard_streams": "experiments.process.standard_streams",
         "experiments.stored_checkpoints": "experiments.storage.stored_checkpoints",

@@ -9,7 +9,7 @@ Monte Carlo Method" (arXiv 2103.12020), and Ant's where a value depends on the t
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
@@ -23,6 +23,14 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1, lt=2**53)]
 COMPILED_FROM_STEPS = 200_000
 """Environment steps of a run from which on 'compile_update: auto' compiles updates: a compilation takes a minute."""
+HiddenUnits = Annotated[
+    PositiveInt | Annotated[list[PositiveInt], Field(min_length=1, max_length=4)],
+    Field(
+        description="Units of each hidden layer, policy and critics; a list, [400, 300], has one number per layer, and "
+        "then says how many layers there are, in place of policy_layers and critic_layers."
+    ),
+]
+Activation = Literal["relu", "elu", "gelu", "silu", "tanh"]
 UnitInterval = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
@@ -36,7 +44,8 @@ class Settings(BaseModel):
         """
         gamma lr tau train_batch_size_per_learner
         evaluation_every evaluation_episodes evaluation_max_episode_steps checkpoint_every steps_per_iteration
-        diagnostics_interval num_torch_threads cuda_graph compile_update tf32 cost_limit cost_discounting
+        diagnostics_interval num_torch_threads cuda_graph compile_update tf32 cost_limit cost_discounting her_ratio
+        her_strategy
         """.split()
     )
     """Settings that may change when a checkpoint is loaded into another configuration.
@@ -50,33 +59,32 @@ class Settings(BaseModel):
     gamma: Annotated[float, Field(ge=0, le=1, description="Discount factor.")] = 0.99
     lr: Annotated[
         PositiveFloat,
-        Field(description="Adam learning rate of all networks, and of the temperature where it is tuned."),
+        Field(description="Adam learning rate of all networks, and of a tuned temperature."),
     ] = 3e-4
-    tau: Annotated[UnitInterval, Field(description="Polyak rate of the targets.")] = 0.005
+    tau: Annotated[UnitInterval, Field(description="Polyak rate of the target networks.")] = 0.005
     train_batch_size_per_learner: Annotated[
         PositiveInt,
-        Field(
-            description="Transitions in the batch of one update; with N learners an update is of N such batches."
-        ),
+        Field(description="Batch size of each learner; an update with N learners uses N such batches."),
     ] = 256
     replay_capacity: Annotated[
-        PositiveInt, Field(description="Transitions the replay holds, all learners' shards together.")
+        PositiveInt, Field(description="Capacity of the replay in transitions, over all learners' shards.")
     ] = 1_000_000
     update_to_data: Annotated[
         float, Field(ge=0, allow_inf_nan=False, description="Updates per environment step after the warm-up.")
     ] = 1.0
     warmup_steps: Annotated[
-        PositiveInt, Field(description="First environment steps: uniform random actions, no updates.")
+        PositiveInt,
+        Field(description="Environment steps before the first update; warmup_policy chooses their actions."),
     ] = 10_000
     warmup_policy: Annotated[
         Literal["uniform", "policy"],
         Field(
-            description="What acts in the warm-up: uniform random actions, or the policy, as one that was learned "
-            "before should."
+            description="Actions during the warm-up: uniform random, or the policy's, for a policy that is "
+            "already trained."
         ),
     ] = "uniform"
     evaluation_every: Annotated[
-        PositiveInt, Field(description="Environment steps between evaluations (and one at step 0).")
+        PositiveInt, Field(description="Environment steps between evaluations; the first is at step 0.")
     ] = 10_000
     evaluation_episodes: Annotated[
         PositiveInt, Field(le=1_000_000, description="Noise-free episodes per evaluation.")
@@ -84,36 +92,38 @@ class Settings(BaseModel):
     evaluation_max_episode_steps: Annotated[
         PositiveInt,
         Field(
-            description="Steps at which an evaluation cuts an episode that has not ended; rows count those cut."
+            description="Maximum length of an evaluation episode; longer ones are cut and counted in the result "
+            "rows."
         ),
     ] = 10_000
     checkpoint_every: Annotated[
         PositiveInt,
         Field(
-            description="Environment steps between checkpoints. Environments whose simulator cannot be saved "
-            "are rebuilt at these steps in every run, so that a run resumed from one equals an uninterrupted one. "
-            "The end of a run and a stop by a signal leave a checkpoint in any case."
+            description="Environment steps between checkpoints. Environments whose simulator cannot be saved are "
+            "rebuilt at these steps in every run, so that a resumed run equals an uninterrupted one. "
+            "A checkpoint is also saved at the end of a run and when a signal stops it."
         ),
     ] = 10_000
     steps_per_iteration: Annotated[
         PositiveInt,
         Field(
-            description="Most environment steps of one Algorithm.train() call; it ends early at a checkpoint."
+            description="Maximum number of environment steps per Algorithm.train() call, which ends early at a "
+            "checkpoint."
         ),
     ] = 1_000
     diagnostics_interval: Annotated[
-        PositiveInt, Field(description="Updates between the costlier diagnostics of the sampler.")
+        PositiveInt, Field(description="Updates between the more expensive diagnostics of the sampler.")
     ] = 100
     num_torch_threads: Annotated[
         PositiveInt,
         Field(
             le=4096,
-            description="Torch threads per process; results are bitwise equal only for equal numbers.",
+            description="Torch threads per process; results are bitwise reproducible only with the same number.",
         ),
     ] = 1
     cuda_graph: Annotated[
         bool,
-        Field(description="On a GPU, make updates by replaying one CUDA graph; false: kernel by kernel."),
+        Field(description="On a GPU, replay updates as CUDA graphs; false: launch each kernel separately."),
     ] = True
     compile_update: Annotated[
         Literal["auto"] | bool,
@@ -126,25 +136,59 @@ class Settings(BaseModel):
         bool,
         Field(
             description="On a GPU, round the inputs of matrix products to 10 bits (TensorFloat-32): faster for "
-            "large networks. Of a process, so trials that share one must agree."
+            "large networks. Applies to a whole process, so trials that share one must agree."
+        ),
+    ] = False
+    replay: Annotated[
+        Literal["uniform", "her"],
+        Field(
+            description="What the replay holds: transitions as they happened, or (her) also copies that wanted what "
+            "their episode achieved later, for goal environments with compute_reward."
+        ),
+    ] = "uniform"
+    her_ratio: Annotated[
+        PositiveInt,
+        Field(le=1000, description="Relabelled copies of each transition; they take room in the replay."),
+    ] = 4
+    her_strategy: Annotated[
+        Literal["future", "episode", "final"],
+        Field(
+            description="Where goals of copies come from: a random step of the episode from theirs on, any step, or "
+            "the last."
+        ),
+    ] = "future"
+    normalize_observations: Annotated[
+        bool,
+        Field(
+            description="Subtract the running mean of observations and divide by their standard deviation, clipped to "
+            "[-10, 10]; the statistics are part of the model."
+        ),
+    ] = False
+    normalize_rewards: Annotated[
+        bool,
+        Field(
+            description="Divide rewards by the running standard deviation of the discounted return of each "
+            "environment, clipped to [-10, 10]. Evaluations report the environment's own rewards."
         ),
     ] = False
     cost: Annotated[
         CostSetting | None,
         Field(
-            description="What a step costs; null: nothing. {kind: speed, limit, axis: x or xy, absolute}: 1 above the "
-            "limit; {kind: torque}: mean size of the action's components; {kind: info, key}: what the environment "
-            "reports. Evaluations report costs, and a safe algorithm keeps them within cost_limit."
+            description="Cost of a step; null: none. {kind: speed, limit, axis: x or xy, absolute}: 1 above the "
+            "limit; {kind: torque}: mean absolute action component; {kind: info, key}: the value that "
+            "the environment reports. Evaluations report costs, and a safe algorithm keeps them "
+            "within cost_limit."
         ),
     ] = None
     cost_limit: Annotated[
         Annotated[float, Field(ge=0, allow_inf_nan=False)] | None,
-        Field(description="The most that an episode may cost on average; needed with cost, and only then."),
+        Field(description="Maximum mean cost of an episode; required with cost, and allowed only with it."),
     ] = None
     cost_discounting: Annotated[
         CostDiscounting,
         Field(
-            description="Whether cost_limit bounds the sum of an episode's costs discounted by gamma, or the plain sum."
+            description="Whether cost_limit bounds the sum of an episode's costs discounted by gamma, or the "
+            "undiscounted sum."
         ),
     ] = "discounted"
 
@@ -152,11 +196,12 @@ class Settings(BaseModel):
     def _check_cost(self) -> Self:
         if self.cost is not None and self.cost_limit is None:
             raise ValueError(
-                f"cost={self.cost.model_dump()} needs a cost_limit; set it to a number from 0 on"
+                f"cost={self.cost.model_dump()} requires cost_limit; set it to a number of at least 0"
             )
         if self.cost is None and self.cost_limit is not None:
             raise ValueError(
-                f"cost_limit={self.cost_limit:g} needs a cost, as cost={{kind: speed, limit: 1.0}}; set both or neither"
+                f"cost_limit={self.cost_limit:g} requires cost, for example cost={{kind: speed, limit: 1.0}}; "
+                "set both or neither"
             )
         return self
 
@@ -181,6 +226,13 @@ class Settings(BaseModel):
         Raises:
             SettingsError: If there is one; names it, and what gives it an effect.
         """
+        for name in ("her_ratio", "her_strategy"):
+            value = getattr(self, name)
+            if self.replay != "her" and value != type(self).model_fields[name].default:
+                raise SettingsError(
+                    f"{name}={value!r} would have no effect, since replay={self.replay!r} relabels nothing. Set replay "
+                    "to 'her', or leave it out."
+                )
 
     def evaluation_sampler(self) -> str:
         """Return the name of what acts in evaluations: by default the trained sampler, without noise."""
@@ -191,16 +243,41 @@ class Settings(BaseModel):
         return []
 
 
+def layer_units(hidden_units: int | Sequence[int], num_layers: int) -> list[int]:
+    """Return the units of each hidden layer: `num_layers` equal ones, or those of a list."""
+    return [hidden_units] * num_layers if isinstance(hidden_units, int) else list(hidden_units)
+
+
 class NetworkSettings(Settings):
-    """Sizes of the networks of an actor-critic."""
+    """Sizes and forms of the networks of an actor-critic."""
+
+    follows_gradient: ClassVar[bool] = False
+    """Whether actions follow the critics' gradient, which is taken for a constant when the policy learns."""
 
     policy_layers: Annotated[
         int, Field(ge=1, le=4, description="Hidden layers of the base policy network.")
     ] = 2
     critic_layers: Annotated[int, Field(ge=1, le=4, description="Hidden layers of each critic.")] = 2
-    hidden_units: Annotated[
-        PositiveInt, Field(description="Units of each hidden layer, policy and critics.")
-    ] = 256
+    hidden_units: HiddenUnits = 256
+    policy_activation: Annotated[
+        Activation, Field(description="Activation between the layers of the policy's network.")
+    ] = "relu"
+    critic_layer_norm: Annotated[
+        bool,
+        Field(
+            description="Layer normalisation before each ReLU of the critics; refused where actions follow the "
+            "critics' gradient, which is then no constant."
+        ),
+    ] = False
+
+    @model_validator(mode="after")
+    def _check_layer_norm(self) -> Self:
+        if self.critic_layer_norm and self.follows_gradient:
+            raise ValueError(
+                "critic_layer_norm=true would make the policy's gradient inexact: actions follow the critics' "
+                "gradient, which is constant between the kinks of ReLU networks only; set it to false"
+            )
+        return self
 
 
 class ActorCriticSettings(NetworkSettings):
@@ -215,15 +292,20 @@ class ActorCriticSettings(NetworkSettings):
     alpha: Annotated[
         PositiveFloat | Literal["auto"], Field(description="Temperature: a fixed value, or 'auto' (tuned).")
     ] = 0.2
-    initial_alpha: Annotated[PositiveFloat, Field(description="Where 'alpha: auto' starts.")] = 1.0
+    initial_alpha: Annotated[
+        PositiveFloat, Field(description="Initial temperature where alpha is 'auto'.")
+    ] = 1.0
     target_entropy: Annotated[
         Annotated[float, Field(allow_inf_nan=False)] | Literal["auto"],
-        Field(description="Entropy (nats) that 'alpha: auto' aims at; 'auto' is minus the action dimension."),
+        Field(
+            description="Target entropy in nats where alpha is 'auto'; 'auto': minus the action dimension."
+        ),
     ] = "auto"
     critic_activation: Annotated[
         Literal["relu"],
         Field(
-            description="Only 'relu': with critics smooth in the action the constant-gradient force is inexact."
+            description="Activation of the critics. Only 'relu': the force treats their action gradient as "
+            "piecewise constant."
         ),
     ] = "relu"
     objective_critic: Annotated[
@@ -237,14 +319,16 @@ class ActorCriticSettings(NetworkSettings):
 
     def refuse_idle(self) -> None:
         """Check as `Settings.refuse_idle`; reject settings of a tuned temperature if `alpha` is a number."""
+        super().refuse_idle()
         if self.alpha == "auto":
             return
         for name in ("initial_alpha", "target_entropy"):
             value = getattr(self, name)
             if value != type(self).model_fields[name].default:
                 raise SettingsError(
-                    f"{name}={value!r} would have no effect, since alpha={self.alpha!r} is not tuned. Set alpha to "
-                    "'auto' (training(alpha='auto'), or `alpha: auto` in a file), or leave it out."
+                    f"{name}={value!r} would have no effect, since alpha={self.alpha!r} is not tuned. Set "
+                    f"alpha to 'auto' (training(alpha='auto'), or `alpha: auto` in a file), or leave {name} "
+                    "out."
                 )
 
 
@@ -267,6 +351,7 @@ class SACHPOSettings(ActorCriticSettings):
     """SAC with a Hamiltonian policy (arXiv 2103.12020): actions evolved by leapfrog steps along grad Q."""
 
     sampler: ClassVar[str] = "hamiltonian"
+    follows_gradient: ClassVar[bool] = True
     changeable: ClassVar[frozenset[str]] = ActorCriticSettings.changeable | frozenset(
         """
         leapfrog_steps step_size momentum_std_explore momentum_std_train momentum_noise momentum_penalty
@@ -288,26 +373,32 @@ class SACHPOSettings(ActorCriticSettings):
     leapfrog_units: Annotated[
         PositiveInt, Field(description="Hidden units h_n of the networks T_h and sigma_h.")
     ] = 32
-    leapfrog_state_input: Annotated[bool, Field(description="Whether T_h and sigma_h see the state.")] = True
+    leapfrog_state_input: Annotated[
+        bool, Field(description="Whether the state is an input of T_h and sigma_h.")
+    ] = True
     momentum_std_explore: Annotated[
         PositiveFloat, Field(description="Std 1/sqrt(beta_0) of the initial momentum while exploring.")
     ] = 1.0
     momentum_std_train: Annotated[
         PositiveFloat, Field(description="Std 1/sqrt(beta_0) of the initial momentum while training.")
     ] = 0.1
-    momentum_noise: Annotated[bool, Field(description="False: the momentum starts at zero, always.")] = True
+    momentum_noise: Annotated[
+        bool, Field(description="Whether the initial momentum is random; false: it is always zero.")
+    ] = True
     momentum_penalty: Annotated[
-        bool, Field(description="Keep the term alpha beta_0 |rho_K|^2 / 2 of the objective, eq. (12).")
+        bool, Field(description="Include the term alpha beta_0 |rho_K|^2 / 2 in the objective, eq. (12).")
     ] = False
     tempering: Annotated[
-        bool, Field(description="Scale the momentum after each step, 2nd paper's eq. (17).")
+        bool, Field(description="Scale the momentum after each step (arXiv 2103.12020v1, eq. (17)).")
     ] = False
     tempering_allow_heating: Annotated[
         bool, Field(description="Allow tempering with a std below 1, which amplifies the momentum.")
     ] = False
     force_scale: Annotated[
         Literal["unit", "inverse_temperature"],
-        Field(description="Gradient in the force: unit norm, eq. (13), or divided by alpha, eq. (9)."),
+        Field(
+            description="Scale of the gradient in the force: unit norm, eq. (13), or divided by alpha, eq. (9)."
+        ),
     ] = "unit"
     force_gate: Annotated[
         Literal["gated", "none"],
@@ -315,17 +406,19 @@ class SACHPOSettings(ActorCriticSettings):
     ] = "gated"
     mass_matrix: Annotated[
         Literal["unit", "consistent"],
-        Field(description="Drift by rho, or by beta_0 rho (the mass that fits the momentum's variance)."),
+        Field(
+            description="Drift by rho, or by beta_0 rho (the mass consistent with the momentum's variance)."
+        ),
     ] = "unit"
     clip_gradient: Annotated[
         Literal["zero", "straight_through"], Field(description="Gradient of clipped action components.")
     ] = "zero"
     explore_sampler: Annotated[
-        Literal["hamiltonian", "gaussian"], Field(description="Sampler that explores (Table II).")
+        Literal["hamiltonian", "gaussian"], Field(description="Sampler during exploration (Table II).")
     ] = "hamiltonian"
     train_sampler: Annotated[
         Literal["hamiltonian", "gaussian"],
-        Field(description="Sampler of the losses and evaluations (Table II)."),
+        Field(description="Sampler in losses and evaluations (Table II)."),
     ] = "hamiltonian"
 
     @model_validator(mode="after")
@@ -356,12 +449,12 @@ class SACHPOSettings(ActorCriticSettings):
             )
         }
         found = [f"{where} ({why})" for where, why in idle.items() if why]
-        return [f"tempering=true changes nothing {' and '.join(found)}."] if self.tempering and found else []
+        return [f"tempering=true has no effect {' and '.join(found)}."] if self.tempering and found else []
 
     def _why_untempered(self, sampler: str, std_name: str) -> str:
         """Explain why tempering would not change a chain; empty if it would."""
         if sampler != "hamiltonian":
-            return "the sampler there is the Gaussian"
+            return "its sampler is the Gaussian"
         if self.leapfrog_steps == 0:
             return "leapfrog_steps is 0"
         return f"{std_name} is 1, so every factor is 1" if getattr(self, std_name) == 1 else ""
@@ -456,7 +549,7 @@ def _unknown_key(model: type[BaseModel], key: str) -> str:
     close = nearest(key, model.model_fields)
     hint = f" (did you mean '{close}'?)" if close else ""
     valid = ", ".join(sorted(model.model_fields))
-    return f"'{key}' is not a setting of {model.__name__.removesuffix('Settings')}{hint}; valid are {valid}"
+    return f"'{key}' is not a setting of {model.__name__.removesuffix('Settings')}{hint}; valid: {valid}"
 
 
 def check_learners(num_learners: int, num_gpus_per_learner: float, settings: Settings) -> None:
@@ -472,8 +565,9 @@ def check_learners(num_learners: int, num_gpus_per_learner: float, settings: Set
         )
     if num_learners > 1 and num_gpus_per_learner not in (0, 1):
         raise SettingsError(
-            f"num_gpus_per_learner={num_gpus_per_learner!r} must be 0 or 1 with num_learners={num_learners}: a learner "
-            "uses one GPU, which several cannot share (NCCL, with which they average gradients, refuses it)."
+            f"num_gpus_per_learner={num_gpus_per_learner!r} must be 0 or 1 with num_learners={num_learners}: "
+            "each learner needs a GPU of its own, since NCCL, which averages their gradients, cannot share "
+            "one."
         )
 
 

@@ -96,7 +96,7 @@ class TorchStreams:
         foreign = [name for name, value in state.items() if not self._set_state(name, value)]
         if foreign:
             _logger.warning(
-                "Random streams start afresh on %s, since their saved states are another kind of device's: %s.",
+                "Random streams are restarted on %s, since their saved states belong to another kind of device: %s.",
                 self._device,
                 ", ".join(foreign),
             )

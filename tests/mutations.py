@@ -46,7 +46,54 @@ BULK = ("learning/test_bulk.py",)
 LAGRANGIAN = ("algorithms/test_sac_lagrangian.py",)
 ROWS = ("rllib/new_stack/test_transition_rows.py",)
 
+NORMALIZATION = ("replay/test_normalization.py", "rllib/test_normalization.py")
+HINDSIGHT = ("replay/test_hindsight.py",)
+FORMS = ("networks/test_forms.py",)
+OBSERVATIONS = ("tasks/test_observations.py",)
+
 MUTATIONS: tuple[Mutation, ...] = (
+    Mutation(
+        "variance of merged samples without the shift of their means",
+        "replay/normalization.py",
+        " + delta.square() * self.count * number / total",
+        "",
+        NORMALIZATION,
+    ),
+    Mutation(
+        "rewards centred",
+        "replay/normalization.py",
+        "scaled = reward.double() / (self",
+        "scaled = (reward.double() - self.mean) / (self",
+        NORMALIZATION,
+    ),
+    Mutation(
+        "goals of earlier steps",
+        "replay/hindsight.py",
+        'which if self._strategy == "future" else 0',
+        "0",
+        HINDSIGHT,
+    ),
+    Mutation(
+        "the next observation keeps its goal",
+        "replay/hindsight.py",
+        "rows[:, self._desired] = rows[:, self._next_desired] = goals",
+        "rows[:, self._desired] = goals",
+        HINDSIGHT,
+    ),
+    Mutation(
+        "layer normalisation without its offset",
+        "networks/normalized_critics.py",
+        "torch.addcmul(offset, normal, gain)",
+        "(normal * gain)",
+        FORMS,
+    ),
+    Mutation(
+        "one-hot vectors from 0",
+        "tasks/observations.py",
+        "numbers = array.reshape(-1) - starts",
+        "numbers = array.reshape(-1) - 0 * starts",
+        OBSERVATIONS,
+    ),
     Mutation(
         "sign of the force",
         "samplers/forces.py",
@@ -361,6 +408,55 @@ MUTATIONS: tuple[Mutation, ...] = (
         "if update % self.settings.copy_every == 0",
         "if update % self.settings.copy_every == 1",
         ("algorithms/test_soft_q.py",),
+    ),
+    Mutation(
+        "successive halving keeps the wrong share",
+        "experiments/tuning/halving.py",
+        "1 - 1 / reduction_factor)",
+        "1 / reduction_factor)",
+        ("experiments/tuning/test_decisions.py",),
+    ),
+    Mutation(
+        "a trial is judged at a rung again",
+        "experiments/tuning/halving.py",
+        "or _step_at(own, reached[-1]) != latest",
+        "",
+        ("experiments/tuning/test_decisions.py",),
+    ),
+    Mutation(
+        "the best members copy the worst",
+        "experiments/tuning/population.py",
+        "best = ranked[-number:]",
+        "best = ranked[:number]",
+        ("experiments/tuning/test_decisions.py",),
+    ),
+    Mutation(
+        "a perturbed setting leaves the space",
+        "experiments/tuning/population.py",
+        "return float(min(max(moved, low), high))",
+        "return float(moved)",
+        ("experiments/tuning/test_decisions.py",),
+    ),
+    Mutation(
+        "the sampler draws the same after every resume",
+        "experiments/tuning/study.py",
+        'derived_seed(self._search.file.seed, "sampler", number)',
+        'derived_seed(self._search.file.seed, "sampler")',
+        ("experiments/tuning/test_decisions.py",),
+    ),
+    Mutation(
+        "importances of returns at different steps",
+        "analysis/search_figures.py",
+        "next(row for row in rows if row.env_steps == step)",
+        "rows[-1]",
+        ("analysis/test_search_figures.py",),
+    ),
+    Mutation(
+        "MuJoCo of other physics for a paper's task",
+        "tasks/mujoco_version.py",
+        "< MUJOCO_BELOW",
+        "<= MUJOCO_BELOW",
+        ("tasks/test_mujoco_version.py",),
     ),
 )
 

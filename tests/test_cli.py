@@ -184,8 +184,9 @@ def test_a_run_goes_on_only_as_it_began(tmp_path: Path, capsys: pytest.CaptureFi
         (("--out", str(out)), "already exists"),
         (("--resume", str(out), "--algorithm", "sac-hpo"), "A resumed run keeps its settings"),
         (("--resume", str(out), "--set", "lr=0.1"), "A resumed run keeps its settings"),
+        (("--resume", str(out), "--set", "seed=3"), "A resumed run keeps its settings"),
         (("--resume", str(out), "--steps", "10"), "is less than the 40"),
-        (("--resume", str(tmp_path)), "is not the directory of a run"),
+        (("--resume", str(tmp_path)), "is not a run directory"),
         ((), "Give --out"),
     ):
         assert run("train", "--wandb", "disabled", *words) == 2
@@ -274,4 +275,4 @@ def test_trials_match_every_only(
     assert "2 trials, 400 environment steps" in printed
     assert printed.count("td3-Hopper-v4-seed") == 2
     assert run("sweep", str(file), "--dry-run", *words, "--only", "algorithm=sac") == 2
-    assert "--only algorithm=sac: algorithm is td3 already" in capsys.readouterr().err
+    assert "--only algorithm=sac: algorithm is already td3" in capsys.readouterr().err

@@ -29,7 +29,10 @@ def test_the_traceback_goes_into_the_run(tmp_path: Path, capsys: pytest.CaptureF
     failures.keep_log_in(run)
     assert failures.report(raised(ZeroDivisionError("by\nzero"))) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"Internal error: ZeroDivisionError: by zero; please report it with {run / 'error.log'}."
+    assert (
+        line
+        == f"Internal error: ZeroDivisionError: by zero; please report it and attach {run / 'error.log'}."
+    )
     assert "Traceback" in (run / "error.log").read_text()
 
 
@@ -38,7 +41,7 @@ def test_without_a_run_it_goes_into_the_temporary_directory(
 ) -> None:
     failures.keep_log_in(tmp_path / "was-never-made")
     assert failures.report(raised(KeyError("x"))) == 1
-    path = Path(capsys.readouterr().err.split("report it with ")[1].strip()[:-1])
+    path = Path(capsys.readouterr().err.split("and attach ")[1].strip()[:-1])
     assert path.is_relative_to(tmp_path)
     assert "KeyError" in path.read_text()
     assert not (tmp_path / "was-never-made").exists()
@@ -62,5 +65,5 @@ def test_a_file_that_is_in_the_way_and_too_little_memory_are_the_users(
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
         "Error: /x: Permission denied.",
-        "Error: There is not enough memory for this; ask for less.",
+        "Error: Out of memory; reduce the size of the request.",
     ]

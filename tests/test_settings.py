@@ -143,7 +143,7 @@ def test_an_unknown_name_gets_the_nearest_one() -> None:
     )
     message = refusal(SACSettings, leapfrog_steps=3)
     assert "'leapfrog_steps' is not a setting of SAC" in message
-    assert "valid are alpha, " in message
+    assert "valid: alpha, " in message
     assert "num_flows" not in message
 
 
@@ -173,15 +173,15 @@ NO_STEPS = "leapfrog_steps is 0"
         # HalfCheetah's row of Table I: training has std 1, exploration heats.
         (
             {"momentum_std_train": 1.0, "momentum_std_explore": 0.5, "tempering_allow_heating": True},
-            ["tempering=true changes nothing in training (momentum_std_train is 1, so every factor is 1)."],
+            ["tempering=true has no effect in training (momentum_std_train is 1, so every factor is 1)."],
         ),
         (
             {"momentum_std_train": 1.5, "momentum_std_explore": 1.5, "leapfrog_steps": 0},
-            [f"tempering=true changes nothing in exploration ({NO_STEPS}) and in training ({NO_STEPS})."],
+            [f"tempering=true has no effect in exploration ({NO_STEPS}) and in training ({NO_STEPS})."],
         ),
         (
             {"momentum_std_train": 1.5, "momentum_std_explore": 1.5, "explore_sampler": "gaussian"},
-            ["tempering=true changes nothing in exploration (the sampler there is the Gaussian)."],
+            ["tempering=true has no effect in exploration (its sampler is the Gaussian)."],
         ),
         ({"momentum_std_train": 1.5, "momentum_std_explore": 1.5}, []),
         ({"momentum_std_train": 1.0, "tempering": False}, []),

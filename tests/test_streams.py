@@ -81,7 +81,7 @@ def test_a_stream_of_another_kind_of_device_starts_afresh(caplog: pytest.LogCapt
     assert not torch.equal(one, beginning)
     assert not torch.equal(one, two)
     assert torch.equal(two, again)
-    assert "another kind of device's: base." in caplog.messages[0]
+    assert "another kind of device: base." in caplog.messages[0]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")

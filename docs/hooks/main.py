@@ -21,6 +21,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         else:
             files.append(File.generated(config, uri, abs_src_path=str(target)))
     section = next(entry["Reference"] for entry in config.nav or [] if "Reference" in entry)
+    settings = next(entry for entry in section if "Settings" in entry)
+    settings["Settings"] = reference.settings_navigation()
     section.append({"Python API": reference.api_navigation()})
     return files
 

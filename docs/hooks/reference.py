@@ -14,9 +14,11 @@ from pydantic import BaseModel
 
 from rllib_hpo.algorithms.registry import BUILT_IN, find_settings, title
 from rllib_hpo.cli import app
-from rllib_hpo.experiments.config import sweep_config
+from rllib_hpo.experiments.config import search_config, sweep_config
 from rllib_hpo.experiments.config.run_config import RunSettings
+from rllib_hpo.experiments.runs.zoo import residents
 from rllib_hpo.experiments.tracking.operator_metrics import METRICS, TAGS
+from rllib_hpo.experiments.tracking.training_metrics import MEANINGS
 from rllib_hpo.results.schema import SCHEMA, SCHEMA_VERSION, VOLATILE_COLUMNS
 from rllib_hpo.tasks import all_tasks
 
@@ -33,8 +35,10 @@ def pages() -> dict[str, str]:
         **{f"reference/settings/{name}.md": settings_page(name) for name in BUILT_IN},
         "reference/tasks.md": tasks_page(),
         "reference/sweep-file.md": sweep_file_page(),
+        "reference/search-file.md": search_file_page(),
         "reference/results.md": results_page(),
         "reference/metrics.md": metrics_page(),
+        "reference/zoo.md": zoo_page(),
         **{api_uri(module): f"::: {module}\n" for module in modules()},
     }
 
@@ -141,6 +145,11 @@ def settings_index() -> str:
     )
 
 
+def settings_navigation() -> list[str]:
+    """Return the pages of settings, the index first."""
+    return ["reference/settings/index.md", *(f"reference/settings/{name}.md" for name in BUILT_IN)]
+
+
 def settings_page(algorithm: str) -> str:
     """List every setting of one algorithm, those of its own first."""
     model = find_settings(algorithm)
@@ -243,10 +252,34 @@ def sweep_file_page() -> str:
     for path in sorted((ROOT / "tune_configs").glob("*.yaml")):
         sweep = sweep_config.read_sweep(path)
         steps = sum(trial.config.run.steps for trial in sweep.trials) / 1e6
-        link = f"[`{path.name}`](../../tune_configs/{path.name})"
+        link = f"[`{path.stem}`](../../tune_configs/{path.name})"
         rows.append((link, len(sweep.trials), f"{steps:g} M", sweep.description))
     parts.append(
-        "\n## Files in `tune_configs/`\n\n" + table(("file", "trials", "steps", "what it is for"), rows)
+        "\n## Files that come with the package\n\nTheir names stand for their paths: `rllib-hpo sweep NAME`.\n\n"
+        + table(("sweep", "trials", "steps", "what it is for"), rows)
+    )
+    return "".join(parts)
+
+
+def search_file_page() -> str:
+    """Describe a search file, and list the files that come with the package."""
+    parts = [f"# Search file\n\n{inspect.cleandoc(search_config.__doc__ or '')}\n"]
+    for heading, model in (
+        ("Keys", search_config.SearchFile),
+        ("Keys of a searched setting", search_config.Domain),
+        ("Keys of `asha`", search_config.Asha),
+        ("Keys of `pbt`", search_config.Pbt),
+    ):
+        parts.append(f"\n## {heading}\n\n" + model_table(model))
+    rows = []
+    for path in sorted((ROOT / "tune_configs" / "search").glob("*.yaml")):
+        search = search_config.read_search(path)
+        steps = search.file.trials * search.steps / 1e6
+        link = f"[`{path.name}`](../../tune_configs/search/{path.name})"
+        rows.append((link, search.file.trials, f"{steps:g} M", search.file.description))
+    parts.append(
+        "\n## Files in `tune_configs/search/`\n\n"
+        + table(("file", "trials", "steps, at most", "what it is for"), rows)
     )
     return "".join(parts)
 
@@ -265,11 +298,38 @@ def results_page() -> str:
 
 
 def metrics_page() -> str:
-    """List the gauges that Ray exports to Prometheus."""
+    """List the metrics of training, and the gauges that Ray exports to Prometheus."""
     tags = ", ".join(code(tag) for tag in TAGS)
-    rows = ((code(f"ray_{name}"), text) for name, text in METRICS.items())
-    return f"# Metrics for Prometheus\n\nEach gauge has the tags {tags}.\n\n" + table(
-        ("gauge", "meaning"), rows
+    metrics = ((code(name), text) for name, text in MEANINGS.items())
+    gauges = ((code(f"ray_{name}"), text) for name, text in METRICS.items())
+    return (
+        "# Metrics\n\nWeights & Biases and TensorBoard get these over environment steps, where an algorithm, task or "
+        "layout has them. In RLlib's results `learner/X` is `learners/default_policy/X`. Diagnostics are taken every "
+        "`diagnostics_interval` updates; result rows hold the latest. Returns of training episodes (`train/`) are for "
+        "watching; [evaluations](../concepts/evaluation.md) are results.\n\n"
+        + table(("metric", "meaning"), metrics)
+        + f"\n## Prometheus\n\nEach gauge has the tags {tags}.\n\n"
+        + table(("gauge", "meaning"), gauges)
+    )
+
+
+def zoo_page() -> str:
+    """List the policies of the zoo."""
+    rows = (
+        (
+            code(one.name),
+            code(one.env_id),
+            f"{one.env_steps:,}",
+            f"{one.return_mean:,.1f} ± {one.return_std:,.1f}",
+            code(one.command),
+        )
+        for one in residents()
+    )
+    return (
+        "# Zoo\n\nTrained policies that come with the package: `rllib-hpo enjoy POLICY` plays one, "
+        "`rllib_hpo.deployment.load_policy_file` loads its file. Each was trained with one seed; a return is mean ± "
+        "standard deviation over the episodes of its last evaluation. Rows are in [`zoo/`](../../zoo).\n\n"
+        + table(("policy", "environment", "steps", "return", "trained by"), rows)
     )
 
 

@@ -25,6 +25,7 @@ from rllib_hpo.algorithms.footprint import Part, refuse_too_large
 from rllib_hpo.optim.adam import make_adam
 from rllib_hpo.optim.steps import Steps
 from rllib_hpo.replay.layout import Batch, Column
+from rllib_hpo.replay.normalization import ObservationNormalizer, RewardScaler
 from rllib_hpo.settings import Settings
 from rllib_hpo.streams import Draw, TorchStreams
 
@@ -38,6 +39,8 @@ ModelT = TypeVar("ModelT", bound="Actor")
 
 
 _NOTHING: Mapping[str, tuple[float, ...]] = {}
+DISCOUNTED_RETURN = Column("discounted_return")
+"""Column that runners compute for `normalize_rewards`: G_t = gamma G_{t-1} + r_t of an episode so far."""
 
 
 class Episode(NamedTuple):
@@ -57,6 +60,8 @@ class Episode(NamedTuple):
     """Environment steps of the run when it ended. In a runner's reply: steps of the rollout."""
     recorded: Mapping[str, tuple[float, ...]] = _NOTHING
     """Last value of each memory tensor that sets `Remembered.recorded`, by name."""
+    success: float | None = None
+    """Whether it succeeded, 0.0 or 1.0, where the environment reports `is_success`."""
     outcome: Mapping[str, float] | None = None
     """Distances covered and goals reached, where the environment reports them; see `rllib_hpo.tasks.outcomes`."""
 
@@ -80,6 +85,9 @@ class Remembered(NamedTuple):
 class Actor(nn.Module, ABC):
     """Hold what acting needs, and nothing else: for runners, evaluations and exported policies.
 
+    `act` and `begin_episodes` take observations of the environment. All other methods, and the updates of a `Method`,
+    take those that `normalized` returns.
+
     Subclasses are constructed with (obs_dim, action_dim, settings, seed), where `seed` is that of the initial weights.
 
     Args:
@@ -93,6 +101,16 @@ class Actor(nn.Module, ABC):
     def __init__(self, obs_dim: int, action_dim: int, settings: Any) -> None:
         super().__init__()
         self.obs_dim, self.action_dim, self.settings = obs_dim, action_dim, settings
+        self.observation_normalizer: ObservationNormalizer | None = None
+        """Statistics of observations, with `normalize_observations`."""
+        if settings.normalize_observations:
+            self.observation_normalizer = ObservationNormalizer(obs_dim)
+        self.reward_scaler: RewardScaler | None = None
+        """Scale of rewards, which a model that learns has with `normalize_rewards`."""
+
+    def normalized(self, obs: Tensor) -> Tensor:
+        """Return observations (..., S) as the networks take them: normalised, where the settings say so."""
+        return obs if self.observation_normalizer is None else self.observation_normalizer(obs)
 
     @property
     def device(self) -> torch.device:
@@ -109,11 +127,20 @@ class Actor(nn.Module, ABC):
         """The tensors that `act` carries through an episode, by name; none by default."""
         return {}
 
+    def begin_episodes(self, obs: Tensor, *, explores: bool = True) -> Memory:
+        """Return the memory at the start of B episodes; see `begin`.
+
+        Args:
+            obs: First observations of the environment, (B, S).
+            explores: Whether these are training episodes.
+        """
+        return self.begin(self.normalized(obs), explores=explores)
+
     def begin(self, obs: Tensor, *, explores: bool = True) -> Memory:
         """Return the memory at the start of B episodes: zeros, unless a subclass overrides this.
 
         Args:
-            obs: First observations, (B, S).
+            obs: First observations as `normalized` returns them, (B, S).
             explores: Whether these are training episodes.
         """
         return {
@@ -139,11 +166,12 @@ class Actor(nn.Module, ABC):
         """Return actions (B, A) in [-1, 1] for obs (B, S).
 
         Args:
-            obs: Observations, (B, S).
+            obs: Observations of the environment, (B, S).
             streams: Streams of the exploration noise; None for noise-free actions.
-            memory: Memory of these episodes, from `begin`; new values are written into the dict. None for episodes that
-                begin with `obs`.
+            memory: Memory of these episodes, from `begin_episodes`; new values are written into the dict. None for
+                episodes that begin with `obs`.
         """
+        obs = self.normalized(obs)
         if streams is None:
             return self(obs, memory)
         return self.explore(obs, streams, self.begin(obs) if memory is None else memory)
@@ -206,7 +234,23 @@ class Method(ABC, Generic[SettingsT, ModelT]):
         """
         refuse_too_large(self.learner_parts(obs_dim, action_dim))
         model: ModelT = self.model_class(obs_dim, action_dim, self.settings, seed)
+        if self.settings.normalize_rewards:
+            model.reward_scaler = RewardScaler()
         return model
+
+    @property
+    def row_columns(self) -> tuple[Column, ...]:
+        """The columns of a transition beyond the usual five: `columns`, then those that runners compute."""
+        return (*self.columns, *((DISCOUNTED_RETURN,) if self.settings.normalize_rewards else ()))
+
+    def normalized(self, model: ModelT, batch: Batch) -> Batch:
+        """Return the batch with observations and rewards normalised, where the settings say so."""
+        if model.observation_normalizer is not None:
+            obs, next_obs = model.normalized(batch.obs), model.normalized(batch.next_obs)
+            batch = batch._replace(obs=obs, next_obs=next_obs)
+        if model.reward_scaler is not None:
+            batch = batch._replace(reward=model.reward_scaler(batch.reward))
+        return batch
 
     @abstractmethod
     def trained(self, model: ModelT) -> Mapping[str, Sequence[Tensor]]:
@@ -235,7 +279,7 @@ class Method(ABC, Generic[SettingsT, ModelT]):
 
         Args:
             model: The model, changed in place by `steps`.
-            batch: B transitions.
+            batch: B transitions, as `normalized` returns them.
             noise: Random numbers as `draws` declares them.
             steps: Takes gradient steps and writes buffers.
             kind: Kind of this update.
@@ -248,13 +292,25 @@ class Method(ABC, Generic[SettingsT, ModelT]):
             WorkerDiedError: If another replica has died.
         """
 
+    def rows_arrived(self, model: ModelT, rows: npt.NDArray[np.float32]) -> None:
+        """Update the statistics of normalisation with transitions (N, width), and call `rows_added`.
+
+        Statistics are of observations that were acted on, so each counts once.
+        """
+        if model.observation_normalizer is not None:
+            model.observation_normalizer.update(rows[:, : model.obs_dim])
+        if model.reward_scaler is not None:
+            model.reward_scaler.update(rows[:, -DISCOUNTED_RETURN.size :])
+        self.rows_added(model, rows)
+
     def rows_added(self, model: ModelT, rows: npt.NDArray[np.float32]) -> None:
         """Process transitions (N, width) as they arrive. Every learner calls this, in the order of learning."""
 
     @property
     def watches_rows(self) -> bool:
-        """Whether `rows_added` is overridden, so that rows must reach every learner."""
-        return type(self).rows_added is not Method.rows_added
+        """Whether anything depends on the rows that arrive, so that they must reach every learner."""
+        is_overridden = type(self).rows_added is not Method.rows_added
+        return is_overridden or self.settings.normalize_observations or self.settings.normalize_rewards
 
     def episodes_ended(self, model: ModelT, episodes: Sequence[Episode]) -> None:
         """Process training episodes that ended. Every learner calls this, in the order of learning."""
@@ -278,9 +334,10 @@ class Method(ABC, Generic[SettingsT, ModelT]):
     def networks(self, model: ModelT) -> list[str]:
         """Return the names in the model's state dict that a run may take over from another: those of submodules.
 
-        Make a counter or a tuned value a direct parameter or buffer of the model; it then restarts.
+        Make a counter or a tuned value a direct parameter or buffer of the model; it then restarts. So does the scale
+        of rewards, which may be those of another task.
         """
-        return [name for name in model.state_dict() if "." in name]
+        return [name for name in model.state_dict() if "." in name and not name.startswith("reward_scaler.")]
 
     def check(self, actor: Actor) -> None:
         """Reject settings that cannot work with these networks.

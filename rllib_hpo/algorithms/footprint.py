@@ -6,12 +6,14 @@ All numbers are lower bounds, so nothing that would fit is rejected.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from rllib_hpo.errors import SettingsError
-from rllib_hpo.settings import NetworkSettings, Settings
+from rllib_hpo.settings import NetworkSettings, Settings, layer_units
 
 FLOAT = 4
 """Bytes of a float32 number."""
@@ -39,14 +41,15 @@ def policy_and_critics(
 ) -> Part:
     """Return the size of the given numbers of copies of the policy's and the critics' weights."""
     hidden = settings.hidden_units
-    critics = num_critics * mlp_weights(obs_dim + action_dim, hidden, settings.critic_layers, 1)
-    policy = mlp_weights(obs_dim, hidden, settings.policy_layers, policy_outputs)
+    critics = num_critics * mlp_weights(obs_dim + action_dim, layer_units(hidden, settings.critic_layers), 1)
+    policy = mlp_weights(obs_dim, layer_units(hidden, settings.policy_layers), policy_outputs)
     return Part(FLOAT * (copies_of_critics * critics + copies_of_policy * policy), "hidden_units")
 
 
 def batch_part(settings: NetworkSettings, obs_dim: int, action_dim: int) -> Part:
     """Return the size of one batch with the hidden values of a critic."""
-    numbers = row_width(obs_dim, action_dim) + settings.critic_layers * settings.hidden_units
+    hidden = sum(layer_units(settings.hidden_units, settings.critic_layers))
+    numbers = row_width(obs_dim, action_dim) + hidden
     size = settings.train_batch_size_per_learner
     return Part(FLOAT * size * numbers, "train_batch_size_per_learner")
 
@@ -85,7 +88,8 @@ def refuse_replay(
         SettingsError: If it is too large; it names `replay_capacity` and both amounts.
     """
     memory = machine_memory() if memory is None else memory
-    rows = min(settings.replay_capacity, steps)
+    copies = 1 + settings.her_ratio if settings.replay == "her" else 1
+    rows = min(settings.replay_capacity, steps * copies)
     needed = FLOAT * row_width(obs_dim, action_dim) * rows
     if needed > memory:
         raise SettingsError(
@@ -112,6 +116,6 @@ def gigabytes(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:,.1f} GB" if num_bytes < 10**15 else f"1e{len(str(num_bytes)) - 10} GB"
 
 
-def mlp_weights(inputs: int, hidden: int, layers: int, outputs: int) -> int:
-    """Count the weights of a network, without biases."""
-    return inputs * hidden + (layers - 1) * hidden * hidden + hidden * outputs
+def mlp_weights(inputs: int, hidden: Sequence[int], outputs: int) -> int:
+    """Count the weights of a network with these hidden layers, without biases."""
+    return sum(before * after for before, after in pairwise([inputs, *hidden, outputs]))

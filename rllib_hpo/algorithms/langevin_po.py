@@ -34,8 +34,8 @@ from rllib_hpo.algorithms.footprint import (
     policy_and_critics,
 )
 from rllib_hpo.algorithms.td3 import TD3, DeterministicActor, TD3Model, TD3Settings
-from rllib_hpo.networks.critics import Critics
-from rllib_hpo.networks.mlp import ReluMLP
+from rllib_hpo.networks.mlp import MLP
+from rllib_hpo.networks.normalized_critics import make_critics
 from rllib_hpo.optim.pid import Multiplier, MultiplierSettings, NonNegative
 from rllib_hpo.optim.steps import Steps
 from rllib_hpo.replay.layout import Batch
@@ -55,6 +55,7 @@ class LangevinPOSettings(TD3Settings, MultiplierSettings):
     """MCMC policy optimization with a Langevin flow ("Markov Chain Monte Carlo Policy Optimization", 3.1)."""
 
     sampler: ClassVar[str] = "langevin_flow"
+    follows_gradient: ClassVar[bool] = True
     changeable: ClassVar[frozenset[str]] = (
         TD3Settings.changeable
         | MultiplierSettings.multiplier_changeable
@@ -62,34 +63,40 @@ class LangevinPOSettings(TD3Settings, MultiplierSettings):
     )
 
     initial_kappa: Annotated[
-        NonNegative, Field(description="Where the PID control and its integral start, in units of the force.")
+        NonNegative,
+        Field(description="Initial output and integral of the PID control, in units of the force."),
     ] = 0.0
     min_kappa: Annotated[
-        NonNegative, Field(description="Least output of the PID control, in units of the force.")
+        NonNegative, Field(description="Minimum output of the PID control, in units of the force.")
     ] = 0.0
     max_kappa: Annotated[
-        PositiveFloat, Field(description="Bound of the PID control's integral, in units of the force.")
+        PositiveFloat, Field(description="Upper bound of the PID control's integral, in units of the force.")
     ] = 10.0
     flow_layers: Annotated[int, Field(ge=1, le=100, description="Coupling layers K.")] = 2
     flow_units: Annotated[
-        PositiveInt, Field(description="Units of the hidden layer of each of a layer's networks.")
+        PositiveInt, Field(description="Units of the hidden layer in each network of a coupling layer.")
     ] = 16
-    flow_step_size: Annotated[PositiveFloat, Field(description="Step size epsilon of the layers.")] = 0.1
-    flow_sees_state: Annotated[bool, Field(description="Whether the layers' networks see the state.")] = True
+    flow_step_size: Annotated[
+        PositiveFloat, Field(description="Step size epsilon of the coupling layers.")
+    ] = 0.1
+    flow_sees_state: Annotated[
+        bool, Field(description="Whether the state is an input of the coupling layers' networks.")
+    ] = True
     proximity: Annotated[
-        bool, Field(description="Whether the force has the part towards the previous policy's action.")
+        bool, Field(description="Whether the force includes the pull towards the previous policy's action.")
     ] = True
     prior_tau: Annotated[
         UnitInterval, Field(description="Polyak rate of the previous policy and flow, per policy update.")
     ] = 0.01
     alternate: Annotated[
-        bool, Field(description="Train policy and flow in turn on each batch, eq. (11).")
+        bool, Field(description="On each batch, update first the policy, then the flow, eq. (11).")
     ] = False
     form: Annotated[
         Literal["matched", "paper"],
         Field(
-            description="Distance of two actions after the flow, in coordinates before the tanh; or the equations as "
-            "printed (which drift): after against before, the force's sign of (9), beta in absolute units."
+            description="'matched': distance between two actions after the flow, in pre-tanh coordinates; "
+            "'paper': as printed (which drifts): an action after the flow against one before it, the "
+            "force with the sign of eq. (9), beta in absolute units."
         ),
     ] = "matched"
 
@@ -108,8 +115,8 @@ class LangevinPOSettings(TD3Settings, MultiplierSettings):
 
 
 PAPER_FORM_NOTICE = (
-    "form='paper' has the paper's equations as printed, which measure an action after the flow against one before it. "
-    "On Reacher the return fell from -11 to -84 in 8,000 steps (docs/mcmc-po.md)."
+    "form='paper' uses the paper's equations as printed, which measure an action after the flow against one "
+    "before it. On Reacher the return fell from -11 to -84 in 8,000 steps (docs/mcmc-po.md)."
 )
 _Part = Callable[[ForceParts], Tensor]
 
@@ -133,11 +140,9 @@ class LangevinPOActor(DeterministicActor):
         )
         self.previous_policy = copy.deepcopy(self.policy).requires_grad_(False)
         stream = torch_generator(seed, "initial weights", "critics")
-        sizes = settings.hidden_units, settings.critic_layers
         # A model's own critics are equal: they come from the same stream.
-        self.target_critics = Critics(
-            obs_dim, action_dim, *sizes, stream, settings.num_critics
-        ).requires_grad_(False)
+        critics = make_critics(obs_dim, action_dim, settings, stream, settings.num_critics)
+        self.target_critics = critics.requires_grad_(False)
         self.multiplier = Multiplier(settings, settings.distance_target(action_dim), literal=is_paper)
 
     @property
@@ -160,7 +165,7 @@ class LangevinPOActor(DeterministicActor):
 
     def flowed(
         self,
-        policy: ReluMLP,
+        policy: MLP,
         flow: LangevinFlow,
         obs: Tensor,
         target: FlowTarget,

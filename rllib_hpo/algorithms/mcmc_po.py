@@ -34,8 +34,9 @@ from rllib_hpo.algorithms.footprint import (
 )
 from rllib_hpo.algorithms.losses import bellman_target, critic_loss
 from rllib_hpo.errors import SettingsError
-from rllib_hpo.networks.critics import ActionValue, Critics
-from rllib_hpo.networks.mlp import ReluMLP
+from rllib_hpo.networks.critics import ActionValue
+from rllib_hpo.networks.mlp import make_mlp
+from rllib_hpo.networks.normalized_critics import make_critics
 from rllib_hpo.optim.pid import Multiplier, MultiplierSettings, given
 from rllib_hpo.optim.steps import Steps
 from rllib_hpo.replay.layout import Batch
@@ -60,6 +61,7 @@ class MCMCPOSettings(NetworkSettings, MultiplierSettings):
     """MCMC policy optimization with Hamiltonian steps ("Markov Chain Monte Carlo Policy Optimization", 3.2)."""
 
     sampler: ClassVar[str] = "mcmc"
+    follows_gradient: ClassVar[bool] = True
     changeable: ClassVar[frozenset[str]] = (
         NetworkSettings.changeable
         | MultiplierSettings.multiplier_changeable
@@ -67,14 +69,14 @@ class MCMCPOSettings(NetworkSettings, MultiplierSettings):
     )
 
     target_distance: Annotated[
-        PositiveFloat, Field(description="Distance D that the PID control aims at, in nats.")
+        PositiveFloat, Field(description="Target distance D of the PID control, in nats.")
     ] = 0.1
     leapfrog_steps: Annotated[
-        int, Field(ge=0, le=10_000, description="Leapfrog steps K; 0 leaves the Gaussian policy.")
+        int, Field(ge=0, le=10_000, description="Leapfrog steps K; with 0 the policy is the Gaussian.")
     ] = 5
     step_size: Annotated[
         PositiveFloat | Annotated[list[PositiveFloat], Field(min_length=1)],
-        Field(description="Where the learned step sizes start: one number, or one per action dimension."),
+        Field(description="Initial learned step sizes: one number, or one per action dimension."),
     ] = 0.1
     force_gate: Annotated[
         Literal["none", "gated"],
@@ -83,19 +85,19 @@ class MCMCPOSettings(NetworkSettings, MultiplierSettings):
     gate_layers: Annotated[
         int, Field(ge=1, le=4, description="Hidden layers of the networks T_h and sigma_h.")
     ] = 2
-    gate_units: Annotated[PositiveInt, Field(description="Units of each of their hidden layers.")] = 16
+    gate_units: Annotated[PositiveInt, Field(description="Units per hidden layer of T_h and sigma_h.")] = 16
     prior: Annotated[
         Literal["polyak", "snapshot"],
         Field(description="The previous policy: a Polyak copy, or a copy made every prior_every updates."),
     ] = "polyak"
     prior_tau: Annotated[UnitInterval, Field(description="Polyak rate of the previous policy.")] = 0.01
     prior_every: Annotated[
-        PositiveInt, Field(description="Updates between two snapshots of the previous policy.")
+        PositiveInt, Field(description="Updates between snapshots of the previous policy.")
     ] = 100
     alternate: Annotated[
         bool,
         Field(
-            description="Train the policy and the chain's step sizes and gate in turn on each batch, eq. (11)."
+            description="On each batch, update first the policy, then the chain's step sizes and gate, eq. (11)."
         ),
     ] = False
     value_kl: Annotated[
@@ -104,14 +106,16 @@ class MCMCPOSettings(NetworkSettings, MultiplierSettings):
     min_log_std: Annotated[
         float,
         Field(
-            ge=-20, le=0, description="Least log standard deviation of the policy: no entropy bonus holds it."
+            ge=-20,
+            le=0,
+            description="Minimum log standard deviation of the policy, which no entropy bonus keeps up.",
         ),
     ] = -3.0
     form: Annotated[
         Literal["whitened", "paper"],
         Field(
-            description="Coordinates of the chain: the previous policy's, or actions, with beta in absolute units, "
-            "as printed (which diverges)."
+            description="'whitened': chains in coordinates whitened by the previous policy; 'paper': chains in "
+            "actions, with beta in absolute units, as printed (which diverges)."
         ),
     ] = "whitened"
 
@@ -123,7 +127,7 @@ class MCMCPOSettings(NetworkSettings, MultiplierSettings):
             f"prior={self.prior!r}": ("prior_tau",) if self.prior == "snapshot" else ("prior_every",),
         }
         idle = [
-            f"{name} changes nothing with {why}."
+            f"{name} has no effect with {why}."
             for why, names in unused.items()
             for name in given(self, names)
         ]
@@ -131,8 +135,9 @@ class MCMCPOSettings(NetworkSettings, MultiplierSettings):
 
 
 PAPER_FORM_NOTICE = (
-    "form='paper' has the paper's equations as printed, whose force is singular at the actions' bounds. On "
-    "Pendulum the distance to the previous policy grew to 8e10 and nothing was learned (docs/mcmc-po.md)."
+    "form='paper' uses the paper's equations as printed, whose force is singular at the bounds of the "
+    "actions. On Pendulum the distance to the previous policy grew to 8e10 and nothing was learned "
+    "(docs/mcmc-po.md)."
 )
 
 
@@ -161,9 +166,8 @@ class GaussianNetwork(nn.Module):
         self, obs_dim: int, action_dim: int, settings: MCMCPOSettings, generator: torch.Generator
     ) -> None:
         super().__init__()
-        self.network = ReluMLP(
-            obs_dim, settings.hidden_units, settings.policy_layers, 2 * action_dim, generator
-        )
+        sizes = settings.hidden_units, settings.policy_layers
+        self.network = make_mlp(obs_dim, *sizes, 2 * action_dim, generator, settings.policy_activation)
         self._min_log_std = settings.min_log_std
 
     def forward(self, obs: Tensor) -> Gaussian:
@@ -246,8 +250,7 @@ class MCMCPOActor(Actor):
         critic_stream = torch_generator(seed, "initial weights", "critics")
         self.sampler = MCMCSampler(obs_dim, action_dim, settings, sampler_stream)
         self.previous = copy.deepcopy(self.sampler.policy).requires_grad_(False)
-        sizes = settings.hidden_units, settings.critic_layers
-        self.target_critics = Critics(obs_dim, action_dim, *sizes, critic_stream).requires_grad_(False)
+        self.target_critics = make_critics(obs_dim, action_dim, settings, critic_stream).requires_grad_(False)
         is_literal = settings.form == "paper"
         self.multiplier = Multiplier(settings, settings.target_distance, literal=is_literal)
 

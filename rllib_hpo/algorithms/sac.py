@@ -24,7 +24,8 @@ from rllib_hpo.algorithms.footprint import (
 )
 from rllib_hpo.algorithms.losses import bellman_target, critic_loss, policy_loss, temperature_loss
 from rllib_hpo.errors import SettingsError
-from rllib_hpo.networks.critics import ActionValue, ConditionedCritic, Critics
+from rllib_hpo.networks.critics import ActionValue, ConditionedCritic
+from rllib_hpo.networks.normalized_critics import make_critics
 from rllib_hpo.optim.steps import Steps
 from rllib_hpo.replay.layout import Batch
 from rllib_hpo.samplers import find_sampler
@@ -50,8 +51,7 @@ class SamplerActor(Actor):
         sampler_stream = torch_generator(seed, "initial weights", "sampler")
         critic_stream = torch_generator(seed, "initial weights", "critics")
         self.sampler = find_sampler(settings.sampler)(obs_dim, action_dim, settings, sampler_stream)
-        sizes = settings.hidden_units, settings.critic_layers
-        self.target_critics = Critics(obs_dim, action_dim, *sizes, critic_stream, self.num_critics)
+        self.target_critics = make_critics(obs_dim, action_dim, settings, critic_stream, self.num_critics)
         self.target_critics.requires_grad_(False)
         self.log_alpha = nn.Parameter(self._initial_log_alpha(), requires_grad=settings.alpha == "auto")
 
@@ -281,8 +281,8 @@ class SoftActorCritic(Method[SoftSettingsT, SoftModelT]):
             check_sample(sample, name, len(obs), actor.action_dim)
         if self.settings.alpha == "auto" and sample.log_prob is None:
             raise SettingsError(
-                f"alpha='auto' cannot be tuned: the sampler '{name}' has no density (its log_prob is "
-                "None). Set alpha to a number, as alpha=0.2."
+                f"alpha='auto' cannot be tuned: the sampler '{name}' has no density (its log_prob is None). "
+                "Set alpha to a number, for example alpha=0.2."
             )
 
     @override

@@ -31,7 +31,8 @@ from rllib_hpo.algorithms.losses import critic_loss
 from rllib_hpo.algorithms.sac import SamplerActor, SoftActorCritic, SoftActorCriticModel
 from rllib_hpo.costs import largest_step_cost
 from rllib_hpo.errors import SettingsError
-from rllib_hpo.networks.critics import ActionValue, ConditionedCritic, Critics, SubtractedCritic
+from rllib_hpo.networks.critics import ActionValue, ConditionedCritic, SubtractedCritic
+from rllib_hpo.networks.normalized_critics import make_critics
 from rllib_hpo.optim.steps import Steps
 from rllib_hpo.replay.layout import Batch, Column
 from rllib_hpo.samplers.base import Mode, Sample, draw_noise, zero_noise
@@ -45,7 +46,14 @@ from rllib_hpo.samplers.shield import (
     lyapunov_bound,
     shielded,
 )
-from rllib_hpo.settings import ActorCriticSettings, PositiveFloat, PositiveInt, SACHPOSettings, SACSettings
+from rllib_hpo.settings import (
+    ActorCriticSettings,
+    PositiveFloat,
+    PositiveInt,
+    SACHPOSettings,
+    SACSettings,
+    layer_units,
+)
 from rllib_hpo.streams import TorchStreams, torch_generator
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -67,65 +75,74 @@ class ConstraintSettings(ActorCriticSettings):
     )
 
     cost_critics: Annotated[
-        Literal[1, 2], Field(description="Critics of the cost; of two the larger counts.")
+        Literal[1, 2], Field(description="Number of cost critics; of two, the larger value is used.")
     ] = 1
     cost_initial: Annotated[
         NonNegative | Literal["limit"],
         Field(
-            description="What cost critics begin at, a number or the discounted limit. Their level takes about "
-            "1 / (tau (1 - gamma)) updates to learn, and until then a shield believes it."
+            description="Initial value of the cost critics: a number, or the discounted limit. They take about 1 "
+            "/ (tau (1 - gamma)) updates to learn their level, and a shield relies on this value "
+            "until then."
         ),
     ] = 0.0
     cost_max: Annotated[
         PositiveFloat | Literal["auto"],
         Field(
-            description="The most that a step can cost, which bounds the cost critics' targets; auto: 1 for speed and "
-            "torque, no bound for info. An action repeat multiplies it."
+            description="Maximum cost of a step, which bounds the cost critics' targets; 'auto': 1 for speed and "
+            "torque, unbounded for info. With an action repeat, multiply it by the number of repeats."
         ),
     ] = "auto"
     cost_horizon: Annotated[
         PositiveInt,
         Field(
-            description="Steps of a full episode, by which an undiscounted limit becomes a discounted one for the "
-            "shield, and a mean cost a sum."
+            description="Steps of a full episode, used to convert an undiscounted limit into a discounted one for "
+            "the shield, and a mean cost into a sum."
         ),
     ] = 1_000
     terminated_cost: Annotated[
         NonNegative,
-        Field(description="Discounted cost that a terminated episode is charged from its last step on."),
+        Field(description="Discounted cost charged to a terminated episode after its last step."),
     ] = 0.0
     lagrange: Annotated[
         Literal["integral", "pid"],
         Field(
-            description="Multiplier: the integral of J_C - cost_limit (the paper's), or proportional, integral and "
-            "derivative parts of J_C / cost_limit - 1 (Stooke et al. 2020)."
+            description="Rule of the multiplier: the integral of J_C - cost_limit (the paper's), or PID control "
+            "of J_C / cost_limit - 1 (Stooke et al. 2020)."
         ),
     ] = "integral"
-    lagrange_lr: Annotated[NonNegative, Field(description="eta, the gain of the integral.")] = 0.1
+    lagrange_lr: Annotated[NonNegative, Field(description="Gain eta of the integral.")] = 0.1
     lagrange_kp: Annotated[NonNegative, Field(description="Gain of the proportional part of 'pid'.")] = 0.5
     lagrange_kd: Annotated[NonNegative, Field(description="Gain of the derivative part of 'pid'.")] = 0.5
     lagrange_smoothing: Annotated[
-        float, Field(ge=0, lt=1, description="What 'pid' keeps of its averages of error and cost at a move.")
+        float,
+        Field(
+            ge=0,
+            lt=1,
+            description="Decay of the moving averages of error and cost in 'pid', per update of the multiplier.",
+        ),
     ] = 0.95
     lagrange_every: Annotated[
-        PositiveInt, Field(description="Environment steps after the warm-up between moves of the multiplier.")
+        PositiveInt,
+        Field(
+            description="Environment steps between updates of the multiplier, which begin after the warm-up."
+        ),
     ] = 1_000
-    lagrange_max: Annotated[PositiveFloat, Field(description="The largest multiplier.")] = 1_000.0
-    lagrange_rescale: Annotated[
-        bool, Field(description="Divide the policy's loss by 1 + the multiplier.")
-    ] = False
+    lagrange_max: Annotated[PositiveFloat, Field(description="Upper bound of the multiplier.")] = 1_000.0
+    lagrange_rescale: Annotated[bool, Field(description="Divide the policy loss by 1 + the multiplier.")] = (
+        False
+    )
     lagrange_estimate: Annotated[
         Literal["sum", "mean"],
         Field(
-            description="J_C of an episode: the sum of its costs, or their mean times what a constant cost of 1 adds "
-            "up to, which ending early does not lower."
+            description="J_C of an episode: the sum of its costs, or their mean times the sum of a constant cost "
+            "of 1, which early termination does not lower."
         ),
     ] = "sum"
 
     @model_validator(mode="after")
     def _check_pid(self) -> Self:
         if self.lagrange == "pid" and self.cost_limit == 0:
-            raise ValueError("lagrange='pid' needs a cost_limit above 0, which it divides by")
+            raise ValueError("lagrange='pid' divides by cost_limit, which must be above 0")
         return self
 
     @override
@@ -189,28 +206,31 @@ class SACHPOLagrangianSettings(SACHPOSettings, ConstraintSettings):
     shield: Annotated[
         Literal["none", "lyapunov"],
         Field(
-            description="'lyapunov': actions take leapfrog steps until one passes the test of its costs, in training "
-            "and evaluations, not in losses."
+            description="'lyapunov': take leapfrog steps until an action passes the test of its predicted cost, "
+            "in training and evaluations but not in losses."
         ),
     ] = "lyapunov"
     shield_steps: Annotated[
-        PositiveInt, Field(le=10_000, description="The most leapfrog steps of the shield.")
+        PositiveInt, Field(le=10_000, description="Maximum number of leapfrog steps of the shield.")
     ] = 10
     test_initial: Annotated[
         bool,
-        Field(description="Whether the action before the first step may pass; the paper tests after it."),
+        Field(
+            description="Whether the action before the first step may pass; the paper tests only after that step."
+        ),
     ] = False
     momentum_refresh: Annotated[
         MomentumRefresh,
         Field(
-            description="Momentum before another step: noise added (the paper's), noise alone, or noise mixed in so "
-            "that the variance stays."
+            description="Momentum before each further step: noise added (the paper's), noise alone, or noise "
+            "mixed in so that the variance is preserved."
         ),
     ] = "add"
     fallback: Annotated[
         Fallback,
         Field(
-            description="What acts where no action passes: the last (the paper's), or the one of least cost."
+            description="Action where none passes: the last (the paper's), or the one with the lowest predicted "
+            "cost."
         ),
     ] = "last"
 
@@ -220,13 +240,13 @@ class SACHPOLagrangianSettings(SACHPOSettings, ConstraintSettings):
             return self
         if self.tempering:
             raise ValueError(
-                "tempering=true has a factor for each of leapfrog_steps, and the shield takes other numbers of steps: "
-                "set tempering=false or shield='none'"
+                "tempering=true scales the momentum by a schedule over leapfrog_steps, but the shield takes a "
+                "varying number of steps: set tempering=false or shield='none'"
             )
         for name in ("explore_sampler", "train_sampler"):
             if getattr(self, name) != "hamiltonian":
                 raise ValueError(
-                    f"shield='lyapunov' takes leapfrog steps: set {name}='hamiltonian' or shield='none'"
+                    f"shield='lyapunov' requires leapfrog steps: set {name}='hamiltonian' or shield='none'"
                 )
         return self
 
@@ -241,7 +261,7 @@ def _without_effect(settings: ActorCriticSettings, names: str, because: str) -> 
     """Return a sentence on each of these settings that was changed."""
     fields = type(settings).model_fields
     changed = [name for name in names.split() if getattr(settings, name) != fields[name].default]
-    return [f"{name}={getattr(settings, name)!r} changes nothing with {because}." for name in changed]
+    return [f"{name}={getattr(settings, name)!r} has no effect with {because}." for name in changed]
 
 
 class ConstrainedActor(SamplerActor):
@@ -258,10 +278,9 @@ class ConstrainedActor(SamplerActor):
 
     def __init__(self, obs_dim: int, action_dim: int, settings: ConstraintSettings, seed: int) -> None:
         super().__init__(obs_dim, action_dim, settings, seed)
-        stream, sizes = torch_generator(seed, "initial weights", "cost critics"), (settings.hidden_units,)
-        self.target_cost_critics = Critics(
-            obs_dim, action_dim, *sizes, settings.critic_layers, stream, settings.cost_critics
-        ).requires_grad_(False)
+        stream = torch_generator(seed, "initial weights", "cost critics")
+        critics = make_critics(obs_dim, action_dim, settings, stream, settings.cost_critics)
+        self.target_cost_critics = critics.requires_grad_(False)
         initial = settings.discounted_limit if settings.cost_initial == "limit" else settings.cost_initial
         self.target_cost_critics.biases[-1].data.add_(initial)
         self.register_buffer("multiplier", torch.zeros(()))
@@ -551,9 +570,9 @@ class ConstrainedSoftActorCritic(SoftActorCritic[ConstraintSettings, Constrained
         realised = diagnostics.get("cost_discounted_latest", math.nan)
         return {
             "shield_accept": (
-                f"The shield found a safe action in {100 * accepted:.0f} % of the last episodes' steps, so it hardly "
-                f"chooses. The cost critic predicts {predicted:.3g} for an episode whose discounted cost is "
-                f"{realised:.3g}."
+                f"The shield found a safe action in {100 * accepted:.0f} % of the last episodes' steps, so "
+                f"its test hardly discriminates. The cost critic predicts {predicted:.3g} per episode, and "
+                f"the discounted cost is {realised:.3g}."
             )
         }
 
@@ -566,8 +585,8 @@ class ConstrainedSoftActorCritic(SoftActorCritic[ConstraintSettings, Constrained
         """
         if self.settings.cost is None:
             raise SettingsError(
-                "cost=None: a safe algorithm needs to know what steps cost. Set cost and cost_limit, as "
-                "cost={kind: speed, limit: 1.0} and cost_limit=10, or choose a task that has them, as "
+                "cost=None: a safe algorithm needs a cost. Set cost and cost_limit, for example cost={kind: "
+                "speed, limit: 1.0} and cost_limit=10, or choose a task that defines them, for example "
                 "halfcheetah-speed1."
             )
         super().check(actor)
@@ -583,5 +602,6 @@ class ConstrainedSoftActorCritic(SoftActorCritic[ConstraintSettings, Constrained
 
     def _cost_part(self, obs_dim: int, action_dim: int, copies: int) -> Part:
         settings = self.settings
-        weights = mlp_weights(obs_dim + action_dim, settings.hidden_units, settings.critic_layers, 1)
+        hidden = layer_units(settings.hidden_units, settings.critic_layers)
+        weights = mlp_weights(obs_dim + action_dim, hidden, 1)
         return Part(FLOAT * copies * settings.cost_critics * weights, "hidden_units")

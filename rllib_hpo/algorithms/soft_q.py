@@ -26,12 +26,19 @@ from rllib_hpo.algorithms.footprint import (
     policy_and_critics,
 )
 from rllib_hpo.algorithms.losses import bellman_target, critic_loss
-from rllib_hpo.networks.critics import Critics
+from rllib_hpo.networks.normalized_critics import make_critics
 from rllib_hpo.optim.steps import Steps
 from rllib_hpo.replay.layout import Batch
 from rllib_hpo.samplers.exploration import explored
 from rllib_hpo.samplers.svgd import SamplingNetwork, Space, Width, direction, score
-from rllib_hpo.settings import NetworkSettings, PositiveFloat, PositiveInt, UnitInterval
+from rllib_hpo.settings import (
+    HiddenUnits,
+    NetworkSettings,
+    PositiveFloat,
+    PositiveInt,
+    UnitInterval,
+    layer_units,
+)
 from rllib_hpo.streams import Draw, TorchStreams, torch_generator
 
 Annealing = TypedDict(
@@ -62,72 +69,87 @@ class SoftQSettings(NetworkSettings):
     )
 
     tau: Annotated[
-        UnitInterval, Field(description="Step of the target towards the critics; 1 copies them.")
+        UnitInterval, Field(description="Polyak rate of the target critics; 1 copies the critics.")
     ] = 1.0
     train_batch_size_per_learner: Annotated[
         PositiveInt,
-        Field(
-            description="Transitions in the batch of one update; with N learners an update is of N such batches."
-        ),
+        Field(description="Batch size of each learner; an update with N learners uses N such batches."),
     ] = 128
-    hidden_units: Annotated[
-        PositiveInt, Field(description="Units of each hidden layer, sampling network and critics.")
-    ] = 128
+    hidden_units: HiddenUnits = 128
+    policy_activation: Annotated[
+        Literal["relu"],
+        Field(description="Only 'relu': the sampling network's density is that of a ReLU network."),
+    ] = "relu"
     policy_layers: Annotated[int, Field(ge=1, le=4, description="Hidden layers of the sampling network.")] = 2
     alpha: Annotated[
         PositiveFloat | Annealing,
         Field(
-            description="Temperature: a number, or {from, to, steps} to anneal its logarithm linearly over the first "
-            "so many environment steps. The authors' reward scale c is alpha = 1 / c."
+            description="Temperature: a number, or {from, to, steps} to anneal its logarithm linearly over the "
+            "first `steps` environment steps. The authors' reward scale c corresponds to alpha = 1 / "
+            "c."
         ),
     ] = 0.1
     critic_lr: Annotated[
         PositiveFloat | None,
-        Field(description="Adam learning rate of the critics; null: that of the sampling network, lr."),
+        Field(description="Adam learning rate of the critics; null: lr, that of the sampling network."),
     ] = None
-    num_critics: Annotated[int, Field(ge=1, le=10, description="Critics; of several, the minimum is Q.")] = 1
-    copy_every: Annotated[PositiveInt, Field(description="Updates between steps of the target.")] = 1_000
+    num_critics: Annotated[int, Field(ge=1, le=10, description="Number of critics; Q is their minimum.")] = 1
+    copy_every: Annotated[
+        PositiveInt, Field(description="Updates between updates of the target critics.")
+    ] = 1_000
     particles: Annotated[
-        int, Field(ge=2, le=10_000, description="Fixed particles M of SVGD, whose scores are taken.")
+        int,
+        Field(
+            ge=2, le=10_000, description="Number M of fixed SVGD particles, at which scores are evaluated."
+        ),
     ] = 16
     particles_updated: Annotated[
-        int, Field(ge=1, le=10_000, description="Particles K that SVGD moves, and the network with them.")
+        int,
+        Field(
+            ge=1, le=10_000, description="Number K of SVGD particles that are moved, and train the network."
+        ),
     ] = 16
     value_particles: Annotated[
-        int, Field(ge=1, le=10_000, description="Actions from which V is estimated.")
+        int, Field(ge=1, le=10_000, description="Number of actions from which V is estimated.")
     ] = 16
     value_proposal: Annotated[
         Literal["uniform", "sampler"],
         Field(
-            description="Where those actions come from; the sampling network's are weighted by its density, from the "
-            "Jacobian of f."
+            description="Distribution of these actions: uniform, or the sampling network, weighted by its density "
+            "from the Jacobian of f."
         ),
     ] = "uniform"
     value_uniform_updates: Annotated[
         int,
-        Field(ge=0, lt=2**53, description="First updates whose V is of uniform actions in any case."),
+        Field(
+            ge=0, lt=2**53, description="Initial updates that estimate V from uniform actions in any case."
+        ),
     ] = 10_000
     svgd_space: Annotated[
         Space,
         Field(
-            description="Where particles live: 'action', 'pre_tanh', or 'official', the authors' code's mixture of "
-            "both, which keeps them from the border."
+            description="Space of the particles: 'action', 'pre_tanh', or 'official', the mixture of both in the "
+            "authors' code, which keeps particles off the bounds."
         ),
     ] = "official"
     kernel: Annotated[
         Literal["gaussian", "none"],
-        Field(description="'none' makes particles follow their own scores: maximum a posteriori."),
+        Field(
+            description="'none': each particle follows its own score, towards a mode (maximum a posteriori)."
+        ),
     ] = "gaussian"
     kernel_width: Annotated[
         Width,
-        Field(description="Median squared distance / log M ('official') or / (2 log(M + 1)) ('paper')."),
+        Field(
+            description="Median squared distance divided by log M ('official') or by 2 log(M + 1) ('paper')."
+        ),
     ] = "official"
-    kernel_floor: Annotated[PositiveFloat, Field(description="Least width of the kernel.")] = 1e-3
+    kernel_floor: Annotated[PositiveFloat, Field(description="Minimum width of the kernel.")] = 1e-3
     noise_set: Annotated[
         PositiveInt | Shrinking | None,
         Field(
-            description="Draw the network's noise from a fixed set of so many vectors, or of {from, to, steps} that "
-            "shrinks to its first; null: from a Gaussian."
+            description="Size of a fixed set of vectors from which the network's noise is drawn, or {from, to, "
+            "steps} for a set that shrinks to its first vectors; null: Gaussian noise."
         ),
     ] = None
     exploration_noise: Annotated[
@@ -138,17 +160,18 @@ class SoftQSettings(NetworkSettings):
     ] = 0.0
     exploration_process: Annotated[
         Literal["normal", "ou"],
-        Field(description="That noise: independent at each step, or an Ornstein-Uhlenbeck process."),
+        Field(description="Exploration noise: independent at each step, or an Ornstein-Uhlenbeck process."),
     ] = "normal"
     ou_theta: Annotated[
         float,
-        Field(gt=0, le=1, description="Rate at which the Ornstein-Uhlenbeck process returns to 0, per step."),
+        Field(gt=0, le=1, description="Mean-reversion rate of the Ornstein-Uhlenbeck process, per step."),
     ] = 0.15
     evaluation_action: Annotated[
         Literal["sample", "zero_noise", "best_of_particles"],
         Field(
-            description="Action of evaluations: drawn (from a stream of the episode's own), the network's for noise 0, "
-            f"which is no mode, or of {CANDIDATES} draws the one with the largest Q."
+            description="Action in evaluations: a draw (from the episode's own random stream), the network's "
+            "output for zero noise, which is not a mode, or the draw with the largest Q of "
+            f"{CANDIDATES}."
         ),
     ] = "sample"
 
@@ -157,8 +180,8 @@ class SoftQSettings(NetworkSettings):
     def _refuse_auto(cls, values: Any) -> Any:
         if isinstance(values, Mapping) and values.get("alpha") == "auto":
             raise ValueError(
-                "alpha='auto' cannot be tuned: soft Q-learning's sampler has no density to measure its entropy by. Set "
-                "alpha to a number, or to {from, to, steps}"
+                "alpha='auto' cannot be tuned: the sampler of soft Q-learning has no density from which to "
+                "estimate its entropy. Set alpha to a number, or to {from, to, steps}"
             )
         return values
 
@@ -166,8 +189,8 @@ class SoftQSettings(NetworkSettings):
     def _check_proposal(self) -> SoftQSettings:
         if self.value_proposal == "sampler" and self.noise_set is not None:
             raise ValueError(
-                "value_proposal='sampler' needs a density, which actions of a finite noise_set do not have: set "
-                "value_proposal to 'uniform', or noise_set to null"
+                "value_proposal='sampler' requires a density, which a finite noise_set does not have: set "
+                "with value_proposal='uniform' or noise_set=null"
             )
         return self
 
@@ -179,17 +202,19 @@ class SoftQSettings(NetworkSettings):
     @override
     def notices(self) -> list[str]:
         """List settings without effect."""
-        no_kernel = "kernel='none'" if self.kernel == "none" else ""
+        no_kernel = "with kernel='none'" if self.kernel == "none" else ""
         is_process = self.exploration_process == "ou" and self.exploration_noise > 0
         why = {
             "particles": no_kernel,
             "kernel_width": no_kernel,
             "kernel_floor": no_kernel,
-            "value_uniform_updates": "value_proposal='uniform'" if self.value_proposal == "uniform" else "",
-            "ou_theta": "" if is_process else "no Ornstein-Uhlenbeck noise",
+            "value_uniform_updates": "with value_proposal='uniform'"
+            if self.value_proposal == "uniform"
+            else "",
+            "ou_theta": "" if is_process else "without Ornstein-Uhlenbeck noise",
         }
         return [
-            f"{name} changes nothing with {reason}."
+            f"{name} has no effect {reason}."
             for name, reason in why.items()
             if reason and getattr(self, name) != type(self).model_fields[name].default
         ]
@@ -223,9 +248,8 @@ class SoftQActor(Actor):
         stream = torch_generator(seed, "initial weights", "sampler")
         self.sampler = SamplingNetwork(obs_dim, action_dim, units, settings.policy_layers, stream)
         stream = torch_generator(seed, "initial weights", "critics")
-        self.target_critics = Critics(
-            obs_dim, action_dim, units, settings.critic_layers, stream, settings.num_critics
-        ).requires_grad_(False)
+        critics = make_critics(obs_dim, action_dim, settings, stream, settings.num_critics)
+        self.target_critics = critics.requires_grad_(False)
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.float64))
         size = settings.noise_set["from"] if isinstance(settings.noise_set, dict) else settings.noise_set
         if size is not None:
@@ -452,7 +476,7 @@ class SoftQ(Method[SoftQSettings, SoftQModel]):
         """Return the sizes of all networks with their optimizers, of a batch, and of its particles."""
         settings = self.settings
         batch = batch_part(settings, obs_dim, action_dim)
-        of_each_state = FLOAT * settings.train_batch_size_per_learner * settings.hidden_units
+        of_each_state = FLOAT * settings.train_batch_size_per_learner * _widest(settings)
         pairs = (
             FLOAT * settings.train_batch_size_per_learner * settings.particles * settings.particles_updated
         )
@@ -463,6 +487,10 @@ class SoftQ(Method[SoftQSettings, SoftQModel]):
             Part(pairs * action_dim if settings.kernel == "gaussian" else 0, "particles_updated"),
             Part(of_each_state * settings.value_particles, "value_particles"),
         ]
+
+
+def _widest(settings: SoftQSettings) -> int:
+    return max(layer_units(settings.hidden_units, 1))
 
 
 def _networks(settings: SoftQSettings, obs_dim: int, action_dim: int, policies: int, critics: int) -> Part:

@@ -23,8 +23,8 @@ from rllib_hpo.algorithms.footprint import (
     policy_and_critics,
 )
 from rllib_hpo.algorithms.losses import bellman_target, critic_loss
-from rllib_hpo.networks.critics import Critics
-from rllib_hpo.networks.mlp import ReluMLP
+from rllib_hpo.networks.mlp import make_mlp
+from rllib_hpo.networks.normalized_critics import make_critics
 from rllib_hpo.optim.steps import Steps
 from rllib_hpo.replay.layout import Batch
 from rllib_hpo.samplers.exploration import explored
@@ -43,40 +43,47 @@ class TD3Settings(NetworkSettings):
     )
 
     warmup_steps: Annotated[
-        PositiveInt, Field(description="First environment steps: uniform random actions, no updates.")
+        PositiveInt,
+        Field(description="Environment steps before the first update; warmup_policy chooses their actions."),
     ] = 25_000
     critic_lr: Annotated[
         PositiveFloat | None,
-        Field(description="Adam learning rate of the critics; null: that of the policy, lr."),
+        Field(description="Adam learning rate of the critics; null: lr, that of the policy."),
     ] = None
     num_critics: Annotated[
         int,
-        Field(ge=1, le=10, description="Critics whose minimum is the target; the policy follows the first."),
+        Field(
+            ge=1,
+            le=10,
+            description="Number of critics, whose minimum is the target; the policy maximises the first.",
+        ),
     ] = 2
     policy_delay: Annotated[
-        PositiveInt, Field(description="Updates of the critics for one of the policy and of all targets.")
+        PositiveInt, Field(description="Critic updates per update of the policy and of all target networks.")
     ] = 2
     target_noise: Annotated[
-        NonNegative, Field(description="Std of the noise at the target's actions, which are in [-1, 1].")
+        NonNegative, Field(description="Std of the noise on target actions, which are in [-1, 1].")
     ] = 0.2
-    target_noise_clip: Annotated[PositiveFloat, Field(description="Largest size of that noise.")] = 0.5
+    target_noise_clip: Annotated[
+        PositiveFloat, Field(description="Bound to which the target noise is clipped.")
+    ] = 0.5
     exploration_noise: Annotated[
-        NonNegative, Field(description="Std of the noise that explores; actions are in [-1, 1].")
+        NonNegative, Field(description="Std of the exploration noise; actions are in [-1, 1].")
     ] = 0.1
     exploration_process: Annotated[
         Literal["normal", "ou"],
-        Field(description="Noise that explores: independent at each step, or an Ornstein-Uhlenbeck process."),
+        Field(description="Exploration noise: independent at each step, or an Ornstein-Uhlenbeck process."),
     ] = "normal"
     ou_theta: Annotated[
         float,
-        Field(gt=0, le=1, description="Rate at which the Ornstein-Uhlenbeck process returns to 0, per step."),
+        Field(gt=0, le=1, description="Mean-reversion rate of the Ornstein-Uhlenbeck process, per step."),
     ] = 0.15
 
     @override
     def notices(self) -> list[str]:
         """List settings of the target's noise without effect."""
         if self.target_noise == 0 and "target_noise_clip" in self.model_fields_set:
-            return ["target_noise_clip changes nothing with target_noise=0."]
+            return ["target_noise_clip has no effect with target_noise=0."]
         return []
 
 
@@ -88,13 +95,17 @@ class DDPGSettings(TD3Settings):
 
     num_critics: Annotated[
         int,
-        Field(ge=1, le=10, description="Critics whose minimum is the target; the policy follows the first."),
+        Field(
+            ge=1,
+            le=10,
+            description="Number of critics, whose minimum is the target; the policy maximises the first.",
+        ),
     ] = 1
     policy_delay: Annotated[
-        PositiveInt, Field(description="Updates of the critics for one of the policy and of all targets.")
+        PositiveInt, Field(description="Critic updates per update of the policy and of all target networks.")
     ] = 1
     target_noise: Annotated[
-        NonNegative, Field(description="Std of the noise at the target's actions, which are in [-1, 1].")
+        NonNegative, Field(description="Std of the noise on target actions, which are in [-1, 1].")
     ] = 0.0
 
 
@@ -106,7 +117,8 @@ class DeterministicActor(Actor):
     def __init__(self, obs_dim: int, action_dim: int, settings: TD3Settings, seed: int) -> None:
         super().__init__(obs_dim, action_dim, settings)
         stream = torch_generator(seed, "initial weights", "policy")
-        self.policy = ReluMLP(obs_dim, settings.hidden_units, settings.policy_layers, action_dim, stream)
+        sizes = settings.hidden_units, settings.policy_layers
+        self.policy = make_mlp(obs_dim, *sizes, action_dim, stream, settings.policy_activation)
 
     @property
     @override
@@ -132,10 +144,8 @@ class TD3Model(DeterministicActor):
 
     def __init__(self, obs_dim: int, action_dim: int, settings: TD3Settings, seed: int) -> None:
         super().__init__(obs_dim, action_dim, settings, seed)
-        stream, units = torch_generator(seed, "initial weights", "critics"), settings.hidden_units
-        self.critics = Critics(
-            obs_dim, action_dim, units, settings.critic_layers, stream, settings.num_critics
-        )
+        stream = torch_generator(seed, "initial weights", "critics")
+        self.critics = make_critics(obs_dim, action_dim, settings, stream, settings.num_critics)
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         self.target_policy = copy.deepcopy(self.policy).requires_grad_(False)
 

@@ -106,10 +106,11 @@ def cost_table(runs: Sequence[Run]) -> Table | None:
         if env_id in DOING_NOTHING
     ]
     note = (
-        "Mean ± sample standard deviation over seeds of each seed's last five evaluations' mean. Within the limit are "
-        "seeds whose mean of the limited cost is at most the limit: d the discounted cost, which speeding late hardly "
-        "raises, u the undiscounted. Cost of training: of all its episodes. Predicted / real: the cost critic's value "
-        "at the start of the last ten training episodes over their discounted cost; far from 1 a shield means little."
+        "Mean ± sample standard deviation over seeds of the mean of each seed's last five evaluations. Within the "
+        "limit: seeds whose mean cost is at most the limit (d: on the discounted cost, which late violations "
+        "hardly raise; u: on the undiscounted). Cost of training: sum over all training episodes. Predicted / "
+        "real: the cost critic's value at the start of the last ten training episodes, divided by their discounted "
+        "cost; a shield is meaningful only where this is near 1."
         + "".join(f" {sentence}." for sentence in references)
     )
     return Table("costs", "Returns and costs", note + coverage(costly), columns, rows)

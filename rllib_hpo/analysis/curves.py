@@ -263,6 +263,7 @@ def _legend(figure: Figure, axes: Sequence[Axes], names: Mapping[str, str]) -> N
         ncols=columns,
         fontsize=9.5,
         frameon=False,
+        handlelength=2.8,  # a whole period of each line style
         labelcolor=_INK,
         title="   ".join(explanation),
         title_fontproperties={"size": 8},

@@ -58,7 +58,7 @@ def profile_figure(scores: Scores, series: Sequence[Series], rng: np.random.Gene
         )
     axis.set_xlabel(SCALE, fontsize=9, color=INK)
     axis.set_ylabel("share of runs above", fontsize=9, color=INK)
-    axis.legend(frameon=False, fontsize=9)
+    axis.legend(frameon=False, fontsize=9, handlelength=2.8)
     style_axis(axis)
     _explain(figure, scores, "shade: pointwise bootstrap 95% band")
     return figure
@@ -86,6 +86,8 @@ def improvement_figure(scores: Scores, series: Sequence[Series], rng: np.random.
     return figure
 
 
+_MARKERS = "osD^vPX*"
+"""Markers of series where the line style says something else."""
 DRIFT, NOISE = "displacement_drift", "displacement_noise"
 
 
@@ -100,14 +102,21 @@ def displacement_figure(runs: Sequence[Run]) -> Figure | None:
     tasks, cells, series = tasks_of(chains), cells_of(chains), series_of(runs)
     figure, axes = panels(len(tasks), 3.4)
     for axis, task in zip(axes, tasks, strict=True):
-        for one in series:
+        for place, one in enumerate(series):
             for name, style in ((DRIFT, "solid"), (NOISE, "dotted")):
                 own = [Curve(run.steps, run.diagnostics[name]) for run in cells.get((task, one.label), [])]
                 if own:
                     mean = mean_over_seeds(own)
                     label = f"{one.label}, {name.removeprefix('displacement_')}"
                     axis.plot(
-                        mean.steps, mean.mean, color=one.color, linestyle=style, linewidth=1.6, label=label
+                        mean.steps,
+                        mean.mean,
+                        color=one.color,
+                        linestyle=style,
+                        marker=_MARKERS[place % len(_MARKERS)],
+                        markersize=4,
+                        linewidth=1.6,
+                        label=label,
                     )
         axis.set_title(task.name, loc="left", fontsize=11, fontweight="bold", color=INK)
         axis.set_xlabel("environment steps", fontsize=9, color=INK)

@@ -16,6 +16,7 @@ from rllib_hpo.analysis.tables import NOTHING, Table
 from rllib_hpo.tasks.soft_q import THRESHOLDS
 
 SHOWN = {
+    "success_rate": "success rate",
     "goal_reached": "goal reached",
     "goal_reached_0": "goal 1",
     "goal_reached_1": "goal 2",
@@ -69,14 +70,14 @@ def outcomes_table(runs: Sequence[Run]) -> Table | None:
             if own := cells.get((task, one.label)):
                 values = [_cell([_last(run, name) for run in own]) for name in names]
                 rows.append([task.name, one.label, *values, _past([is_past(run) for run in own])])
-    columns = ["task", "algorithm", *(SHOWN[name] for name in names), "runs past the threshold"]
+    columns = ["task", "algorithm", *(SHOWN[name] for name in names), "runs beyond the threshold"]
     note = (
-        "Mean ± sample standard deviation over seeds. Shares of goals, net displacement (metres) and discounted "
-        "returns are of the last evaluation; farthest forward and nearest to the goal (metres) of all training. "
+        "Mean ± sample standard deviation over seeds. Success rates, shares of goals, net displacement (metres) and "
+        "discounted returns: last evaluation; farthest forward and nearest to the goal (metres): all of training. "
         "Thresholds: " + ", ".join(f"{env} {n} {s} {t:g}" for env, (n, s, t) in THRESHOLDS.items()) + ". "
         "In brackets Wilson 95% intervals."
     )
-    return Table("outcomes", "What came of episodes", note, columns, rows)
+    return Table("outcomes", "Outcomes of episodes", note, columns, rows)
 
 
 def _last(run: Run, name: str) -> float:

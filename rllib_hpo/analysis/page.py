@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from plotly.offline import get_plotlyjs
@@ -33,8 +34,9 @@ def write_page(data: Mapping[str, Any], path: Path) -> Path:
         data: `title` and `subtitle`; `tasks` (name, env_id); `series` (label, algorithm, variant, sweep, color, dash);
             `runs` (task and series as places in those lists, seed, trial_id, config, and an evaluation's steps,
             updates, wall_time_s, return_mean, return_std and diagnostics as lists of equal length); `tables` (title,
-            note, columns, rows); `figures` (title, note, svg, which must be trusted); `differences` (columns, rows);
-            `configs`, each trial's configuration by the runs' `config`.
+            note, columns, rows, sources: files beside the page, by what they are); `figures` (title, note, svg, which
+            must be trusted); `differences` (columns, rows, sources); `sources` of the trials; `configs`, each trial's
+            configuration by the runs' `config`.
         path: The file, say index.html.
 
     Raises:
@@ -100,7 +102,15 @@ def _policy(*scripts: str) -> str:
 
 def _table_section(table: Mapping[str, Any]) -> str:
     title = escape(table["title"])
-    return f'<section class="card"><h3>{title}</h3>{_note(table)}{_table(table["title"], table)}</section>'
+    content = f"{_note(table)}{_table(table['title'], table)}{_links(table)}"
+    return f'<section class="card"><h3>{title}</h3>{content}</section>'
+
+
+def _links(item: Mapping[str, Any]) -> str:
+    """Links to the files that a table came from and to those that have it."""
+    sources = item.get("sources") or {}
+    links = ", ".join(f'<a href="{escape(quote(href))}">{escape(name)}</a>' for name, href in sources.items())
+    return f'<p class="note">Files: {links}</p>' if links else ""
 
 
 def _note(item: Mapping[str, Any]) -> str:
@@ -156,14 +166,15 @@ def _differences(differences: Mapping[str, Any]) -> str:
     if not differences.get("rows"):
         what = "The configurations that are compared" if differences.get("searches") else "All configurations"
         return f'<p class="note">{what} are the same but for task and seed.</p>'
-    return _table("What differs", differences)
+    return _table("What differs", differences) + _links(differences)
 
 
 def _trials(data: Mapping[str, Any]) -> str:
     """A table row per run, in order; page.js opens the run's configuration on a click."""
     columns = ["trial", "task", "series", "seed", "steps reached", "last return", "wall time (h)"]
     numbers = [name not in ("trial", "task", "series") for name in columns]
-    return _scrolling_table("Trials", columns, numbers, [_trial(data, run) for run in data["runs"]])
+    rows = [_trial(data, run) for run in data["runs"]]
+    return _scrolling_table("Trials", columns, numbers, rows) + _links(data)
 
 
 def _trial(data: Mapping[str, Any], run: Mapping[str, Any]) -> str:

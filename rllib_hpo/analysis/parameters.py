@@ -72,8 +72,8 @@ def parameters_table(runs: Sequence[Run]) -> Table | None:
     if all(row[2] == NOTHING for row in rows):
         return None
     note = (
-        "Trainable parameters of the policy that is exported, target critics apart: of the base policy's network, of "
-        "the leapfrog's networks or the flows that a sampler adds, and the latter over the former."
+        "Trainable parameters of the exported policy, without target critics: those of the base policy network, "
+        "those that the sampler adds (networks of the leapfrog, flows), and their ratio."
     )
     columns = ["task", "algorithm", "base policy", "leapfrog or flows", "ratio"]
     return Table("parameters", "Parameters of the policy", note, columns, rows)

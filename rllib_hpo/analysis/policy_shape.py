@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from rllib_hpo.algorithms.sac import SamplerActor
@@ -113,15 +114,15 @@ def policy_shape(
     actor = policy.actor
     if not isinstance(actor, SamplerActor):
         raise SettingsError(
-            f"The policy is of '{policy.metadata.algorithm}', which has no sampler: only policies of soft "
-            "actor-critics have a shape."
+            f"A policy of '{policy.metadata.algorithm}' has no sampler to draw: give policies of soft "
+            "actor-critics."
         )
     for dim in dims:
         if not 0 <= dim < actor.action_dim:
             raise SettingsError(
                 f"--dims {dim} must be from 0 to {actor.action_dim - 1}, the action's dimensions."
             )
-    states = torch.as_tensor(obs)[None].expand(num_actions, -1)
+    states = actor.normalized(torch.as_tensor(obs)[None]).expand(num_actions, -1)
     noise = draw_noise(actor.sampler, num_actions, TorchStreams(seed, "policy shape"))
     after = actor.sample(states, noise, mode).action
     before = after
@@ -164,6 +165,7 @@ def side_by_side_figure(
         filled = _draw(column, shape, dims, (f"{name}\nbefore", "after"))
         bar = figure.colorbar(filled, ax=list(column), shrink=0.6, location="bottom")
         bar.ax.tick_params(labelsize=7)
+        bar.ax.xaxis.set_major_locator(MaxNLocator(4))
         text = "\n".join(_lines(numbers[name]))
         bar.set_label(f"Q, minimum of the target critics\n\n{text}", fontsize=8, color=_INK)
         column[1].set_xlabel(f"action dimension {dims[0]}", fontsize=9, color=_INK)
@@ -213,8 +215,9 @@ def _cell(interval: Interval) -> str:
 def shape_table(numbers: Mapping[str, ShapeNumbers]) -> Table:
     """The numbers of each policy, by its name."""
     note = (
-        "Share of draws whose Q rises along the leapfrog; total variance of the actions, after over before; and the "
-        "share of their variance that a Gaussian's quantiles leave unexplained. In brackets bootstrap 95% intervals."
+        "Share of draws whose Q rises along the leapfrog; ratio of the total variance of the actions after to that "
+        "before; and the share of their variance that the quantiles of a Gaussian do not explain. In brackets "
+        "bootstrap 95% intervals."
     )
     rows = [[name, *map(_cell, one)] for name, one in numbers.items()]
     return Table("policy-shape", "Shape of the policy", note, ["policy", *COLUMNS], rows)

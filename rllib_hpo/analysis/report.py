@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from rllib_hpo.analysis.costs import cost_figure, cost_table
@@ -25,12 +26,17 @@ from rllib_hpo.analysis.outcomes import outcomes_table, threshold_figure
 from rllib_hpo.analysis.page import write_page
 from rllib_hpo.analysis.parameters import parameters_table
 from rllib_hpo.analysis.runs import Run, runs_of, series_of, tasks_of
-from rllib_hpo.analysis.searches import problems_table, search_tables
+from rllib_hpo.analysis.search_figures import search_figures
+from rllib_hpo.analysis.searches import problems_table, search_tables, searches_in
 from rllib_hpo.analysis.tables import Table, all_tables, differences_table, final, normalised, scores_of
 from rllib_hpo.errors import UserError
 from rllib_hpo.results.atomic import write_atomically
 from rllib_hpo.results.configurations import cells_in
 
+EVALUATIONS = "evaluations.csv"
+"""File of all evaluations, beside the page."""
+_ROWS = f"rows ({EVALUATIONS})"
+_PLOTLY_DASHES = {"dashed": "dash", "dotted": "dot"}
 SEED = 0
 """Seed of the bootstrap, so that the same rows give the same report."""
 
@@ -56,7 +62,8 @@ def write_report(table: pa.Table, out: Path, title: str = "") -> dict[str, Path]
         raise UserError("There are no evaluation rows to report on.")
     runs = runs_of(table)
     tables = tables_of(table, runs)
-    figures = _figures(table, runs)
+    with rc_context({"text.parse_math": False}):  # a label is text, also with a dollar sign
+        figures = _figures(table, runs)
     images = {name: to_bytes(figure, "svg") for name, (figure, _) in figures.items()}
     for name, (figure, _) in figures.items():
         for kind in ("pdf", "png"):
@@ -76,7 +83,7 @@ def write_report(table: pa.Table, out: Path, title: str = "") -> dict[str, Path]
         "page": write_page(data, out / "index.html"),
         "figures": out / "figures",
         "tables": write_atomically(out / "tables.md", markdown.encode()).parent / "tables.md",
-        "evaluations": write_atomically(out / "evaluations.csv", _evaluations(table)),
+        "evaluations": write_atomically(out / EVALUATIONS, _evaluations(table)),
     }
 
 
@@ -108,6 +115,7 @@ def page_data(
         "series": [
             {
                 **one._asdict(),
+                "dash": _PLOTLY_DASHES.get(one.dash, one.dash),
                 "algorithm": first[one.label].algorithm,
                 "variant": first[one.label].variant,
                 "sweep": first[one.label].sweep,
@@ -131,16 +139,30 @@ def page_data(
             for run in runs
         ],
         "tables": [
-            {"title": one.title, "note": one.note, "columns": one.columns, "rows": one.rows} for one in tables
+            {
+                "title": one.title,
+                "note": one.note,
+                "columns": one.columns,
+                "rows": one.rows,
+                "sources": _sources(one.name),
+            }
+            for one in tables
         ],
         "figures": [],
         "differences": {
             "columns": differences.columns,
             "rows": differences.rows,
+            "sources": _sources(differences.name),
             "searches": sum(cell.is_search for cell in cells_in(table).values()),
         },
+        "sources": {_ROWS: EVALUATIONS},
         "configs": {run.config_hash: dict(run.config) for run in runs},
     }
+
+
+def _sources(name: str) -> dict[str, str]:
+    """The files beside the page that have a table's rows and the table, by what they are."""
+    return {_ROWS: EVALUATIONS, "table (CSV)": f"tables/{name}.csv", "table (LaTeX)": f"tables/{name}.tex"}
 
 
 def _subtitle(table: pa.Table, runs: Sequence[Run]) -> str:
@@ -162,8 +184,11 @@ def _counted(table: pa.Table, runs: Sequence[Run]) -> str:
 
 def _figures(table: pa.Table, runs: Sequence[Run]) -> dict[str, tuple[Figure, str]]:
     """Figures with captions; those over all tasks only if scores can be normalised."""
-    if not runs:  # of a search alone there is nothing to average
-        return {}
+    searches = search_figures(searches_in(table))
+    return {**(_figures_of_runs(table, runs) if runs else {}), **searches}
+
+
+def _figures_of_runs(table: pa.Table, runs: Sequence[Run]) -> dict[str, tuple[Figure, str]]:
     figures = {"curves": (learning_curve_figure(table), "Learning curves")}
     costs = cost_figure(runs)
     if costs is not None:

@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 
 from rllib_hpo.algorithms.registry import algorithm_names, complete_config, title
 from rllib_hpo.results.configurations import CellKey, cells_in
+from rllib_hpo.results.schema import SUCCESS_RATE
 from rllib_hpo.tasks import all_tasks
 
 Floats = NDArray[np.float64]
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's, which the colour-blind can tell apart; lines differ in their dashes besides."""
+"""Okabe and Ito's, which the colour-blind can tell apart."""
 DASHES = ("solid", "dashed", "dashdot", "dotted")
+"""Line styles, so that neighbours differ without colour, too; with the colours they repeat after 28 labels."""
 BASELINE = "SAC"
 """The baseline of comparisons, if there are runs of it."""
 
@@ -54,7 +56,7 @@ class Run:
     numbers: Mapping[str, Floats]
     """(N,) each: return_mean, return_std, updates and wall_time_s."""
     diagnostics: Mapping[str, Floats]
-    """(N,) each, NaN where there was none yet."""
+    """(N,) each, NaN where there was none yet; the column success_rate among them, where it is not null."""
     costs: Mapping[str, Floats] = field(default_factory=dict)
     """(N,) each of `COSTS`, NaN where null; none for a task without a cost."""
 
@@ -104,13 +106,15 @@ def runs_of(table: pa.Table) -> list[Run]:
         if not cell.is_search:
             places[(*key, cell.lines[columns["config_hash"][place]])].append(place)
     numbers = {name: table[name].to_numpy().astype(np.float64) for name in (*_NUMBERS, *COSTS)}
-    diagnostics = [dict(pairs) for pairs in table["diagnostics"].to_pylist()]
+    diagnostics = [
+        dict(pairs) | ({} if rate is None else {SUCCESS_RATE: rate})
+        for pairs, rate in zip(table["diagnostics"].to_pylist(), table[SUCCESS_RATE].to_pylist(), strict=True)
+    ]
     configs = {hash_: complete_config(json.loads(text)) for hash_, text in _distinct(table)}
     runs = []
     for (sweep, algorithm, variant, task, env_id, seed, line), own in places.items():
         last = own[-1]
         steps, groups = _by_step([columns["env_steps"][place] for place in own], own)
-        names = sorted({name for place in own for name in diagnostics[place]})
         hash_ = columns["config_hash"][last]
         means = {
             name: np.array([values[group].mean() for group in groups]) for name, values in numbers.items()
@@ -130,13 +134,16 @@ def runs_of(table: pa.Table) -> list[Run]:
                 steps=steps,
                 numbers={name: means[name] for name in _NUMBERS},
                 costs={name: means[name] for name in COSTS} if has_costs else {},
-                diagnostics={
-                    name: np.array([diagnostics[group[-1]].get(name, np.nan) for group in groups])
-                    for name in names
-                },
+                diagnostics=_latest(diagnostics, groups),
             )
         )
     return sorted(runs, key=lambda run: (_task_sort_key(run.task), _sort_key(run.label), run.seed))
+
+
+def _latest(diagnostics: Sequence[Mapping[str, float]], groups: Sequence[Sequence[int]]) -> dict[str, Floats]:
+    """Diagnostics by name, each from the last row of every group; NaN where that row lacks it."""
+    names = sorted({name for group in groups for place in group for name in diagnostics[place]})
+    return {name: np.array([diagnostics[group[-1]].get(name, np.nan) for group in groups]) for name in names}
 
 
 _KEYS = ("sweep", "algorithm", "variant", "task", "env_id", "seed")
@@ -175,10 +182,7 @@ def label_of(algorithm: str, variant: str, sweep: str = "", line: str = "") -> s
 def series_of(runs: Iterable[Run]) -> list[Series]:
     """Series of each label: the baseline, the other known algorithms, then by name."""
     labels = sorted({run.label for run in runs}, key=_sort_key)
-    return [
-        Series(label, COLORS[i % len(COLORS)], DASHES[i // len(COLORS) % len(DASHES)])
-        for i, label in enumerate(labels)
-    ]
+    return [Series(label, COLORS[i % len(COLORS)], DASHES[i % len(DASHES)]) for i, label in enumerate(labels)]
 
 
 def tasks_of(runs: Iterable[Run]) -> list[TaskId]:

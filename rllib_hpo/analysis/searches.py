@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -15,35 +16,56 @@ from rllib_hpo.results.configurations import Cell, CellKey, cells_in, exactly, f
 from rllib_hpo.results.schema import EvaluationRow, rows_from_arrow
 
 
+class SearchRows(NamedTuple):
+    """The rows of one search."""
+
+    key: CellKey
+    cell: Cell
+    trials: dict[str, list[EvaluationRow]]
+    """Rows by trial, in the order of steps."""
+    configs: dict[str, dict[str, Any]]
+    """Configurations by hash, complete."""
+
+    @property
+    def title(self) -> str:
+        """Algorithm, variant and sweep, and the task."""
+        return f"{label_of(self.key.algorithm, self.key.variant, self.key.sweep)} on {self.key.task}"
+
+
+def searches_in(table: pa.Table) -> list[SearchRows]:
+    """The searches in a table of `read_rows`, in the order of their keys."""
+    searches = {key: cell for key, cell in cells_in(table).items() if cell.is_search}
+    if not searches:
+        return []
+    trials: dict[CellKey, dict[str, list[EvaluationRow]]] = {key: defaultdict(list) for key in searches}
+    for row in rows_from_arrow(table):
+        key = CellKey(row.sweep, row.task, row.env_id, row.algorithm, row.variant)
+        if key in searches:
+            trials[key][row.trial_id].append(row)
+    return [_search(key, searches[key], trials[key]) for key in sorted(searches)]
+
+
+def _search(key: CellKey, cell: Cell, trials: Mapping[str, Sequence[EvaluationRow]]) -> SearchRows:
+    ordered = {trial: sorted(rows, key=lambda row: row.env_steps) for trial, rows in trials.items()}
+    configs = {row.config_hash: row.config_json for rows in ordered.values() for row in rows}
+    return SearchRows(
+        key, cell, ordered, {hash_: filled(json.loads(text)) for hash_, text in configs.items()}
+    )
+
+
 def search_tables(table: pa.Table) -> list[Table]:
     """A table of trials for each search in a table of `read_rows`, best return first.
 
     Nothing is averaged: the trials of a search differ in more than their seeds, so they are no seeds of one another.
     """
-    searches = {key: cell for key, cell in cells_in(table).items() if cell.is_search}
-    if not searches:
-        return []
-    trials: dict[CellKey, dict[str, list[EvaluationRow]]] = {key: defaultdict(list) for key in searches}
-    for row in rows_from_arrow(table):  # in the order of steps within a trial and seed
-        key = CellKey(row.sweep, row.task, row.env_id, row.algorithm, row.variant)
-        if key in searches:
-            trials[key][row.trial_id].append(row)
-    return [
-        _search_table(number, key, searches[key], trials[key])
-        for number, key in enumerate(sorted(searches), start=1)
-    ]
+    return [_search_table(number, search) for number, search in enumerate(searches_in(table), start=1)]
 
 
-def _search_table(
-    number: int, key: CellKey, cell: Cell, trials: Mapping[str, Sequence[EvaluationRow]]
-) -> Table:
-    ordered = {trial: sorted(rows, key=lambda row: row.env_steps) for trial, rows in trials.items()}
-    configs = {
-        row.config_hash: filled(json.loads(row.config_json)) for rows in trials.values() for row in rows
-    }
+def _search_table(number: int, search: SearchRows) -> Table:
+    cell, configs = search.cell, search.configs
     shown = {name: shown_values(config.get(name) for config in configs.values()) for name in cell.differing}
     rows = []
-    for trial, own in sorted(ordered.items(), key=lambda one: one[1][-1].return_mean, reverse=True):
+    for trial, own in sorted(search.trials.items(), key=lambda one: one[1][-1].return_mean, reverse=True):
         settings = [
             _course([shown[name][exactly(configs[row.config_hash].get(name))] for row in own])
             for name in cell.differing
@@ -51,12 +73,11 @@ def _search_table(
         best = max(row.return_mean for row in own)
         last = own[-1]
         rows.append([trial, *settings, f"{last.env_steps:,}", f"{last.return_mean:,.1f}", f"{best:,.1f}"])
-    label = label_of(key.algorithm, key.variant, key.sweep)
     note = (
         f"This is {cell.refusal}. No mean is taken over its trials, and it is left out of every comparison."
     )
     columns = ["trial", *cell.differing, "steps", "latest", "best"]
-    return Table(f"search-{number}", f"Search: {label} on {key.task}", note, columns, rows)
+    return Table(f"search-{number}", f"Search: {search.title}", note, columns, rows)
 
 
 def _course(values: Sequence[str]) -> str:
@@ -70,7 +91,5 @@ def problems_table(table: pa.Table) -> Table | None:
     problems: list[Problem] = check(table)
     if not problems:
         return None
-    note = "What `rllib-hpo results check` says of these rows."
-    return Table(
-        "check", "What is wrong with the rows", note, ["kind", "what"], [list(one) for one in problems]
-    )
+    note = "Findings of `rllib-hpo results check` in these rows."
+    return Table("check", "Problems in the rows", note, ["kind", "what"], [list(one) for one in problems])

@@ -179,7 +179,7 @@ def coverage(runs: Sequence[Run]) -> str:
         for task in common
         if common[task] < max(int(run.steps[-1]) for run in runs if run.task == task)
     ]
-    return f" Not all runs are complete; compared here: {', '.join(behind)}." if behind else ""
+    return f" Not all runs are complete; compared: {', '.join(behind)}." if behind else ""
 
 
 def _by_task(scores: Scores, name: str, title: str, what: str, runs: Sequence[Run]) -> Table:
@@ -362,7 +362,7 @@ def differences_table(runs: Sequence[Run]) -> Table:
             continue
         if len({frozenset(by_label.get(label, set())) for label in labels}) > 1:
             rows.append([name, *(", ".join(sorted(by_label.get(label, {NOTHING}))) for label in labels)])
-    note = "Several values in a cell are those of different tasks."
+    note = "Several values in a cell belong to different tasks."
     return Table("differences", "What differs", note, ["setting", *labels], rows)
 
 

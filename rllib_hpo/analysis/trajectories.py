@@ -73,7 +73,7 @@ def roll_out(policy: DeployedPolicy, num: int, seed: int = 0, *, explores: bool 
         paths: list[list[Array]] = [[_position(env)] for env in envs]
         found: list[outcomes.Outcome] = [{} for _ in envs]
         streams, noise = TorchStreams(seed, "trajectories"), EvaluationNoise(actor, range(seed, seed + num))
-        memory = actor.begin(torch.from_numpy(obs), explores=explores)
+        memory = actor.begin_episodes(torch.from_numpy(obs), explores=explores)
         running = list(range(num))
         while running:
             if not explores:
@@ -124,7 +124,7 @@ def trajectories_figure(
         boundary.close(scene)
     figure.supxlabel(
         f"{env}: {len(rollouts[0].paths)} episodes of each policy, seen from above, in metres"
-        + (f"; {_NUM_ACTIONS} actions in a state over Q, where the policy holds it" if with_states else ""),
+        + (f"; {_NUM_ACTIONS} actions in one state over Q, if the policy contains Q" if with_states else ""),
         fontsize=7.5,
         color=MUTED,
     )
@@ -162,7 +162,9 @@ def _draw_actions(axis: Axes, actor: Actor, state: tuple[float, float], seed: in
         grid = torch.linspace(-1, 1, _RESOLUTION)
         y, x = torch.meshgrid(grid, grid, indexing="ij")
         actions = torch.stack([x.reshape(-1), y.reshape(-1)], -1)
-        q = critics.minimum(obs[:1].expand(len(actions), -1), actions).view(_RESOLUTION, _RESOLUTION)
+        q = critics.minimum(actor.normalized(obs[:1]).expand(len(actions), -1), actions).view(
+            _RESOLUTION, _RESOLUTION
+        )
         axis.contourf(grid, grid, q, levels=20, cmap="Greys", alpha=0.75)
     axis.plot(*drawn.T, ".", color=_COLORS[0], markersize=3, alpha=0.6)
     axis.set_title(f"actions at ({state[0]:g}, {state[1]:g})", loc="left", fontsize=9, color=INK)

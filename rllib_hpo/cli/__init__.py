@@ -11,43 +11,50 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Annotated
 
 import typer
 from rich.logging import RichHandler
 
+import rllib_hpo
 from rllib_hpo.cli import failures
-from rllib_hpo.cli.cluster import check_cluster, doctor
+from rllib_hpo.cli.cluster import check_cluster, doctor, init_cluster
 from rllib_hpo.cli.console import errors
 from rllib_hpo.cli.jobs import fetch, status, stop, submit
 from rllib_hpo.cli.listings import settings, tasks
-from rllib_hpo.cli.policies import convert, evaluate, export, policy_shape, trajectories
+from rllib_hpo.cli.policies import convert, enjoy, evaluate, export, policy_shape, trajectories, zoo
 from rllib_hpo.cli.results import add, check, compact, report, show
 from rllib_hpo.cli.runs import train
-from rllib_hpo.cli.sweeps import dashboard, sweep
+from rllib_hpo.cli.sweeps import dashboard, sweep, sweeps
+from rllib_hpo.cli.tuning import tune
 from rllib_hpo.errors import UserCodeError, UserError
 from rllib_hpo.experiments.process.standard_streams import make_streams_safe
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="Train, sweep and compare SAC, SAC-NF and SAC-HPO (actions evolved by Hamiltonian dynamics) on Ray RLlib.",
+    help="Train, sweep and compare maximum-entropy algorithms with expressive policies on Ray RLlib.",
     epilog="Start with: `rllib-hpo train --algorithm sac-hpo --task hopper --steps 30000 --out runs/first`",
 )
 app.command()(train)
 app.command()(sweep)
+app.command()(sweeps)
+app.command()(tune)
 app.command()(dashboard)
 app.command()(evaluate)
+app.command()(enjoy)
+app.command()(zoo)
 app.command()(export)
 app.command()(convert)
 app.command()(policy_shape)
 app.command()(trajectories)
 app.command()(report)
 app.command(
-    # Pass the options of `sweep` to `submit` unparsed.
+    # Pass the options of `sweep` and `tune` to `submit` unparsed.
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-    options_metavar="SWEEP.yaml [OPTIONS] [OPTIONS OF rllib-hpo sweep]",
+    options_metavar="FILE.yaml [OPTIONS] [OPTIONS OF rllib-hpo sweep OR tune]",
 )(submit)
 app.command()(status)
 app.command()(fetch)
@@ -56,18 +63,35 @@ app.command()(doctor)
 app.command()(tasks)
 app.command()(settings)
 
-results_app = typer.Typer(
-    no_args_is_help=True, help="Look at evaluation rows, and keep their files in order."
-)
+results_app = typer.Typer(no_args_is_help=True, help="Show, check and maintain evaluation rows.")
 results_app.command()(show)
 results_app.command()(compact)
 results_app.command()(add)
 results_app.command()(check)
 app.add_typer(results_app, name="results")
 
-cluster_app = typer.Typer(no_args_is_help=True, help="Clusters for sweeps; the files are in `cluster`.")
+cluster_app = typer.Typer(no_args_is_help=True, help="Write and check the cluster files of sweeps.")
+cluster_app.command("init")(init_cluster)
 cluster_app.command("check")(check_cluster)
 app.add_typer(cluster_app, name="cluster")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"rllib-hpo {rllib_hpo.__version__}")  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version, and stop."
+        ),
+    ] = False,
+) -> None:
+    """Take the options that stand before any command."""
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ def report(error: Exception) -> int:
         errors.print(f"Error: {error.filename}: {reason(error)}.", style="red", soft_wrap=True)
         return 2
     if isinstance(error, MemoryError):
-        errors.print("Error: There is not enough memory for this; ask for less.", style="red", soft_wrap=True)
+        errors.print("Error: Out of memory; reduce the size of the request.", style="red", soft_wrap=True)
         return 2
     what = f"{type(error).__name__}: {reason(error)}"
     trace = "".join(traceback.format_exception(error))
@@ -39,7 +39,9 @@ def report(error: Exception) -> int:
         errors.print(trace)
         errors.print(f"Internal error: {what}.", style="red", soft_wrap=True)
     else:
-        errors.print(f"Internal error: {what}; please report it with {path}.", style="red", soft_wrap=True)
+        errors.print(
+            f"Internal error: {what}; please report it and attach {path}.", style="red", soft_wrap=True
+        )
     return 1
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from rllib_hpo.algorithms.registry import BUILT_IN
-from rllib_hpo.errors import SettingsError
+from rllib_hpo.errors import SettingsError, UnknownNameError, UserError
 from rllib_hpo.results.paths import absolute
 
 ALGORITHMS = ", ".join(BUILT_IN)
@@ -19,6 +20,17 @@ path_option = partial(typer.Option, parser=absolute, metavar="PATH")
 """Option for a path: expands `~`, and makes a relative path absolute before any other processing."""
 path_argument = partial(typer.Argument, parser=absolute)
 """Argument for a path, processed as in `path_option`."""
+
+
+def sweep_file(given: str) -> Path:
+    """Parse a sweep file's path, or the name of one that comes with the package."""
+    from rllib_hpo.experiments.config.shipped import find_sweep_file
+
+    try:
+        return find_sweep_file(given)
+    except UnknownNameError as error:  # a ValueError, of which typer would make a message of its own
+        raise UserError(str(error)) from None
+
 
 Imports = Annotated[
     list[str] | None,
@@ -30,16 +42,19 @@ Imports = Annotated[
 ]
 Wandb = Annotated[
     Literal["offline", "online", "disabled"],
-    typer.Option(help="Weights & Biases; offline needs no account."),
+    typer.Option(help="Mode of Weights & Biases; offline needs no account."),
 ]
 WandbArtifacts = Annotated[
     bool,
     typer.Option(
-        "--wandb-artifacts", help="Give W&B each checkpoint too, some megabytes without its replay."
+        "--wandb-artifacts", help="Upload each checkpoint to W&B too: a few megabytes, without its replay."
     ),
 ]
 WandbVideo = Annotated[
-    bool, typer.Option("--wandb-video", help="Film a noise-free episode for W&B when all steps are made.")
+    bool,
+    typer.Option(
+        "--wandb-video", help="Record a video of a noise-free episode for W&B at the end of training."
+    ),
 ]
 
 _SETTINGS = {
@@ -80,10 +95,10 @@ def pairs(texts: Iterable[str]) -> dict[str, str]:
             key, equals, value = (word.strip() for word in part.partition("="))
             if not (key and equals):
                 raise SettingsError(
-                    f"--only {text} must be KEY=VALUE,..., as in task=hopper,algorithm=sac-hpo."
+                    f"--only {text} must be KEY=VALUE,..., for example task=hopper,algorithm=sac-hpo."
                 )
             if found.setdefault(key, value) != value:
                 raise SettingsError(
-                    f"--only {key}={value}: {key} is {found[key]} already; a trial has one {key}."
+                    f"--only {key}={value}: {key} is already {found[key]}, and a trial has only one {key}."
                 )
     return found

@@ -1,4 +1,4 @@
-"""Use a trained policy: `rllib-hpo evaluate`, `export`, `convert`, `policy-shape`, `trajectories`."""
+"""Use a trained policy: `rllib-hpo evaluate`, `enjoy`, `zoo`, `export`, `convert`, `policy-shape`, `trajectories`."""
 
 from __future__ import annotations
 
@@ -14,17 +14,15 @@ from rllib_hpo.errors import SettingsError
 
 
 def evaluate(
-    checkpoint: Annotated[
-        Path, path_argument(help="A checkpoint, or a run directory (its newest checkpoint).")
-    ],
-    episodes: Annotated[int, typer.Option(min=1, help="Noise-free episodes to play.")] = 10,
+    checkpoint: Annotated[Path, path_argument(help="Checkpoint, or run directory (its newest checkpoint).")],
+    episodes: Annotated[int, typer.Option(min=1, help="Number of noise-free episodes.")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the episodes.")] = 0,
     video: Annotated[
-        Path | None, path_option(help="Film one more episode into this file (.mp4 or .gif).")
+        Path | None, path_option(help="Record one more episode as a video in this file (.mp4 or .gif).")
     ] = None,
     imports: Imports = None,
 ) -> None:
-    """Play noise-free episodes with a trained policy. Checkpoints are pickles: load those you trust only."""
+    """Play noise-free episodes with a trained policy. Checkpoints are pickles: load only those you trust."""
     import_all(imports)
     from rllib_hpo.experiments.runs.evaluate import evaluate_checkpoint, film
     from rllib_hpo.experiments.runs.train import quiet_ray
@@ -40,29 +38,78 @@ def evaluate(
         f"episode length {statistics['episode_length_mean']:.0f}",
         soft_wrap=True,
     )
+    if played.successes:
+        console.print(f"{sum(played.successes):.0f} of {len(played.successes)} episodes succeeded")
     if played.costs is not None:
         costs = cost_statistics(*played.costs, played.lengths)
         console.print(
             f"cost {costs['cost_mean']:.1f} ± {costs['cost_sd']:.1f}, discounted "
             f"{costs['cost_discounted_mean']:.1f}; limit {manifest['config']['cost_limit']:g} "
-            f"({manifest['config']['cost_discounting']}), {100 * costs['violation_share']:.1f} % of the steps cost",
+            f"({manifest['config']['cost_discounting']}), {100 * costs['violation_share']:.1f} % of the steps have "
+            "a cost",
             soft_wrap=True,
         )
     if video is not None:
         console.print(f"{video} (return {film(checkpoint, video, seed):.1f})")
 
 
-def export(
-    checkpoint: Annotated[
-        Path, path_argument(help="A checkpoint, or a run directory (its newest checkpoint).")
+def zoo() -> None:
+    """List the trained policies that come with the package, with their returns and what trained them."""
+    from rllib_hpo.experiments.runs.zoo import residents
+
+    table = Table(
+        "policy",
+        "environment",
+        Column("steps", justify="right"),
+        Column("return", justify="right"),
+        "trained by",
+    )
+    for one in residents():
+        score = f"{one.return_mean:,.1f} ± {one.return_std:,.1f}"
+        table.add_row(one.name, one.env_id, f"{one.env_steps:,}", score, one.command)
+    console.print(table)
+    console.print(
+        "Returns: mean ± standard deviation over the episodes of the last evaluation, one seed. "
+        "Watch one: rllib-hpo enjoy POLICY",
+        soft_wrap=True,
+    )
+
+
+def enjoy(
+    policy: Annotated[
+        str, typer.Argument(help="A policy that `rllib-hpo zoo` lists, or an exported one (.safetensors).")
     ],
-    format_: Annotated[str, typer.Option("--format", help="torch-export, onnx or safetensors.")],
-    out: Annotated[Path, path_option(help="The file to write.")],
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes to play in the window.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the episodes.")] = 0,
+    video: Annotated[
+        Path | None, path_option(help="Film one episode into this file (.mp4 or .gif) instead.")
+    ] = None,
+    imports: Imports = None,
+) -> None:
+    """Watch a trained policy play noise-free episodes, in a window or as a film. The files hold no code."""
+    import_all(imports)
+    from rllib_hpo.deployment import load_policy_file
+    from rllib_hpo.experiments.runs.zoo import film_policy, find_policy, play_in_window
+
+    loaded = load_policy_file(find_policy(policy))
+    if video is not None:
+        played = [film_policy(loaded, video, seed)]
+        console.print(str(video), soft_wrap=True)
+    else:
+        played = play_in_window(loaded, episodes, seed)
+    for one in played:
+        console.print(f"return {one.returns[0]:,.1f} in {one.lengths[0]:,} steps")
+
+
+def export(
+    checkpoint: Annotated[Path, path_argument(help="Checkpoint, or run directory (its newest checkpoint).")],
+    format_: Annotated[str, typer.Option("--format", help="Format: torch-export, onnx or safetensors.")],
+    out: Annotated[Path, path_option(help="File to write.")],
     imports: Imports = None,
 ) -> None:
     """Write the noise-free policy to a file: observation in, action within the environment's bounds out.
 
-    Checkpoints are pickles: load those you trust only. The exported files are not.
+    Checkpoints are pickles: load only those you trust. The exported files are not.
     """
     import_all(imports)
     from rllib_hpo.experiments.runs.train import quiet_ray
@@ -74,15 +121,13 @@ def export(
 
 
 def convert(
-    checkpoint: Annotated[
-        Path, path_argument(help="A checkpoint, or a run directory (its newest checkpoint).")
-    ],
+    checkpoint: Annotated[Path, path_argument(help="Checkpoint, or run directory (its newest checkpoint).")],
     out: Annotated[Path, path_option(help="Directory of the new checkpoint.")],
     imports: Imports = None,
 ) -> None:
     """Turn a checkpoint of RLlib's new API stack into one of its old stack, or back; actions stay the same.
 
-    Checkpoints are pickles: load those you trust only.
+    Checkpoints are pickles: load only those you trust.
     """
     import_all(imports)
     from rllib_hpo.experiments.runs.train import quiet_ray
@@ -98,26 +143,27 @@ def policy_shape(
     policies: Annotated[
         list[Path],
         path_argument(
-            help="Checkpoints, run directories, or exported and kept policies (.safetensors); several are drawn side "
-            "by side."
+            help="Checkpoints, run directories, or policy files (.safetensors); several are drawn side by side."
         ),
     ],
-    dims: Annotated[str, typer.Option(help="The two action dimensions to show, from 0.")] = "0,1",
+    dims: Annotated[str, typer.Option(help="Two action dimensions to show, counted from 0.")] = "0,1",
     out: Annotated[
-        Path, path_option(help="The figure: .png, .pdf or .svg; the numbers go beside it, as .csv.")
+        Path, path_option(help="Figure file (.png, .pdf or .svg); the numbers are written beside it as .csv.")
     ] = Path("policy-shape.png"),
-    mode: Annotated[Literal["explore", "train"], typer.Option(help="Whose momentum.")] = "explore",
-    actions: Annotated[int, typer.Option(min=1, help="How many to draw.")] = 1_000,
+    mode: Annotated[
+        Literal["explore", "train"], typer.Option(help="Momentum of exploration, or of training.")
+    ] = "explore",
+    actions: Annotated[int, typer.Option(min=1, help="Number of actions to draw.")] = 1_000,
     after_steps: Annotated[
-        int, typer.Option(min=0, help="Steps of a noise-free episode to the state that is shown.")
+        int, typer.Option(min=0, help="Steps of a noise-free episode before the state that is shown.")
     ] = 50,
-    seed: Annotated[int, typer.Option(min=0, help="Of the episode and the draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the episode and the draws.")] = 0,
     imports: Imports = None,
 ) -> None:
-    """Draw actions before and after the leapfrog over the contours of Q, and say in numbers how they differ.
+    """Draw actions before and after the leapfrog over the contours of Q, and print how they differ.
 
-    Several policies are drawn in one state, of an episode of the last. Checkpoints are pickles: load those you trust
-    only. Exported policies are not.
+    Several policies are drawn in the same state, from an episode of the last one. Checkpoints are pickles: load only
+    those you trust. Exported policies are not.
     """
     import_all(imports)
     from rllib_hpo.analysis.policy_shape import write_policy_shape
@@ -125,7 +171,7 @@ def policy_shape(
 
     first, _, second = dims.partition(",")
     if not (first.strip().isdigit() and second.strip().isdigit()):
-        raise SettingsError(f"--dims {dims} must be two numbers, as in 0,1.")
+        raise SettingsError(f"--dims {dims} must be two numbers, for example 0,1.")
     loaded = [
         load_policy_file(path) if path.suffix == ".safetensors" else _of_checkpoint(path) for path in policies
     ]
@@ -140,21 +186,21 @@ def policy_shape(
 def trajectories(
     policies: Annotated[
         list[Path],
-        path_argument(help="Checkpoints, run directories, or exported and kept policies (.safetensors)."),
+        path_argument(help="Checkpoints, run directories, or policy files (.safetensors)."),
     ],
     out: Annotated[
-        Path, path_option(help="The figure: .png, .pdf or .svg; the numbers go beside it, as .csv.")
+        Path, path_option(help="Figure file (.png, .pdf or .svg); the numbers are written beside it as .csv.")
     ] = Path("trajectories.png"),
-    episodes: Annotated[int, typer.Option(min=1, help="Of each policy.")] = 100,
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes per policy.")] = 100,
     actions: Annotated[
-        Literal["explore", "evaluate"], typer.Option(help="Actions as in training, or as in evaluations.")
+        Literal["explore", "evaluate"], typer.Option(help="Act as in training, or as in evaluations.")
     ] = "explore",
-    seed: Annotated[int, typer.Option(min=0, help="Of the episodes and of all noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the episodes and of all noise.")] = 0,
     imports: Imports = None,
 ) -> None:
-    """Draw where policies go on multi-goal, the snake or the quadruped, and say which goals they reach.
+    """Draw the paths of policies on multi-goal, the snake or the quadruped, and print which goals they reach.
 
-    Checkpoints are pickles: load those you trust only. Exported policies are not.
+    Checkpoints are pickles: load only those you trust. Exported policies are not.
     """
     import_all(imports)
     from rllib_hpo.analysis.trajectories import write_trajectories

@@ -18,7 +18,7 @@ Directories = Annotated[
     list[str],
     typer.Argument(
         parser=absolute_or_uri,
-        help="Directories of runs or sweeps, or any that hold rows; or URIs of storage.",
+        help="Directories of runs, sweeps or result rows, or storage URIs of sweeps.",
     ),
 ]
 
@@ -26,9 +26,9 @@ Directories = Annotated[
 def report(
     directories: Directories,
     out: Annotated[Path, path_option(help="Directory of the report.")] = Path("report"),
-    title: Annotated[str, typer.Option(help="Of the page. Default: the names of the sweeps.")] = "",
+    title: Annotated[str, typer.Option(help="Title of the page. Default: the names of the sweeps.")] = "",
 ) -> None:
-    """Make one page (index.html, works from disk), figures, and tables for papers out of evaluation rows."""
+    """Make a report from evaluation rows: a page (index.html, opens from disk), figures, and tables for papers."""
     from rllib_hpo.analysis.report import write_report
 
     written = write_report(_rows(directories), out, title)
@@ -39,10 +39,13 @@ def report(
 def show(
     directories: Directories,
     full: Annotated[
-        bool, typer.Option("--full", help="All tables of a report: intervals, comparisons, steps to reach.")
+        bool,
+        typer.Option(
+            "--full", help="Print all tables of a report: intervals, comparisons, steps to a return."
+        ),
     ] = False,
 ) -> None:
-    """Print the table so far; also while a sweep is running."""
+    """Print the results so far; also while a sweep is running."""
     from rllib_hpo.analysis.report import tables_of
     from rllib_hpo.analysis.runs import runs_of
     from rllib_hpo.analysis.searches import search_tables
@@ -62,22 +65,24 @@ def show(
 
 
 def compact(
-    directory: Annotated[Path, path_argument(help="A directory that holds rows, also of a running sweep.")],
+    directory: Annotated[Path, path_argument(help="Directory of rows, also of a running sweep.")],
 ) -> None:
-    """Merge thousands of row files into one for each algorithm and task; no row is lost."""
+    """Merge row files into one per algorithm and task, without losing a row."""
     from rllib_hpo.results import compact as merge
 
     before, after = merge(directory)
-    console.print(f"{before:,} files of rows are {after:,} now.")
+    console.print(f"Merged {before:,} row files into {after:,}.")
 
 
 def add(
     directory: Annotated[
-        Path, path_argument(help="Where the rows go: the results of a sweep, for instance.")
+        Path, path_argument(help="Directory to copy rows to, such as the results of a sweep.")
     ],
-    sources: Annotated[list[Path], path_argument(help="Where they come from: sweeps of other machines.")],
+    sources: Annotated[
+        list[Path], path_argument(help="Directories to copy rows from, such as sweeps of other machines.")
+    ],
 ) -> None:
-    """Join sweeps of several machines: copy the rows that are not there yet."""
+    """Join sweeps of several machines by copying rows that are missing."""
     from rllib_hpo.results import add as copy
 
     for source in sources:
@@ -85,7 +90,7 @@ def add(
 
 
 def check(directories: Directories) -> None:
-    """Say which evaluations are missing, doubled or not finite, and what is mixed up. Exit code 2 if any."""
+    """Report missing, duplicate, non-finite or mixed-up evaluations. Exit code 2 if there are any."""
     from rllib_hpo.results import check as find_problems
 
     rows = _rows(directories)
@@ -94,7 +99,7 @@ def check(directories: Directories) -> None:
         console.print(f"{problem.kind}: {problem.what}", soft_wrap=True)
     if problems:
         raise UserError(f"{len(problems)} problems in {rows.num_rows:,} rows.")
-    console.print(f"{rows.num_rows:,} rows, nothing missing, doubled or not finite.")
+    console.print(f"{rows.num_rows:,} rows; none is missing, duplicate or non-finite.")
 
 
 def _rows(directories: list[str]) -> Any:

@@ -24,39 +24,39 @@ from rllib_hpo.cli.options import (
 from rllib_hpo.errors import SettingsError, shown
 
 AlgorithmName = Annotated[str | None, typer.Option(help=f"{ALGORITHMS}, or one of another package.")]
-TaskName = Annotated[str | None, typer.Option(help="A task (see `rllib-hpo tasks`) or any gymnasium id.")]
-Seed = Annotated[int | None, typer.Option(help="Fixes everything random. Default 0.")]
+TaskName = Annotated[str | None, typer.Option(help="Task (see `rllib-hpo tasks`) or any gymnasium id.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything random. Default: 0.")]
 Steps = Annotated[
     int | None,
-    typer.Option(help="Environment steps in all, those before a resume included. Default: the task's."),
+    typer.Option(help="Total environment steps, including those before a resume. Default: the task's."),
 ]
 Out = Annotated[Path | None, path_option(help="Directory of the new run.")]
 ConfigFile = Annotated[
     Path | None,
-    path_option(help="YAML file of settings, or a row of results (.parquet), which is then repeated."),
+    path_option(help="YAML file of settings, or a result row (.parquet) whose run to repeat."),
 ]
 Assignments = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="NAME=VALUE",
-        help="A setting (`rllib-hpo settings` lists them); may be given many times.",
+        help="Setting (`rllib-hpo settings` lists them); may be repeated.",
     ),
 ]
 InitializeFrom = Annotated[
     Path | None,
-    path_option(help="A run directory or checkpoint whose networks the new run begins with."),
+    path_option(help="Run directory or checkpoint whose networks initialise the new run."),
 ]
 Resume = Annotated[
-    Path | None, path_option(help="Directory of a run to go on with, from its newest intact checkpoint.")
+    Path | None, path_option(help="Directory of a run to resume from its newest intact checkpoint.")
 ]
 KeepCheckpoints = Annotated[
-    int, typer.Option(min=1, help="Newest checkpoints to keep; the best is kept besides.")
+    int, typer.Option(min=1, help="Number of newest checkpoints to keep, besides the best.")
 ]
 KeepPoliciesEvery = Annotated[
     int | None,
     typer.Option(
-        min=0, help="Environment steps between policy files kept in --out/policies. Default: 0, none."
+        min=0, help="Environment steps between policy files kept in OUT/policies. Default: 0, none."
     ),
 ]
 
@@ -78,7 +78,7 @@ def train(
     wandb_video: WandbVideo = False,
     imports: Imports = None,
 ) -> None:
-    """Train one run: rows of evaluations in Parquet, checkpoints, a learning curve, all under --out."""
+    """Train one run; write evaluation rows (Parquet), checkpoints and a learning curve to --out."""
     import_all(imports)
     from rllib_hpo.experiments.process.signals import exit_code
     from rllib_hpo.experiments.runs.train import open_run, quiet_ray
@@ -87,11 +87,14 @@ def train(
     from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
 
     quiet_ray()
-    flags: dict[str, Any] = {**_settings(set_), "algorithm": algorithm, "task": task, "seed": seed}
-    if initialize_from is not None:
-        flags["initialize_from"] = str(initialize_from)
-    if keep_policies_every is not None:
-        flags["keep_policies_every"] = keep_policies_every
+    named = {
+        "algorithm": algorithm,
+        "task": task,
+        "seed": seed,
+        "initialize_from": None if initialize_from is None else str(initialize_from),
+        "keep_policies_every": keep_policies_every,
+    }
+    flags = _settings(set_) | {name: value for name, value in named.items() if value is not None}
     if resume is None:
         resolved, files = _started(flags | {"steps": steps, "imports": imports}, config, out)
     else:
@@ -99,8 +102,6 @@ def train(
         resolved, files = open_run(resume, steps, flags, imports or ())
     keep_log_in(files.directory)
     _print_config(resolved)
-    for notice in resolved.notices():
-        console.print(f"Note: {notice}", soft_wrap=True)
     options = WandbOptions(wandb, wandb_artifacts, wandb_video)
     stopped_by = run_training(
         resolved, files, Progress(console), keep_checkpoints=keep_checkpoints, wandb=options
@@ -108,7 +109,7 @@ def train(
     _print_results(resolved, files)
     if stopped_by is not None:
         again = f"rllib-hpo train --resume {shlex.quote(str(files.directory))}"
-        console.print(f"Stopped. Go on with: {again}", soft_wrap=True)
+        console.print(f"Stopped. Resume with: {again}", soft_wrap=True)
         raise typer.Exit(exit_code(stopped_by))
 
 
@@ -118,7 +119,9 @@ def _started(flags: dict[str, Any], config: Path | None, out: Path | None) -> tu
     from rllib_hpo.experiments.runs.train import start_run
 
     if out is None:
-        raise SettingsError("Give --out, the directory of the new run, or --resume with that of an old one.")
+        raise SettingsError(
+            "Give --out with the directory of a new run, or --resume with that of an existing one."
+        )
     resolved = resolve(flags, config)
     return resolved, start_run(resolved, out)
 
@@ -126,7 +129,7 @@ def _started(flags: dict[str, Any], config: Path | None, out: Path | None) -> tu
 def _check_resume_options(out: Path | None, config: Path | None) -> None:
     if out is not None or config is not None:
         raise SettingsError(
-            "--resume goes with neither --out nor --config: a run keeps its directory and settings."
+            "--resume cannot be combined with --out or --config: a run keeps its directory and settings."
         )
 
 
@@ -150,24 +153,23 @@ def _settings(assignments: list[str] | None) -> dict[str, Any]:
     for assignment in assignments or []:
         name, equals, text = assignment.partition("=")
         if not (name and equals):
-            raise SettingsError(
-                f"--set {assignment} must be NAME=VALUE, for instance --set leapfrog_steps=3."
-            )
+            raise SettingsError(f"--set {assignment} must be NAME=VALUE, for example --set leapfrog_steps=3.")
         try:
             values[name.strip()] = parse_value(text)
         except SettingsError as error:
-            raise SettingsError(
-                f"--set {shown(assignment)[1:-1]}: the value cannot be read: {error}"
-            ) from None
+            raise SettingsError(f"--set {shown(assignment)[1:-1]}: cannot parse the value: {error}") from None
     return values
 
 
 def _print_config(config: Any) -> None:
+    """Print the settings with their origins, and notes on settings without effect."""
     table = Table("setting", "value", "from", title="Configuration", title_justify="left")
     for name, value in config.values().items():
         origin = config.origins[name]
         table.add_row(name, str(value), origin, style="dim" if origin == "default" else None)
     console.print(table)
+    for notice in config.notices():
+        console.print(f"Note: {notice}", soft_wrap=True)
 
 
 def _print_last_evaluation(rows: Any, every: int) -> None:
@@ -175,7 +177,7 @@ def _print_last_evaluation(rows: Any, every: int) -> None:
     last = max(
         rows.select(["env_steps", "return_mean", "return_std"]).to_pylist(), key=itemgetter("env_steps")
     )
-    off = f", off the schedule of every {every:,} steps" if last["env_steps"] % every else ""
+    off = f", which is not on the schedule of every {every:,} steps" if last["env_steps"] % every else ""
     console.print(
         f"{'evaluation:':<16}return {last['return_mean']:.1f} ± {last['return_std']:.1f} at step "
         f"{last['env_steps']:,}{off}",
@@ -188,7 +190,7 @@ def _print_files(files: Any) -> None:
 
     last = files.directory / "checkpoints" / "last"
     rebuilt = last.exists() and read_manifest(follow(last)).get("environments") == "rebuilt"
-    note = " (its environments are rebuilt at a resume)" if rebuilt else ""
+    note = " (a resume rebuilds its environments)" if rebuilt else ""
     paths = {
         "configuration": files.config,
         "result rows": files.results,

@@ -1,4 +1,4 @@
-"""Run sweeps and compare their trials: `rllib-hpo sweep` and `dashboard`."""
+"""Run sweeps and compare their trials: `rllib-hpo sweep`, `sweeps` and `dashboard`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from rllib_hpo.cli.console import console
 from rllib_hpo.cli.failures import keep_log_in
@@ -22,13 +22,19 @@ from rllib_hpo.cli.options import (
     pairs,
     path_argument,
     path_option,
+    sweep_file,
     trial_settings,
 )
 from rllib_hpo.errors import SettingsError, UserError
 from rllib_hpo.results.paths import absolute_or_uri
 
 SweepFileArgument = Annotated[
-    Path | None, path_argument(help="A sweep file (YAML); those of the papers are in tune_configs.")
+    Path | None,
+    typer.Argument(
+        parser=sweep_file,
+        metavar="SWEEP",
+        help="Sweep file (YAML), or the name of one that `rllib-hpo sweeps` lists.",
+    ),
 ]
 Out = Annotated[Path | None, path_option(help="Directory of the new sweep. Default: runs/NAME.")]
 Resume = Annotated[
@@ -36,7 +42,7 @@ Resume = Annotated[
     typer.Option(
         parser=absolute_or_uri,
         metavar="PATH",
-        help="Directory, or URI on storage, of a sweep to go on with, or to extend.",
+        help="Directory or storage URI of a sweep to resume or extend.",
     ),
 ]
 StorageUri = Annotated[
@@ -45,27 +51,26 @@ StorageUri = Annotated[
         parser=absolute_or_uri,
         metavar="URI",
         help="Mirror rows, checkpoints and replay to URI/NAME (s3://, gs://, file:// or a path), so that nodes "
-        "need share no disk. Credentials come from the environment.",
+        "need not share a disk. Credentials come from the environment.",
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and exit.")]
 Only = Annotated[
     list[str] | None,
     typer.Option(
         metavar="KEY=VALUE,...",
-        help="Some trials: task=hopper,algorithm=sac-hpo,variant=k-1; given many times, trials match all.",
+        help="Run only some trials: task=hopper,algorithm=sac-hpo,variant=k-1; if repeated, trials must match all.",
     ),
 ]
-Seeds = Annotated[str | None, typer.Option(help="Instead of the file's, as 0-4 or 0,3.")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Environment steps of every trial.")]
-MaxConcurrent = Annotated[int | None, typer.Option(min=1, help="Trials at a time, at most.")]
-NumEnvRunners = Annotated[int | None, typer.Option(min=0, help="Remote runners of every trial.")]
+Seeds = Annotated[str | None, typer.Option(help="Seeds instead of the file's, for example 0-4 or 0,3.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Environment steps per trial.")]
+MaxConcurrent = Annotated[int | None, typer.Option(min=1, help="Maximum number of concurrent trials.")]
+NumEnvRunners = Annotated[int | None, typer.Option(min=0, help="Remote environment runners per trial.")]
 EvaluationNumEnvRunners = Annotated[
-    int | None, typer.Option(min=0, help="Runners of every trial that evaluate beside training.")
+    int | None,
+    typer.Option(min=0, help="Evaluation runners per trial, which work in parallel with training."),
 ]
-GpusPerLearner = Annotated[
-    float | None, typer.Option(min=0, max=1, help="GPU, or a share of one, for every trial.")
-]
+GpusPerLearner = Annotated[float | None, typer.Option(min=0, max=1, help="GPUs per trial: 1, or a fraction.")]
 
 
 def sweep(
@@ -89,14 +94,16 @@ def sweep(
     """Run a grid of trials on this machine or a Ray cluster (RAY_ADDRESS); it can be killed and resumed.
 
     With --storage s3://bucket/prefix everything durable is mirrored to s3://bucket/prefix/NAME while it runs, and
-    `rllib-hpo sweep --resume s3://bucket/prefix/NAME` goes on with it on any machine.
+    `rllib-hpo sweep --resume s3://bucket/prefix/NAME` resumes it on any machine.
 
     Exit code 2 if a trial failed, 130 if Ctrl-C stopped the sweep, 143 if another signal did.
     """
     import_all(imports)
     from rllib_hpo.experiments.config.sweep_config import read_sweep
     from rllib_hpo.experiments.runs.train import quiet_ray
+    from rllib_hpo.experiments.sweeps import plan as plans
     from rllib_hpo.experiments.sweeps import sweep as sweeps
+    from rllib_hpo.experiments.sweeps.trial import TrialOptions
     from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
 
     quiet_ray()
@@ -109,10 +116,14 @@ def sweep(
         }
     )
     if (file is None) == (resume is None):
-        raise SettingsError("Name either a sweep file or, with --resume, the directory of a sweep.")
-    files, remote = _resumed(resume, storage, out)
+        raise SettingsError("Give either a sweep file or --resume with the directory of a sweep.")
+    files, remote = resumed(resume, storage, out)
     if files is not None:
-        import_all(sweeps.read_plan(files)["imports"])
+        plan = plans.read_plan(files)
+        if plan.get(plans.SEARCH):
+            again = f"rllib-hpo tune --resume {shlex.quote(resume or '')}"
+            raise SettingsError(f"{files.directory} is a search directory; resume it with `{again}`.")
+        import_all(plan["imports"])
     source = file if files is None else files.sweep_file
     assert source is not None
     grid = read_sweep(source, seeds, given)
@@ -120,7 +131,7 @@ def sweep(
         grid = grid.only(**pairs(only))
     _print_notices(grid)
     if dry_run:
-        _print_sweep(grid)
+        print_trials(grid)
         return
     is_new = files is None
     if files is None:
@@ -131,21 +142,54 @@ def sweep(
     run = partial(
         sweeps.run_sweep,
         only=[trial.name for trial in grid.trials] if only else None,
-        max_concurrent=max_concurrent,
-        wandb=WandbOptions(wandb, wandb_artifacts, wandb_video),
+        options=TrialOptions(
+            max_concurrent, WandbOptions(wandb, wandb_artifacts, wandb_video), storage=remote
+        ),
     )
     _run(run, files, remote, is_new=is_new)
+
+
+def sweeps(
+    name: Annotated[
+        str | None, typer.Argument(help="Print this sweep's file instead, for a file of your own.")
+    ] = None,
+) -> None:
+    """List the sweep files that come with the package, with what they cost.
+
+    Core-hours were measured on one machine (`python -m benchmarks.sweep_costs`); `rllib-hpo sweep NAME --dry-run`
+    measures on yours.
+    """
+    from rllib_hpo.errors import unknown_name
+    from rllib_hpo.experiments.config.shipped import sweep_costs, sweep_files
+    from rllib_hpo.experiments.config.sweep_config import read_sweep
+
+    files = sweep_files()
+    if name is not None:
+        if name not in files:
+            raise unknown_name("sweep", name, files)
+        print(files[name].read_text(), end="")  # noqa: T201  (no colours, no line breaks)
+        return
+    table = Table("sweep", Column("trials", justify="right"), Column("steps", justify="right"),
+                  Column("core-hours", justify="right"), "what it is for")  # fmt: skip
+    costs = sweep_costs()
+    for path in files.values():
+        grid = read_sweep(path)
+        steps = sum(trial.config.run.steps for trial in grid.trials)
+        hours = f"{costs[grid.name].core_hours:,.1f}" if grid.name in costs else "-"
+        table.add_row(grid.name, str(len(grid.trials)), f"{steps:,}", hours, grid.description)
+    console.print(table)
 
 
 def _run(run: Callable[..., Any], files: Any, remote: Any, *, is_new: bool) -> None:
     """Run the trials and print how they ended; remove a new sweep that is refused."""
     from rllib_hpo.experiments.sweeps import sweep as sweeps
+    from rllib_hpo.experiments.sweeps.plan import publish_sweep
     from rllib_hpo.experiments.sweeps.progress import SweepProgress
 
     try:
         if remote is not None:
-            sweeps.publish_sweep(files, remote)
-        outcome = run(files, SweepProgress(console), storage=remote)
+            publish_sweep(files, remote)
+        outcome = run(files, SweepProgress(console))
     except UserError:
         if is_new:
             sweeps.remove_new_sweep(files, remote)
@@ -158,31 +202,32 @@ def _started(
 ) -> tuple[Any, Any]:
     """Make the directory and storage of a new sweep, and return both; the storage is None if there is none."""
     from rllib_hpo.experiments.storage.folder import Storage
+    from rllib_hpo.experiments.sweeps import plan as plans
     from rllib_hpo.experiments.sweeps import sweep as sweeps
 
-    files, remote = sweeps.SweepFiles(out or Path("runs") / grid.name), None
+    files, remote = plans.SweepFiles(out or Path("runs") / grid.name), None
     if storage is not None:
         remote = Storage.open(storage).child(grid.name)
-        sweeps.check_storage_free(remote)
+        plans.check_storage_free(remote)
     sweeps.start_sweep(grid, source, files, imports or ())
     return files, remote
 
 
-def _resumed(resume: str | None, storage: str | None, out: Path | None) -> tuple[Any, Any]:
-    """Return directory and storage of a resumed sweep; fetch it from storage if `resume` is a URI."""
+def resumed(resume: str | None, storage: str | None, out: Path | None) -> tuple[Any, Any]:
+    """Return directory and storage of a resumed sweep or search; fetch it from storage if `resume` is a URI."""
     from rllib_hpo.experiments.storage.folder import Storage, is_uri
-    from rllib_hpo.experiments.sweeps import sweep as sweeps
+    from rllib_hpo.experiments.sweeps import plan as plans
 
     if resume is None:
         return None, None
     if storage is not None:
-        raise SettingsError("--resume does not go with --storage: a sweep keeps its storage.")
+        raise SettingsError("--resume cannot be combined with --storage: a sweep keeps its storage.")
     if not is_uri(resume):
-        files = sweeps.SweepFiles(Path(resume))
-        return files, sweeps.storage_of(files)
+        files = plans.SweepFiles(Path(resume))
+        return files, plans.storage_of(files)
     remote = Storage.open(resume)
-    files = sweeps.SweepFiles(out or Path("runs") / remote.name)
-    sweeps.fetch_sweep(files, remote)
+    files = plans.SweepFiles(out or Path("runs") / remote.name)
+    plans.fetch_sweep(files, remote)
     return files, remote
 
 
@@ -197,7 +242,7 @@ def _print_notices(grid: Any) -> None:
         console.print(f"Note: {notice.rstrip('.')}: trial {names[0]}{others}.", soft_wrap=True)
 
 
-def _print_sweep(grid: Any) -> None:
+def print_trials(grid: Any) -> None:
     """Print what a sweep would run, on which resources, for how long, and last the trials that could not begin."""
     from rllib_hpo.experiments.sweeps import estimate
     from rllib_hpo.experiments.sweeps import sweep as sweeps
@@ -209,7 +254,7 @@ def _print_sweep(grid: Any) -> None:
         if not grid.trials:
             raise sweeps.describe_broken(broken)
         seconds = estimate.time_trials(grid)
-    table = Table("trial", "steps", "asks for", "hours")
+    table = Table("trial", "steps", "requests", "hours")
     for trial in grid.trials:
         request = describe(resources(trial.config))
         table.add_row(trial.name, f"{trial.config.run.steps:,}", request, f"{seconds[trial.name] / 3600:.1f}")
@@ -218,8 +263,8 @@ def _print_sweep(grid: Any) -> None:
     hours = estimate.makespan(list(seconds.values()), at_a_time) / 3600
     steps = sum(trial.config.run.steps for trial in grid.trials)
     console.print(
-        f"{len(grid.trials)} trials, {steps:,} environment steps; there are {there}: {at_a_time} trials at a time, "
-        f"about {hours:.1f} hours in all (timed on one core of this machine; a GPU or slower cores change it)",
+        f"{len(grid.trials)} trials, {steps:,} environment steps; with {there}: {at_a_time} trials at a time, "
+        f"about {hours:.1f} hours in total (estimated on one core of this machine; a GPU or slower cores change it)",
         soft_wrap=True,
     )
     if broken:
@@ -239,7 +284,7 @@ def _print_outcome(files: Any, outcome: Any, storage: Any) -> None:
         raise UserError(f"Trials failed: {logs}.")
     if outcome.unfinished:
         again = f"rllib-hpo sweep --resume {shlex.quote(str(files.directory))}"
-        console.print(f"Go on with: {again}", soft_wrap=True)
+        console.print(f"Resume with: {again}", soft_wrap=True)
         raise typer.Exit(130 if outcome.stopped_by is None else exit_code(outcome.stopped_by))
 
 
@@ -250,10 +295,10 @@ def dashboard(
     ] = None,
     project: Annotated[str, typer.Option(help="W&B project.")] = "rllib-hpo",
     out: Annotated[
-        Path | None, path_option(help="File of the workspace. Default: SWEEP_DIR/dashboard.json.")
+        Path | None, path_option(help="File for the workspace. Default: SWEEP_DIR/dashboard.json.")
     ] = None,
     save: Annotated[
-        bool, typer.Option("--save", help="Save the workspace online too, and print its address.")
+        bool, typer.Option("--save", help="Also save the workspace online, and print its address.")
     ] = False,
 ) -> None:
     """Make the W&B workspace that compares a sweep's algorithms and variants, task by task.
@@ -261,7 +306,7 @@ def dashboard(
     It needs `pip install 'rllib-hpo[dashboard]'`, and an account only with --save.
     """
     from rllib_hpo.experiments.sweeps.dashboard import save_workspace, workspace, write_workspace
-    from rllib_hpo.experiments.sweeps.sweep import SweepFiles
+    from rllib_hpo.experiments.sweeps.plan import SweepFiles
 
     built = workspace(SweepFiles(directory), entity, project)
     path = out or directory / "dashboard.json"

@@ -45,7 +45,7 @@ def write_policy(policy: DeployedPolicy, file_format: str, out: Path) -> list[Pa
     if file_format not in FORMATS:
         raise unknown_name("export format", file_format, FORMATS)
     if out.is_dir():
-        raise UserError(f"{out} is a directory; name a file.")
+        raise UserError(f"{out} is a directory; give a file.")
     with torch.no_grad(), _quiet():
         contents = FORMATS[file_format](policy, out)
     for path, content in contents.items():
@@ -57,7 +57,9 @@ def _torch_export(policy: DeployedPolicy, out: Path) -> dict[Path, bytes]:
     """A `torch.export` program: `torch.export.load(file).module()(obs)` needs torch and nothing else."""
     batch = torch.export.Dim("batch")
     example = _example(policy)
-    shapes: Any = ({0: batch}, *([({0: batch},) * (len(example) - 1)] if len(example) > 1 else []))
+    parts = policy.encoder.parts
+    of_obs = policy.encoder.nested([{0: batch}] * len(parts)) if parts else {0: batch}
+    shapes: Any = (of_obs, *([({0: batch},) * (len(example) - 1)] if len(example) > 1 else []))
     program = torch.export.export(policy, example, dynamic_shapes=shapes)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # which holds the paths of whoever exported
@@ -67,14 +69,22 @@ def _torch_export(policy: DeployedPolicy, out: Path) -> dict[Path, bytes]:
 
 
 def _onnx(policy: DeployedPolicy, out: Path) -> dict[Path, bytes]:
-    """An ONNX model from "obs" to "action"; metadata are a property of it."""
+    """An ONNX model from "obs" to "action"; metadata are a property of it.
+
+    A structured observation has an input for each part, by its name.
+    """
     _need("onnxscript")
+    encoder, (obs, *memory) = policy.encoder, _example(policy)
+    names, tensors = [part.name for part in encoder.parts] or ["obs"], encoder.leaves(obs) or [obs]
+    batch = {0: "batch"}
     program = torch.onnx.export(
-        policy,
-        _example(policy),
+        _WithParts(policy) if encoder.parts else policy,
+        (*tensors, *memory),
         dynamo=True,
-        dynamic_shapes=({0: "batch"}, *([({0: "batch"},) * len(policy.memory)] if policy.memory else [])),
-        input_names=["obs", *policy.memory],
+        dynamic_shapes=((batch,) * len((*tensors, *memory)),)
+        if encoder.parts
+        else (batch, *([(batch,) * len(memory)] if memory else [])),
+        input_names=[*names, *policy.memory],
         output_names=["action", *(f"next_{name}" for name in policy.memory)],
         opset_version=OPSET,
         verbose=False,
@@ -150,7 +160,7 @@ def load_policy_file(path: Path) -> DeployedPolicy:
     try:
         method = make_method(settings)
         if sum(part.num_bytes for part in method.actor_parts(*dims)) > held:
-            raise ValueError("they are too few")  # told before memory is taken for those that are missing
+            raise ValueError("there are too few")  # told before memory is taken for those that are missing
         actor = method.make_actor(*dims, seed=0)
         actor.load_state_dict(weights)
     except (RuntimeError, ValueError) as error:
@@ -173,9 +183,22 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _example(policy: DeployedPolicy) -> tuple[torch.Tensor, ...]:
+class _WithParts(torch.nn.Module):
+    """Take the parts of an observation one by one, since the inputs of an ONNX model are tensors."""
+
+    def __init__(self, policy: DeployedPolicy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        number = len(self.policy.encoder.parts)
+        return self.policy(self.policy.encoder.nested(inputs[:number]), *inputs[number:])
+
+
+def _example(policy: DeployedPolicy) -> tuple[Any, ...]:
     """Example inputs for tracing, of two rows, since exporters take a batch of one for a constant."""
-    obs = torch.zeros((2, policy.actor.obs_dim))
+    encoder = policy.encoder
+    obs = encoder.example(2) if encoder.parts else torch.zeros((2, policy.actor.obs_dim))
     return obs, *policy.begin(obs)
 
 

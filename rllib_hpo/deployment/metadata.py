@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rllib_hpo.algorithms.registry import find_settings
+from rllib_hpo.deployment.observations import PartMetadata, parts_metadata
 from rllib_hpo.documents import parse_json
 from rllib_hpo.errors import CheckpointError, UserError
 from rllib_hpo.settings import Settings, complete_settings, parse_settings
@@ -32,7 +33,7 @@ class BoxMetadata(BaseModel):
     @model_validator(mode="after")
     def _check_bounds(self) -> Self:
         if self.shape[0] < 1 or not len(self.low) == len(self.high) == self.shape[0]:
-            raise ValueError("there must be a lower and an upper bound for each number")
+            raise ValueError("each component needs a lower and an upper bound")
         return self
 
     @classmethod
@@ -73,13 +74,22 @@ class PolicyMetadata(BaseModel):
     env_steps: int
     """Environment steps that the policy was trained for."""
     observation_space: BoxMetadata
-    """Observations, float32 (B, S)."""
+    """Flat observations, float32 (B, S)."""
+    observation_parts: tuple[PartMetadata, ...] = ()
+    """Structure of the environment's observations, in the order in which they are flattened; empty for flat ones."""
     action_space: BoxMetadata
     """Actions, float32 (B, A), within these bounds."""
     settings: dict[str, Any]
     """All hyperparameters."""
     versions: dict[str, str]
     """Versions of the packages that wrote the checkpoint."""
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> Self:
+        sizes = sum(part.size for part in self.observation_parts)
+        if self.observation_parts and sizes != self.observation_space.shape[0]:
+            raise ValueError("the parts of an observation must fill it")
+        return self
 
     @classmethod
     def of_manifest(
@@ -99,6 +109,7 @@ class PolicyMetadata(BaseModel):
             imports=manifest.get("imports", []),
             env_steps=manifest["env_steps"],
             observation_space=BoxMetadata.of(observation_space),
+            observation_parts=parts_metadata(observation_space),
             action_space=BoxMetadata.of(action_space),
             settings=complete_settings(settings, config),
             versions=manifest["versions"],
@@ -114,7 +125,7 @@ class PolicyMetadata(BaseModel):
         try:
             metadata = cls(**parse_json(text, source))
         except (UserError, ValueError, TypeError, ValidationError) as error:
-            raise CheckpointError(f"{source} is no policy exported by rllib_hpo.") from error
+            raise CheckpointError(f"{source} is not a policy exported by rllib_hpo.") from error
         if metadata.format != FORMAT:
             raise CheckpointError(
                 f"{source} has export format {metadata.format}; this version of rllib_hpo reads {FORMAT}."

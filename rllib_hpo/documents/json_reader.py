@@ -41,9 +41,9 @@ def parse_json(text: str | bytes, what: str) -> dict[str, Any]:
             value, ensure_ascii=False
         ).encode()  # half of a surrogate pair can be neither printed nor stored
     except RecursionError as error:
-        raise UserError(f"{what} is not readable JSON: it is nested too deeply.") from error
+        raise UserError(f"{what} cannot be read as JSON: it is nested too deeply.") from error
     except ValueError as error:
-        raise UserError(f"{what} is not JSON: {' '.join(str(error).split())}.") from error
+        raise UserError(f"{what} is invalid JSON: {' '.join(str(error).split())}.") from error
     if not isinstance(value, dict):
         raise UserError(f"{what} must hold a JSON object, not {type(value).__name__}.")
     return value
@@ -51,5 +51,5 @@ def parse_json(text: str | bytes, what: str) -> dict[str, Any]:
 
 def _integer(digits: str) -> int:
     if len(digits) > _MAX_DIGITS:
-        raise ValueError(f"a number has {len(digits):,} digits, {_MAX_DIGITS} at most are read")
+        raise ValueError(f"a number has {len(digits):,} digits; at most {_MAX_DIGITS} are allowed")
     return int(digits)

@@ -46,7 +46,7 @@ def plain_value(text: str, dialect: Dialect) -> Any:
 
 def _refuse_long(text: str) -> None:
     if len(text) > _MAX_DIGITS:
-        raise ValueError(f"a number has {len(text):,} digits, {_MAX_DIGITS} at most are read")
+        raise ValueError(f"a number has {len(text):,} digits; at most {_MAX_DIGITS} are allowed")
 
 
 _LOADER = yaml.SafeLoader("")
@@ -64,4 +64,4 @@ def _value_1_1(text: str) -> Any:
     try:
         return _LOADER.construct_object(node)
     except (ValueError, IndexError):  # PyYAML takes a bare "0x" or "0b" for a number
-        raise ValueError(f"{text!r} is no number; put it in quotes if it is text") from None
+        raise ValueError(f"{text!r} is not a number; put it in quotes if it is text") from None

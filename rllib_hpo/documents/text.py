@@ -29,13 +29,13 @@ def read_bytes(path: Path, kind: str, max_bytes: int = MAX_BYTES) -> bytes:
     try:
         # Opening a pipe without a writer would block forever; a shell's `<(command)` is in /dev/fd.
         if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir() and not str(path).startswith("/dev/"):
-            raise UserError(f"The {kind} {path} is not a regular file; name one.")
+            raise UserError(f"The {kind} {path} is not a regular file.")
         with path.open("rb") as file:
             data = file.read(max_bytes + 1)
     except (OSError, ValueError) as error:
         raise UserError(f"The {kind} {path} cannot be read: {reason(error)}.") from error
     if len(data) > max_bytes:
-        raise UserError(f"The {kind} {path} is larger than {max_bytes:,} bytes, the most that is read.")
+        raise UserError(f"The {kind} {path} is larger than the limit of {max_bytes:,} bytes.")
     return data
 
 
@@ -81,7 +81,7 @@ def reading(what: str) -> Iterator[None]:
     except UserError:
         raise
     except MemoryError as error:
-        raise UserError(f"{what} asks for more memory than there is.") from error
+        raise UserError(f"{what} needs more memory than is available.") from error
     except RecursionError as error:
         raise UserError(f"{what} is nested too deeply.") from error
     except Exception as error:

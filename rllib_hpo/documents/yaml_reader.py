@@ -96,7 +96,7 @@ def read_documents(
             raise UserError(f"The {kind} {path} must hold 'name: value' lines.")
         documents.append(YamlLines(path, root))
     if not many and len(documents) != 1:
-        what = "'name: value' lines" if not documents else "one document, without '---' between lines"
+        what = "'name: value' lines" if not documents else "one document, without a '---' line between"
         raise UserError(f"The {kind} {path} must hold {what}.")
     return documents
 
@@ -152,7 +152,7 @@ class _Builder:
             mark = error.problem_mark or error.context_mark
             line = mark.line + 1 if mark else self._line
             said = ", ".join(part for part in (error.context, error.problem) if part)
-            raise self._error(line, f"this is not YAML: {said}") from None
+            raise self._error(line, f"invalid YAML: {said}") from None
         except yaml.reader.ReaderError as error:
             line = self._text[: error.position].count("\n") + 1
             raise self._error(line, f"the character {chr(error.character)!r} is not allowed") from None
@@ -160,7 +160,7 @@ class _Builder:
             if isinstance(error, SettingsError):
                 raise
             # PyYAML converts escapes and versions to numbers without checking them.
-            raise self._error(self._line, f"this is not YAML: {error}") from None
+            raise self._error(self._line, f"invalid YAML: {error}") from None
 
     def _error(self, line: int, message: str) -> SettingsError:
         return SettingsError(f"{self._where}{line}: {' '.join(message.split())}.")
@@ -180,7 +180,7 @@ class _Builder:
         assert isinstance(event, NodeEvent)
         tag = getattr(event, "tag", None)
         if tag is not None:
-            raise self._error(self._line, f"the tag '{tag}' is not read here; leave it out")
+            raise self._error(self._line, f"the tag '{tag}' is not supported; leave it out")
         node = _Node(None, self._line, is_open=True)
         if event.anchor is not None:
             self._anchors[event.anchor] = node
@@ -198,15 +198,15 @@ class _Builder:
         self._num_nodes += size
         if self._num_nodes > MAX_NODES:
             raise self._error(
-                self._line, f"there are more than {MAX_NODES:,} values, those that aliases repeat included"
+                self._line, f"there are more than {MAX_NODES:,} values, counting those that aliases repeat"
             )
 
     def _alias(self, event: AliasEvent, depth: int) -> _Node:
         node = self._anchors.get(event.anchor or "")
         if node is None:
-            raise self._error(self._line, f"nothing above is called '&{event.anchor}'")
+            raise self._error(self._line, f"no anchor '&{event.anchor}' is defined above")
         if node.is_open:
-            raise self._error(self._line, f"'*{event.anchor}' stands within itself")
+            raise self._error(self._line, f"'*{event.anchor}' refers to itself")
         if depth + node.depth > MAX_DEPTH:
             raise self._error(self._line, f"this is nested more than {MAX_DEPTH} levels deep")
         self._count(node.size)
@@ -218,7 +218,7 @@ class _Builder:
             try:  # JSON escapes a character beyond 16 bits as a surrogate pair
                 text = text.encode("utf-16", "surrogatepass").decode("utf-16")
             except UnicodeDecodeError:
-                raise self._error(self._line, "half of a surrogate pair is not a character") from None
+                raise self._error(self._line, "a lone surrogate is not a character") from None
         if not event.implicit[0]:  # quoted, or a block
             return text
         try:
@@ -246,7 +246,7 @@ class _Builder:
         while not isinstance(event := self._next(), MappingEndEvent):
             key, line = self._key(event)
             if key in seen:
-                raise self._error(line, f"'{key}' stands here twice")
+                raise self._error(line, f"the key '{key}' is repeated")
             seen.add(key)
             child = self._node(self._next(), depth + 1)
             if key == _MERGE and event.implicit[0]:  # type: ignore[attr-defined]

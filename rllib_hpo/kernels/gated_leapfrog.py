@@ -130,7 +130,7 @@ def _reverse(
             of_momentum = of_momentum * options.scale(k)
         of_momentum = add_scaled(of_momentum, of_action, drift)
     if of_momentum is None:
-        raise ValueError("a chain has one step at least")
+        raise ValueError("a chain has at least one step")
     return back.through(0, of_momentum * half_kick, of_action), of_momentum
 
 

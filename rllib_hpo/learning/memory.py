@@ -39,6 +39,6 @@ def explain_out_of_memory() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise UserError(
-            "The learner does not fit into the GPU memory that it may use: give it a larger share of a GPU "
-            "(num_gpus_per_learner, or num_gpus on RLlib's old API stack), smaller batches or smaller networks."
+            "The learner does not fit into its share of GPU memory: give it a larger fraction of a GPU "
+            "(num_gpus_per_learner, or num_gpus on RLlib's old API stack), or use smaller batches or networks."
         ) from error

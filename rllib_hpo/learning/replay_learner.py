@@ -39,7 +39,12 @@ class ReplayLearner:
         self._segments_dir = ""
 
     def add_transitions(
-        self, rows: npt.NDArray[np.float32] | None, episodes: Sequence[Episode] = (), *, keep: bool = True
+        self,
+        rows: npt.NDArray[np.float32] | None,
+        episodes: Sequence[Episode] = (),
+        *,
+        keep: bool = True,
+        num_relabelled: int = 0,
     ) -> None:
         """Add transitions to the replay, and show them and ended episodes to the method.
 
@@ -47,10 +52,13 @@ class ReplayLearner:
             rows: (N, width) of `RowLayout`; None where another learner has them and the method need not see them.
             episodes: That ended in these rows.
             keep: Whether the replay here gets the rows; else they are for the method to see.
+            num_relabelled: Relabelled transitions at the end of the rows, which the method does not see: they did not
+                happen.
         """
         if rows is not None and keep:
             self.replay.add(rows)
-        self.trainer.observe(rows, episodes)
+        happened = None if rows is None else rows[: len(rows) - num_relabelled]
+        self.trainer.observe(happened, episodes)
 
     def total_rows(self) -> int:
         """Number of rows ever added to the replay, overwritten ones included."""

@@ -92,7 +92,7 @@ class Trainer(Updates):
     def observe(self, rows: npt.NDArray[np.float32] | None, episodes: Sequence[Episode]) -> None:
         """Show the method new transitions (N, width), and the episodes that ended in them."""
         if rows is not None and self.method.watches_rows:
-            self.method.rows_added(self.model, rows)
+            self.method.rows_arrived(self.model, rows)
         if whole := [episode for episode in episodes if not episode.failed]:
             self.method.episodes_ended(self.model, whole)
 

@@ -49,7 +49,7 @@ class Updates:
         self.method, self.model, self.optimizers, self.replica = method, model, dict(optimizers), replica
         self.settings: Settings = method.settings
         self.device: torch.device = model.device
-        self.layout = RowLayout(model.obs_dim, model.action_dim, method.columns)
+        self.layout = RowLayout(model.obs_dim, model.action_dim, method.row_columns)
         """Columns of a transition."""
         self.draws = dict(method.draws(model))
         self.num_updates = 0
@@ -94,7 +94,8 @@ class Updates:
         if self.guard is not None:
             self.guard.begin(kind)
         try:
-            metrics = self.method.update(self.model, batch, noise, self._steps, kind)
+            normalized = self.method.normalized(self.model, batch)
+            metrics = self.method.update(self.model, normalized, noise, self._steps, kind)
         except NonFiniteError as error:
             raise NonFiniteError(f"{error} at update {self.num_updates + 1}") from None
         known = [name for name in metrics if name in self._sums]
@@ -117,7 +118,9 @@ class Updates:
             for name in self._reported[kind]:
                 self._num_summed[name] += number
         if self.num_updates % self.settings.diagnostics_interval == 0:
-            self._diagnostics = self._latest_diagnostics = self.method.diagnose(self.model, *latest())
+            batch, noise = latest()
+            normalized = self.method.normalized(self.model, batch)
+            self._diagnostics = self._latest_diagnostics = self.method.diagnose(self.model, normalized, noise)
 
     def tensors(self) -> list[Tensor]:
         """All tensors that an update reads or changes, batch and noise apart; some are made on first use, as zeros."""

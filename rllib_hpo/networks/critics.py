@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from rllib_hpo.kernels import q_networks
 from rllib_hpo.kernels.relu_mlp import layer_values
 from rllib_hpo.networks.mlp import uniform
+from rllib_hpo.settings import layer_units
 
 
 class ActionValue(Protocol):
@@ -32,7 +34,7 @@ class Critics(nn.Module):
     Args:
         obs_dim: Observation dimension S.
         action_dim: Action dimension A.
-        hidden_units: Units of each hidden layer.
+        hidden_units: Units of each hidden layer; a sequence has one number per layer, and then `num_layers` is unused.
         num_layers: Number of hidden layers, at least 1.
         generator: Generator of the initial weights.
         num: Number of networks N; 2 for the twin critics of SAC and TD3.
@@ -42,14 +44,14 @@ class Critics(nn.Module):
         self,
         obs_dim: int,
         action_dim: int,
-        hidden_units: int = 256,
+        hidden_units: int | Sequence[int] = 256,
         num_layers: int = 2,
         generator: torch.Generator | None = None,
         num: int = 2,
     ) -> None:
         super().__init__()
         self.obs_dim = obs_dim
-        units = [obs_dim + action_dim, *[hidden_units] * num_layers, 1]
+        units = [obs_dim + action_dim, *layer_units(hidden_units, num_layers), 1]
         self.weights = nn.ParameterList(
             uniform((num, fan_out, fan_in), fan_in, generator)
             for fan_in, fan_out in itertools.pairwise(units)
@@ -65,19 +67,22 @@ class Critics(nn.Module):
 
     def condition(self, obs: Tensor, num: int | None = None) -> ConditionedCritic:
         """Return the critics, or the first `num` of them, as functions of the action alone, for obs (B, S)."""
-        return ConditionedCritic(self, obs, num=num)
+        return self._conditioned(obs, num=num)
 
     def minimum(self, obs: Tensor, action: Tensor) -> Tensor:
         """Return min(Q_1, ..., Q_N), (B,). Gradients flow to `action` only: neither parameters nor obs receive any."""
-        return ConditionedCritic(self, obs, reuse=False).minimum(action)
+        return self._conditioned(obs, reuse=False).minimum(action)
 
     def maximum(self, obs: Tensor, action: Tensor) -> Tensor:
         """Return max(Q_1, ..., Q_N), (B,). Gradients flow to `action` only."""
-        return ConditionedCritic(self, obs, reuse=False).maximum(action)
+        return self._conditioned(obs, reuse=False).maximum(action)
 
     def first(self, obs: Tensor, action: Tensor) -> Tensor:
         """Return Q_1, (B,), without evaluating the others. Gradients flow to `action` only."""
-        return ConditionedCritic(self, obs, reuse=False, num=1).minimum(action)
+        return self._conditioned(obs, reuse=False, num=1).minimum(action)
+
+    def _conditioned(self, obs: Tensor, *, reuse: bool = True, num: int | None = None) -> ConditionedCritic:
+        return ConditionedCritic(self, obs, reuse=reuse, num=num)
 
 
 class ConditionedCritic:
@@ -105,7 +110,7 @@ class ConditionedCritic:
 
     def rows(self, rows: slice) -> ConditionedCritic:
         """Return the same critics at some of the states, for one action each."""
-        part = ConditionedCritic(self._critic, self._obs[rows], reuse=False, num=self._num)
+        part = self._critic._conditioned(self._obs[rows], reuse=False, num=self._num)
         if self._state_parts is not None:
             part._state_parts = [state_part[..., rows, :] for state_part in self._state_parts]
         return part

@@ -46,29 +46,34 @@ class MultiplierSettings(Settings):
 
     multiplier: Annotated[
         Literal["pid", "fixed"],
-        Field(description="Multiplier beta of the distance: PID-controlled, or the number beta."),
+        Field(description="Multiplier beta of the distance: PID-controlled, or fixed at beta."),
     ] = "pid"
     beta: Annotated[
-        PositiveFloat, Field(description="Multiplier where 'multiplier: fixed', in the unit of Q.")
+        PositiveFloat, Field(description="Value of the multiplier where it is 'fixed', in units of Q.")
     ] = 0.2
     target_distance: Annotated[
         PositiveFloat | Literal["auto"],
         Field(
-            description="Distance to the previous policy that the PID control aims at; 'auto' follows from the "
+            description="Target distance to the previous policy of the PID control; 'auto': derived from the "
             "action dimension."
         ),
     ] = "auto"
-    proportional_gain: Annotated[NonNegative, Field(description="K_P of the PID control.")] = 0.5
-    integral_gain: Annotated[NonNegative, Field(description="K_I of the PID control.")] = 0.05
-    derivative_gain: Annotated[NonNegative, Field(description="K_D of the PID control.")] = 0.0
+    proportional_gain: Annotated[
+        NonNegative, Field(description="Proportional gain K_P of the PID control.")
+    ] = 0.5
+    integral_gain: Annotated[NonNegative, Field(description="Integral gain K_I of the PID control.")] = 0.05
+    derivative_gain: Annotated[NonNegative, Field(description="Derivative gain K_D of the PID control.")] = (
+        0.0
+    )
     initial_kappa: Annotated[
-        NonNegative, Field(description="Where the PID control and its integral start, in units of the force.")
+        NonNegative,
+        Field(description="Initial output and integral of the PID control, in units of the force."),
     ] = 2.0
     min_kappa: Annotated[
-        NonNegative, Field(description="Least output of the PID control, in units of the force.")
+        NonNegative, Field(description="Minimum output of the PID control, in units of the force.")
     ] = 0.5
     max_kappa: Annotated[
-        PositiveFloat, Field(description="Bound of the PID control's integral, in units of the force.")
+        PositiveFloat, Field(description="Upper bound of the PID control's integral, in units of the force.")
     ] = 100.0
 
     @model_validator(mode="after")
@@ -83,7 +88,7 @@ class MultiplierSettings(Settings):
     def notices(self) -> list[str]:
         """List settings of the multiplier that is not chosen."""
         idle = ("beta",) if self.multiplier == "pid" else self.pid_settings
-        found = [f"{name} changes nothing with multiplier={self.multiplier!r}." for name in given(self, idle)]
+        found = [f"{name} has no effect with multiplier={self.multiplier!r}." for name in given(self, idle)]
         return [*super().notices(), *found]
 
 

@@ -110,7 +110,7 @@ class IndexFeed(Feed):
     @property
     def _drawn_from(self) -> Replay:
         if self._replay is None:
-            raise ValueError("nothing was drawn yet")
+            raise ValueError("nothing has been drawn yet")
         return self._replay
 
 

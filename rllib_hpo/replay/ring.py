@@ -107,8 +107,8 @@ class Replay:
             grown = self._new_rows(num_rows, self.device)
         except torch.OutOfMemoryError:
             _logger.warning(
-                "The replay moves to the host's memory, and batches reach the GPU by way of pinned memory: it grows to "
-                "%d rows, and %s has no %.1f GiB left for them.",
+                "The replay moves to host memory, and batches reach the GPU through pinned memory: it grows to %d "
+                "rows, and %s does not have the required %.1f GiB free.",
                 num_rows,
                 self.device,
                 num_rows * self.layout.num_bytes / 2**30,
@@ -151,8 +151,8 @@ def _with_room(layout: RowLayout, capacity: int, device: torch.device) -> torch.
     if fits(needed, free, total):
         return device
     _logger.warning(
-        "The replay lives in the host's memory, and batches reach the GPU by way of pinned memory: its %d rows take "
-        "%.1f GiB while it grows, and %s has %.1f GiB free for them.",
+        "The replay is in host memory, and batches reach the GPU through pinned memory: its %d rows take %.1f GiB "
+        "while it grows, and %s has %.1f GiB free for them.",
         capacity,
         needed / 2**30,
         device,

@@ -159,7 +159,7 @@ def _of_rows(name: str, rows: list[EvaluationRow]) -> Iterator[Problem]:
         trials = sorted({row.trial_id for row in by_step[doubled[0]]})
         yield Problem(
             "duplicate",
-            f"{name}: {len(doubled)} evaluations stand here more than once, of trials {', '.join(trials)}",
+            f"{name}: {len(doubled)} evaluations occur more than once, from trials {', '.join(trials)}",
         )
 
 
@@ -195,11 +195,11 @@ def _mixed_origins(runs: Mapping[tuple[Any, ...], list[EvaluationRow]]) -> Itera
     for (sweep, task), rows in _grouped(runs, 2).items():
         ids = sorted({row.env_id for row in rows})
         if len(ids) > 1:
-            yield Problem("mixed", f"{sweep}: task {task} stands for the environments {', '.join(ids)}")
+            yield Problem("mixed", f"{sweep}: task {task} refers to several environments: {', '.join(ids)}")
     for (sweep,), rows in _grouped(runs, 1).items():
         commits = sorted({row.git_commit[:12] or "unknown" for row in rows})
         if len(commits) > 1:
-            yield Problem("mixed", f"{sweep}: rows of the commits {', '.join(commits)}")
+            yield Problem("mixed", f"{sweep}: rows from several commits: {', '.join(commits)}")
 
 
 def _mixed_configurations(cells: Mapping[CellKey, Cell]) -> Iterator[Problem]:
@@ -212,7 +212,7 @@ def _mixed_configurations(cells: Mapping[CellKey, Cell]) -> Iterator[Problem]:
         if cell.is_search:
             yield Problem("mixed", f"{name}: {cell.refusal}")
         elif cell.differing:
-            yield Problem("mixed", f"{name}: seeds that differ in {', '.join(cell.differing)}")
+            yield Problem("mixed", f"{name}: seeds differ in {', '.join(cell.differing)}")
 
 
 def _grouped(

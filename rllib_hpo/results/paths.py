@@ -19,7 +19,7 @@ def absolute(path: str | os.PathLike[str]) -> Path:
         return Path(path).expanduser().absolute()
     except RuntimeError as error:
         raise SettingsError(
-            f"The path {path} begins with a home folder that does not exist; write it out."
+            f"The path {path} begins with a home directory that does not exist; write out the full path."
         ) from error
 
 

@@ -95,8 +95,8 @@ def row_config(row: EvaluationRow | Mapping[str, Any]) -> dict[str, Any]:
     config = parse_json(stored["config_json"], f"The configuration of row {stored['trial_id']}")
     if config_hash(config) != stored["config_hash"]:
         raise StorageError(
-            f"The configuration of row {stored['trial_id']} at {stored['env_steps']} steps was altered: "
-            f"its hash is {config_hash(config)}, not {stored['config_hash']}."
+            f"The configuration of row {stored['trial_id']} at {stored['env_steps']} steps was modified: its hash "
+            f"is {config_hash(config)}, not {stored['config_hash']}."
         )
     return config
 

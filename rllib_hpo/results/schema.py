@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """Version 1 had no column `diagnostics`; its rows are read with an empty one. Before 3, `episodes_cut` is null.
 
 Before 4, `env_restarts` is null, and files hold the columns that name their folders, too (`writer.PARTITIONS`).
-Before 5, columns of costs are null, as they are later where a task has no cost.
+Before 5, columns of costs are null, as they are later where a task has no cost. Before 6, `success_rate` is null.
 """
 
 
@@ -29,10 +29,12 @@ def _column(name: str, type_: pa.DataType, description: str, *, nullable: bool =
 
 SCHEMA = pa.schema(
     [
-        _column("sweep", pa.string(), "Name of the experiment the run belongs to."),
+        _column("sweep", pa.string(), "Name of the sweep that the run belongs to."),
         _column("algorithm", pa.string(), "Name of the algorithm."),
         _column(
-            "variant", pa.string(), "Which setting of the algorithm: 'default', or what a sweep calls it."
+            "variant",
+            pa.string(),
+            "Variant of the algorithm's settings: 'default', or its name in the sweep.",
         ),
         _column("task", pa.string(), "Short task name (hopper), or the gymnasium id where there is none."),
         _column("env_id", pa.string(), "gymnasium id with version (Hopper-v4)."),
@@ -45,32 +47,40 @@ SCHEMA = pa.schema(
         _column(
             "episodes_cut",
             pa.int64(),
-            "Episodes cut at evaluation_max_episode_steps; null in rows of versions that cut none.",
+            "Episodes cut at evaluation_max_episode_steps; null in rows of versions without this limit.",
             nullable=True,
         ),
         _column(
             "env_restarts",
             pa.int64(),
-            "Training environments rebuilt so far after an error of theirs; null in rows of earlier versions.",
+            "Training environments rebuilt so far after raising an error; null in rows of earlier versions.",
+            nullable=True,
+        ),
+        _column(
+            "success_rate",
+            pa.float64(),
+            "Share of episodes that succeeded; null where the environment reports no is_success.",
             nullable=True,
         ),
         _column("cost_mean", pa.float64(), "Mean over episodes of the undiscounted cost.", nullable=True),
-        _column("cost_sd", pa.float64(), "Population standard deviation of it.", nullable=True),
+        _column(
+            "cost_sd", pa.float64(), "Population standard deviation over the same episodes.", nullable=True
+        ),
         _column(
             "cost_discounted_mean",
             pa.float64(),
             "Mean over episodes of the cost discounted by gamma.",
             nullable=True,
         ),
-        _column("violation_share", pa.float64(), "Share of all steps that cost more than 0.", nullable=True),
+        _column("violation_share", pa.float64(), "Share of all steps with a cost above 0.", nullable=True),
         _column(
             "costs", pa.list_(pa.float64()), "Undiscounted cost of every episode, in order.", nullable=True
         ),
         _column(
             "cost_limit",
             pa.float64(),
-            "The most that an episode may cost on average; of cost_mean or cost_discounted_mean, as cost_discounting "
-            "in config_json says.",
+            "Maximum mean cost of an episode: of cost_mean or cost_discounted_mean, depending on cost_discounting "
+            "in config_json.",
             nullable=True,
         ),
         _column("weights_env_steps", pa.int64(), "env_steps at which the evaluated weights were frozen."),
@@ -78,27 +88,36 @@ SCHEMA = pa.schema(
         _column(
             "diagnostics",
             pa.map_(pa.string(), pa.field("value", pa.float64(), nullable=False)),
-            "What the latest diagnostics said in training (gate, drift, costs, multiplier, ...), by name, and "
-            "what came of episodes, in training (forward_max, ...) and in the evaluation (goal_reached, ...).",
+            "Latest training diagnostics by name (gate, drift, costs, multiplier, ...), and outcomes of episodes "
+            "in training (forward_max, ...) and in the evaluation (goal_reached, ...).",
         ),
-        _column("eval_sampler", pa.string(), "Sampler that acted, noise-free, in the evaluation."),
-        _column("config_json", pa.string(), "Resolved configuration of the run as canonical JSON."),
+        _column("eval_sampler", pa.string(), "Sampler of the actions in the evaluation, without noise."),
+        _column("config_json", pa.string(), "Resolved configuration of the run, as canonical JSON."),
         _column("config_hash", pa.string(), "First 16 hex digits of SHA-256 of config_json."),
         _column("schema_version", pa.int64(), "Version of this schema."),
-        _column("device", pa.string(), "Device that trained."),
-        _column("wall_time_s", pa.float64(), "Seconds since the run began, time before resumes included."),
-        _column("trial_id", pa.string(), "Identity of the run directory; with env_steps, the key of a row."),
+        _column("device", pa.string(), "Device of the training."),
+        _column(
+            "wall_time_s", pa.float64(), "Seconds since the start of the run, including those before resumes."
+        ),
+        _column(
+            "trial_id",
+            pa.string(),
+            "Identifier of the run directory; together with env_steps, the key of a row.",
+        ),
         _column(
             "git_commit",
             pa.string(),
-            "Commit of the package's checkout, '-dirty' if changed; '' without one.",
+            "Commit of the package's checkout, with '-dirty' if modified; '' if there is no checkout.",
         ),
-        _column("versions", pa.string(), "Versions of Python, libraries and platform as JSON."),
+        _column("versions", pa.string(), "Versions of Python, libraries and platform, as JSON."),
     ]
 )
 
 COST_COLUMNS = ("cost_mean", "cost_sd", "cost_discounted_mean", "violation_share", "cost_limit")
 """Numbers of an evaluation that are null where the task says nothing of costs."""
+
+SUCCESS_RATE = "success_rate"
+"""Column of the share of episodes that succeeded."""
 
 VOLATILE_COLUMNS = frozenset({"wall_time_s", "trial_id", "device", "git_commit", "versions"})
 """Columns about time, machine and build; equal runs agree in all others."""
@@ -132,6 +151,7 @@ class EvaluationRow:
     diagnostics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     episodes_cut: int | None = None
     env_restarts: int | None = None
+    success_rate: float | None = None
     cost_mean: float | None = None
     cost_sd: float | None = None
     cost_discounted_mean: float | None = None
@@ -174,7 +194,9 @@ def episode_statistics(returns: Sequence[float], lengths: Sequence[int]) -> dict
         lengths: environment steps of the same episodes.
     """
     if not returns or len(returns) != len(lengths):
-        raise ValueError(f"{len(returns)} returns and {len(lengths)} lengths: need one of each per episode")
+        raise ValueError(
+            f"{len(returns)} returns and {len(lengths)} lengths: one of each is required per episode"
+        )
     values = np.asarray(returns, dtype=np.float64)
     return {
         "return_mean": float(values.mean()),

@@ -46,6 +46,7 @@ from rllib_hpo.rllib.torch_options import set_torch_options
 from rllib_hpo.rllib.training_costs import TrainingCosts
 from rllib_hpo.tasks import outcomes
 from rllib_hpo.tasks.env_config import not_recorded, recorded
+from rllib_hpo.tasks.observations import order_of
 
 ENV_RESTARTS = "num_env_restarts_lifetime"
 """The key of results that counts environments rebuilt after an error."""
@@ -83,10 +84,8 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
         has_config = isinstance(getattr(self, "config", None), AlgorithmConfig)
         return str(super().__repr__()) if has_config else type(self).__name__
 
-    @override(Algorithm)
-    def setup(self, config: ActorCriticConfig) -> None:
-        self._validate_local_hardware(config)
-        set_torch_options(config.num_torch_threads)
+    def _begin_state(self, config: ActorCriticConfig) -> None:
+        """Set the state of a run that has made no step."""
         self.settings = config.settings()
         self.schedule = Schedule(self.settings)
         self.env_steps, self._num_updates = 0, 0
@@ -113,10 +112,18 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
         """Whether the evaluation of this step was due and was stopped; the next iteration plays it."""
         self.evaluation_steps = 0
         """Steps that the current evaluation in this process has played; 0 between evaluations."""
+        self.waits_for_evaluations = self.is_trial
+        """Whether an iteration ends with all evaluations that are due; any result of a Tune trial may be its last."""
         self.is_stopped = False
         """Whether `stop` was called; there are no workers then."""
         self.stop_requested = False
         """Set it from any thread to end the iteration at the next step; clear it to continue training."""
+
+    @override(Algorithm)
+    def setup(self, config: ActorCriticConfig) -> None:
+        self._validate_local_hardware(config)
+        set_torch_options(config.num_torch_threads)
+        self._begin_state(config)
         self._warn_of_unrecorded_options(config)
         if config.num_env_runners + config.evaluation_num_env_runners > 0:
             self.env_creator.spaces = probe_environment(config)
@@ -127,6 +134,8 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
                 super().setup(config)
             self.stack: Stack = PolicyStack(self) if config.is_old_stack else ModuleStack(self)
             make_method(self.settings).check(self.actor)
+            if (order := self.observation_order) is not None:
+                _logger.info("%s", order)
             self._initialize()
             self._evaluation_environments = EvaluationEnvironments(config)
             self.evaluation_runners = EvaluationRunners(config, self._watch)
@@ -164,18 +173,18 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
     def _validate_local_hardware(config: ActorCriticConfig) -> None:
         """Check settings that depend on this machine; configs may be built on another one."""
         if config.env is None:
-            raise SettingsError("There is no environment: name one, as in .environment('Hopper-v4').")
+            raise SettingsError("No environment is set: set one, for example with .environment('Hopper-v4').")
         option = "num_gpus" if config.is_old_stack else "num_gpus_per_learner"
         num_gpus = getattr(config, option)
         if config.num_learners == 0 and num_gpus > 0 and not torch.cuda.is_available():
-            raise SettingsError(f"{option}={num_gpus}, but torch finds no CUDA device here.")
+            raise SettingsError(f"{option}={num_gpus}, but torch finds no CUDA device on this machine.")
 
     @staticmethod
     def _warn_of_unrecorded_options(config: ActorCriticConfig) -> None:
         for name, kind in not_recorded(recorded(config.env_config)).items():
             _logger.warning(
                 "env_config: '%s' is a %s, which rows and checkpoints cannot record: `evaluate`, `convert` and "
-                "`train --config` will not be able to make this environment again.",
+                "`train --config` will not be able to recreate this environment.",
                 name,
                 kind,
             )
@@ -184,6 +193,12 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
     def local_learner(self) -> ReplayLearner:
         """The replay and its updates, if the learner is in this process."""
         return self.stack.core
+
+    @property
+    def observation_order(self) -> str | None:
+        """A sentence on how observations are flattened; None if the environment's are flat."""
+        owner = self.get_policy() if self.config.is_old_stack else self.env_runner.module
+        return order_of(owner.observation_space)
 
     @property
     def num_updates(self) -> int:
@@ -236,8 +251,8 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
         """
         if self.is_stopped:
             raise UserError(
-                "This algorithm was stopped and cannot train on: build it again with build_algo(), or load its "
-                "checkpoint with from_checkpoint()."
+                "This algorithm was stopped and cannot continue training: build it again with build_algo(), or "
+                "load its checkpoint with from_checkpoint()."
             )
         try:
             results: dict[str, Any] = super().step()
@@ -290,8 +305,7 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
                 self._evaluate_and_record()
             self._collect_evaluations()
         is_first, is_last = self.latest_evaluation is None, self.env_steps == self.max_env_steps
-        # Any result may be Tune's last, or the one that a scheduler compares.
-        waits_for_all = is_last or self.is_trial
+        waits_for_all = is_last or self.waits_for_evaluations
         self._collect_evaluations(
             at_least=self.evaluation_runners.num_pending if waits_for_all else int(is_first)
         )
@@ -314,6 +328,11 @@ class ActorCriticAlgorithm(EvaluatedAlgorithm):
         due = self.schedule.updates_due(self.env_steps) - self._num_updates
         self._num_updates += due
         return due
+
+    def log_callbacks(self, metrics: dict[str, Any] | None) -> None:
+        """Add what callbacks have logged at a runner to the results of this iteration, below "env_runners"."""
+        if metrics:
+            self.metrics.aggregate([metrics], key=ENV_RUNNER_RESULTS)
 
     def restore_runners(self) -> None:
         """Restore replaced runners, and call the callbacks of those."""

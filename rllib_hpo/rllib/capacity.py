@@ -103,9 +103,9 @@ def _capacity_message(config: Any, actors: Sequence[Bundle], machines: Machines,
     short = [kind for kind in _NAMED if asked[kind] > machines.total(kind)]
     there = " and ".join(_amount(machines.total(kind), kind) for kind in _NAMED)
     wanted = " and ".join(_amount(asked[kind], kind) for kind in _NAMED if asked[kind])
-    fits = "" if short else ", and not in pieces that fit"
+    fits = "" if short else ", which do not fit on its nodes"
     return (
-        f"{_settings(config)} ask for {wanted}, but {where} has {there}{fits}, so the build would wait forever; "
+        f"{_settings(config)} request {wanted}, but {where} has {there}{fits}, so the build would wait forever; "
         f"{_remedy(config, short, machines)}."
     )
 
@@ -129,7 +129,7 @@ def _remedy(config: Any, short: Sequence[str], machines: Machines) -> str:
         "num_learners": ".learners(num_learners=0)",
     }
     lines = [line for name, line in fewer.items() if getattr(config, name)]
-    return f"ask for fewer, as with {' and '.join(lines)}, or start Ray with more: ray.init(num_cpus=...)"
+    return f"request fewer, for example with {' and '.join(lines)}, or start Ray with more: ray.init(num_cpus=...)"
 
 
 def _fewer_runners(config: Any, machines: Machines) -> int:

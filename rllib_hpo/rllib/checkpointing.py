@@ -59,7 +59,7 @@ REPLAY = "replay"
 def _is_inside(name: str) -> str:
     """Check that a file's name does not lead out of the checkpoint."""
     if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise ValueError("it names a file outside")
+        raise ValueError("it names a file outside the checkpoint")
     return name
 
 
@@ -140,7 +140,7 @@ def complete(algorithm: ActorCriticAlgorithm, directory: Path, *, with_replay: b
         p for p in directory.rglob("*") if p.is_file() and replay_dir not in p.parents and p.name != MANIFEST
     )
     num_shards = max(1, algorithm.config.num_learners)
-    columns = [column._asdict() for column in make_method(algorithm.settings).columns]
+    columns = [column._asdict() for column in make_method(algorithm.settings).row_columns]
     manifest = {
         "format": FORMAT,
         "algorithm": algorithm.config.algorithm,
@@ -175,8 +175,8 @@ def _check_replay_visible(segments: list[dict[str, Any]], replay_dir: Path) -> N
     for segment in segments:
         if not (replay_dir / segment["file"]).is_file():
             raise StorageError(
-                f"The learner wrote the replay to {replay_dir} of another machine; save to a folder that both share, "
-                "or set TMPDIR to one where the checkpoint goes to storage."
+                f"The learner wrote the replay to {replay_dir} on another machine; save to a directory that both "
+                "share or, for a checkpoint on storage, set TMPDIR to such a directory."
             )
 
 
@@ -231,7 +231,7 @@ def parse_manifest(data: bytes, directory: PurePath) -> dict[str, Any]:
     except UserError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     if "format" not in manifest:
-        raise CheckpointError(f"{path} is damaged: it is no manifest.")
+        raise CheckpointError(f"{path} is damaged: it is not a manifest.")
     if manifest["format"] != FORMAT:
         raise CheckpointError(
             f"{directory} has checkpoint format {shown(manifest['format'])}; this version of rllib_hpo reads {FORMAT}."
@@ -282,7 +282,7 @@ def verify_component(directory: Path, component: str) -> None:
     """
     if (directory / component).is_dir():
         raise CheckpointError(
-            f"{directory} is a whole checkpoint: to restore its {component}, give {directory / component}."
+            f"{directory} is a whole checkpoint: to restore only its {component}, give {directory / component}."
         )
     if not directory.is_dir():
         raise CheckpointError(f"There is no component of a checkpoint in {directory}.")
@@ -322,13 +322,11 @@ def check_fits(manifest: dict[str, Any], algorithm: ActorCriticAlgorithm) -> Non
     """
     for key, mine in (("algorithm", algorithm.config.algorithm), ("env", algorithm.run_config()["env"])):
         if manifest[key] != mine:
-            raise CheckpointError(
-                f"The checkpoint is of {key} '{manifest[key]}', but this run is of '{mine}'."
-            )
+            raise CheckpointError(f"The checkpoint has {key} '{manifest[key]}', but this run has '{mine}'.")
     if api_stack(manifest) != algorithm.run_config()["api_stack"]:
         raise CheckpointError(
-            f"The checkpoint is for RLlib's {api_stack(manifest)} API stack, this run is on the other one: "
-            "`rllib-hpo convert` turns it into one that fits."
+            f"The checkpoint is for RLlib's {api_stack(manifest)} API stack, but this run uses the other one: "
+            "convert it with `rllib-hpo convert`."
         )
     _check_settings(manifest["config"], algorithm)
 

@@ -33,7 +33,9 @@ def check_cluster_address() -> None:
         socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=TIMEOUT_S).close()
     except OSError as error:
         reason = (
-            f"no answer in {TIMEOUT_S:g} s" if isinstance(error, TimeoutError) else error.strerror or error
+            f"no response within {TIMEOUT_S:g} s"
+            if isinstance(error, TimeoutError)
+            else error.strerror or error
         )
         raise UserError(
             f"Cannot reach the Ray cluster {address} that RAY_ADDRESS names: {reason}. Start that cluster, or unset "

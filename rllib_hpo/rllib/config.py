@@ -147,6 +147,9 @@ class ActorCriticConfig(AlgorithmConfig):
         Raises:
             SettingsError: Naming key, value, what is allowed and the nearest valid name.
         """
+        # Parsed here although a file was parsed before: between the two, hyperparameters are attributes, one by one, as
+        # RLlib has them. Tune searches them and PBT mutates them by name, also after a run has begun, and rules that
+        # join several (alpha and target_entropy) hold only once all are set.
         values = {name: getattr(self, name) for name in self.settings_class.model_fields}
         return parse_settings(self.settings_class, values)
 
@@ -182,8 +185,9 @@ class ActorCriticConfig(AlgorithmConfig):
         if (algorithm := config_dict.get("algorithm", self.algorithm)) != self.algorithm:
             if type(self) is not ActorCriticConfig:  # which is the config of any algorithm
                 raise SettingsError(
-                    f"The configuration is of '{algorithm}', but {type(self).__name__} and its trainable "
-                    f"{self.algo_class.__name__} are of '{self.algorithm}'; use the two of one algorithm."
+                    f"The configuration is for '{algorithm}', but {type(self).__name__} and its trainable "
+                    f"{self.algo_class.__name__} are for '{self.algorithm}'; use the config and trainable of the "
+                    "same algorithm."
                 )
             self._set_algorithm(algorithm)
         ours = set(self.settings_class.model_fields) | RUN_OPTIONS | {"algorithm"}

@@ -15,7 +15,10 @@ from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.errors import NonFiniteError, SettingsError, UserError
 from rllib_hpo.rllib._private import registered_env
+from rllib_hpo.rllib.episode_callbacks import EpisodeCallbacks, listens
 from rllib_hpo.tasks import ActionScaling, Boundary, boundary, check_spaces, import_modules, make_env
+from rllib_hpo.tasks.goals import check_goals
+from rllib_hpo.tasks.observations import flattened
 from rllib_hpo.tasks.wrappers import parse_wrappers, with_cost
 
 
@@ -34,14 +37,16 @@ def environment_maker(
     import_modules(config.imports, f"The environment {config.env}")
     if isinstance(config.env, gym.Env):
         raise SettingsError(
-            f"env={type(config.env.unwrapped).__name__} is an environment that was made already: give its class, a "
-            "function that makes one, or a gymnasium id, since every runner makes its own."
+            f"env={type(config.env.unwrapped).__name__} is an environment object: give its class, a function that "
+            "makes one, or a gymnasium id, since every runner makes its own."
         )
     name, cost = label(config.env), config.settings().cost
     context = EnvContext(config.env_config, worker_index=worker_index, num_workers=config.num_env_runners)
     creator = config.env if callable(config.env) else registered_env(config.env)
     if creator is not None:
-        return lambda: with_cost(_with_checked_spaces(boundary.made(lambda: creator(context), name)), cost)
+        return lambda: with_cost(
+            _with_checked_spaces(flattened(boundary.made(lambda: creator(context), name))), cost
+        )
     # Spaces and every number are checked here; gymnasium's checker would cost a tenth of a step.
     arguments = {"disable_env_checker": True, "training": training, "step_cost": cost, **config.env_config}
     return lambda: _with_checked_spaces(make_env(config.env, **arguments))
@@ -109,8 +114,10 @@ class EvaluationEnvironments:
         self.config, self.worker_index = config.copy(copy_frozen=False), worker_index
         self.config.in_evaluation = True
         self.metrics = MetricsLogger()
-        self.env: gym.Env[Any, Any] | None = None
-        """The newest environment."""
+        self.env: Any = None
+        """The newest environment; while episodes are played, all of them."""
+        self.module: Any = None
+        """The RLModule that acts, for callbacks."""
         self._callbacks = [callbacks() for callbacks in force_list(config.callbacks_class)]
         self._make = environment_maker(config, training=False)
 
@@ -119,6 +126,26 @@ class EvaluationEnvironments:
         self.env = self._make()
         announce_created(self.env, self, self._callbacks)
         return self.env
+
+    @property
+    def callbacks(self) -> EvaluationEnvironments | None:
+        """This object, for `evaluate`, if there are episode callbacks."""
+        return self if listens(self.config, self._callbacks) else None
+
+    def begin(self, envs: Sequence[gym.Env[Any, Any]], firsts: Sequence[tuple[Any, Any]]) -> EpisodeCallbacks:
+        """Begin the episodes of an evaluation; see `rllib_hpo.rllib.evaluation.EvaluationCallbacks`."""
+        self.env = Environments(list(envs))
+        heard = EpisodeCallbacks(self, self._callbacks, len(envs))
+        for i, (obs, info) in enumerate(firsts):
+            heard.reset(i, info)
+            heard.begin(i, obs)
+        return heard
+
+    def pop_metrics(self) -> dict[str, Any]:
+        """Return what callbacks have logged since the last call, as plain values."""
+        logged = self.metrics.reduce(compile=True) if self.metrics.stats else {}
+        self.metrics.reset()
+        return logged
 
 
 class Environments:
@@ -153,7 +180,7 @@ class Environments:
     def _single(self, name: str) -> gym.Env[Any, Any]:
         if len(self.envs) != 1:
             raise AttributeError(
-                f"There are {len(self.envs)} environments: ask each for '{name}', as in "
+                f"There are {len(self.envs)} environments: read '{name}' from each, for example "
                 f"[env.unwrapped.{name} for env in env_runner.env.envs]."
             )
         return self.envs[0]
@@ -260,6 +287,8 @@ def probe_environment(config: Any) -> tuple[gym.Space[Any], gym.Space[Any]]:
         obs_dim, action_dim = map(gym.spaces.flatdim, (env.observation_space, env.action_space))
         method = make_method(config.settings())
         method.check(method.make_actor(obs_dim, action_dim, seed=0))
+        if config.settings().replay == "her":
+            check_goals(env)
         tried = Boundary(env, label(config.env))
         try:
             tried.reset(env, seed=0)

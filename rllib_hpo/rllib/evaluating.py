@@ -25,6 +25,7 @@ from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.results.provenance import provenance
 from rllib_hpo.results.schema import (
     COST_COLUMNS,
+    SUCCESS_RATE,
     EvaluationRow,
     canonical_json,
     config_hash,
@@ -41,6 +42,7 @@ from rllib_hpo.rllib.evaluation import (
     episode_seeds,
     evaluate,
     off_schedule_seeds,
+    success_columns,
     warn_truncated,
 )
 from rllib_hpo.rllib.new_stack.evaluation_runners import EvaluationRequest
@@ -142,6 +144,7 @@ class EvaluatedAlgorithm(SavedAlgorithm):
         return {
             **episode_statistics(played.returns, played.lengths),
             **cost_columns(played, self.settings),
+            **success_columns(played),
         }
 
     def _request_evaluation(self) -> EvaluationRequest:
@@ -165,18 +168,22 @@ class EvaluatedAlgorithm(SavedAlgorithm):
     def _play(self, due: EvaluationRequest, watch: Watch | None = None) -> Evaluation:
         self._run_callbacks("on_evaluate_start")
         self.stack.refresh_actor()
+        make = self._evaluation_environments
+        make.module = None if self.config.is_old_stack else self.env_runner.module
         try:
-            return evaluate(
+            played = evaluate(
                 self.actor,
-                self._evaluation_environments,
+                make,
                 due.seeds,
                 due.wrapper_state,
                 max_episode_steps=self.settings.evaluation_max_episode_steps,
                 watch=watch,
                 cost_gamma=cost_gamma(self.settings),
+                callbacks=None if self.config.is_old_stack else make.callbacks,
             )
         finally:
             self.evaluation_steps = 0
+        return played._replace(logged=make.pop_metrics())
 
     def _result(
         self, due: EvaluationRequest, played: Evaluation, statistics: dict[str, Any]
@@ -187,6 +194,7 @@ class EvaluatedAlgorithm(SavedAlgorithm):
             self._has_warned_of_cut = warn_truncated(played, label(self.config.env), limit)
         evaluation = {
             ENV_RUNNER_RESULTS: {
+                **played.logged,
                 NUM_EPISODES: len(played.returns),
                 EPISODE_RETURN_MEAN: statistics["return_mean"],
                 EPISODE_RETURN_MIN: min(played.returns),
@@ -194,7 +202,7 @@ class EvaluatedAlgorithm(SavedAlgorithm):
                 EPISODE_LEN_MEAN: statistics["episode_length_mean"],
                 "episode_return_std": statistics["return_std"],
                 "episodes_cut": played.episodes_cut,
-                **{name: statistics[name] for name in COST_COLUMNS if name in statistics},
+                **{name: statistics[name] for name in (SUCCESS_RATE, *COST_COLUMNS) if name in statistics},
             },
             "env_steps": due.env_steps,
         }

@@ -19,6 +19,7 @@ from rllib_hpo.rllib.weights import MODULE_PATH, read_module
 
 Weights = dict[str, dict[str, Any]]
 _PREFIX = "model."
+_NORMALIZER = "observation_normalizer."
 
 
 def origin_checkpoint(path: Path) -> Path:
@@ -32,7 +33,7 @@ def origin_checkpoint(path: Path) -> Path:
         if (checkpoint / MANIFEST).is_file():
             return checkpoint
     raise CheckpointError(
-        f"initialize_from: {path} is neither a finished checkpoint nor the directory of a run that has one."
+        f"initialize_from: {path} is not a finished checkpoint, nor a run directory that has one."
     )
 
 
@@ -49,6 +50,11 @@ def initial_weights(mine: Weights, networks: Collection[str], path: Path) -> tup
     """
     checkpoint = origin_checkpoint(path)
     theirs = _networks_of(checkpoint)
+    if any(_NORMALIZER in name for name in theirs) and not any(_NORMALIZER in name for name in networks):
+        raise CheckpointError(
+            f"initialize_from: the networks in {checkpoint} take normalised observations; set "
+            "normalize_observations=true."
+        )
     digest = hashlib.sha256()
     ((owner, arrays),) = mine.items()
     result = dict(arrays)

@@ -104,8 +104,8 @@ def check_any_alive(manager: Any, config: Any) -> None:
         return
     why = "restart_failed_env_runners is off"
     if config.restart_failed_env_runners:
-        why = f"max_num_env_runner_restarts={config.max_num_env_runner_restarts} is used up"
+        why = f"max_num_env_runner_restarts={config.max_num_env_runner_restarts} is exhausted"
     raise WorkerDiedError(
-        f"All {len(actors)} environment runners died, and {why}; Ray's logs say why they died; resume the run from its "
-        "last checkpoint."
+        f"All {len(actors)} environment runners died, and {why}; see Ray's logs for the cause, and resume the run "
+        "from its last checkpoint."
     )

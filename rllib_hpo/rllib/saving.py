@@ -89,9 +89,9 @@ class SavedAlgorithm(AlgorithmHooks, Algorithm):
         """
         if self.lacks_replay:
             raise CheckpointError(
-                f"The replay of step {self.env_steps} was not loaded, so training would begin with few rows: "
-                f"load a checkpoint with restore_from_path() or {type(self).__name__}.from_checkpoint(); to take over "
-                "the networks only, use set_weights()."
+                f"The replay of step {self.env_steps} was not loaded, so training would continue with an almost "
+                "empty one: load a checkpoint with restore_from_path() or "
+                f"{type(self).__name__}.from_checkpoint(); to load only the networks, use set_weights()."
             )
 
     @override(Algorithm)
@@ -99,7 +99,7 @@ class SavedAlgorithm(AlgorithmHooks, Algorithm):
         """Save to a local folder, as Tune does; refuse a URI, of which Tune would make a folder called "s3:"."""
         if staging.is_uri(checkpoint_dir):
             raise UserError(
-                f"save() writes to a local folder; save_to_path({checkpoint_dir!r}) writes to storage."
+                f"save() writes to a local directory; use save_to_path({checkpoint_dir!r}) to write to storage."
             )
         return super().save(checkpoint_dir)
 
@@ -148,7 +148,7 @@ class SavedAlgorithm(AlgorithmHooks, Algorithm):
     def _save_old_stack(self, directory: Path, options: dict[str, Any]) -> None:
         """Write the old stack's files, and those that make `Algorithm.from_checkpoint` call `restore_from_path`."""
         if given := [name for name, value in options.items() if value]:
-            raise UserError(f"save_to_path({given[0]}=...) belongs to RLlib's new API stack.")
+            raise UserError(f"save_to_path({given[0]}=...) is available on RLlib's new API stack only.")
         directory.mkdir(parents=True, exist_ok=True)
         super().save_checkpoint(str(directory))
         about = directory / self.METADATA_FILE_NAME
@@ -231,7 +231,9 @@ class SavedAlgorithm(AlgorithmHooks, Algorithm):
 
     def _restore_component(self, place: Path | staging.RemoteFolder, component: str) -> None:
         if self.config.is_old_stack:
-            raise UserError("component= belongs to RLlib's new API stack; on the old one use set_weights().")
+            raise UserError(
+                "component= is available on RLlib's new API stack only; on the old one use set_weights()."
+            )
         check_component(component)
         with staging.component_from(place, component) as directory:
             weights = read_module(directory)
@@ -283,6 +285,8 @@ class SavedAlgorithm(AlgorithmHooks, Algorithm):
             UserError: On RLlib's old API stack, which has none.
         """
         if self.config.is_old_stack:
-            raise UserError("get_module() belongs to RLlib's new API stack; on the old one use get_policy().")
+            raise UserError(
+                "get_module() is available on RLlib's new API stack only; on the old one use get_policy()."
+            )
         self.stack.refresh_actor()
         return super().get_module(module_id)

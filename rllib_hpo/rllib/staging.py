@@ -123,7 +123,9 @@ def locate(
     if isinstance(path, train.Checkpoint | tune.Checkpoint):
         path, filesystem = path.path, path.filesystem
     if _BROKEN_URI.match(str(path)):
-        raise StorageError(f"{path} lost a slash of its URI, as in a pathlib.Path; give the URI as a string.")
+        raise StorageError(
+            f"{path} is a URI that lost a slash, as it does in a pathlib.Path; give the URI as a string."
+        )
     if filesystem is None:
         if not is_uri(path):
             return absolute(path)
@@ -134,8 +136,8 @@ def locate(
             raise StorageError(f"The URI {scheme}://... cannot be used: {reason(error)}.") from error
     if not isinstance(filesystem, fs.FileSystem):
         raise StorageError(
-            f"filesystem={type(filesystem).__name__} is not one of pyarrow.fs; wrap one of fsspec: "
-            "PyFileSystem(FSSpecHandler(...))."
+            f"filesystem={type(filesystem).__name__} is not a filesystem of pyarrow.fs; wrap an fsspec filesystem "
+            "as PyFileSystem(FSSpecHandler(...))."
         )
     if isinstance(filesystem, fs.LocalFileSystem):
         return absolute(path)
@@ -201,7 +203,7 @@ def _download(place: RemoteFolder, stage: Path) -> Path:
         replay = manifest["replay"]["directory"]
         if posixpath.isabs(replay):
             raise CheckpointError(
-                f"The checkpoint {place} has its replay outside of its storage, in {replay}."
+                f"The replay of the checkpoint {place} is not on its storage but in {replay}."
             )
         # A replay shared by several checkpoints is beside them: here, too, it must be within the stage.
         directory = stage.joinpath(*["up"] * PurePosixPath(replay).parts.count(".."))

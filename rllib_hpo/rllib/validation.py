@@ -34,6 +34,7 @@ NEW_STACK_OPTIONS = frozenset(
     """
     num_learners num_gpus_per_learner num_cpus_per_learner custom_resources_per_learner local_gpu_idx
     evaluation_num_env_runners max_lead_steps limit_gpu_memory restart_failed_sub_environments
+    callbacks_on_episode_start callbacks_on_episode_step callbacks_on_episode_end callbacks_on_sample_end
     """.split()
 )
 """Options that have an effect on RLlib's new API stack only."""
@@ -66,11 +67,16 @@ _UNSUPPORTED_CALLBACKS = (
 """Methods of callbacks that are never called."""
 
 _UNSUPPORTED_ON_NEW_STACK = (
-    "on_episode_created on_episode_start on_episode_step on_episode_end on_sample_end "
-    "on_learn_on_batch on_postprocess_trajectory on_create_policy on_sub_environment_created"
+    "on_episode_created on_learn_on_batch on_postprocess_trajectory on_create_policy on_sub_environment_created"
 ).split()
-"""Methods of callbacks that the new API stack does not call: it has no such events, or no RLlib episodes."""
+"""Methods of callbacks that the new API stack does not call."""
 
+
+_NORMALIZED_BY = {
+    "normalize_observations": "normalize-observation",
+    "normalize_rewards": "normalize-reward",
+}
+"""Wrappers that do what a setting does."""
 
 _COUNTS = {
     "num_envs_per_env_runner": 1,
@@ -109,7 +115,9 @@ def validate_numbers(config: Any) -> None:
     _validate_max_lead_steps(config)
     check_learners(config.num_learners, config.num_gpus_per_learner, config.settings())
     if not 0 <= config.num_gpus <= 1:
-        raise SettingsError(f"num_gpus={config.num_gpus!r} must be from 0 to 1: one GPU, or a share of one.")
+        raise SettingsError(
+            f"num_gpus={config.num_gpus!r} must be from 0 to 1: one GPU, or a fraction of one."
+        )
 
 
 def _validate_max_lead_steps(config: Any) -> None:
@@ -117,8 +125,8 @@ def _validate_max_lead_steps(config: Any) -> None:
     if lead == "auto" or (isinstance(lead, Integral) and (lead == 0 or lead >= fragment)):
         return
     raise SettingsError(
-        f"max_lead_steps={lead!r} must be 'auto', 0 (sampling and learning take turns) or an integer from "
-        f"{fragment} on, the steps that a runner hands on at a time."
+        f"max_lead_steps={lead!r} must be 'auto', 0 (sampling and learning alternate) or an integer of at least "
+        f"{fragment}, the steps that a runner returns at a time."
     )
 
 
@@ -133,7 +141,23 @@ def validate_wrapper_statistics(config: Any) -> None:
     if stateful and (config.is_old_stack or not one_env):
         raise SettingsError(
             f"The wrapper '{stateful[0]}' gathers statistics, so it needs num_env_runners=0, "
-            "num_envs_per_env_runner=1 and RLlib's new API stack: several environments would each have their own."
+            "num_envs_per_env_runner=1 and RLlib's new API stack: several environments would each gather their own. "
+            "Instead, normalize_observations and normalize_rewards gather statistics of any number."
+        )
+    for setting, wrapper in _NORMALIZED_BY.items():
+        if getattr(config.settings(), setting) and wrapper in stateful:
+            raise SettingsError(
+                f"{setting}=true would normalise what the wrapper '{wrapper}' has normalised already; use one of them."
+            )
+    if config.is_old_stack and config.settings().replay == "her":
+        raise SettingsError(
+            "replay='her' relabels whole episodes as they end, which RLlib's old API stack does not pass on; set "
+            "api_stack to 'new'."
+        )
+    if config.is_old_stack and config.settings().normalize_rewards:
+        raise SettingsError(
+            "normalize_rewards=true needs the discounted returns of single environments, which RLlib's old API stack "
+            "does not pass on; set api_stack to 'new'."
         )
 
 
@@ -168,7 +192,7 @@ def reject_unused_options(config: Any, default: Any) -> None:
         if name not in allowed and not values_equal(value, vars(default).get(name)):
             instead = f" Use {REPLACED_OPTIONS[name]}." if name in REPLACED_OPTIONS else ""
             if name in other:
-                instead = f" It belongs to RLlib's {'new' if config.is_old_stack else 'old'} API stack."
+                instead = f" It is an option of RLlib's {'new' if config.is_old_stack else 'old'} API stack."
             raise SettingsError(f"The option {name}={value!r} would have no effect here.{instead}")
     if is_atari(config):
         raise SettingsError(
@@ -176,7 +200,10 @@ def reject_unused_options(config: Any, default: Any) -> None:
             "env_config={'wrappers': [...]}."
         )
     if config.is_multi_agent:
-        raise SettingsError(f"policies={sorted(config.policies)} must be the default: there is one agent.")
+        raise SettingsError(
+            f"policies={sorted(config.policies)} must be the default, since multi-agent training is not "
+            "supported."
+        )
 
 
 def validate_callbacks(config: Any) -> None:
@@ -186,7 +213,7 @@ def validate_callbacks(config: Any) -> None:
         SettingsError: Naming the method, and what to use instead.
     """
     if config.is_old_stack and isinstance(config.callbacks_class, list):
-        raise SettingsError("RLlib's old API stack takes one callbacks class, not a list of them.")
+        raise SettingsError("RLlib's old API stack accepts a single callbacks class, not a list.")
     _validate_environment_callback(config)
     uncalled = (
         _UNSUPPORTED_CALLBACKS
@@ -199,8 +226,8 @@ def validate_callbacks(config: Any) -> None:
             if getattr(callbacks, method, default) is not default:
                 raise SettingsError(
                     f"The callback {callbacks.__name__}.{method} would never be called: transitions are "
-                    "collected in columns, not as RLlib episodes, and batches are drawn by the learner. Use "
-                    "on_train_result or on_evaluate_end."
+                    "collected in columns, and batches are drawn by the learner. Use on_environment_created, "
+                    "on_episode_start, on_train_result or on_evaluate_end."
                 )
 
 
@@ -221,14 +248,16 @@ def _validate_amounts(config: Any) -> None:
     for name, least in _COUNTS.items():
         value = getattr(config, name)
         if not (isinstance(value, Integral) and int(value) >= least):
-            raise SettingsError(f"{name}={value!r} must be an integer: {least} or more.")
+            raise SettingsError(f"{name}={value!r} must be an integer of at least {least}.")
     for name in _AMOUNTS:
         value = getattr(config, name)
         if isinstance(value, Real) and value < 0:
-            raise SettingsError(f"{name}={value!r} must be 0 or more.")
+            raise SettingsError(f"{name}={value!r} must be at least 0.")
     fragment = config.rollout_fragment_length
     if fragment != "auto" and not (isinstance(fragment, Integral) and int(fragment) >= 1):
-        raise SettingsError(f"rollout_fragment_length={fragment!r} must be 'auto' or an integer from 1 on.")
+        raise SettingsError(
+            f"rollout_fragment_length={fragment!r} must be 'auto' or an integer of at least 1."
+        )
 
 
 def values_equal(value: Any, default: Any) -> bool:

@@ -32,8 +32,8 @@ def check_component(component: str) -> None:
     """
     if component not in COMPONENTS:
         raise UserError(
-            f"component={shown(component)} cannot be restored by itself: it is '{MODULE_PATH}' (all networks), or the "
-            "whole checkpoint, without component=."
+            f"component={shown(component)} cannot be restored by itself: give '{MODULE_PATH}' (all networks), or "
+            "leave out component= to restore the whole checkpoint."
         )
 
 
@@ -63,14 +63,14 @@ def difference(mine: Mapping[str, Mapping[str, Any]], given: Any) -> str | None:
     """
     if not isinstance(given, Mapping) or given.keys() != mine.keys():
         keys = shown(list(given)) if isinstance(given, Mapping) else type(given).__name__
-        return f"they are of {keys}, not of {shown(list(mine))}"
+        return f"they belong to {keys}, not to {shown(list(mine))}"
     for owner, arrays in mine.items():
         if not isinstance(given[owner], Mapping):
             return f"those of {owner!r} are a {type(given[owner]).__name__}, not a dict of arrays"
         if missing := sorted(arrays.keys() - given[owner].keys()):
-            return f"they lack {missing[0]} (what only acts has no critics: take the learner's)"
+            return f"they lack {missing[0]} (an acting policy has no critics: use the learner's weights)"
         if unknown := sorted(given[owner].keys() - arrays.keys()):
-            return f"{unknown[0]} is not among these networks' weights"
+            return f"{unknown[0]} is not a weight of these networks"
         for name, array in arrays.items():
             if np.shape(given[owner][name]) != np.shape(array):
                 return f"{name} has the shape {np.shape(given[owner][name])}, not {np.shape(array)}"

@@ -98,14 +98,14 @@ def check_sample(sample: Sample, name: str, num_states: int, action_dim: int) ->
     largest = float(sample.action.abs().max())
     if not largest <= 1 + 1e-6:
         raise UserCodeError(
-            f"{whose} an action component of absolute value {largest:g}: all must be within [-1, 1], which is scaled "
-            "to the environment's bounds later. Squash with tanh, or clamp."
+            f"{whose} an action component of absolute value {largest:g}: all must be within [-1, 1], which is "
+            "later scaled to the bounds of the environment. Squash with tanh, or clamp."
         )
     for what, value in (("log_prob", sample.log_prob), ("penalty", sample.penalty)):
         if value is not None and tuple(value.shape) != (num_states,):
             raise UserCodeError(
                 f"{whose} {what} of shape {tuple(value.shape)} for {num_states} states: it must have shape "
-                f"({num_states},), one number for each state, as after .sum(-1) over the action's components."
+                f"({num_states},), one number for each state, for example by .sum(-1) over the action components."
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 from rllib_hpo.kernels import wants_gradients
 from rllib_hpo.kernels.squash import gaussian_draw, mean_and_log_std, tanh_squash
 from rllib_hpo.networks.critics import ActionValue
-from rllib_hpo.networks.mlp import ReluMLP
+from rllib_hpo.networks.mlp import make_mlp
 from rllib_hpo.samplers.base import Mode, Noise, Sample, Sampler
-from rllib_hpo.settings import ActorCriticSettings
+from rllib_hpo.settings import Activation, ActorCriticSettings
 
 
 class GaussianPolicy(nn.Module):
@@ -23,12 +24,13 @@ class GaussianPolicy(nn.Module):
         self,
         obs_dim: int,
         action_dim: int,
-        hidden_units: int,
+        hidden_units: int | Sequence[int],
         num_layers: int,
         generator: torch.Generator | None = None,
+        activation: Activation = "relu",
     ) -> None:
         super().__init__()
-        self.network = ReluMLP(obs_dim, hidden_units, num_layers, 2 * action_dim, generator)
+        self.network = make_mlp(obs_dim, hidden_units, num_layers, 2 * action_dim, generator, activation)
 
     def forward(self, obs: Tensor, detached_rows: int = 0) -> tuple[Tensor, Tensor]:
         """Return mean and log-std (clamped to [-20, 2]); the first `detached_rows` rows carry no gradient."""
@@ -81,7 +83,12 @@ class GaussianSampler(Sampler):
         super().__init__()
         self.noise_shapes = {"base": (action_dim,)}
         self.policy = GaussianPolicy(
-            obs_dim, action_dim, settings.hidden_units, settings.policy_layers, generator
+            obs_dim,
+            action_dim,
+            settings.hidden_units,
+            settings.policy_layers,
+            generator,
+            settings.policy_activation,
         )
 
     def forward(

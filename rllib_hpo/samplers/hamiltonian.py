@@ -75,7 +75,12 @@ class HamiltonianSampler(Sampler):
         if settings.momentum_noise:
             self.noise_shapes["momentum"] = (action_dim,)
         self.policy = GaussianPolicy(
-            obs_dim, action_dim, settings.hidden_units, settings.policy_layers, generator
+            obs_dim,
+            action_dim,
+            settings.hidden_units,
+            settings.policy_layers,
+            generator,
+            settings.policy_activation,
         )
         self.chains: dict[str, Chain] = {
             "explore": _chain(settings, settings.explore_sampler, settings.momentum_std_explore),

@@ -54,7 +54,9 @@ def leapfrog_step(
         ValueError: If `state.force` is None.
     """
     if state.force is None:
-        raise ValueError("a step without the final kick ends a chain: its momentum is half a kick short")
+        raise ValueError(
+            "a step without the final kick must be the last of a chain, since its momentum lacks half a kick"
+        )
     momentum = add_scaled(state.momentum, state.force, -0.5 * step_size)
     action = add_scaled(state.action, momentum, step_size * inverse_mass)
     if not final_kick:

@@ -76,7 +76,12 @@ class RadialFlowSampler(Sampler):
         super().__init__()
         self.noise_shapes = {"base": (action_dim,)}
         self.policy = GaussianPolicy(
-            obs_dim, action_dim, settings.hidden_units, settings.policy_layers, generator
+            obs_dim,
+            action_dim,
+            settings.hidden_units,
+            settings.policy_layers,
+            generator,
+            settings.policy_activation,
         )
         self.flow = RadialFlow(action_dim, settings.num_flows, generator)
 

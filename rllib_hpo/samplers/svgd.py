@@ -7,6 +7,7 @@ to (14).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -27,7 +28,7 @@ class SamplingNetwork(nn.Module):
     Args:
         obs_dim: Observation dimension S.
         action_dim: Dimension A of actions and of the noise.
-        hidden_units: Units of each hidden layer.
+        hidden_units: Units of each hidden layer; a sequence has one number per layer.
         num_layers: Number of hidden layers.
         generator: Generator of the initial weights.
     """
@@ -36,7 +37,7 @@ class SamplingNetwork(nn.Module):
         self,
         obs_dim: int,
         action_dim: int,
-        hidden_units: int,
+        hidden_units: int | Sequence[int],
         num_layers: int,
         generator: torch.Generator | None,
     ) -> None:

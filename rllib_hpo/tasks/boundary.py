@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_hpo.errors import NonFiniteError, UserCodeError, UserError
+from rllib_hpo.tasks.outcomes import SUCCESS
 
 _logger = logging.getLogger(__name__)
 Env = gym.Env[Any, Any]
@@ -29,8 +30,8 @@ _OLD_API = (
     "wrap an environment of the old gym API with shimmy.GymV21CompatibilityV0 or shimmy.GymV26CompatibilityV0"
 )
 _VECTOR_REWARD = (
-    "the reward must be one number: add up several objectives, for instance with mo_gymnasium.LinearReward, "
-    "named in env_config: {wrappers: [...]}"
+    "the reward must be one number: combine several objectives, for example with mo_gymnasium.LinearReward, named "
+    "in env_config: {wrappers: [...]}"
 )
 
 
@@ -60,7 +61,7 @@ def made(create: Callable[[], Any], name: str) -> Env:
     elif callable(getattr(env, "reset", None)) and callable(getattr(env, "step", None)):
         what = f"{type(env).__name__} is not a gymnasium.Env; derive from it, or {_OLD_API}"
     else:
-        what = f"the function that makes it returned {_described(env)}; it must return a gymnasium.Env"
+        what = f"the function that makes it returned {described(env)}; it must return a gymnasium.Env"
     raise UserCodeError(f"Environment '{name}' could not be made: {what}.")
 
 
@@ -70,7 +71,7 @@ def close(env: Env, name: str = "") -> None:
         env.close()
     except Exception as error:  # noqa: BLE001  (the user's code may raise anything)
         _logger.warning(
-            "Environment '%s' raised %s in close(): %s. It is not used any more, so this changes no result.",
+            "Environment '%s' raised %s in close(): %s. It is no longer used, so no result changes.",
             name or env_name(env),
             type(error).__name__,
             error,
@@ -90,7 +91,11 @@ class Boundary:
         self._shape = env.observation_space.shape
 
     def reset(self, env: Env, seed: int | None = None) -> NDArray[np.float32]:
-        """Return the first observation (S,) of an episode.
+        """Return the first observation (S,) of an episode; see `reset_with_info`."""
+        return self.reset_with_info(env, seed)[0]
+
+    def reset_with_info(self, env: Env, seed: int | None = None) -> tuple[NDArray[np.float32], Any]:
+        """Return the first observation (S,) of an episode, and the unchanged info of the environment.
 
         Raises:
             UserCodeError: If the environment raises an error, or returns something outside its space.
@@ -108,10 +113,10 @@ class Boundary:
         is_pair = isinstance(result, (tuple, list)) and len(result) == 2
         if not (is_pair and (result[1] is None or isinstance(result[1], Mapping))):
             raise UserCodeError(
-                f"Environment '{self.name}' returned {_described(result)} from reset(), where (observation, info) was "
+                f"Environment '{self.name}' returned {described(result)} from reset(), where (observation, info) was "
                 f"expected: add the dictionary info, or {_OLD_API}."
             )
-        return self._observation(result[0], "reset")
+        return self._observation(result[0], "reset"), result[1]
 
     def step(self, env: Env, action: NDArray[Any]) -> tuple[NDArray[np.float32], float, bool, bool]:
         """Return observation (S,), reward, terminated and truncated; see `step_with_info`."""
@@ -156,12 +161,12 @@ class Boundary:
         if not isinstance(info, Mapping) or name not in info:
             raise UserCodeError(
                 f"Environment '{self.name}' reports no '{name}' in the info of step(), which the algorithm learns "
-                "from: report it at every step, or choose a task or a wrapper that does."
+                "from: report it at every step, or use a task or a wrapper that does."
             )
-        array = _as_array(info[name])
+        array = as_array(info[name])
         if array is None or array.size != size or array.dtype.kind not in f"{_NUMBERS}b":
             raise UserCodeError(
-                f"Environment '{self.name}' reports {_described(info[name])} as '{name}' in the info of step(), where "
+                f"Environment '{self.name}' reports {described(info[name])} as '{name}' in the info of step(), where "
                 f"{'a number was' if size == 1 else f'{size} numbers were'} expected."
             )
         numbers: NDArray[np.float32] = array.reshape(size).astype(np.float32)
@@ -169,11 +174,49 @@ class Boundary:
             raise NonFiniteError(f"The {name} of {self.name} is not finite")
         return numbers
 
+    def success(self, info: Any) -> float | None:
+        """Return whether an episode that ends here succeeded, 0.0 or 1.0; None if the environment does not say.
+
+        Raises:
+            UserCodeError: If it reports something else than a number.
+        """
+        if not isinstance(info, Mapping) or info.get(SUCCESS) is None:
+            return None
+        return float(self.column(info, SUCCESS, 1)[0])
+
+    def reward_of(self, compute: Callable[[], Any], method: str) -> float:
+        """Return the reward that a call of an environment's method computes.
+
+        Raises:
+            UserCodeError: If it raises an error, or returns something else than a number.
+            NonFiniteError: If the reward is not finite in float32.
+        """
+        reward = self._reward(self._called(compute, method), method)
+        if not -_LARGEST <= reward <= _LARGEST:
+            raise NonFiniteError(f"The reward of {self.name} from {method}() is not finite")
+        return reward
+
+    def flag_of(self, compute: Callable[[], Any], method: str) -> bool:
+        """Return the flag that a call of an environment's method computes.
+
+        Raises:
+            UserCodeError: If it raises an error, or returns something else than a flag.
+        """
+        return self._flag(self._called(compute, method), "the result", method)
+
+    def _called(self, compute: Callable[[], Any], method: str) -> Any:
+        try:
+            return compute()
+        except UserError:
+            raise
+        except Exception as error:
+            raise _raised(error, self.name, "raised", method) from error
+
     def _observation(self, value: Any, method: str) -> NDArray[np.float32]:
-        array = value if value.__class__ is np.ndarray else _as_array(value)
+        array = value if value.__class__ is np.ndarray else as_array(value)
         if array is None or array.shape != self._shape or array.dtype.kind not in _NUMBERS:
             raise UserCodeError(
-                f"Environment '{self.name}' returned {_described(value)} as the observation from {method}(), but its "
+                f"Environment '{self.name}' returned {described(value)} as the observation from {method}(), but its "
                 f"observation_space declares numbers of shape {self._shape}: return what it declares, or declare "
                 "what it returns."
             )
@@ -182,28 +225,29 @@ class Boundary:
             raise NonFiniteError(f"The observation of {self.name} is not finite")
         return obs
 
-    def _reward(self, value: Any) -> float:
-        array = _as_array(value)
+    def _reward(self, value: Any, method: str = "step") -> float:
+        array = as_array(value)
         if array is not None and array.size == 1 and array.dtype.kind in _NUMBERS:
             return float(array.reshape(-1)[0])
         several = array is not None and array.size > 1 and array.dtype.kind in _NUMBERS
         remedy = _VECTOR_REWARD if several else "the reward must be one number"
         raise UserCodeError(
-            f"Environment '{self.name}' returned {_described(value)} as the reward from step(), where a number was "
-            f"expected: {remedy}."
+            f"Environment '{self.name}' returned {described(value)} as the reward from {method}(), where a number "
+            f"was expected: {remedy}."
         )
 
-    def _flag(self, value: Any, which: str) -> bool:
+    def _flag(self, value: Any, which: str, method: str = "step") -> bool:
         if isinstance(value, np.bool_):
             return bool(value)
-        array = _as_array(value)
+        array = as_array(value)
         if array is not None and array.size == 1 and array.dtype.kind in _NUMBERS:
             number = array.reshape(-1)[0]
             if number in (0, 1):
                 return bool(number)
+        remedy = ": step() must return (observation, reward, terminated, truncated, info)"
         raise UserCodeError(
-            f"Environment '{self.name}' returned {_described(value)} as {which} from step(), where True or False was "
-            "expected: step() must return (observation, reward, terminated, truncated, info)."
+            f"Environment '{self.name}' returned {described(value)} as {which} from {method}(), where True or False "
+            f"was expected{remedy if method == 'step' else ''}."
         )
 
     def _refuse_step(self, result: Any) -> NoReturn:
@@ -213,7 +257,7 @@ class Boundary:
             else "return all five"
         )
         raise UserCodeError(
-            f"Environment '{self.name}' returned {_described(result)} from step(), where (observation, reward, "
+            f"Environment '{self.name}' returned {described(result)} from step(), where (observation, reward, "
             f"terminated, truncated, info) was expected: {remedy}."
         )
 
@@ -252,14 +296,15 @@ class CheckedEnv(gym.Wrapper[Any, Any, Any, Any]):
         close(self.env, self._boundary.name)
 
 
-def _as_array(value: Any) -> NDArray[Any] | None:
+def as_array(value: Any) -> NDArray[Any] | None:
+    """Return what an environment gave as an array, or None if it cannot be one."""
     try:
         return np.asarray(value)
     except Exception:  # noqa: BLE001  # ragged lists, tensors on a GPU, objects with an __array__ of their own
         return None
 
 
-def _described(value: Any) -> str:
+def described(value: Any) -> str:
     """Describe a value from an environment as a noun phrase: its type and distinguishing features."""
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {len(value)}"

@@ -65,7 +65,8 @@ def step_cost(cost: Cost, space: gym.Space[Any], action: Any, info: Any) -> floa
         value = _number(cost, info, cost.key)
         if value < 0:
             raise SettingsError(
-                f"cost={_shown(cost)}: the environment reported {cost.key}={value:g}, and a cost must be at least 0."
+                f"cost={_shown(cost)}: the environment reported {cost.key}={value:g}, but a cost must be at least "
+                "0."
             )
         return value
     assert isinstance(space, gym.spaces.Box)
@@ -78,7 +79,7 @@ def _number(cost: Cost, info: Any, key: str) -> float:
     if not isinstance(info, Mapping) or key not in info:
         keys = ", ".join(sorted(map(str, info))) if isinstance(info, Mapping) and info else "none"
         raise SettingsError(
-            f"cost={_shown(cost)}: the environment reports no '{key}' in the info of step(); keys that it reports: "
+            f"cost={_shown(cost)}: the environment does not report '{key}' in the info of step(); it reports: "
             f"{keys}."
         )
     try:
@@ -87,7 +88,8 @@ def _number(cost: Cost, info: Any, key: str) -> float:
         value = math.nan
     if not math.isfinite(value):
         raise SettingsError(
-            f"cost={_shown(cost)}: the environment reported {key}={shown(info[key])}, and a finite number is needed."
+            f"cost={_shown(cost)}: the environment reported {key}={shown(info[key])}, but a finite number is "
+            "required."
         )
     return value
 

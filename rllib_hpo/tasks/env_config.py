@@ -50,7 +50,7 @@ def refuse_not_recorded(arguments: Mapping[str, Any]) -> None:
     """
     for name, kind in not_recorded(arguments).items():
         raise UserError(
-            f"env_config: '{name}' was a {kind}, which the record of a run cannot hold, so its environment cannot be "
-            "made again from there; use numbers, strings, lists and mappings in env_config, or build the algorithm in "
-            "Python with the same configuration."
+            f"env_config: '{name}' was a {kind}, which the record of a run cannot hold, so its environment cannot "
+            "be recreated from it; use numbers, strings, lists and mappings in env_config, or build the algorithm "
+            "in Python with the same configuration."
         )

@@ -15,10 +15,12 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from rllib_hpo.costs import Cost
 from rllib_hpo.errors import SettingsError, UnknownNameError, UserError, nearest, shown
-from rllib_hpo.tasks import soft_q
+from rllib_hpo.tasks import point_reach, soft_q
 from rllib_hpo.tasks.boundary import env_name, made
 from rllib_hpo.tasks.env_config import refuse_not_recorded
 from rllib_hpo.tasks.modules import load_module
+from rllib_hpo.tasks.mujoco_version import check_mujoco
+from rllib_hpo.tasks.observations import flattened, is_flat, observation_problem
 from rllib_hpo.tasks.wrappers import parse_wrappers, with_cost, wrap
 
 PYBULLET_IDS = (
@@ -44,6 +46,7 @@ def register_environments() -> None:
                 max_episode_steps=1000,
             )
     soft_q.register()
+    point_reach.register()
 
 
 def find_spec(env_id: str) -> EnvSpec | None:
@@ -98,6 +101,8 @@ def make_env(
 ) -> gym.Env[Any, Any]:
     """Call `gymnasium.make` without its deprecation warning for -v4, MuJoCo's log file, or output on stdout.
 
+    Structured observations are flattened: see `rllib_hpo.tasks.observations`.
+
     Args:
         env_id: A gymnasium id, or "module:Id-v0" for one that `module` registers.
         wrappers: Wrappers by name: see `rllib_hpo.tasks.wrappers`.
@@ -117,16 +122,20 @@ def make_env(
         close = nearest(env_id, gym.registry)
         hint = f" Did you mean '{close}'?" if close else ""
         raise UnknownNameError(
-            f"Unknown environment '{env_id}'.{hint} For an id that a package registers give --import PACKAGE (in "
+            f"Unknown environment '{env_id}'.{hint} If a package registers the id, give --import PACKAGE (in "
             "Python, import it), or write PACKAGE:ID."
         )
     found: EnvSpec = spec
-    return made(
-        lambda: wrap(with_cost(_make(found, env_id, kwargs), step_cost), layers, training=training), env_id
+    return flattened(
+        made(
+            lambda: wrap(with_cost(_make(found, env_id, kwargs), step_cost), layers, training=training),
+            env_id,
+        )
     )
 
 
 def _make(spec: EnvSpec, env_id: str, kwargs: dict[str, Any]) -> gym.Env[Any, Any]:
+    check_mujoco(env_id)
     try:
         if isinstance(spec.entry_point, str):
             importlib.import_module(spec.entry_point.partition(":")[0])
@@ -167,19 +176,41 @@ def check_spaces(env: gym.Env[Any, Any]) -> None:
     """Reject an environment whose spaces no algorithm can handle.
 
     Raises:
-        UserError: If actions are not a bounded one-dimensional Box of floats, or observations are not a
-            one-dimensional Box.
+        UserError: If actions are not a bounded one-dimensional Box of floats, or observations are not flat numbers;
+            `make_env` flattens those that can be.
     """
     name = env_name(env)
+    if isinstance(env.action_space, _DISCRETE):
+        raise UserError(
+            f"Environment '{name}' has {type(env.action_space).__name__} actions, and the algorithms here choose "
+            f"continuous ones: use RLlib's {_for_discrete(env.action_space)}, or a version of the task whose actions "
+            "are a Box."
+        )
     problem = _action_problem(env.action_space)
     if problem:
         raise UserError(
             f"Environment '{name}' has {problem}; actions must be a one-dimensional Box of floats with "
             "finite bounds, low < high."
         )
-    problem = _observation_problem(env.observation_space)
+    problem = observation_problem(env.observation_space)
     if problem:
-        raise UserError(f"Environment '{name}' has {problem}; observations must be a one-dimensional Box.")
+        raise UserError(f"Environment '{name}' has {problem}; {_OBSERVATIONS}.")
+    if not is_flat(env.observation_space):
+        raise UserError(
+            f"Environment '{name}' has {type(env.observation_space).__name__} observations that are not flattened; "
+            "wrap it in rllib_hpo.tasks.observations.FlatObservation."
+        )
+
+
+_DISCRETE = (gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)
+_OBSERVATIONS = (
+    "observations must be numbers: Box, Discrete, MultiDiscrete and MultiBinary, also in Dict and Tuple"
+)
+
+
+def _for_discrete(space: gym.Space[Any]) -> str:
+    """Name algorithms of RLlib for a space of discrete actions."""
+    return "DQN, SAC or PPO" if isinstance(space, gym.spaces.Discrete) else "PPO"
 
 
 def _action_problem(space: gym.Space[Any]) -> str | None:
@@ -197,17 +228,6 @@ def _action_problem(space: gym.Space[Any]) -> str | None:
         return "unbounded actions"
     if not (low < high).all():
         return "an action component that cannot vary"
-    return None
-
-
-def _observation_problem(space: gym.Space[Any]) -> str | None:
-    """Describe what is wrong with an observation space, as a noun phrase."""
-    if not isinstance(space, gym.spaces.Box):
-        return f"{type(space).__name__} observations"
-    if len(space.shape) == 3:
-        return f"image observations of shape {space.shape}"
-    if len(space.shape) != 1 or space.shape[0] == 0:
-        return f"observations of shape {space.shape}"
     return None
 
 

@@ -15,7 +15,7 @@ def load_module(name: str) -> ModuleType:
         ImportError: If that fails, with the reason, whatever the module itself raises.
     """
     if not all(part.isidentifier() for part in name.split(".")):
-        raise ImportError(f"{name!r} is not the name of a module, as in package.module")
+        raise ImportError(f"{name!r} is not a module name such as package.module")
     try:
         return importlib.import_module(name)
     except (ImportError, UserError):

@@ -1,5 +1,6 @@
 """Record an episode's outcome besides its return: distances covered, goal distance and goal.
 
+Any environment may report `is_success` in `info`: whether an episode that ends at this step has succeeded.
 Environments whose class sets `reports_outcome = True` report these values in `info` at every step: `progress`, metres
 forward; `displacement`, metres from the start; `goal_distance`; and `goal`, the index of the goal reached, or -1.
 """
@@ -17,6 +18,9 @@ Outcome = dict[str, float]
 
 Keys: forward_max, forward_min, displacement, displacement_max, goal_distance_min and goal.
 """
+
+SUCCESS = "is_success"
+"""Key of `info` that says whether an episode has succeeded, as in goal environments and Stable-Baselines3."""
 
 _LARGEST = ("forward_max", "displacement_max")
 _SMALLEST = ("forward_min", "goal_distance_min")

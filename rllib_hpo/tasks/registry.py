@@ -157,7 +157,7 @@ def register_task(task: Task) -> None:
     """
     known = _tasks.setdefault(task.name, task)
     if known != task:
-        raise UserError(f"There is already another task '{task.name}', of environment '{known.env_id}'.")
+        raise UserError(f"The task '{task.name}' already exists, with environment '{known.env_id}'.")
 
 
 def all_tasks() -> tuple[Task, ...]:
@@ -190,8 +190,8 @@ def find_task(name_or_env_id: str) -> Task:
         close = nearest(name_or_env_id, [*_tasks, *gym.registry])
         hint = f" Did you mean '{close}'?" if close else ""
         raise UnknownNameError(
-            f"Unknown task '{name_or_env_id}'.{hint} Valid: {', '.join(sorted(_tasks))}, or any gymnasium id; for an "
-            "id that a package registers give --import PACKAGE too, or write PACKAGE:ID."
+            f"Unknown task '{name_or_env_id}'.{hint} Valid: {', '.join(sorted(_tasks))}, or any gymnasium id; if a "
+            "package registers the id, give --import PACKAGE too, or write PACKAGE:ID."
         )
     unconstrained = [task for task in _tasks.values() if not task.constraint]
     row = next((task for task in unconstrained if _base(task.env_id) == _base(name_or_env_id)), None)
@@ -250,6 +250,6 @@ def import_modules(modules: Sequence[str], needed_by: str = "") -> None:
             if not needed_by:
                 raise UserError(f"--import {module}: {error}.") from error
             raise UserError(
-                f"{needed_by} needs the module '{module}' (--import), which cannot be imported here: {error}. Install "
-                "it, or set PYTHONPATH to the folder that holds it."
+                f"{needed_by} needs the module '{module}' (--import), which cannot be imported: {error}. Install "
+                "it, or add its directory to PYTHONPATH."
             ) from error

@@ -27,6 +27,7 @@ from gymnasium.wrappers.utils import RunningMeanStd
 
 from rllib_hpo.errors import CheckpointError
 from rllib_hpo.tasks.costs import CostWrapper
+from rllib_hpo.tasks.observations import FlatObservation
 from rllib_hpo.tasks.wrappers import ActionRepeat
 
 # Exact classes, since a subclass may add state. TransformAction and similar wrappers hold a user's function.
@@ -34,6 +35,7 @@ _KNOWN_WRAPPERS = frozenset(
     {
         ActionRepeat,
         CostWrapper,
+        FlatObservation,
         wrappers.Autoreset,
         wrappers.ClipAction,
         wrappers.ClipReward,
@@ -57,8 +59,9 @@ _KNOWN_WRAPPERS = frozenset(
     }
 )
 _OWN = "rllib_hpo.tasks.soft_q."
+_POINT_REACH = "rllib_hpo.tasks.point_reach."
 _MUJOCO_MODULES = ("gymnasium.envs.mujoco.", f"{_OWN}snake.", f"{_OWN}quadruped.")
-_PLAIN_MODULES = ("gymnasium.envs.classic_control.", f"{_OWN}multi_goal.")
+_PLAIN_MODULES = ("gymnasium.envs.classic_control.", f"{_OWN}multi_goal.", _POINT_REACH)
 
 # Attributes set at construction, saved elsewhere, or used for rendering only.
 _NOT_STATE = frozenset(
@@ -115,7 +118,7 @@ def restore(env: gym.Env[Any, Any], state: dict[str, Any]) -> None:
     """
     if _layer_names(env) != state["layers"]:
         raise CheckpointError(
-            f"The saved simulator is a {' of '.join(state['layers'])}, the environment made for it is a "
+            f"The saved simulator is a {' of '.join(state['layers'])}, but the environment is a "
             f"{' of '.join(_layer_names(env))}."
         )
     if state["mujoco"] is not None:
@@ -212,12 +215,12 @@ def _restore_mujoco(base: Any, state: dict[str, Any]) -> None:
 
     if state["version"] != mujoco.__version__:
         raise CheckpointError(
-            f"The simulator was saved with MuJoCo {state['version']}, and {mujoco.__version__} is installed: "
-            "it could not go on exactly."
+            f"The simulator was saved with MuJoCo {state['version']}, but {mujoco.__version__} is installed, so it "
+            "cannot continue exactly."
         )
     kind = mujoco.mjtState.mjSTATE_INTEGRATION
     if mujoco.mj_stateSize(base.model, kind) != state["integration"].size:
-        raise CheckpointError("The saved simulator belongs to another MuJoCo model.")
+        raise CheckpointError("The saved simulator has a different MuJoCo model.")
     mujoco.mj_resetData(base.model, base.data)
     mujoco.mj_setState(base.model, base.data, state["integration"], kind)
     # Contacts and constraints have no fixed size. They are recomputed, as every step does before it uses them.

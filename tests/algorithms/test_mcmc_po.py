@@ -366,10 +366,10 @@ def test_settings_are_validated(values: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("values", "idle"),
     [
-        ({"gate_units": 8}, "gate_units changes nothing with force_gate='none'."),
-        ({"prior_every": 50}, "prior_every changes nothing with prior='polyak'."),
-        ({"prior": "snapshot", "prior_tau": 0.1}, "prior_tau changes nothing with prior='snapshot'."),
-        ({"beta": 1.0}, "beta changes nothing with multiplier='pid'."),
+        ({"gate_units": 8}, "gate_units has no effect with force_gate='none'."),
+        ({"prior_every": 50}, "prior_every has no effect with prior='polyak'."),
+        ({"prior": "snapshot", "prior_tau": 0.1}, "prior_tau has no effect with prior='snapshot'."),
+        ({"beta": 1.0}, "beta has no effect with multiplier='pid'."),
     ],
 )
 def test_settings_without_effect_are_named(values: dict[str, Any], idle: str) -> None:

@@ -458,8 +458,8 @@ def test_a_shield_that_tells_nothing_apart_deserves_a_warning() -> None:
     assert method.concerns(about) == {}
     (sentence,) = method.concerns({"shield_accept": 0.98} | about).values()
     assert sentence == (
-        "The shield found a safe action in 98 % of the last episodes' steps, so it hardly chooses. The cost critic "
-        "predicts 2 for an episode whose discounted cost is 40."
+        "The shield found a safe action in 98 % of the last episodes' steps, so its test hardly discriminates. The "
+        "cost critic predicts 2 per episode, and the discounted cost is 40."
     )
 
 
@@ -471,13 +471,16 @@ def test_a_shield_that_tells_nothing_apart_deserves_a_warning() -> None:
     [
         (
             {"tempering": True, "momentum_std_train": 1.0},
-            "tempering=true has a factor for each of leapfrog_steps",
+            "tempering=true scales the momentum by a schedule over leapfrog_steps",
         ),
         ({"explore_sampler": "gaussian"}, "set explore_sampler='hamiltonian' or shield='none'"),
         ({"train_sampler": "gaussian"}, "set train_sampler='hamiltonian' or shield='none'"),
         ({"shield_steps": 0}, "shield_steps=0 must be greater than or equal to 1"),
         ({"fallback": "first"}, "fallback='first' must be 'last' or 'safest'"),
-        ({"lagrange": "pid", "cost_limit": 0.0}, "lagrange='pid' needs a cost_limit above 0"),
+        (
+            {"lagrange": "pid", "cost_limit": 0.0},
+            "lagrange='pid' divides by cost_limit, which must be above 0",
+        ),
         ({"cost_critics": 3}, "cost_critics=3 must be 1 or 2"),
     ],
 )
@@ -490,10 +493,10 @@ def test_settings_that_do_not_work_together_are_refused(changes: dict[str, Any],
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (lagrangian(lagrange_kp=1.0), "lagrange_kp=1.0 changes nothing with lagrange='integral'."),
+        (lagrangian(lagrange_kp=1.0), "lagrange_kp=1.0 has no effect with lagrange='integral'."),
         (
             shielded_settings(shield="none", shield_steps=5),
-            "shield_steps=5 changes nothing with shield='none'.",
+            "shield_steps=5 has no effect with shield='none'.",
         ),
     ],
 )
@@ -503,5 +506,5 @@ def test_settings_without_effect_are_named(settings: ConstraintSettings, says: s
 
 def test_a_task_without_a_cost_is_refused() -> None:
     settings = SACLagrangianSettings(hidden_units=16)
-    with pytest.raises(SettingsError, match="cost=None: a safe algorithm needs to know what steps cost"):
+    with pytest.raises(SettingsError, match="cost=None: a safe algorithm needs a cost"):
         make_method(settings).check(make_method(settings).make_actor(OBS, DIM, seed=0))

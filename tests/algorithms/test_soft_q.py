@@ -353,11 +353,11 @@ def test_rows_say_which_action_was_evaluated() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"alpha": "auto"}, "alpha='auto' cannot be tuned: soft Q-learning's sampler has no density"),
+        ({"alpha": "auto"}, "alpha='auto' cannot be tuned: the sampler of soft Q-learning has no density"),
         ({"alpha": {"from": 1.0, "steps": 10}}, "alpha={'from': 1.0, 'steps': 10} must be .*'to' is given"),
         ({"alpha": {"from": 1.0, "to": -1.0, "steps": 10}}, "alpha=.* must be .*greater than 0"),
         ({"alpha": {"from": 1.0, "to": 0.1, "steps": 10, "law": "linear"}}, "alpha=.* must be .*'log'"),
-        ({"noise_set": 4, "value_proposal": "sampler"}, "value_proposal='sampler' needs a density"),
+        ({"noise_set": 4, "value_proposal": "sampler"}, "value_proposal='sampler' requires a density"),
         ({"particles": 1}, "particles=1 must be greater than or equal to 2"),
         ({"svgd_space": "tanh"}, "svgd_space='tanh' must be 'official', 'pre_tanh' or 'action'"),
     ],
@@ -370,8 +370,8 @@ def test_what_cannot_work_is_refused(settings: dict[str, Any], message: str) -> 
 def test_settings_without_effect_are_named() -> None:
     settings = SoftQSettings(kernel="none", kernel_floor=0.1, ou_theta=0.2)
     assert settings.notices() == [
-        "kernel_floor changes nothing with kernel='none'.",
-        "ou_theta changes nothing with no Ornstein-Uhlenbeck noise.",
+        "kernel_floor has no effect with kernel='none'.",
+        "ou_theta has no effect without Ornstein-Uhlenbeck noise.",
     ]
 
 

@@ -210,7 +210,7 @@ def test_a_process_of_noise_resumes_in_the_middle_of_its_episodes(tmp_path: Path
 def test_a_process_of_noise_needs_the_new_stack() -> None:
     config = tiny_config("ddpg", exploration_process="ou").api_stack(False, False)
     with pytest.raises(
-        SettingsError, match=r"algorithm='ddpg' .* needs memory of its episodes, which RLlib's old"
+        SettingsError, match=r"algorithm='ddpg' .* needs memory within episodes, which RLlib's old"
     ):
         config.build_algo()
 

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from rllib_hpo.analysis.curves import Curve, ema, mean_over_seeds
 from rllib_hpo.analysis.page import write_page
+from rllib_hpo.analysis.report import write_report
 from rllib_hpo.errors import StorageError
 from tests.analysis.reader import Reader
+from tests.results.rows import make_row
 
 HOSTILE = "</script><img src=x onerror=alert(1)><b>&lt;</b>%{x}"
 SVG = (
@@ -392,6 +395,78 @@ def test_a_dark_page_has_no_black_line(reader: Reader) -> None:
         assert reader.wait(f"!{black}")
     finally:
         reader.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+SCRIPT = "<script>window.hit = 1</script> $x$"
+
+
+@pytest.fixture(scope="module")
+def hostile_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the report of rows whose sweep, variant, task and a setting are markup."""
+    rows = [
+        make_row(
+            sweep=SCRIPT, algorithm=algorithm, variant=SCRIPT, task=task, seed=seed, env_steps=steps,
+            returns=(float(seed + steps), 2.0), trial_id=f"{algorithm}{task}{seed}",
+            config={"algorithm": algorithm, "note": SCRIPT, "evaluation_every": 1_000},
+        )
+        for algorithm in ("sac", "sac-hpo") for task in ("hopper", SCRIPT) for seed in (0, 1) for steps in (0, 1_000)
+    ]  # fmt: skip
+    table = pa.concat_tables([row.to_arrow() for row in rows])
+    return write_report(table, tmp_path_factory.mktemp("hostile"))["page"]
+
+
+@pytest.mark.slow
+def test_names_out_of_rows_are_text(browser: Any, hostile_page: Path) -> None:
+    reader = Reader(browser, hostile_page)
+    reader.open()
+    assert reader.driver.execute_script("return window.hit") is None
+    assert reader.find("h1").text == SCRIPT
+    assert any(text.startswith(SCRIPT) for text in reader.texts(".panel h3"))
+    assert any(SCRIPT in text for text in reader.texts("#trials td"))
+    reader.find("#trials tbody tr").find_elements("css selector", "td")[3].click()
+    assert SCRIPT in reader.texts("#trial td")
+    assert reader.console() == []
+
+
+@pytest.mark.slow
+def test_tables_link_to_their_rows(browser: Any, hostile_page: Path) -> None:
+    reader = Reader(browser, hostile_page)
+    reader.open()
+    cards = reader.find_all(".tables .card, #differences, #trials")
+    assert len(cards) > 5
+    for card in cards:
+        links = [link.get_attribute("href") for link in card.find_elements("css selector", "a")]
+        assert links[0] == hostile_page.with_name("evaluations.csv").as_uri()
+        assert all(Path(link.removeprefix("file://")).is_file() for link in links)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1400, 390])
+def test_axe_finds_nothing_serious(browser: Any, hostile_page: Path, width: int, scheme: str) -> None:
+    axe = Path(pytest.importorskip("axe_core_python").__file__).with_name("axe.min.js").read_text()
+    reader = Reader(browser, hostile_page)
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    try:
+        reader.open(width=width)
+        browser.execute_script(axe)
+        found = browser.execute_async_script("axe.run().then(arguments[0])")
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert len(found["passes"]) > 10
+    serious = [one for one in found["violations"] if one["impact"] in ("serious", "critical")]
+    assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in serious] == []
+
+
+def test_series_differ_in_line_style_too(tmp_path: Path) -> None:
+    """Plotly knows other names of styles than matplotlib."""
+    names = ["SAC", "SAC-NF", "SAC-HPO", "TD3"]
+    rows = [make_row(algorithm=name.lower(), trial_id=name, seed=seed) for name in names for seed in (0, 1)]
+    page = write_report(pa.concat_tables([row.to_arrow() for row in rows]), tmp_path)["page"]
+    series = embedded(page)["series"]
+    assert [one["dash"] for one in series] == ["solid", "dash", "dashdot", "dot"]
+    assert len({one["color"] for one in series}) == len(names)
 
 
 @pytest.mark.slow

@@ -114,9 +114,9 @@ def test_results_commands(rows: Path, tmp_path: Path) -> None:
     assert "Error: 2 problems in 58 rows." in cli("results", "check", str(rows), code=2)
     for row in rows_from_arrow(grid()):
         write_row(tmp_path / "whole", row)
-    assert "60 rows, nothing missing" in cli("results", "check", str(tmp_path / "whole"))
+    assert "60 rows; none is missing" in cli("results", "check", str(tmp_path / "whole"))
     assert "58 new rows" in cli("results", "add", str(tmp_path / "all"), str(rows))
-    assert "58 files of rows are 4 now" in cli("results", "compact", str(tmp_path / "all"))
+    assert "Merged 58 row files into 4" in cli("results", "compact", str(tmp_path / "all"))
     assert read_rows(tmp_path / "all").equals(read_rows(rows))
     assert "missing" in cli("results", "check", str(_with_a_gap(tmp_path)), code=2)
 

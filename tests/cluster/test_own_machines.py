@@ -103,11 +103,11 @@ def newest(root: Path, trial: str) -> int:
 def test_only_who_has_the_token_is_served(cluster: Path, lab: Lab) -> None:
     said = lab.run("rllib-hpo", "status", code=2, RAY_AUTH_MODE="disabled")
     assert said.startswith("Error: ")
-    assert "wants a token (401)" in said
+    assert "requires a token (401)" in said
     assert len(said.splitlines()) == 1
     said = lab.run("rllib-hpo", "doctor", "--address", ADDRESS, "--shared", str(SHARED), code=None)
     assert said.count("\nok      node ") == 2
-    assert f"{SHARED.parent} is seen by all 2 nodes" in said
+    assert f"all 2 nodes can access {SHARED.parent}" in said
 
 
 def test_a_sweep_outlives_its_node_and_its_driver(cluster: Path, lab: Lab, tmp_path: Path) -> None:

@@ -308,7 +308,7 @@ def policy() -> DeployedPolicy:
 def test_mistakes_are_named(policy: DeployedPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnknownNameError, match=r"Unknown export format 'onx'\. Did you mean 'onnx'?"):
         write_policy(policy, "onx", tmp_path / "policy")
-    with pytest.raises(UserError, match="is a directory; name a file"):
+    with pytest.raises(UserError, match="is a directory; give a file"):
         write_policy(policy, "onnx", tmp_path)
     for package, file_format in (("onnxscript", "onnx"), ("safetensors.torch", "safetensors")):
         monkeypatch.setitem(sys.modules, package, None)
@@ -329,7 +329,7 @@ def exported(policy: DeployedPolicy, tmp_path: Path) -> Path:
         (lambda content: content[:100], "cannot be read as safetensors"),
         (
             lambda content: content.replace(b'"rllib_hpo"', b'"something"'),
-            "is no policy exported by rllib_hpo",
+            "is not a policy exported by rllib_hpo",
         ),
         (lambda content: content.replace(b'format\\": 1', b'format\\": 9'), "export format 9; this version"),
         (

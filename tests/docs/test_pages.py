@@ -37,8 +37,8 @@ def test_commands_and_options_exist(page: str) -> None:
         words = call.split()[1:]
         name = next((f"rllib-hpo {' '.join(words[:n])}" for n in (2, 1) if _is_command(words[:n])), "")
         options = set(re.findall(r"(?<=\s)--[a-z-]+", call))
-        if not words or not re.fullmatch(r"[a-z-]+", words[0]):
-            assert options <= {"--help", "--version"}, call
+        if not words or not re.fullmatch(r"[a-z][a-z-]*", words[0]):
+            assert options <= {"--help", "--version", "--install-completion"}, call
             continue
         assert name, f"{call!r} names no command"
         assert options <= _options(name), f"{call!r} has an option that {name} has not"
@@ -82,8 +82,9 @@ def test_navigation_has_every_page_once() -> None:
                 yield from leaves(child)
 
     named = list(leaves(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+    added = reference.settings_navigation()[1:]  # by the hook, as the pages of the Python interface
     made = [uri for uri in REFERENCE if not uri.startswith("reference/api/")]
-    assert sorted(named) == sorted([*pages(), *made])
+    assert sorted([*named, *added]) == sorted([*pages(), *made])
 
 
 # --- the reference ------------------------------------------------------------------------------------------------
@@ -100,7 +101,15 @@ def test_every_setting_of_an_algorithm_is_explained_once(algorithm: str) -> None
 
 @pytest.mark.parametrize(
     ("page", "columns"),
-    [("settings/index.md", 4), ("sweep-file.md", 4), ("results.md", 5), ("metrics.md", 2), ("tasks.md", 5)],
+    [
+        ("settings/index.md", 4),
+        ("sweep-file.md", 4),
+        ("search-file.md", 4),
+        ("results.md", 5),
+        ("metrics.md", 2),
+        ("tasks.md", 5),
+        ("zoo.md", 5),
+    ],
 )
 def test_every_row_of_the_reference_says_what_it_means(page: str, columns: int) -> None:
     rows = [row for row in table_rows(REFERENCE[f"reference/{page}"]) if len(row) == columns]
@@ -175,10 +184,33 @@ def test_reference_is_not_committed() -> None:
     assert not (DOCS / "reference").exists()
 
 
-@pytest.mark.parametrize(
-    "page", ["benchmarks/speed.md", "benchmarks/results.md", "benchmarks/papers.md", "concepts/glossary.md"]
-)
-def test_tables_that_stand_in_readme_too_are_the_same(page: str) -> None:
-    tables = [set(re.findall(r"(?:^\|.*\n)+", PAGES[name], re.MULTILINE)) for name in (page, "README.md")]
-    assert tables[0]
-    assert tables[0] <= tables[1]
+# --- README -------------------------------------------------------------------------------------------------------
+
+README = PAGES["README.md"]
+
+
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 130
+
+
+def test_links_of_readme_lead_somewhere() -> None:
+    for path in re.findall(r"\]\((?!https?:)([^)#\s]+)", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_readme_has_every_algorithm() -> None:
+    named = re.findall(r"`rllib-hpo train --algorithm ([a-z0-9-]+) --task", README)
+    assert sorted(named) == sorted(BUILT_IN)
+
+
+def test_readme_brings_a_cluster_up_as_its_page_does() -> None:
+    """tests/cluster runs the commands of that page."""
+    section = README.split("## A cluster in six commands")[1].split("\n## ")[0]
+    commands = next(blocks(section)).text.splitlines()
+    assert len(commands) == 6
+    page = [
+        line.split("  #")[0].rstrip()
+        for block in blocks(PAGES["tutorials/clusters.md"])
+        for line in block.text.splitlines()
+    ]
+    assert [command for command in commands if command not in page] == []

@@ -19,9 +19,9 @@ def test_an_object_is_read() -> None:
         ('{"a": ' * 100_000, "nested too deeply"),
         ('{"a": ' + "9" * 5_000 + "}", "5,000 digits"),
         ("[1]", "must hold a JSON object, not list"),
-        ('{"a": "\\ud800"}', "is not JSON"),
-        (b"\xff", "is not JSON"),
-        ("{", "is not JSON"),
+        ('{"a": "\\ud800"}', "is invalid JSON"),
+        (b"\xff", "is invalid JSON"),
+        ("{", "is invalid JSON"),
     ],
 )
 def test_what_is_none_is_refused_in_a_sentence(text: str | bytes, message: str) -> None:

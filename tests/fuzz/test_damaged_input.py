@@ -29,14 +29,18 @@ from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.cluster.check import check_file
 from rllib_hpo.experiments.cluster.check.placement import read_machines
 from rllib_hpo.experiments.config.run_config import resolve
+from rllib_hpo.experiments.config.search_config import read_search
 from rllib_hpo.experiments.config.sweep_config import read_sweep
 from rllib_hpo.experiments.runs.train import open_run
 from rllib_hpo.experiments.storage.checkpoints import CheckpointStore, find_checkpoint
-from rllib_hpo.experiments.sweeps.sweep import SweepFiles, read_plan
+from rllib_hpo.experiments.sweeps.plan import SweepFiles, read_plan
 from rllib_hpo.experiments.tracking.events import read_events
+from rllib_hpo.experiments.tuning.directory import SearchDirectory, open_search
+from rllib_hpo.experiments.tuning.generations import Generations
 from rllib_hpo.results import check, read_rows
 from rllib_hpo.rllib.checkpointing import MANIFEST
 from rllib_hpo.settings import SACHPOSettings
+from tests.experiments.config.test_search_config import GOOD as SEARCH
 from tests.experiments.config.test_sweep_config import GOOD
 from tests.fuzz.damage import TOKENS, damaged_bytes, damaged_json, damaged_text, damaged_values
 from tests.results.rows import make_row
@@ -69,6 +73,17 @@ def test_sweep_files(tmp_path: Path, cases: int) -> None:
     def read(rng: random.Random) -> None:
         path.write_bytes(damaged_text(GOOD.replace("seeds: 0-1", "seeds: 0"), rng))
         read_sweep(path)
+
+    survive(read, cases)
+
+
+@CASES
+def test_search_files(tmp_path: Path, cases: int) -> None:
+    path = tmp_path / "search.yaml"
+
+    def read(rng: random.Random) -> None:
+        path.write_bytes(damaged_text(SEARCH, rng))
+        read_search(path)
 
     survive(read, cases)
 
@@ -120,7 +135,8 @@ def test_arguments(
     """The words name no file of the commands that read files."""
     monkeypatch.chdir(tmp_path)
     commands = """results show,results check,cluster check,sweep --dry-run,settings,evaluate,policy-shape,
-        export --format onnx --out x,train --resume,train --out x --config,train --out x --task,train --out x --import,
+        export --format onnx --out x,train --resume,tune --dry-run,tune --resume,
+        train --out x --config,train --out x --task,train --out x --import,
         train --out x --set,train --out x --algorithm,train --out x --seed""".split(",")
 
     def read(rng: random.Random) -> None:
@@ -280,7 +296,14 @@ def test_directories_of_runs_and_sweeps(tmp_path: Path, cases: int) -> None:
         "imports": [],
         "trials": {"sac-hopper-seed0": "default"},
         "storage": None,
+        "search": {"changes": {"trials": 4, "settings": {"gamma": 0.9}}, "token": "0a1b2c3d"},
     }
+    (tmp_path / "pbt.yaml").write_text(
+        f"{SEARCH.replace('asha', 'pbt').replace('[auto, 0.2]', '[0.1, 0.2]')}"
+    )
+    searched = SearchDirectory(read_search(tmp_path / "pbt.yaml"), SweepFiles(tmp_path / "run"), "0a1b2c3d")
+    members = [[{"step_size": 0.1, "leapfrog_steps": 2, "alpha": 0.2}, None]] * 4
+    population = {"generations": [{"members": members, "scores": [1.0, None, 2.0, 3.0]}]}
     event = {"time": "2026-01-01", "event": "started", "env_steps": 0}
 
     def read(rng: random.Random) -> None:
@@ -288,10 +311,18 @@ def test_directories_of_runs_and_sweeps(tmp_path: Path, cases: int) -> None:
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "config.yaml").write_bytes(damaged_text(config.to_yaml(), rng))
         (tmp_path / "run" / "plan.json").write_bytes(damaged_json(plan, rng))
+        (tmp_path / "run" / "search.yaml").write_text(SEARCH)
+        (tmp_path / "run" / "population.json").write_bytes(damaged_json(population, rng))
         (tmp_path / "run" / "events.jsonl").write_bytes(damaged_json(event, rng))
         read_events(tmp_path / "run" / "events.jsonl")
+        files = SweepFiles(tmp_path / "run")
         rng.choice(
-            (lambda: open_run(tmp_path / "run", None, {}), lambda: read_plan(SweepFiles(tmp_path / "run")))
+            (
+                lambda: open_run(tmp_path / "run", None, {}),
+                lambda: read_plan(files),
+                lambda: open_search(files),
+                lambda: Generations(searched).standing(),
+            )
         )()
 
     survive(read, cases)

@@ -20,6 +20,9 @@ SETTINGS: dict[str, ActorCriticSettings] = {
     "sac, target entropy": SACSettings(hidden_units=16, alpha="auto", target_entropy=-1.0),
     "sac, target critics in the objective": SACSettings(hidden_units=16, objective_critic="target"),
     "sac, three critic layers": SACSettings(hidden_units=16, critic_layers=3, policy_layers=1),
+    "sac, two widths, tanh, layer normalisation": SACSettings(
+        hidden_units=[16, 12], policy_activation="tanh", critic_layer_norm=True
+    ),
     "sac-nf": SACNFSettings(hidden_units=16, num_flows=3),
     "sac-nf, automatic temperature": SACNFSettings(hidden_units=16, num_flows=3, alpha="auto"),
     "sac-hpo": SACHPOSettings(hidden_units=16, **HPO),
@@ -57,6 +60,13 @@ SETTINGS: dict[str, ActorCriticSettings] = {
     ),
     "sac-hpo, no state input": SACHPOSettings(hidden_units=16, leapfrog_state_input=False, **HPO),
     "sac-hpo, no momentum noise": SACHPOSettings(hidden_units=16, momentum_noise=False, **HPO),
+    "sac-hpo, normalised, two widths, elu": SACHPOSettings(
+        hidden_units=[16, 12],
+        policy_activation="elu",
+        normalize_observations=True,
+        normalize_rewards=True,
+        **HPO,
+    ),
     "sac-hpo, gaussian in training": SACHPOSettings(hidden_units=16, train_sampler="gaussian", **HPO),
 }
 """Options of the soft actor-critics."""
@@ -67,6 +77,9 @@ OTHERS: dict[str, Settings] = {
     "td3": TD3Settings(hidden_units=16),
     "td3, every third": TD3Settings(hidden_units=16, policy_delay=3, num_critics=3, critic_lr=1e-3),
     "ddpg": DDPGSettings(hidden_units=16),
+    "ddpg, two widths, silu, layer normalisation": DDPGSettings(
+        hidden_units=[16, 12], policy_activation="silu", critic_layer_norm=True
+    ),
     "mcmc-po, gated, in turn, snapshots": MCMCPOSettings(
         hidden_units=16, force_gate="gated", alternate=True, prior="snapshot", prior_every=2, leapfrog_steps=1
     ),

@@ -124,6 +124,6 @@ def test_settings_are_validated(values: dict[str, Any], message: str) -> None:
 
 def test_settings_of_the_other_rule_are_named() -> None:
     assert MultiplierSettings().notices() == []
-    assert MultiplierSettings(beta=1.0).notices() == ["beta changes nothing with multiplier='pid'."]
+    assert MultiplierSettings(beta=1.0).notices() == ["beta has no effect with multiplier='pid'."]
     (notice,) = MultiplierSettings(multiplier="fixed", beta=1.0, integral_gain=0.1).notices()
-    assert notice == "integral_gain changes nothing with multiplier='fixed'."
+    assert notice == "integral_gain has no effect with multiplier='fixed'."

@@ -51,7 +51,7 @@ def test_other_settings_are_other_lines() -> None:
     assert sorted(set(cell.lines.values())) == ["step_size=0.05", "step_size=0.1", "step_size=0.1000001"]
     assert not cell.is_search
     (problem,) = check(rows({}, {"step_size": 0.05}))
-    assert "seeds that differ in step_size" in problem.what
+    assert "seeds differ in step_size" in problem.what
 
 
 def test_many_lines_of_several_seeds_each_are_no_search() -> None:

@@ -173,10 +173,10 @@ def test_a_whole_grid_has_no_problems(tmp_path: Path) -> None:
         ({"seed": 7, "env_steps": 0}, "missing", "on hopper: no rows of seed 7"),
         ({"seed": 0, "env_steps": 0, "trial_id": "else"}, "duplicate", "0123456789, else"),
         ({"seed": 0, "env_steps": 0, "returns": (float("nan"), 1.0)}, "not finite", "seed 0 at 0 steps"),
-        ({"seed": 0, "env_steps": 0, "env_id": "Ant-v5"}, "mixed", "environments Ant-v5, Hopper-v4"),
+        ({"seed": 0, "env_steps": 0, "env_id": "Ant-v5"}, "mixed", "environments: Ant-v5, Hopper-v4"),
         ({"seed": 0, "env_steps": 0, "git_commit": "b" * 40}, "mixed", "aaaaaaaaaaaa, bbbbbbbbbbbb"),
         ({"seed": 0, "env_steps": 0, "config": {**CONFIG, "tau": 1}}, "mixed", "several configurations"),
-        ({"seed": 7, "env_steps": 0, "config": {**CONFIG, "tau": 1}}, "mixed", "seeds that differ in tau"),
+        ({"seed": 7, "env_steps": 0, "config": {**CONFIG, "tau": 1}}, "mixed", "seeds differ in tau"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, row: dict[str, object], kind: str, says: str) -> None:

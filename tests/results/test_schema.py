@@ -11,6 +11,7 @@ import pytest
 from rllib_hpo.results import (
     COST_COLUMNS,
     SCHEMA,
+    SUCCESS_RATE,
     VOLATILE_COLUMNS,
     EvaluationRow,
     canonical_json,
@@ -22,7 +23,7 @@ from rllib_hpo.results import (
 )
 from tests.results.rows import make_row
 
-LATER_COLUMNS = {"episodes_cut", "env_restarts", "costs", *COST_COLUMNS}
+LATER_COLUMNS = {"episodes_cut", "env_restarts", "costs", SUCCESS_RATE, *COST_COLUMNS}
 
 
 def test_row_fields_are_the_schema() -> None:

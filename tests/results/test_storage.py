@@ -158,7 +158,7 @@ def test_row_config_comes_back_and_alteration_is_noticed(tmp_path: Path) -> None
     (record,) = read_rows(tmp_path).to_pylist()
     assert row_config(record) == config
     assert row_config(make_row(config=config)) == config
-    with pytest.raises(StorageError, match="altered"):
+    with pytest.raises(StorageError, match="modified"):
         row_config({**record, "config_json": record["config_json"].replace("256", "128")})
 
 

@@ -39,16 +39,16 @@ def asking(
     [
         (
             asking(runners=5),
-            r"num_env_runners=5 ask for 5 CPUs, but this machine has 4 CPUs.*num_env_runners=4\)",
+            r"num_env_runners=5 request 5 CPUs, but this machine has 4 CPUs.*num_env_runners=4\)",
         ),
-        (asking("old", runners=9), r"num_env_runners=9 ask for 9 CPUs"),
+        (asking("old", runners=9), r"num_env_runners=9 request 9 CPUs"),
         (
             asking(runners=3, evaluating=2),
-            r"num_env_runners=3 and evaluation_num_env_runners=2 ask for 5 CPUs",
+            r"num_env_runners=3 and evaluation_num_env_runners=2 request 5 CPUs",
         ),
         (
             asking(runners=3, learners=1, gpus=1),
-            r"num_learners=1 and num_gpus_per_learner=1 ask for 3 CPUs and 1 GPU.*\.learners\(num_gpus_per_learner=0\)",
+            r"num_learners=1 and num_gpus_per_learner=1 request 3 CPUs and 1 GPU.*\.learners\(num_gpus_per_learner=0\)",
         ),
     ],
 )

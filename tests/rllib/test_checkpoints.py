@@ -320,8 +320,8 @@ def test_nothing_but_the_manifest_is_unlisted(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "env", "phrase"),
     [
-        ("sac-hpo", "Pendulum-v1", "is of algorithm 'sac', but this run is of 'sac-hpo'"),
-        ("sac", "Hopper-v4", "is of env 'Pendulum-v1', but this run is of 'Hopper-v4'"),
+        ("sac-hpo", "Pendulum-v1", "has algorithm 'sac', but this run has 'sac-hpo'"),
+        ("sac", "Hopper-v4", "has env 'Pendulum-v1', but this run has 'Hopper-v4'"),
     ],
 )
 def test_checkpoints_of_other_runs_are_refused(checkpoint: Path, other: str, env: str, phrase: str) -> None:

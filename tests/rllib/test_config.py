@@ -383,10 +383,12 @@ def test_learners_that_could_not_work_together_are_refused() -> None:
 
 
 def test_what_is_missing_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SettingsError, match="There is no environment: name one"):
+    with pytest.raises(SettingsError, match="No environment is set: set one"):
         SACHPOConfig().build_algo()
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(SettingsError, match="num_gpus_per_learner=1, but torch finds no CUDA device here"):
+    with pytest.raises(
+        SettingsError, match="num_gpus_per_learner=1, but torch finds no CUDA device on this machine"
+    ):
         tiny_config().learners(num_gpus_per_learner=1).build_algo()
 
 
@@ -431,7 +433,7 @@ def test_numpys_numbers_are_numbers(algorithm: str) -> None:
 
 def test_a_config_of_another_algorithm_is_refused() -> None:
     with pytest.raises(
-        SettingsError, match=r"is of 'sac-hpo', but SACNFConfig and its trainable SACNF are of"
+        SettingsError, match=r"is for 'sac-hpo', but SACNFConfig and its trainable SACNF are for"
     ):
         SACNF(SACHPOConfig().environment("Pendulum-v1").to_dict())
 
@@ -444,7 +446,7 @@ def test_an_algorithm_without_a_config_has_a_name() -> None:
 class CountsEpisodes(RLlibCallback):
     """Define a callback as RLlib's users write it."""
 
-    def on_episode_end(self, **kwargs: Any) -> None:
+    def on_episode_created(self, **kwargs: Any) -> None:
         """Do nothing: this test never calls it."""
 
 
@@ -458,7 +460,7 @@ class SeesResults(RLlibCallback):
 
 def test_callbacks_that_would_never_be_called_are_refused() -> None:
     config = SACGaussianConfig().environment("Pendulum-v1").callbacks(CountsEpisodes)
-    with pytest.raises(SettingsError, match=r"CountsEpisodes\.on_episode_end would never be called"):
+    with pytest.raises(SettingsError, match=r"CountsEpisodes\.on_episode_created would never be called"):
         config.validate()
     for method in ("on_learn_on_batch", "on_create_policy", "on_evaluate_offline_end"):
         never_called = type("Never", (RLlibCallback,), {method: lambda self, **_: None})
@@ -466,8 +468,8 @@ def test_callbacks_that_would_never_be_called_are_refused() -> None:
         with pytest.raises(SettingsError, match=rf"Never\.{method} would never be called"):
             config.validate()
     config = SACGaussianConfig().environment("Pendulum-v1")
-    config.callbacks(on_episode_start=lambda **_: None)
-    with pytest.raises(SettingsError, match="callbacks_on_episode_start"):
+    config.callbacks(on_episode_created=lambda **_: None)
+    with pytest.raises(SettingsError, match="callbacks_on_episode_created"):
         config.validate()
 
 

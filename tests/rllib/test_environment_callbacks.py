@@ -72,7 +72,7 @@ def test_every_environment_is_announced_before_its_first_episode() -> None:
         result = train_to(algorithm, 40)  # where the two are built anew, after evaluations at 0 and 40
         envs = [env.unwrapped for env in algorithm.env_runner.envs]
         assert algorithm.env_runner.env.envs == algorithm.env_runner.envs
-        with pytest.raises(AttributeError, match=r"There are 2 environments: ask each for 'set_task'"):
+        with pytest.raises(AttributeError, match=r"There are 2 environments: read 'set_task' from each"):
             algorithm.env_runner.env.unwrapped.set_task(3)
     trained_in = [(env, index) for env, index, in_evaluation in Noting.created if not in_evaluation]
     assert [index for _, index in trained_in] == [0, 1, 0, 1]
@@ -117,16 +117,10 @@ class UnboundedEnv(CountingEnv):
     action_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
 
 
-class DictEnv(CountingEnv):
-    """Observe a dict."""
+class ImageEnv(CountingEnv):
+    """Observe a picture."""
 
-    observation_space = gym.spaces.Dict({"position": gym.spaces.Box(-1, 1, (2,))})  # type: ignore[assignment]
-
-
-class GridEnv(CountingEnv):
-    """Observe a matrix."""
-
-    observation_space = gym.spaces.Box(-1, 1, (2, 3), np.float32)
+    observation_space = gym.spaces.Dict({"camera": gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)})  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize("make", [tiny_config, old_config], ids=["new", "old"])
@@ -135,8 +129,7 @@ class GridEnv(CountingEnv):
     [
         ("CartPole-v1", "'CartPole-v1' has Discrete actions"),
         (UnboundedEnv, "'UnboundedEnv' has unbounded actions"),
-        (DictEnv, "'DictEnv' has Dict observations"),
-        (GridEnv, r"'GridEnv' has observations of shape \(2, 3\)"),
+        (ImageEnv, r"'ImageEnv' has image observations of shape \(8, 8, 3\)"),
     ],
 )
 def test_spaces_that_cannot_be_handled_are_refused(make: Any, env: Any, phrase: str) -> None:

@@ -57,7 +57,7 @@ def _full(*args: Any, **kwargs: Any) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
-SENTENCE = r"^The learner does not fit into the GPU memory that it may use: give it a larger share .*\.$"
+SENTENCE = r"^The learner does not fit into its share of GPU memory: give it a larger fraction .*\.$"
 
 
 @pytest.mark.parametrize("make", [tiny_config, old_config])

@@ -140,8 +140,8 @@ def test_updates_follow_a_replay_that_moves_to_the_host(
     (moved,) = (record for record in caplog.records if record.name == replay_module.__name__)
     assert moved.levelname == "WARNING"
     assert re.fullmatch(
-        r"The replay moves to the host's memory, and batches reach the GPU by way of pinned memory: "
-        r"it grows to 100 rows, and \w+ has no 0\.0 GiB left for them\.",
+        r"The replay moves to host memory, and batches reach the GPU through pinned memory: "
+        r"it grows to 100 rows, and \w+ does not have the required 0\.0 GiB free\.",
         moved.getMessage(),
     )
 

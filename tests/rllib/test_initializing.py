@@ -93,7 +93,7 @@ def test_a_path_without_a_checkpoint_is_a_sentence_and_leaves_nothing(tmp_path: 
     )
     files = start_run(config, tmp_path / "run")
     with (
-        pytest.raises(CheckpointError, match="is neither a finished checkpoint nor the directory of a run"),
+        pytest.raises(CheckpointError, match="is not a finished checkpoint, nor a run directory"),
         TrainingRun(config, files, wandb=WandbOptions("disabled")),
     ):
         pass

@@ -60,13 +60,13 @@ def test_a_gpu_node_carries_as_many_trials_as_it_has_shares() -> None:
 @pytest.mark.parametrize(
     ("changes", "machines", "says"),
     [
-        ({"num_env_runners": 500}, Machines((GPU, CPU), 3), "501 CPUs, but there are 16"),
-        ({"num_gpus_per_learner": 1.0}, Machines((CPU,), 2), "1 GPUs, but there are 0"),
+        ({"num_env_runners": 500}, Machines((GPU, CPU), 3), "501 CPUs, but there are 16 in total"),
+        ({"num_gpus_per_learner": 1.0}, Machines((CPU,), 2), "1 GPUs, but there are 0 in total"),
         (
             {"num_gpus_per_learner": 0.5, "num_env_runners": 9}, Machines((GPU, CPU), 3),
             "9 CPUs for rollouts, but the nodes that declare 'rollouts' have 8",
         ),
-        ({"num_gpus_per_learner": 0.5, "num_env_runners": 8}, Machines((GPU, CPU), 2), "beside each other"),
+        ({"num_gpus_per_learner": 0.5, "num_env_runners": 8}, Machines((GPU, CPU), 2), "a combination that no set"),
     ],
 )  # fmt: skip
 def test_what_could_never_be_placed_is_refused(
@@ -75,7 +75,7 @@ def test_what_could_never_be_placed_is_refused(
     request = resources(trial(**changes), machines.keep_rollouts_apart)
     with pytest.raises(SettingsError, match=says) as caught:
         check_placeable({"mine": request}, machines)
-    assert str(caught.value).startswith("The trial mine asks for ")
+    assert str(caught.value).startswith("The trial mine requests ")
     assert "it would wait forever" in str(caught.value)
 
 

@@ -201,8 +201,9 @@ def test_every_learner_is_told_of_episodes_and_sees_rows_if_it_must(all_see_rows
         idle_since, core = None, None
 
     class Core:
-        def add_transitions(self, rows: Any, episodes: Any, *, keep: bool) -> None:
+        def add_transitions(self, rows: Any, episodes: Any, *, keep: bool, num_relabelled: int) -> None:
             self.told = (None if rows is None else len(rows), episodes, keep)
+            assert num_relabelled == 0
 
         def update_from_replay(self, num_updates: int) -> None:
             self.num_updates = num_updates

@@ -191,8 +191,8 @@ def test_a_missing_bucket_is_one_sentence(trained: ActorCriticAlgorithm, s3: Pro
     ("path", "filesystem", "phrase"),
     [
         ("nope://bucket/checkpoint", None, r"The URI nope://\.\.\. cannot be used"),
-        (Path("s3://bucket/checkpoint"), None, "lost a slash of its URI"),
-        ("checkpoint", object(), "filesystem=object is not one of pyarrow.fs"),
+        (Path("s3://bucket/checkpoint"), None, "is a URI that lost a slash"),
+        ("checkpoint", object(), "filesystem=object is not a filesystem of pyarrow.fs"),
     ],
 )
 def test_places_that_cannot_be_are_refused(
@@ -218,7 +218,7 @@ def test_a_learner_that_writes_to_another_disk_is_noticed(
     core = trained.local_learner
     segments = core.save_replay(str(tmp_path / "of another machine"))
     monkeypatch.setattr(core, "save_replay", lambda directory: segments)
-    with pytest.raises(StorageError, match=r"wrote the replay to .* of another machine; .*TMPDIR"):
+    with pytest.raises(StorageError, match=r"wrote the replay to .* on another machine; .*TMPDIR"):
         trained.save_to_path(tmp_path / "checkpoint")
     with pytest.raises(CheckpointError, match="not a finished checkpoint"):
         checkpointing.verify(tmp_path / "checkpoint")

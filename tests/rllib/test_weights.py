@@ -76,11 +76,11 @@ def test_weights_are_read_and_set(make: Any, algorithm: str) -> None:
                 {"default_policy": {**own["default_policy"], name: np.zeros(3)}},
                 rf"{name} has the shape \(3,\)",
             ),
-            ({"default_policy": acting}, r"they lack model\.critics.*: take the learner's"),
-            ({"default_policy": {**own["default_policy"], "more": np.zeros(3)}}, "more is not among"),
-            ({"policy": own["default_policy"]}, r"they are of \['policy'\], not of \['default_policy'\]"),
-            (own["default_policy"], r"not of \['default_policy'\]"),
-            (None, "they are of NoneType"),
+            ({"default_policy": acting}, r"they lack model\.critics.*: use the learner's"),
+            ({"default_policy": {**own["default_policy"], "more": np.zeros(3)}}, "more is not a weight of"),
+            ({"policy": own["default_policy"]}, r"they belong to \['policy'\], not to \['default_policy'\]"),
+            (own["default_policy"], r"not to \['default_policy'\]"),
+            (None, "they belong to NoneType"),
         ):
             with pytest.raises(UserError, match=rf"These weights do not fit: .*{phrase}"):
                 taker.set_weights(change)  # type: ignore[arg-type]
@@ -145,7 +145,7 @@ def test_components_that_do_not_fit_are_refused(
             (
                 checkpoint,
                 MODULE,
-                f"is a whole checkpoint: to restore its {MODULE}, give {checkpoint / MODULE}",
+                f"is a whole checkpoint: to restore only its {MODULE}, give {checkpoint / MODULE}",
             ),
             (tmp_path / "nothing", MODULE, "There is no component of a checkpoint in"),
             (tmp_path / "empty", MODULE, "cannot be used"),
@@ -155,9 +155,13 @@ def test_components_that_do_not_fit_are_refused(
                 algorithm.restore_from_path(path, component=component)
         assert_equal(before, facts(algorithm))
     with running(old_config()) as old:
-        with pytest.raises(UserError, match=r"component= belongs to RLlib's new API stack; .*set_weights"):
+        with pytest.raises(
+            UserError, match=r"component= is available on RLlib's new API stack only; .*set_weights"
+        ):
             old.restore_from_path(checkpoint / MODULE, component=MODULE)
-        with pytest.raises(UserError, match=r"get_module\(\) belongs to RLlib's new API stack.*get_policy"):
+        with pytest.raises(
+            UserError, match=r"get_module\(\) is available on RLlib's new API stack only.*get_policy"
+        ):
             old.get_module()
 
 
@@ -168,9 +172,13 @@ def test_calls_of_rllib_that_do_not_work_here_say_what_does() -> None:
             with pytest.raises(UserError, match=r"call sample\(num_steps=N, random_actions=False\)"):
                 algorithm.env_runner.sample(**options)
         assert len(algorithm.env_runner.sample(num_steps=3).rows) == 3
-        with pytest.raises(UserError, match=r"save\(\) writes to a local folder; save_to_path\('s3://bucket"):
+        with pytest.raises(
+            UserError, match=r"save\(\) writes to a local directory; use save_to_path\('s3://bucket"
+        ):
             algorithm.save("s3://bucket/checkpoint")
-    with pytest.raises(UserError, match=r"was stopped and cannot train on: build it again .*from_checkpoint"):
+    with pytest.raises(
+        UserError, match=r"was stopped and cannot continue training: build it again .*from_checkpoint"
+    ):
         algorithm.train()
 
 

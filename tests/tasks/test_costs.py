@@ -95,13 +95,13 @@ def test_a_simulator_with_costs_is_saved() -> None:
         (
             SpeedCost(limit=2.0),
             {"speed": 1.0, "b": 2},
-            "axis: x, absolute: True}: the environment reports no 'x_velocity' in the info of step(); keys that",
+            "axis: x, absolute: True}: the environment does not report 'x_velocity' in the info of step(); it reports",
         ),
-        (SpeedCost(limit=2.0, axis="xy"), {"x_velocity": 1.0}, "no 'y_velocity'"),
-        (InfoCost(key="price"), {}, "no 'price' in the info of step(); keys that it reports: none."),
-        (InfoCost(), {"cost": float("nan")}, "reported cost=nan, and a finite number is needed."),
-        (InfoCost(), {"cost": "much"}, "reported cost='much', and a finite number is needed."),
-        (InfoCost(), {"cost": -0.5}, "reported cost=-0.5, and a cost must be at least 0."),
+        (SpeedCost(limit=2.0, axis="xy"), {"x_velocity": 1.0}, "does not report 'y_velocity'"),
+        (InfoCost(key="price"), {}, "not report 'price' in the info of step(); it reports: none."),
+        (InfoCost(), {"cost": float("nan")}, "reported cost=nan, but a finite number is required."),
+        (InfoCost(), {"cost": "much"}, "reported cost='much', but a finite number is required."),
+        (InfoCost(), {"cost": -0.5}, "reported cost=-0.5, but a cost must be at least 0."),
     ],
 )
 def test_what_is_no_cost_is_named(cost: Any, info: dict[str, Any], says: str) -> None:
@@ -113,8 +113,8 @@ def test_what_is_no_cost_is_named(cost: Any, info: dict[str, Any], says: str) ->
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"cost": {"kind": "torque"}}, "cost={'kind': 'torque'} needs a cost_limit"),
-        ({"cost_limit": 3.0}, "cost_limit=3 needs a cost"),
+        ({"cost": {"kind": "torque"}}, "cost={'kind': 'torque'} requires cost_limit"),
+        ({"cost_limit": 3.0}, "cost_limit=3 requires cost"),
         ({"cost": {"kind": "sped"}, "cost_limit": 1}, "whose 'kind' is 'speed', 'torque' or 'info'"),
         ({"cost": {"kind": "speed"}, "cost_limit": 1}, "a mapping whose 'limit' is given"),
         ({"cost": {"kind": "torque", "x": 1}, "cost_limit": 1}, "whose 'x' is left out"),

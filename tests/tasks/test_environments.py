@@ -8,7 +8,7 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Text, Tuple
 
 from rllib_hpo.errors import UnknownNameError, UserError
 from rllib_hpo.tasks import ActionScaling, check_spaces, make_env
@@ -83,7 +83,7 @@ def test_an_id_may_name_the_module_that_registers_it(tmp_path, monkeypatch):
     ("env_id", "message"),
     [
         ("Hoper-v4", "Unknown environment 'Hoper-v4'. Did you mean 'Hopper-v4'?"),
-        ("Qwzx", "Unknown environment 'Qwzx'. For an id that a package registers give --import PACKAGE"),
+        ("Qwzx", "Unknown environment 'Qwzx'. If a package registers the id, give --import PACKAGE"),
         ("no_such_module:Thing-v0", "Cannot import 'no_such_module'"),
     ],
 )
@@ -115,7 +115,6 @@ UNIT = Box(-1.0, 1.0, (2,))
 @pytest.mark.parametrize(
     ("observations", "actions", "message"),
     [
-        (FLAT, Discrete(2), "Discrete actions"),
         (FLAT, Dict({"a": UNIT}), "Dict actions"),
         (FLAT, Box(-np.inf, 1.0, (2,)), "unbounded actions"),
         (FLAT, Box(-1e300, 1e300, (2,), np.float64), "unbounded actions"),
@@ -124,10 +123,6 @@ UNIT = Box(-1.0, 1.0, (2,))
         (FLAT, Box(-1.0, 1.0, (2, 2)), r"actions of shape \(2, 2\)"),
         (FLAT, Box(0, 5, (2,), np.int64), "actions of type int64"),
         (FLAT, Box(np.zeros(2), np.array([0.0, 1.0]), dtype=np.float64), "component that cannot vary"),
-        (Box(0, 255, (64, 64, 3), np.uint8), UNIT, r"image observations of shape \(64, 64, 3\)"),
-        (Box(-1.0, 1.0, (4, 3)), UNIT, r"observations of shape \(4, 3\)"),
-        (Discrete(5), UNIT, "Discrete observations"),
-        (Dict({"a": FLAT}), UNIT, "Dict observations"),
     ],
 )
 def test_refused_spaces(observations, actions, message):
@@ -135,6 +130,35 @@ def test_refused_spaces(observations, actions, message):
         UserError, match=f"^Environment 'Spaces' has .*{message}; .* must be a one-dimensional Box"
     ):
         check_spaces(Spaces(observations, actions))
+
+
+@pytest.mark.parametrize(
+    ("observations", "message"),
+    [
+        (
+            Dict({"camera": Box(0, 255, (64, 64, 3), np.uint8)}),
+            r"image observations of shape \(64, 64, 3\); no algorithm takes images.* in 'camera'",
+        ),
+        (Box(-1.0, 1.0, (0,)), "observations of no numbers"),
+        (Text(5), "Text observations"),
+        (Dict({"a": Tuple([FLAT, Text(5)])}), r"Text observations in 'a\.1'"),
+        (Discrete(10**9), "Discrete observations of 1,000,000,000 values"),
+    ],
+)
+def test_refused_observations(observations, message):
+    with pytest.raises(
+        UserError, match=f"^Environment 'Spaces' has {message}; observations must be numbers: Box"
+    ):
+        check_spaces(Spaces(observations, UNIT))
+
+
+def test_discrete_actions_are_refused_with_what_takes_them():
+    with pytest.raises(
+        UserError, match=r"has Discrete actions, .*: use RLlib's DQN, SAC or PPO, or a version"
+    ):
+        check_spaces(Spaces(FLAT, Discrete(2)))
+    with pytest.raises(UserError, match=r"has MultiBinary actions, .*: use RLlib's PPO, or a version"):
+        check_spaces(Spaces(FLAT, MultiBinary(2)))
 
 
 def test_accepted_spaces():

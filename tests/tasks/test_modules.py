@@ -13,7 +13,7 @@ from rllib_hpo.tasks.modules import load_module
 
 @pytest.mark.parametrize("name", [".x", "", "a..b", "x.", "a b", "../x"])
 def test_names_of_no_module(name: str) -> None:
-    with pytest.raises(ImportError, match="is not the name of a module"):
+    with pytest.raises(ImportError, match="is not a module name"):
         load_module(name)
     with pytest.raises(UserError, match=r"^--import "):
         import_modules([name])

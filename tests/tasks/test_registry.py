@@ -123,7 +123,7 @@ def test_registering_twice_is_harmless_but_a_name_means_one_task(own_registry):
     register_task(Task("pendulum", "Pendulum-v1", steps=10))
     register_task(Task("pendulum", "Pendulum-v1", steps=10))
     assert find_task("pendulum").steps == 10
-    with pytest.raises(UserError, match="already another task 'pendulum'"):
+    with pytest.raises(UserError, match="task 'pendulum' already exists"):
         register_task(Task("pendulum", "Pendulum-v1", steps=20))
 
 

@@ -209,7 +209,7 @@ def test_a_state_of_something_else_is_refused():
         restore(make_env("Walker2d-v4"), state)
     with pytest.raises(CheckpointError, match="RecordEpisodeStatistics"):
         restore(wrappers.RecordEpisodeStatistics(make_env("Hopper-v4")), state)
-    with pytest.raises(CheckpointError, match="another MuJoCo model"):
+    with pytest.raises(CheckpointError, match="different MuJoCo model"):
         restore(env, state | {"mujoco": state["mujoco"] | {"integration": np.zeros(3)}})
     with pytest.raises(CheckpointError, match=r"saved with MuJoCo 1\.0"):
         restore(env, state | {"mujoco": state["mujoco"] | {"version": "1.0"}})

@@ -88,7 +88,7 @@ def check_learner_sees_storage(algorithm: ActorCriticAlgorithm, directory: Path)
         raise WorkerDiedError(LEARNERS_DIED_MESSAGE)
     if not all(answers):
         raise UserError(
-            f"A remote learner is on a node that does not see {directory}, where its replay belongs: keep learning in "
+            f"A remote learner is on a node that cannot access {directory}, where its replay is stored: learn in "
             "the trial's own process (num_learners=0), or give an --out that all nodes share."
         )
 
@@ -129,9 +129,9 @@ def check_shared(directory: Path) -> None:
     blind = [names[node] for node, sees in seeing(directory).items() if sees is False]
     if blind:
         raise UserError(
-            f"The directory {directory} is not shared: {', '.join(blind)} of this cluster's {len(names)} nodes cannot "
-            "see or write it, and trials there would fail. Give an --out that all nodes share, or --storage "
-            "s3://bucket/prefix, gs:// or another place that all of them reach."
+            f"The directory {directory} is not shared: {', '.join(blind)} of this cluster's {len(names)} nodes "
+            "cannot read or write it, so their trials would fail. Give an --out that all nodes share, or a "
+            "--storage that all of them can reach (s3://bucket/prefix, gs://, ...)."
         )
 
 
@@ -159,7 +159,7 @@ def report(directory: Path) -> list[dict[str, Any]]:
             "resources": {kind: resources[node].get(kind, 0) for kind in ("CPU", "GPU")},
             "sees": sees.get(node),
             "ahead_s": clocks.get(node),
-            **(answers.get(node) or {"version": None, "error": "it gives no answer"}),
+            **(answers.get(node) or {"version": None, "error": "it does not respond"}),
         }
         for node, name in names.items()
     ]

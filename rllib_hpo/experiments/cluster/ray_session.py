@@ -42,7 +42,7 @@ def ray_session(*, log_to_driver: bool = True, **options: Any) -> Iterator[None]
         )
     else:
         options = {"address": "local", "include_dashboard": False, "log_to_driver": False, **options}
-        _start(_ATTEMPTS, "Ray does not start on this machine", **options)
+        _start(_ATTEMPTS, "Ray cannot start on this machine", **options)
     try:
         yield
     finally:

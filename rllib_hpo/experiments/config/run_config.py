@@ -136,13 +136,13 @@ def nothing_learned(steps: int, settings: Settings) -> str | None:
     if (steps - warmup) * rate >= 1:
         return None
     if steps > warmup:
-        reason, remedy = f"update_to_data={rate:g}", "set a larger update_to_data, or give more steps"
+        reason, remedy = f"update_to_data={rate:g}", "increase update_to_data or the number of steps"
     else:
         reason, remedy = (
             f"warmup_steps={warmup:,}",
             f"give more than {warmup:,} steps, or set fewer warmup_steps",
         )
-    return f"Nothing will be learned: {reason} leaves no update in {steps:,} steps; {remedy}."
+    return f"Nothing will be learned: {reason} allows no update within {steps:,} steps; {remedy}."
 
 
 def resolve(flags: Mapping[str, Any], file: Path | None = None) -> RunConfig:
@@ -234,10 +234,12 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 def _config_of_row(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError(f"There is no file {path}.")
+        raise UserError(f"The file {path} does not exist.")
     rows = read_rows(path).select(["config_json", "env_steps"]).to_pylist()
     if len({row["config_json"] for row in rows}) != 1:
-        raise UserError(f"{path} holds {len(rows)} rows of several configurations; name the file of one row.")
+        raise UserError(
+            f"{path} holds {len(rows)} rows of several configurations; give the file of a single row."
+        )
     stored = parse_json(rows[0]["config_json"], f"The configuration in {path}")
     values = {"steps": max(1, *(row["env_steps"] for row in rows)), **stored}
     values.pop("env", None)  # it follows from the task
@@ -260,7 +262,7 @@ def _check_known(values: Mapping[str, Any], model: type[Settings], source: str) 
 
 def _parse_imports(value: Any, source: str) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) and name for name in value):
-        raise SettingsError(f"{source}: {IMPORTS}={value!r} must be a list of modules' names.")
+        raise SettingsError(f"{source}: {IMPORTS}={value!r} must be a list of module names.")
     return tuple(value)
 
 

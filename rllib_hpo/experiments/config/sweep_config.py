@@ -28,11 +28,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from rllib_hpo.algorithms.registry import find_settings
-from rllib_hpo.documents import YamlLines, read_documents, reading
-from rllib_hpo.errors import SettingsError, UserError, nearest, shown
+from rllib_hpo.documents import reading
+from rllib_hpo.errors import SettingsError, nearest, shown
+from rllib_hpo.experiments.config.model_file import FileModel, ModelLines
 from rllib_hpo.experiments.config.run_config import RunConfig, RunSettings, resolve
 from rllib_hpo.tasks import find_task
 
@@ -45,11 +46,7 @@ AXIS_SETTINGS = ("algorithm", "task", "seed")
 """Settings that the axes of a sweep determine."""
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Variant(_Model):
+class Variant(FileModel):
     """A named set of settings."""
 
     settings: Settings = Field(default_factory=dict)
@@ -58,7 +55,7 @@ class Variant(_Model):
     """Algorithms that it applies to; None for all."""
 
 
-class Override(_Model):
+class Override(FileModel):
     """Settings for some of the trials."""
 
     settings: Settings
@@ -78,7 +75,7 @@ class Override(_Model):
         )
 
 
-class SweepFile(_Model):
+class SweepFile(FileModel):
     """The keys of a sweep file."""
 
     sweep: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -142,7 +139,7 @@ class Sweep:
                 )
             trials = tuple(trial for trial in trials if _of(trial, key) == value)
         if not trials:
-            raise SettingsError("No trial of the sweep is all of that.")
+            raise SettingsError("No trial of the sweep matches every --only.")
         return Sweep(self.name, self.description, trials)
 
     def without(self, names: Iterable[str]) -> Sweep:
@@ -168,34 +165,32 @@ def read_sweep(path: Path, seeds: str | None = None, changes: Mapping[str, Any] 
         UserError: Naming file, line, key, value, what is allowed and the nearest valid name.
     """
     with reading(f"The sweep file {path}"):
-        lines = _Lines(path)
-        given = lines.parsed()
+        lines = ModelLines(path, "sweep file", {"variants": Variant, "overrides": Override})
+        given = lines.parsed(SweepFile)
         _check_names(given, lines)
         parsed_seeds = parse_seeds(seeds, "--seeds") if seeds is not None else _seeds_of_file(given, lines)
         cells = list(itertools.islice(_grid(given, parsed_seeds), MAX_TRIALS + 1))
         if len(cells) > MAX_TRIALS:
             raise lines.error(
-                ("seeds",), f"the sweep has more than {MAX_TRIALS:,} trials; make several of it"
+                ("seeds",), f"the sweep has more than {MAX_TRIALS:,} trials; split it into several sweeps"
             )
         trials = tuple(
             _trial(given, lines, algorithm, variant, task, seed, changes or {})
             for algorithm, variant, task, seed in cells
         )
         if not trials:
-            raise lines.error(("variants",), "no variant is of any of the sweep's algorithms")
+            raise lines.error(("variants",), "no variant belongs to any of the sweep's algorithms")
         _check_trial_names(trials, lines)
     return Sweep(given.sweep, given.description, trials)
 
 
-def _check_trial_names(trials: Sequence[Trial], lines: _Lines) -> None:
+def _check_trial_names(trials: Sequence[Trial], lines: ModelLines) -> None:
     """Check that every trial's name is a valid name of a folder."""
     seen: set[str] = set()
     for trial in trials:
         place = ("variants", trial.variant) if trial.variant != DEFAULT_VARIANT else ("tasks",)
         if trial.name in seen:
-            raise lines.error(
-                place, f"two trials would be called {shown(trial.name)}; name or list them once"
-            )
+            raise lines.error(place, f"two trials would be called {shown(trial.name)}; list each only once")
         if len(trial.name.encode()) > MAX_NAME:
             raise lines.error(
                 place, f"the name {shown(trial.name)} of a trial is longer than {MAX_NAME} bytes"
@@ -215,7 +210,7 @@ def _grid(given: SweepFile, seeds: Sequence[int]) -> Iterator[tuple[str, str, st
 
 def _trial(
     given: SweepFile,
-    lines: _Lines,
+    lines: ModelLines,
     algorithm: str,
     variant: str,
     task: str,
@@ -246,7 +241,7 @@ def _trial(
         raise (lines.error(place, str(error)) if place else error) from None
 
 
-def _check_names(given: SweepFile, lines: _Lines) -> None:
+def _check_names(given: SweepFile, lines: ModelLines) -> None:
     """Check that all named algorithms, tasks, variants and settings exist."""
     for i, algorithm in enumerate(given.algorithms):
         lines.located(("algorithms", i), find_settings, algorithm)
@@ -271,7 +266,7 @@ def _check_names(given: SweepFile, lines: _Lines) -> None:
 
 
 def _check_settings(
-    settings: Settings, algorithms: Sequence[str], place: tuple[Any, ...], lines: _Lines
+    settings: Settings, algorithms: Sequence[str], place: tuple[Any, ...], lines: ModelLines
 ) -> None:
     """Check that each is a setting of at least one of the algorithms, and not an axis of the sweep."""
     valid = set(RunSettings.model_fields).difference(AXIS_SETTINGS)
@@ -296,72 +291,22 @@ def parse_seeds(text: str, source: str) -> list[int]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*([0-9]{1,10})(?:\s*-\s*([0-9]{1,10}))?\s*", part)
         if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise SettingsError(f"{source} {shown(text)} must be numbers and ranges, as in 0-4 or 0,2,5-7.")
+            raise SettingsError(
+                f"{source} {shown(text)} must be numbers and ranges, for example 0-4 or 0,2,5-7."
+            )
         seeds.extend(range(int(match[1]), int(match[2] or match[1]) + 1)[: MAX_TRIALS + 1])
         if len(seeds) > MAX_TRIALS:
             raise SettingsError(f"{source} {shown(text)} are more than {MAX_TRIALS:,} seeds.")
     return sorted(set(seeds))
 
 
-def _seeds_of_file(given: SweepFile, lines: _Lines) -> list[int]:
+def _seeds_of_file(given: SweepFile, lines: ModelLines) -> list[int]:
     seeds = given.seeds
     if isinstance(seeds, list):
         if not seeds or min(seeds) < 0:
-            raise lines.error(("seeds",), f"seeds {shown(seeds)} must be numbers from 0 on, at least one")
+            raise lines.error(("seeds",), f"seeds {shown(seeds)} must be one or more integers of at least 0")
         return sorted(set(seeds))
     try:
         return parse_seeds(str(seeds), "seeds")
     except SettingsError as error:
         raise lines.error(("seeds",), str(error)) from None
-
-
-class _Lines(YamlLines):
-    """A sweep file with the line of every value."""
-
-    def __init__(self, path: Path) -> None:
-        (document,) = read_documents(path, "sweep file", many=False)
-        super().__init__(path, document.root)
-
-    def parsed(self) -> SweepFile:
-        """The file as a model.
-
-        Raises:
-            SettingsError: Naming the line of what does not fit.
-        """
-        try:
-            return SweepFile(**self.values)
-        except ValidationError as error:
-            # A key misspelt says more than that the right one is missing.
-            first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-            place = tuple(first["loc"])
-            if first["type"] == "extra_forbidden":
-                valid = _siblings(place)
-                close = nearest(str(place[-1]), valid)
-                hint = f". Did you mean '{close}'?" if close else f". Valid: {', '.join(valid)}"
-                raise self.error(place, f"'{place[-1]}' is not a key of a sweep file here{hint}") from None
-            name = ".".join(str(part) for part in place)
-            reason = first["msg"].removeprefix("Input should be ")
-            if first["type"] == "missing":
-                raise self.error(place[:-1], f"'{name}' is missing") from None
-            raise self.error(place, f"{name}={shown(first['input'])} must be {reason}") from None
-
-    def located(self, place: tuple[Any, ...], function: Any, *args: Any) -> Any:
-        """Call `function`, and add the line of `place` to a UserError."""
-        try:
-            return function(*args)
-        except UserError as error:
-            raise self.error(place, str(error)) from None
-
-    def among(self, place: tuple[Any, ...], value: str, allowed: Sequence[str], kind: str) -> None:
-        """Check that the sweep has an algorithm, task or variant."""
-        if value not in allowed:
-            close = nearest(value, allowed)
-            hint = f"Did you mean '{close}'?" if close else f"It has {', '.join(allowed)}."
-            raise self.error(place, f"the sweep has no {kind} '{value}'. {hint}")
-
-
-def _siblings(place: tuple[Any, ...]) -> list[str]:
-    """Valid keys in the place of an unknown one."""
-    models: dict[Any, type[BaseModel]] = {"variants": Variant, "overrides": Override}
-    model = models.get(place[0], SweepFile) if len(place) > 1 else SweepFile
-    return list(model.model_fields)

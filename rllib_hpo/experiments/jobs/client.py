@@ -81,7 +81,9 @@ def connect(address: str) -> Client:
         UserError: If it does not answer, refuses, or runs another Ray.
     """
     if not re.match(r"https?://\S+$", address):
-        raise UserError(f"--address {address} must be that of a dashboard, as in http://127.0.0.1:8265.")
+        raise UserError(
+            f"--address {address} must be the address of a dashboard, for example http://127.0.0.1:8265."
+        )
     for chatty in (
         "dashboard.modules.dashboard_sdk",
         "dashboard.modules.job.sdk",
@@ -97,8 +99,8 @@ def connect(address: str) -> Client:
         os.environ.update({name: value for name, value in hidden.items() if value is not None})
     if client.ray_version != ray.__version__:
         raise UserError(
-            f"The cluster at {address} runs Ray {client.ray_version}, and here is {ray.__version__}: install the same "
-            "version of rllib_hpo on both."
+            f"The cluster at {address} runs Ray {client.ray_version}, but this machine has {ray.__version__}: "
+            "install the same version of rllib_hpo on both."
         )
     return client
 
@@ -116,13 +118,15 @@ def explained(address: str, job_id: str = "") -> Iterator[None]:
     except AuthenticationError as error:
         raise UserError(_refused(address, str(error))) from None
     except aiohttp.WSServerHandshakeError as error:
-        raise Unreachable(f"The cluster at {address} answers {error.status} instead of a log.") from None
+        raise Unreachable(
+            f"The cluster at {address} responds with status {error.status} instead of a log."
+        ) from None
     except (ConnectionError, requests.ConnectionError, requests.Timeout, aiohttp.ClientError):
         raise Unreachable(
-            f"Nothing answers at {address}: is the cluster up, and the tunnel to its dashboard open?"
+            f"Nothing responds at {address}: is the cluster up, and the tunnel to its dashboard open?"
         ) from None
     except (requests.RequestException, ValueError, KeyError):
-        raise UserError(f"What answers at {address} is not the dashboard of a Ray cluster.") from None
+        raise UserError(f"The server at {address} is not the dashboard of a Ray cluster.") from None
     except RuntimeError as error:
         text = str(error)
         if job_id and "status code 404" in text:
@@ -130,19 +134,21 @@ def explained(address: str, job_id: str = "") -> Iterator[None]:
                 f"The cluster at {address} has no job {job_id}; `rllib-hpo status --address {address}` lists them."
             ) from None
         if "status code 5" in text or "WebSocket" in text:
-            raise Unreachable(f"The cluster at {address} has trouble: {_first_line(text)}.") from None
-        raise UserError(f"The cluster at {address} refuses: {_first_line(text)}.") from None
+            raise Unreachable(
+                f"The cluster at {address} reports a server error: {_first_line(text)}."
+            ) from None
+        raise UserError(f"The cluster at {address} rejects the request: {_first_line(text)}.") from None
 
 
 def _refused(address: str, text: str) -> str:
     if "Forbidden" in text or "authentication failed" in text.lower():
         return (
-            f"The cluster at {address} refuses the token (403): RAY_AUTH_TOKEN, or else ~/.ray/auth_token, holds "
-            "another one than the cluster's."
+            f"The cluster at {address} rejects the token (403): RAY_AUTH_TOKEN or, if that is unset, "
+            "~/.ray/auth_token differs from the cluster's token."
         )
     return (
-        f"The cluster at {address} wants a token (401): put the cluster's into ~/.ray/auth_token, mode 0600, or into "
-        "RAY_AUTH_TOKEN, and set RAY_AUTH_MODE=token."
+        f"The cluster at {address} requires a token (401): put the cluster's token into ~/.ray/auth_token (mode "
+        "0600) or RAY_AUTH_TOKEN, and set RAY_AUTH_MODE=token."
     )
 
 
@@ -164,7 +170,7 @@ def submit(client: Client, request: Request) -> str:
         client.submit_job(
             entrypoint=entrypoint(request, out),
             submission_id=job_id,
-            runtime_env=runtime_env(folder, request.pip),
+            runtime_env=runtime_env(folder, request.pip, request.extra),
             metadata={
                 "sweep": request.name,
                 "storage": request.storage,
@@ -193,16 +199,16 @@ def _free_id(client: Client, request: Request) -> str:
         if state in ("PENDING", "RUNNING"):
             again = f"rllib-hpo submit --attach {job_id} --address {address}"
             raise UserError(
-                f"This sweep is on the cluster already, as {job_id} ({state}); follow it: `{again}`."
+                f"This sweep is already on the cluster as {job_id} ({state}); follow it with `{again}`."
             )
         if state == "SUCCEEDED":
             if request.resumes:  # what is done runs nothing again
                 continue
             raise UserError(
-                f"This sweep has run on the cluster already, as {job_id}; to run it again give it another --out or "
+                f"This sweep has already run on the cluster as {job_id}; to run it again, give another --out or "
                 "--storage."
             )
-    raise UserError(f"{address} has a thousand failed jobs of this sweep.")
+    raise UserError(f"{address} already has a thousand failed jobs of this sweep.")
 
 
 def jobs(client: Client) -> list[Job]:
@@ -248,7 +254,7 @@ def stop(client: Client, job_id: str) -> None:
     """
     job = get_job(client, job_id)
     if job.ended:
-        raise UserError(f"The job {job_id} has ended already ({job.state}).")
+        raise UserError(f"The job {job_id} has already ended ({job.state}).")
     with explained(client.get_address(), job_id):
         client.stop_job(job_id)
 
@@ -277,7 +283,7 @@ def follow(
             if time.monotonic() - answered > timeout_s:
                 again = f"rllib-hpo submit --attach {job_id} --address {client.get_address()}"
                 raise UserError(
-                    f"{error} The job goes on if its cluster does; follow it: `{again}`."
+                    f"{error} The job keeps running if its cluster does; follow it with `{again}`."
                 ) from None
         time.sleep(POLL_S)
 
@@ -319,9 +325,9 @@ def ask_nodes(client: Client, directory: str) -> dict[str, Any]:
             answers: dict[str, Any] = json.loads(text.removeprefix(REPORT))
             return answers
     if "No module named" in "".join(said):
-        raise UserError("the head's `python` has no rllib_hpo: install it there, or submit with --pip.")
+        raise UserError("the head node's `python` has no rllib_hpo: install it there, or submit with --pip.")
     last = ("".join(said).strip().splitlines() or [_first_line(job.message)])[-1]
-    raise UserError(f"the job {job_id} that asks the nodes failed: {last[:300]}")
+    raise UserError(f"the job {job_id} that queries the nodes failed: {last[:300]}")
 
 
 def exit_code(job: Job) -> int:
@@ -335,10 +341,10 @@ def exit_code(job: Job) -> int:
     if job.state == "STOPPED" or job.exit_code == 130:
         return 130
     reasons = {
-        2: "trials failed, or it was refused; its log says why",
-        OTHER_VERSION: f"the cluster has another rllib_hpo than {rllib_hpo.__version__}, or none: install that on all "
-        "nodes, or submit with --pip",
-        127: "the cluster has no `python` on its PATH",
+        2: "trials failed, or the sweep was rejected; see its log",
+        OTHER_VERSION: f"the cluster does not have rllib_hpo {rllib_hpo.__version__}: install it on all nodes, or "
+        "submit with --pip",
+        127: "there is no `python` on the cluster's PATH",
         None: _first_line(job.message),
     }
     ended = f"its process ended with exit code {job.exit_code}"

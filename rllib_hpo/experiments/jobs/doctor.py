@@ -20,11 +20,12 @@ from rllib_hpo.experiments.cluster.driver import DRIVERS, OLDER_CUDA, kernel_dri
 from rllib_hpo.experiments.storage.file_system import LACKS, lacking, nearest_folder
 from rllib_hpo.results.paths import absolute, is_writable
 from rllib_hpo.rllib.cluster_address import check_cluster_address
+from rllib_hpo.tasks.mujoco_version import MUJOCO_BELOW, is_papers
 
 _ROOT = Path(rllib_hpo.__file__).parents[1]
 _GIB = 1 << 30
 _NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "lustre", "gpfs", "beegfs"})
-MUJOCO = "import gymnasium; e = gymnasium.make('Hopper-v4'); e.reset(seed=0); e.step(e.action_space.sample())"
+MUJOCO = "import gymnasium; e = gymnasium.make('Hopper-v5'); e.reset(seed=0); e.step(e.action_space.sample())"
 PYBULLET = "import pybullet as p; c = p.connect(p.DIRECT); p.stepSimulation(c); p.disconnect(c)"
 EGL = (
     "import mujoco; m = mujoco.MjModel.from_xml_string('<mujoco/>'); d = mujoco.MjData(m); "
@@ -66,7 +67,9 @@ def local_checks(out: Path = Path("runs")) -> Iterator[Check]:
     yield python_check(sys.version_info[:3])
     yield from version_checks(installed(), _ROOT / "constraints.txt")
     yield torch_check()
-    yield process_check("MuJoCo", MUJOCO, "pip install 'gymnasium[mujoco]' 'mujoco<3.5'")
+    yield process_check("MuJoCo", MUJOCO, "pip install 'gymnasium[mujoco]'")
+    if (version := installed().get("mujoco")) is not None:
+        yield physics_check(version)
     if sys.version_info < (3, 12):
         yield process_check("PyBullet", PYBULLET, "pip install pybullet pybullet-envs-gymnasium==0.6.0")
     yield egl_check()
@@ -95,26 +98,38 @@ def folder_checks(home: Path) -> Iterator[Check]:
     """Check that the folders can be written that a run, a sweep or Tune uses besides the run's own."""
     temporary = Path(os.environ.get("TMPDIR") or "/tmp")
     if is_writable(temporary):
-        yield Check("temporary", "ok", f"{temporary} can be written")
+        yield Check("temporary", "ok", f"{temporary} is writable")
     else:
         yield Check(
-            "temporary", "problem", f"{temporary} cannot be written", "set TMPDIR to a folder that can"
+            "temporary", "problem", f"{temporary} is not writable", "set TMPDIR to a writable directory"
         )
     if is_writable(home):
-        yield Check("home", "ok", f"{home} can be written")
+        yield Check("home", "ok", f"{home} is writable")
     else:
-        remedy = "runs do without; a token for Ray, `wandb login` and Tune's own default folder need HOME elsewhere"
-        yield Check("home", "note", f"{home} cannot be written", remedy)
+        remedy = (
+            "runs do not need it; for a Ray token, `wandb login` and Tune's default directory set HOME to a "
+            "writable one"
+        )
+        yield Check("home", "note", f"{home} is not writable", remedy)
 
 
 def python_check(version: tuple[int, int, int]) -> Check:
     """Check the version of Python."""
     text = ".".join(map(str, version))
-    if not (3, 11) <= version[:2] < (3, 13):
-        return Check("Python", "problem", text, "make .venv anew with Python 3.11")
-    if version[:2] == (3, 12):
-        return Check("Python", "note", f"{text}, for which PyBullet has no wheels: its tasks are not there")
+    if not (3, 11) <= version[:2] < (3, 14):
+        return Check("Python", "problem", text, "recreate .venv with Python 3.11")
+    if version[:2] > (3, 11):
+        return Check("Python", "note", f"{text}, for which PyBullet has no wheels: its tasks are unavailable")
     return Check("Python", "ok", text)
+
+
+def physics_check(version: str) -> Check:
+    """Check whether MuJoCo simulates the papers' tasks as the papers had them."""
+    below = ".".join(map(str, MUJOCO_BELOW))
+    if not is_papers(version):
+        found = f"MuJoCo {version} has other contacts than the papers' tasks had, which are refused"
+        return Check("physics", "note", found, f"pip install 'mujoco<{below}' for those")
+    return Check("physics", "ok", f"MuJoCo {version} is that of the papers' tasks")
 
 
 def installed() -> dict[str, str]:
@@ -137,7 +152,7 @@ def version_checks(versions: dict[str, str], constraints: Path) -> Iterator[Chec
     needed = [Requirement(text) for text in importlib.metadata.requires("rllib-hpo") or []]
     needed = [each for each in needed if each.marker is None or each.marker.evaluate({"extra": ""})]
     bad = [
-        f"{each.name} {versions.get(_normal(each.name), 'missing')} (wants {each.specifier or 'any'})"
+        f"{each.name} {versions.get(_normal(each.name), 'missing')} (requires {each.specifier or 'any'})"
         for each in needed
         if not each.specifier.contains(versions.get(_normal(each.name), "0"), prereleases=True)
         or _normal(each.name) not in versions
@@ -147,7 +162,7 @@ def version_checks(versions: dict[str, str], constraints: Path) -> Iterator[Chec
         return
     if not constraints.exists():
         yield Check(
-            "packages", "ok", f"rllib-hpo {rllib_hpo.__version__}, its {len(needed)} requirements are met"
+            "packages", "ok", f"rllib-hpo {rllib_hpo.__version__}, all {len(needed)} requirements met"
         )
         return
     pinned = dict(text.split("==") for text in constraints.read_text().split() if "==" in text)
@@ -161,7 +176,7 @@ def version_checks(versions: dict[str, str], constraints: Path) -> Iterator[Chec
         yield Check(
             "packages",
             "note",
-            f"other than tested: {'; '.join(other)}",
+            f"untested versions: {'; '.join(other)}",
             "pip install -c constraints.txt -e .",
         )
     else:
@@ -176,13 +191,13 @@ def torch_check(driver: Path = Path("/proc/driver/nvidia/version")) -> Check:
     if torch.cuda.is_available():
         return Check("GPU", "ok", f"{built}, {torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}")
     if not driver.exists():
-        return Check("GPU", "ok", f"{built}, no NVIDIA driver: training is on the CPU")
+        return Check("GPU", "ok", f"{built}, no NVIDIA driver: training uses the CPU")
     if torch.version.cuda is None:
         return Check(
             "GPU",
             "problem",
-            f"{built} has no CUDA, but there is a driver",
-            "install torch from PyPI's own index",
+            f"{built} has no CUDA, but an NVIDIA driver is installed",
+            "install torch from PyPI",
         )
     return driver_check(built, torch.version.cuda, driver.read_text())
 
@@ -191,13 +206,13 @@ def driver_check(built: str, cuda: str, driver: str) -> Check:
     """Explain why torch finds no GPU although there is a driver: it is too old, or the GPU is hidden."""
     found = f"{built} (CUDA {cuda}) cannot use the driver {driver.splitlines()[0][:80]}"
     needed, there = needed_driver(cuda), kernel_driver(driver)
-    hidden = "see whether CUDA_VISIBLE_DEVICES or the container hides the GPU"
+    hidden = "check whether CUDA_VISIBLE_DEVICES or the container hides the GPU"
     if there is not None and there >= needed:
         return Check("GPU", "problem", found, hidden)
     remedy = f"update the driver to {needed} or later"
     if needed > min(DRIVERS.values()):
         remedy += f", or install torch from {OLDER_CUDA}"
-    return Check("GPU", "problem", found, remedy if there else f"{remedy}; else {hidden}")
+    return Check("GPU", "problem", found, remedy if there else f"{remedy}; otherwise {hidden}")
 
 
 def process_check(subject: str, code: str, remedy: str) -> Check:
@@ -210,7 +225,7 @@ def egl_check() -> Check:
     """Check that MuJoCo can render without a display."""
     failed = _fails(EGL, MUJOCO_GL="egl")
     if failed:
-        remedy = "apt-get install libegl1 libgl1 for --video and --wandb-video; training needs none"
+        remedy = "apt-get install libegl1 libgl1 for --video and --wandb-video; training does not need it"
         return Check("EGL", "note", f"no rendering ({failed})", remedy)
     return Check("EGL", "ok", "renders")
 
@@ -227,7 +242,7 @@ def _fails(code: str, **environment: str) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return "no answer in two minutes"
+        return "no response within two minutes"
     if done.returncode == 0:
         return ""
     if done.returncode < 0:
@@ -239,7 +254,10 @@ def wandb_check(environment: Any, netrc: Path) -> Check:
     """Check for a W&B login, without reading it out."""
     if environment.get("WANDB_API_KEY"):
         return Check(
-            "W&B", "note", "a key in WANDB_API_KEY", "on a cluster's head rather `wandb login`, into ~/.netrc"
+            "W&B",
+            "note",
+            "a key in WANDB_API_KEY",
+            "on the head node of a cluster prefer `wandb login`, which uses ~/.netrc",
         )
     try:
         logged_in = "api.wandb.ai" in netrc.read_text()
@@ -248,18 +266,18 @@ def wandb_check(environment: Any, netrc: Path) -> Check:
     if not logged_in:
         return Check("W&B", "note", "no login: runs stay offline", "`wandb login` for --wandb online")
     if stat.S_IMODE(netrc.stat().st_mode) & 0o077:
-        return Check("W&B", "problem", f"others may read {netrc}", f"chmod 600 {netrc}")
-    return Check("W&B", "ok", f"logged in by {netrc}")
+        return Check("W&B", "problem", f"other users can read {netrc}", f"chmod 600 {netrc}")
+    return Check("W&B", "ok", f"logged in through {netrc}")
 
 
 def token_check(token: Path) -> Check:
     """Check that nobody else can read the token of a cluster."""
     if not token.exists():
         return Check(
-            "Ray's token", "note", "none", "`ray get-auth-token --generate` before a cluster is started"
+            "Ray's token", "note", "none", "run `ray get-auth-token --generate` before starting a cluster"
         )
     if stat.S_IMODE(token.stat().st_mode) & 0o077:
-        return Check("Ray's token", "problem", f"others may read {token}", f"chmod 600 {token}")
+        return Check("Ray's token", "problem", f"other users can read {token}", f"chmod 600 {token}")
     return Check("Ray's token", "ok", f"{token}, mode 0600")
 
 
@@ -282,12 +300,12 @@ def disk_check(directory: Path, mounts: Path = Path("/proc/mounts")) -> Check:
     found = f"{directory}: {free / _GIB:.0f} GiB free, {kind}"
     if free < 2 * _GIB:
         return Check(
-            "disk", "problem", found, "make room, or give --out elsewhere: a replay of Humanoid takes 3 GB"
+            "disk", "problem", found, "free some space, or use another --out: a replay of Humanoid takes 3 GB"
         )
     if kind == "tmpfs":
-        return Check("disk", "note", found, "it is memory, and ends with the machine; give --out elsewhere")
+        return Check("disk", "note", found, "it is in memory and lost at a reboot; use another --out")
     if kind in _NETWORK or kind.startswith("fuse"):
-        return Check("disk", "note", found, "a network file system: a local --out with --storage is faster")
+        return Check("disk", "note", found, "network file system: a local --out with --storage is faster")
     return Check("disk", "ok", found)
 
 
@@ -296,10 +314,8 @@ def file_system_check(directory: Path) -> Check:
     try:
         lacks = lacking(directory)
     except OSError as error:
-        found = f"{directory} cannot be written: {error.strerror or error}"
-        return Check(
-            "file system", "problem", found, "give --out elsewhere, or ask for the right to write there"
-        )
+        found = f"{directory} is not writable: {error.strerror or error}"
+        return Check("file system", "problem", found, "use another --out, or get write permission")
     if lacks:
         remedy = "; ".join(dict.fromkeys(LACKS[what] for what in lacks))
         return Check("file system", "note", f"{directory} has no {', no '.join(lacks)}", remedy)
@@ -322,7 +338,7 @@ def file_system(path: Path, mounts: Path) -> str:
 def open_files_check(limit: int) -> Check:
     """Check the limit of open files, since Ray keeps hundreds open for each process."""
     if limit < 4_096:
-        return Check("open files", "problem", f"at most {limit}", "`ulimit -n 65536` before Ray starts")
+        return Check("open files", "problem", f"at most {limit}", "run `ulimit -n 65536` before Ray starts")
     return Check("open files", "ok", f"at most {limit:,}")
 
 
@@ -334,7 +350,10 @@ def shared_memory_check(directory: Path) -> Check:
     found = f"{directory}: {size / _GIB:.1f} GiB"
     if size < _GIB:
         return Check(
-            "shared memory", "problem", found, "a container wants --shm-size=4g (Kubernetes: a memory volume)"
+            "shared memory",
+            "problem",
+            found,
+            "start the container with --shm-size=4g (Kubernetes: a memory volume)",
         )
     return Check("shared memory", "ok", found)
 
@@ -349,17 +368,20 @@ def ray_results_check(directory: Path) -> Check:
             "ray_results",
             "note",
             f"{size / _GIB:.1f} GiB in {directory}",
-            "nothing of ours; remove what is stale",
+            "not used by rllib-hpo; remove what is no longer needed",
         )
     return Check("ray_results", "ok", f"{size / _GIB:.1f} GiB in {directory}")
 
 
 def file_check(file: Path) -> Check:
-    """Check a sweep file or a cluster file."""
+    """Check a sweep file, a search file or a cluster file."""
     from rllib_hpo.experiments.cluster.check import check_file
+    from rllib_hpo.experiments.config.search_config import is_search, read_search
     from rllib_hpo.experiments.config.sweep_config import read_sweep
 
     try:
+        if is_search(file):
+            return Check(file.name, "ok", f"{read_search(file).file.trials} trials")
         if file.is_file() and re.search(r"^sweep:", file.read_text(), re.MULTILINE):
             return Check(file.name, "ok", f"{len(read_sweep(file).trials)} trials")
         problems = check_file(file)
@@ -377,7 +399,9 @@ def cluster_checks(address: str, shared: str) -> Iterator[Check]:
     except UserError as error:
         yield Check("cluster", "problem", str(error))
         return
-    yield Check("cluster", "ok", f"{address} answers, lets us in, and runs Ray {client.ray_version}")
+    yield Check(
+        "cluster", "ok", f"{address} is reachable, accepts the token, and runs Ray {client.ray_version}"
+    )
     try:
         asked = jobs.ask_nodes(client, shared)
     except UserError as error:
@@ -407,21 +431,24 @@ def node_checks(
             )
         elif node["version"] != version:
             yield Check(
-                "node", "problem", f"{what}, rllib_hpo {node['version']}, here {version}", "install the same"
+                "node",
+                "problem",
+                f"{what}, rllib_hpo {node['version']}, this machine {version}",
+                "install the same version",
             )
         elif node["commit"] and commit and node["commit"] != commit:
-            found = f"{what}, commit {node['commit'][:12]}, here {commit[:12]}"
-            yield Check("node", "note", found, "rows of both would be of two commits")
+            found = f"{what}, commit {node['commit'][:12]}, this machine {commit[:12]}"
+            yield Check("node", "note", found, "their rows would come from different commits")
         else:
             yield Check("node", "ok", f"{what}, rllib_hpo {node['version']}, Python {node['python']}")
     blind = [node["name"] for node in nodes if node["sees"] is False]
     if blind:
         remedy = "give sweeps --storage, or an --out that all nodes share"
-        yield Check("shared storage", "problem", f"{directory} is not seen by {', '.join(blind)}", remedy)
+        yield Check("shared storage", "problem", f"{', '.join(blind)} cannot access {directory}", remedy)
     else:
-        yield Check("shared storage", "ok", f"{directory} is seen by all {len(nodes)} nodes")
+        yield Check("shared storage", "ok", f"all {len(nodes)} nodes can access {directory}")
     skewed = [f"{node['name']} {node['ahead_s']:+.1f} s" for node in nodes if abs(node["ahead_s"] or 0.0) > 2]
     if skewed:
-        yield Check("clocks", "note", f"apart: {', '.join(skewed)}", "let chrony or ntpd run on all nodes")
+        yield Check("clocks", "note", f"they differ: {', '.join(skewed)}", "run chrony or ntpd on all nodes")
     else:
         yield Check("clocks", "ok", "within 2 s")

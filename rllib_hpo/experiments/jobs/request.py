@@ -1,4 +1,4 @@
-"""Pack a sweep for a cluster: its command, its files and modules, and its runtime environment."""
+"""Pack a sweep or search for a cluster: its command, its files and modules, and its runtime environment."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import rllib_hpo
 from rllib_hpo.errors import UserError
@@ -28,11 +28,11 @@ _GUARD = (
 
 
 class Request(NamedTuple):
-    """A sweep to submit."""
+    """A sweep or search to submit."""
 
     name: str
     words: tuple[str, ...]
-    """Arguments of `rllib-hpo sweep`, except --out."""
+    """Arguments of `rllib-hpo sweep` or `tune`, except --out."""
     files: Mapping[str, Path]
     """Files and folders to send, by their name on the cluster."""
     storage: str = ""
@@ -42,10 +42,16 @@ class Request(NamedTuple):
     """Whether it resumes a sweep; one resumed by its path takes no --out."""
     pip: bool = False
     """Whether to send this package, too, and to install its dependencies."""
+    command: Literal["sweep", "tune"] = "sweep"
+
+    @property
+    def extra(self) -> str:
+        """The optional part of this package that the command needs; "" for none."""
+        return "search" if self.command == "tune" else ""
 
 
 def shipped(source: Path | None, imports: Sequence[str]) -> dict[str, Path]:
-    """Files to send: the sweep file, and the modules of --import beside it or in the working directory."""
+    """Files to send: the sweep or search file, and the modules of --import beside it or in the working directory."""
     files = {} if source is None else {source.name: source}
     for module in imports:
         top = module.partition(".")[0]
@@ -68,7 +74,7 @@ def check_paths(storage: str | None, out: str | None) -> None:
             continue
         check_no_secrets(place)
         if not (option == "--storage" and is_uri(place)) and not place.startswith(("/", "~/")):
-            raise UserError(f"{option} {place} must be a path from / on, for it is one of the cluster.")
+            raise UserError(f"{option} {place} must be an absolute path, since it is a path on the cluster.")
 
 
 def below(storage: str, name: str) -> str:
@@ -79,7 +85,7 @@ def below(storage: str, name: str) -> str:
 def entrypoint(request: Request, out: str) -> str:
     """The job's command for the cluster's shell."""
     words = [*request.words, *([] if request.resumes and not request.storage else ["--out", out])]
-    command = " ".join(["python", "-m", "rllib_hpo.cli", "sweep", *map(quoted, words)])
+    command = " ".join(["python", "-m", "rllib_hpo.cli", request.command, *map(quoted, words)])
     if request.pip:  # then the package is the one sent
         return command
     return f"python -c {shlex.quote(_GUARD)} {rllib_hpo.__version__} && {command}"
@@ -103,25 +109,25 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def runtime_env(folder: str, pip: bool) -> dict[str, Any]:
-    """Runtime environment of a job: `folder`, and this package's dependencies if `pip`."""
+def runtime_env(folder: str, pip: bool, extra: str = "") -> dict[str, Any]:
+    """Runtime environment of a job: `folder`, and this package's dependencies if `pip`, with those of an extra."""
     # A stop lets the running trials save, as Ctrl-C does; by itself Ray gives a job three seconds.
     environment = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_TIMEOUT_S)}
     return {
         "working_dir": folder,
         "env_vars": environment,
-        **({"pip": {"packages": pins(), "pip_check": False}} if pip else {}),
+        **({"pip": {"packages": pins(extra), "pip_check": False}} if pip else {}),
     }
 
 
-def pins() -> list[str]:
-    """Dependencies of this package in the versions installed here, without Ray."""
+def pins(extra: str = "") -> list[str]:
+    """Dependencies of this package and of one of its extras in the versions installed here, without Ray."""
     from packaging.requirements import Requirement
 
     found = []
     for line in importlib.metadata.requires("rllib-hpo") or []:
         needed = Requirement(line)
-        if needed.name != "ray" and (needed.marker is None or needed.marker.evaluate({"extra": ""})):
+        if needed.name != "ray" and (needed.marker is None or needed.marker.evaluate({"extra": extra})):
             extras = f"[{','.join(sorted(needed.extras))}]" if needed.extras else ""
             # A build such as +cpu is in no index.
             version = importlib.metadata.version(needed.name).partition("+")[0]

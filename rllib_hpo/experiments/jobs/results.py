@@ -8,7 +8,7 @@ from rllib_hpo.errors import CheckpointError, UserError
 from rllib_hpo.experiments.jobs.client import Job
 from rllib_hpo.experiments.storage.folder import Storage, rows_from
 from rllib_hpo.experiments.storage.mirror import Mirror
-from rllib_hpo.experiments.sweeps.sweep import SweepFiles, fetch_sweep, read_plan
+from rllib_hpo.experiments.sweeps.plan import SweepFiles, fetch_sweep, read_plan
 
 
 def reachable_rows(job: Job) -> str | None:
@@ -24,11 +24,11 @@ def elsewhere(job: Job) -> str:
     """A sentence that says how to reach results which this machine cannot read."""
     place = PurePosixPath(job.out or job.storage)
     where = (
-        f"on {job.storage}, which this machine does not see" if job.storage else f"in {job.out} on the head"
+        f"on {job.storage}, which this machine cannot access" if job.storage else f"in {job.out} on the head"
     )
     return (
         f"The results of {job.job_id} are {where}; copy them with `ray rsync-down CLUSTER.yaml {place}/results/ "
-        f"{job.sweep}/`, or give sweeps --storage s3://bucket/prefix."
+        f"{job.sweep}/`, or run sweeps with --storage s3://bucket/prefix."
     )
 
 

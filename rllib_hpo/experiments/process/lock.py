@@ -104,7 +104,8 @@ def _flock(descriptor: int, directory: Path, deadline: float) -> bool:
 def _held_by_file(directory: Path, deadline: float) -> Iterator[None]:
     """Lock the directory by a file that names the holder; two processes that start at once may both hold it."""
     _logger.warning(
-        "The file system of %s has no file locks: never let two processes write this run at once.", directory
+        "The file system of %s does not support file locks: do not let two processes write this run at once.",
+        directory,
     )
     path = directory / HOLDER_FILE
     _wait_until_free(path, deadline)

@@ -63,7 +63,7 @@ class StopRequest:
         if self._console is not None:
             name = signal.Signals(self.signal).name
             self._console.print(
-                f"{name}: stopping and saving. A second signal ends at once, without saving.",
+                f"{name}: stopping and saving. A second signal exits immediately, without saving.",
                 highlight=False,
                 soft_wrap=True,
             )

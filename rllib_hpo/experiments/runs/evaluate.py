@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from rllib_hpo.rllib.trained_policy import load_policy
 from rllib_hpo.settings import Settings
 from rllib_hpo.streams import seed_sequence
 from rllib_hpo.tasks import ActionScaling, Boundary, boundary, make_env, wrappers
+
+MAX_FPS = 30
+"""Frames a second of a film, about; Hopper makes 125 steps a second, which no screen shows."""
 
 
 def evaluate_checkpoint(
@@ -66,43 +70,93 @@ def film(path: Path, video: Path, seed: int = 0, watch: Watch | None = None) -> 
     """
     policy = load_policy(find_checkpoint(path))
     config = policy.manifest["config"]
-    if sys.platform == "linux" and "DISPLAY" not in os.environ:
-        os.environ.setdefault("MUJOCO_GL", "egl")
-    env = make_env(config["env"], training=False, **{**config["env_config"], "render_mode": "rgb_array"})
+    env = make_filmed(config["env"], config["env_config"])
     wrappers.set_state(env, policy.manifest.get("wrappers", ()), frozen=True)
     try:
-        frames, played = _play_frames(policy.actor, env, seed, _max_episode_steps(config), watch)
+        played = film_episode(policy.actor, env, video, seed, _max_episode_steps(config), watch)
     finally:
         boundary.close(env)
     warn_truncated(played, config["env"], _max_episode_steps(config))
-    try:
-        import imageio.v2 as imageio
-
-        imageio.mimsave(video, frames, fps=int(env.metadata.get("render_fps", 30)))
-    except (ImportError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise UserError(
-            f"Could not write {video}: {reason}; `pip install 'rllib-hpo[video]'` has what it needs."
-        ) from error
     return played.returns[0]
 
 
-def _play_frames(
-    actor: Actor, env: gym.Env[Any, Any], seed: int, max_episode_steps: int, watch: Watch | None
-) -> tuple[list[Any], Evaluation]:
+def make_filmed(env_id: str, env_config: Mapping[str, Any]) -> gym.Env[Any, Any]:
+    """Make an environment that renders frames, through EGL where there is no display."""
+    if sys.platform == "linux" and "DISPLAY" not in os.environ:
+        os.environ.setdefault("MUJOCO_GL", "egl")
+    os.environ.setdefault(
+        "SDL_AUDIODRIVER", "dummy"
+    )  # pygame looks for a sound card otherwise, and complains
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    return make_env(env_id, training=False, **{**env_config, "render_mode": "rgb_array"})
+
+
+def film_episode(
+    actor: Actor,
+    env: gym.Env[Any, Any],
+    video: Path,
+    seed: int,
+    max_episode_steps: int,
+    watch: Watch | None = None,
+) -> Evaluation:
+    """Play one noise-free episode, and write it as a film (.mp4 or .gif) in real time, about 30 frames a second.
+
+    Raises:
+        UserError: If frames cannot be rendered or written here, saying what is missing.
+    """
+    frames: list[Any] = []
+    steps_per_s = int(env.metadata.get("render_fps", MAX_FPS))
+    steps_per_frame = max(1, round(steps_per_s / MAX_FPS))
+
+    def add_frame(step: int) -> None:
+        if step % steps_per_frame == 0:
+            frames.append(_frame(env))
+        if watch is not None and step:
+            watch(step)
+
+    played = play_episode(actor, env, seed, max_episode_steps, add_frame)
+    try:
+        import imageio.v2 as imageio
+
+        fps = steps_per_s / steps_per_frame
+        # Pillow, which writes .gif, wants milliseconds a frame.
+        timing: dict[str, Any] = {"fps": fps}
+        if video.suffix == ".gif":
+            timing = {"duration": 1000 / fps, "loop": 0}
+        imageio.mimsave(video, frames, **timing)
+    except (ImportError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(
+            f"Could not write {video}: {reason}; videos need `pip install 'rllib-hpo[video]'`."
+        ) from error
+    return played
+
+
+def play_episode(
+    actor: Actor, env: gym.Env[Any, Any], seed: int, max_episode_steps: int, watch: Watch
+) -> Evaluation:
+    """Play one noise-free episode.
+
+    Args:
+        actor: Whose actions are taken.
+        env: The environment, in which `seed` is the episode's.
+        seed: Of the episode and of the policy's noise, where an evaluation has any.
+        max_episode_steps: Where the episode is cut.
+        watch: Called with the number of steps made so far, 0 first.
+    """
     scaling, checked = ActionScaling.of(env.action_space), Boundary(env)
     obs = checked.reset(env, seed)
-    frames, total, over = [_frame(env)], 0.0, False
-    memory, noise = actor.begin(torch.as_tensor(obs[None]), explores=False), EvaluationNoise(actor, [seed])
-    while not over and len(frames) <= max_episode_steps:
+    total, steps, over = 0.0, 0, False
+    memory = actor.begin_episodes(torch.as_tensor(obs[None]), explores=False)
+    noise = EvaluationNoise(actor, [seed])
+    watch(steps)
+    while not over and steps < max_episode_steps:
         noise.draw(memory, [0])
         action = actor.act(torch.as_tensor(obs[None]), memory=memory).numpy()
         obs, reward, terminated, truncated = checked.step(env, scaling.to_env(action)[0])
-        frames.append(_frame(env))
-        total, over = total + reward, terminated or truncated
-        if watch is not None:
-            watch(len(frames) - 1)
-    return frames, Evaluation([total], [len(frames) - 1], int(not over))
+        total, steps, over = total + reward, steps + 1, terminated or truncated
+        watch(steps)
+    return Evaluation([total], [steps], int(not over))
 
 
 def _frame(env: gym.Env[Any, Any]) -> Any:
@@ -110,6 +164,6 @@ def _frame(env: gym.Env[Any, Any]) -> Any:
         return np.asarray(env.render())
     except Exception as error:
         raise UserError(
-            f"Frames cannot be rendered here ({' '.join(str(error).split())}); on a machine without a display "
-            "install EGL (Debian: libegl1 libegl-mesa0 libgl1-mesa-dri) or set MUJOCO_GL."
+            f"Frames cannot be rendered on this machine ({' '.join(str(error).split())}); on a machine without a "
+            "display install EGL (Debian: libegl1 libegl-mesa0 libgl1-mesa-dri) or set MUJOCO_GL."
         ) from error

@@ -35,7 +35,7 @@ from rllib_hpo.experiments.tracking.wandb_logger import (
     group_of,
     task_metric,
 )
-from rllib_hpo.results import COST_COLUMNS, merge_trial, trial_id
+from rllib_hpo.results import COST_COLUMNS, SUCCESS_RATE, merge_trial, trial_id
 from rllib_hpo.results.paths import absolute
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.algorithms import make_config
@@ -85,7 +85,7 @@ def start_run(config: RunConfig, out: Path) -> RunFiles:
     """
     # Hidden files do not count: a run killed in its very first moment leaves one.
     if out.exists() and (not out.is_dir() or any(not path.name.startswith(".") for path in out.iterdir())):
-        raise UserError(f"{out} already exists; go on with `--resume {out}`, or choose another --out.")
+        raise UserError(f"{out} already exists; resume it with `--resume {out}`, or choose another --out.")
     files = RunFiles(out, is_new=True)
     rllib_config = to_rllib(config, files)
     rllib_config.validate()
@@ -115,7 +115,7 @@ def open_run(
     """
     files = RunFiles(directory)
     if not files.config.is_file():
-        raise CheckpointError(f"{directory} is not the directory of a run: it has no {CONFIG_FILE}.")
+        raise CheckpointError(f"{directory} is not a run directory: it has no {CONFIG_FILE}.")
     config = resolve_saved(files.config, {})
     for name, value in changed.items():
         if value is not None and value != config.values().get(name):
@@ -125,7 +125,10 @@ def open_run(
             )
     if steps is not None and steps != config.run.steps:
         if steps < config.run.steps:
-            raise SettingsError(f"--steps {steps} is less than the {config.run.steps} this run was to make.")
+            raise SettingsError(
+                f"--steps {steps} is less than the {config.run.steps} steps of this run; a resume can only "
+                "extend it."
+            )
         config = resolve_saved(files.config, {"steps": steps})
         config.importing(imports).save(files.config)
     return config.importing(imports), files
@@ -172,6 +175,7 @@ class TrainingRun:
         keep_checkpoints: Number of newest checkpoints to keep, besides the best.
         wandb: Options of Weights & Biases.
         mirror: Copy of rows and checkpoints on storage, if any.
+        origin: Directory of a run from whose last checkpoint this one begins, while it has none of its own.
 
     Raises:
         UserError: A failure the user can mend, another process in the same directory among them.
@@ -187,62 +191,73 @@ class TrainingRun:
         keep_checkpoints: int = 2,
         wandb: WandbOptions = WandbOptions(),  # noqa: B008  (frozen)
         mirror: Mirror | None = None,
+        origin: Path | None = None,
     ) -> None:
         self.config, self._open, self._options, self._mirror = config, ExitStack(), wandb, mirror
         self._files, self._has_begun = files, False
         self.on_evaluation: Callable[[Mapping[str, Any]], None] | None = None
         """Called with each evaluation's entry in RLlib's results, once, when its row is written."""
-        identity = trial_id(files.directory)
-        group = files.directory.name if sweep == SINGLE_RUNS else group_of(sweep, config.run.task)
         self.store = CheckpointStore(files.directory, keep_checkpoints)
         self.store.on_passed_over = self._log_skipped_checkpoint
         self._policies = KeptPolicies(files.directory, config.run.keep_policies_every)
         self._events = EventLog(files.directory)
-        about = _identity(config, files, sweep)
         with ExitStack() as opened:  # closes what is open if the next cannot be opened
-            opened.enter_context(locked(files.directory))
-            if files.is_new:
-                opened.push(lambda kind, *_: self._remove_refused(kind))
-            opened.push(lambda kind, error, trace: self.ended(error))
-            if mirror is not None:
-                mirror.restore()
-                opened.callback(mirror.close)
+            self._lock(opened)
             opened.enter_context(_local_ray(config))
-            self.algorithm = opened.enter_context(
-                _built(to_rllib(config, files, sweep, variant).results(trial_id=identity))
-            )
-            check_learner_sees_storage(self.algorithm, files.directory)
-            if config.run.num_learners == 0:
-                actor = self.algorithm.actor
-                refuse_replay(config.settings, actor.obs_dim, actor.action_dim, config.run.steps)
-            self._wandb = opened.enter_context(
-                WandbRun(
-                    files.directory,
-                    wandb.mode,
-                    group=group,
-                    run_id=identity,
-                    **describe_run(config, sweep, variant),
-                )
-            )
+            self._build(opened, sweep, variant)
+            self._wandb = opened.enter_context(self._wandb_run(sweep, variant))
             checkpoint = self.store.restore_newest(self.algorithm)
+            if checkpoint is None and origin is not None:
+                checkpoint = CheckpointStore(origin).restore_newest(self.algorithm)
             self.algorithm.refuse_without_origin()
             # A new run has nothing to save; a checkpoint that lacks the evaluation of its step is rewritten.
             self._saved = -1 if self.algorithm.lacks_evaluation else self.algorithm.env_steps
             self._board = opened.enter_context(TensorBoard(files.directory, self.algorithm.env_steps))
-            self.algorithm.max_env_steps = config.run.steps
-            if mirror is not None:
-                mirror.start(self.algorithm.env_steps)
-            self.algorithm.on_row = self._on_row
-            self.algorithm.on_warning = lambda text, step: self._events.write("warning", step, text=text)
-            self._operators = OperatorMetrics(about, self.algorithm)
-            self.resumed_from = None if checkpoint is None else read_manifest(checkpoint)
-            self._events.begin(
-                self.algorithm.env_steps,
-                checkpoint,
-                {**about, "steps": config.run.steps, **self._resume_details()},
-            )
-            self._has_begun = True
+            self._begin(checkpoint, _identity(config, files, sweep))
             self._open = opened.pop_all()
+
+    def _lock(self, opened: ExitStack) -> None:
+        """Lock the directory, complete it from storage, and log how the session ends."""
+        opened.enter_context(locked(self._files.directory))
+        if self._files.is_new:
+            opened.push(lambda kind, *_: self._remove_refused(kind))
+        opened.push(lambda kind, error, trace: self.ended(error))
+        if self._mirror is not None:
+            self._mirror.restore()
+            opened.callback(self._mirror.close)
+
+    def _build(self, opened: ExitStack, sweep: str, variant: str) -> None:
+        """Build the algorithm, and check that its replay fits into memory and its directory is shared."""
+        rllib_config = to_rllib(self.config, self._files, sweep, variant)
+        identity = trial_id(self._files.directory)
+        self.algorithm = opened.enter_context(_built(rllib_config.results(trial_id=identity)))
+        check_learner_sees_storage(self.algorithm, self._files.directory)
+        if self.config.run.num_learners == 0:
+            actor = self.algorithm.actor
+            refuse_replay(self.config.settings, actor.obs_dim, actor.action_dim, self.config.run.steps)
+
+    def _wandb_run(self, sweep: str, variant: str) -> WandbRun:
+        directory = self._files.directory
+        return WandbRun(
+            directory,
+            self._options.mode,
+            group=directory.name if sweep == SINGLE_RUNS else group_of(sweep, self.config.run.task),
+            run_id=trial_id(directory),
+            **describe_run(self.config, sweep, variant),
+        )
+
+    def _begin(self, checkpoint: Path | None, about: Mapping[str, str]) -> None:
+        """Connect the logs and the mirror to the algorithm, and log the start of the session."""
+        steps, env_steps = self.config.run.steps, self.algorithm.env_steps
+        self.algorithm.max_env_steps = steps
+        if self._mirror is not None:
+            self._mirror.start(env_steps)
+        self.algorithm.on_row = self._on_row
+        self.algorithm.on_warning = lambda text, step: self._events.write("warning", step, text=text)
+        self._operators = OperatorMetrics(about, self.algorithm)
+        self.resumed_from = None if checkpoint is None else read_manifest(checkpoint)
+        self._events.begin(env_steps, checkpoint, {**about, "steps": steps, **self._resume_details()})
+        self._has_begun = True
 
     def __enter__(self) -> Self:
         return self
@@ -295,7 +310,7 @@ class TrainingRun:
         metrics, env_steps = evaluation_metrics(evaluation), int(evaluation["env_steps"])
         by_task = {
             task_metric(self.config.run.task, name): metrics[f"evaluation/{name}"]
-            for name in ("return_mean", *COST_COLUMNS)
+            for name in ("return_mean", SUCCESS_RATE, *COST_COLUMNS)
             if f"evaluation/{name}" in metrics
         }
         self._wandb.log({**metrics, **by_task}, env_steps=env_steps)
@@ -332,9 +347,9 @@ class TrainingRun:
             return None
         line = f"Resumed at step {self.resumed_from['env_steps']:,}"
         if self.resumed_from.get("environments") == "rebuilt":
-            line += ", with environments that were rebuilt and begin new episodes"
+            line += ", with rebuilt environments that begin new episodes"
         for name, before in self.store.repaired.items():
-            line += f"; the link checkpoints/{name}, which led to {before or 'nothing'}, is repaired"
+            line += f"; repaired the link checkpoints/{name}, which pointed to {before or 'nothing'}"
         return f"{line}."
 
     def ended(self, error: BaseException | None = None) -> None:
@@ -395,6 +410,8 @@ def train(
                 TrainingRun(config, files, keep_checkpoints=keep_checkpoints, wandb=wandb) as run,
                 progress.running(run.algorithm, config.run.steps),
             ):
+                if run.algorithm.observation_order is not None:
+                    progress.console.print(run.algorithm.observation_order, highlight=False, soft_wrap=True)
                 if run.resume_line is not None:
                     progress.console.print(run.resume_line, highlight=False, soft_wrap=True)
                 run.on_evaluation = progress.report
@@ -431,6 +448,7 @@ def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:
         "train/episode_length_mean": runners.get("episode_len_mean"),
         "train/num_episodes": runners.get("num_episodes_lifetime"),
         "train/env_restarts": runners.get("num_env_restarts_lifetime"),
+        "train/success_rate": runners.get(SUCCESS_RATE),
         "train/cost_mean": runners.get("train_cost_mean"),
         "train/cost_discounted_mean": runners.get("train_cost_discounted_mean"),
         "train/cost_total": runners.get("train_cost_total"),
@@ -453,7 +471,7 @@ def evaluation_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
         "evaluation/return_std": runners["episode_return_std"],
         "evaluation/episode_length_mean": runners["episode_len_mean"],
         "evaluation/env_steps": float(evaluation["env_steps"]),
-        **{f"evaluation/{name}": runners[name] for name in COST_COLUMNS if name in runners},
+        **{f"evaluation/{name}": runners[name] for name in (SUCCESS_RATE, *COST_COLUMNS) if name in runners},
         **{f"evaluation/{name}": value for name, value in evaluation.get("outcome", {}).items()},
     }
 

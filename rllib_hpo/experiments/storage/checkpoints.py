@@ -141,12 +141,12 @@ class CheckpointStore:
             except CheckpointError as error:
                 refused[path] = error
                 continue
-            self._report(refused, "Using the checkpoint before it.")
+            self._report(refused, "Using the previous checkpoint.")
             return path
         # Damage done to finished checkpoints is never answered with a fresh start, which would remove them.
         finished = [path for path in refused if (path / MANIFEST).exists()]
         if finished:
-            raise CheckpointError(f"{refused[finished[0]]} To start the run over, remove {self.directory}.")
+            raise CheckpointError(f"{refused[finished[0]]} To start the run again, remove {self.directory}.")
         self._report(refused, "Starting from the beginning.")
         return None
 
@@ -225,7 +225,7 @@ def find_checkpoint(path: Path) -> Path:
         return newest
     path = follow(path)
     if not path.is_dir():
-        raise CheckpointError(f"There is no checkpoint {path}.")
+        raise CheckpointError(f"There is no checkpoint at {path}.")
     read_manifest(path)
     return Path(os.path.realpath(path))
 

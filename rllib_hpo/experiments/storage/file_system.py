@@ -10,7 +10,7 @@ from rllib_hpo.durable import sync_path
 from rllib_hpo.experiments.process.lock import can_lock
 
 LACKS = {
-    "symbolic links": "`last` and `best` are small text files there",
+    "symbolic links": "`last` and `best` become small text files",
     "file locks": "never let two processes write one run",
     "fsync of files": "a power cut may cost the newest rows and checkpoints",
     "fsync of folders": "a power cut may cost the newest rows and checkpoints",

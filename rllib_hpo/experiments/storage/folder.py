@@ -48,15 +48,15 @@ def check_no_secrets(uri: str) -> None:
     try:
         query = parse_qsl(urlsplit(uri).query, keep_blank_values=True)
     except ValueError:
-        raise StorageError("The storage is not a URI that can be read.") from None
+        raise StorageError("The storage is not a valid URI.") from None
     # An @ anywhere: where a password holds a slash, what stands before it is no longer the URI's host.
     if "@" in re.sub(r"^gs://anonymous@", "", uri) or "%40" in urlsplit(uri).query:
         raise StorageError(
-            "The storage's URI holds a user or a password (an @); give credentials in the environment."
+            "The storage URI contains a user name or password (an @); give credentials in the environment."
         )
     for name, _ in query:
         if _SECRET.search(name):
-            raise StorageError(f"The storage's URI holds a secret ({name}); give it in the environment.")
+            raise StorageError(f"The storage URI contains a secret ({name}); give it in the environment.")
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def fetch(storage: Storage, directory: Path, names: Iterable[str]) -> None:
         for name in names:
             data = storage.read_if_exists(name)
             if data is None:
-                raise StorageError(f"There is no sweep on the storage {storage.uri}: it lacks {name}.")
+                raise StorageError(f"There is no sweep at {storage.uri}: {name} is missing.")
             write_atomically(directory / name, data)
 
 

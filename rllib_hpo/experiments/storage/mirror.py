@@ -61,8 +61,7 @@ class Mirror:
             self._transfers.run(lambda: self._trial.write("trial_id", f"{identity}\n".encode()))
         elif mine.exists() and mine.read_bytes().strip() != there.strip():
             raise StorageError(
-                f"The trial in {self._directory} is another one than that on the storage {self._trial.uri}; "
-                "choose another --out."
+                f"The trial in {self._directory} is not the one stored at {self._trial.uri}; choose another --out."
             )
         else:
             write_atomically(mine, there)
@@ -91,11 +90,11 @@ class Mirror:
             newest = name
             break
         if newest is None and refused:
-            raise CheckpointError(f"{refused[0]} To start the trial over, remove {self._trial.uri}.")
+            raise CheckpointError(f"{refused[0]} To start the trial again, remove {self._trial.uri}.")
         if newest is None and damaged is not None:
             raise damaged
         for passed_over in refused:
-            _logger.warning("%s Using the checkpoint before it.", passed_over)
+            _logger.warning("%s Using the previous checkpoint.", passed_over)
 
     def _newest_here(self) -> tuple[str | None, CheckpointError | None]:
         try:
@@ -140,8 +139,8 @@ class Mirror:
         """
         if not self._transfers.wait():
             raise StorageError(
-                f"The storage {self._trial.uri} has been away for {self._timeout_s:g} s: all results are in "
-                f"{self._directory} and {self._results}, and `--resume` there puts them on storage."
+                f"The storage {self._trial.uri} has been unreachable for {self._timeout_s:g} s: all results are in "
+                f"{self._directory} and {self._results}, and `--resume` uploads them from there."
             )
 
     def close(self) -> None:
@@ -154,7 +153,10 @@ class Mirror:
             self._trial.write(name, text)
         except STORAGE_ERRORS:
             _logger.warning(
-                "The storage %s does not answer: %s is in %s only.", self._trial.uri, name, self._directory
+                "The storage %s does not respond: %s exists only in %s.",
+                self._trial.uri,
+                name,
+                self._directory,
             )
 
     def _send_policy(self, path: Path) -> None:

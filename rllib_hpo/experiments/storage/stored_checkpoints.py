@@ -26,15 +26,15 @@ from rllib_hpo.experiments.storage.checkpoints import (
 )
 from rllib_hpo.experiments.storage.folder import Storage, reason
 from rllib_hpo.results import write_atomically
-from rllib_hpo.rllib.checkpointing import MANIFEST, finished_steps, parse_manifest, read_manifest, verify
+from rllib_hpo.rllib.checkpointing import MANIFEST, parse_manifest, read_manifest, verify
 
 _RETURNS = f"checkpoints/{RETURNS_FILE}"
 KEPT = 2
 """Number of newest checkpoints kept on storage, in case the last is damaged."""
 
 
-def steps_on(storage: Storage) -> int:
-    """Environment steps of the newest complete checkpoint of a trial on storage.
+def manifest_on(storage: Storage) -> dict[str, Any] | None:
+    """Manifest of the newest complete checkpoint of a trial on storage; None without any.
 
     Raises:
         StorageError: If storage cannot be reached.
@@ -48,10 +48,10 @@ def steps_on(storage: Storage) -> int:
                 if all(
                     sizes.get(f"checkpoints/{name}/{file}") == about["bytes"] for file, about in files
                 ) and all(f"replay/{segment['file']}" in sizes for segment in manifest["replay"]["segments"]):
-                    return finished_steps(manifest)
+                    return manifest
             except CheckpointError:  # damaged; the trial says so when it starts
                 continue
-    return 0
+    return None
 
 
 class StoredCheckpoints:
@@ -157,7 +157,7 @@ class StoredCheckpoints:
         try:
             manifest, data = verify(path), (path / MANIFEST).read_bytes()
         except FileNotFoundError as error:  # removed while it was read
-            raise CheckpointError(f"{path} is gone, and cannot be put on storage.") from error
+            raise CheckpointError(f"{path} no longer exists, so it cannot be uploaded.") from error
         if self._manifests.get(path.name) == data:
             return
         if any(name.startswith(f"{folder}/") for name in self._sizes):
@@ -176,7 +176,7 @@ class StoredCheckpoints:
         try:
             file = path.open("rb")
         except FileNotFoundError as error:
-            raise CheckpointError(f"{path} is gone, and cannot be put on storage.") from error
+            raise CheckpointError(f"{path} no longer exists, so it cannot be uploaded.") from error
         with file:
             if self._sizes.get(name) != os.fstat(file.fileno()).st_size:
                 self._sizes[name] = self._trial.write(name, file)

@@ -132,7 +132,7 @@ class Transfers:
                 if self._away_since is None:
                     self._away_since = time.monotonic()
                     _logger.warning(
-                        "The storage %s does not answer (%s); uploads are tried again until it does.",
+                        "The storage %s does not respond (%s); uploads are retried until it does.",
                         self._uri,
                         reason(error),
                     )

@@ -1,1 +1,1 @@
-"""Sweeps on Ray Tune: trials, their resources and progress, searches, the W&B workspace."""
+"""Sweeps on Ray Tune: plans, trials, their resources and progress, the W&B workspace."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from rllib_hpo.errors import CheckpointError, UserError
 from rllib_hpo.experiments.config.run_config import read_config_file
-from rllib_hpo.experiments.sweeps.sweep import SweepFiles, read_plan
+from rllib_hpo.experiments.sweeps.plan import SweepFiles, read_plan
 from rllib_hpo.experiments.tracking.wandb_logger import PROJECT, STEP_METRIC, group_of, task_metric
 from rllib_hpo.results import write_atomically
 
@@ -42,11 +42,11 @@ LOSSES = {
 SAFETY = {
     "lambda": "Multiplier",
     "cost_estimate": "Cost of the last training episodes",
-    "q_cost_start": "Cost that is predicted for an episode",
+    "q_cost_start": "Predicted cost of an episode",
     "cost_discounted_latest": "Discounted cost of the last training episodes",
     "q_cost_mean": "Mean Q_C",
     "cost_loss": "Loss of the cost critic",
-    "shield_accept": "Share of steps in which an action passed",
+    "shield_accept": "Share of steps with a safe action",
     "shield_steps_mean": "Leapfrog steps of the shield",
 }
 """Metrics of algorithms under a cost limit, with titles; the last two with a shield only."""
@@ -123,14 +123,14 @@ def save_workspace(built: Any) -> str:
     try:
         wandb.setup(wandb.Settings(silent=True))
         if not wandb.login(prompt=False):
-            raise ValueError("there is no account, or WANDB_MODE is offline")
+            raise ValueError("no account is logged in, or WANDB_MODE is offline")
         built.entity = built.entity or wandb.Api().default_entity
         return str(built.save().url)
     except Exception as error:  # W&B raises many kinds, some of them bare
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"The workspace could not be saved online ({reason[0].rstrip('.')}); run `wandb login`, "
-            "and name with --entity and --project what the account may write to."
+            f"The workspace could not be saved online ({reason[0].rstrip('.')}); run `wandb login`, and give an "
+            "--entity and --project that the account can write to."
         ) from error
 
 
@@ -151,7 +151,7 @@ def _cells(files: SweepFiles, trials: dict[str, str]) -> list[_Cell]:
     for name, variant in trials.items():
         config_file = files.trial(name).config
         if not config_file.is_file():
-            raise CheckpointError(f"{config_file} of the sweep's plan is missing.")
+            raise CheckpointError(f"{config_file}, which the sweep's plan names, is missing.")
         config = read_config_file(config_file)
         about = {"has_cost": config.get("cost") is not None, "is_constrained": "lagrange" in config}
         cells.append(_Cell(str(config["task"]), str(config["algorithm"]), variant, **about))

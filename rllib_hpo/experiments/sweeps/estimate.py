@@ -17,6 +17,9 @@ from rllib_hpo.learning.trainer import Trainer
 from rllib_hpo.streams import TorchStreams
 from rllib_hpo.tasks import Boundary, boundary, make_env
 
+Clock = Callable[[], float]
+"""Returns seconds since some moment."""
+
 
 class Cost(NamedTuple):
     """Cost of a trial's parts on this machine, in seconds."""
@@ -37,14 +40,19 @@ class Cost(NamedTuple):
         return (steps + evaluated) * (self.env_step + self.act) + updates * self.update
 
 
-def time_trials(sweep: Sweep) -> dict[str, float]:
-    """Seconds of each trial by name; trials that differ only by seed are timed once."""
+def time_trials(sweep: Sweep, clock: Clock = time.perf_counter) -> dict[str, float]:
+    """Seconds of each trial by name; trials that differ only by seed are timed once.
+
+    Args:
+        sweep: The trials.
+        clock: `time.process_time` measures on a machine that others use, too.
+    """
     timed: dict[tuple[str, str, str], Cost] = {}
     seconds = {}
     for trial in sweep.trials:
         key = trial.config.run.algorithm, trial.variant, trial.config.task.env_id
         if key not in timed:
-            timed[key] = time_one(trial.config)
+            timed[key] = time_one(trial.config, clock)
         seconds[trial.name] = timed[key].seconds(trial.config)
     return seconds
 
@@ -57,7 +65,7 @@ def makespan(seconds: Sequence[float], slots: int) -> float:
     return max(free)
 
 
-def time_one(config: RunConfig) -> Cost:
+def time_one(config: RunConfig, clock: Clock = time.perf_counter) -> Cost:
     """Time steps, actions and updates of a trial, with random rows."""
     torch.set_num_threads(config.settings.num_torch_threads)
     env = make_env(config.task.env_id, **config.run.env_config)
@@ -72,7 +80,7 @@ def time_one(config: RunConfig) -> Cost:
                 checked.reset(env)
 
         obs_dim, action_dim = map(gym.spaces.flatdim, (env.observation_space, env.action_space))
-        env_step = _seconds(step, 50)
+        env_step = _seconds(step, 50, clock)
     finally:
         boundary.close(env)
     method = make_method(config.settings)
@@ -85,19 +93,19 @@ def time_one(config: RunConfig) -> Cost:
     batch, streams = trainer.layout.unpack(rows), TorchStreams(0, "estimate")
     return Cost(
         env_step,
-        _seconds(lambda: model.act(batch.obs[:1], streams), 20),
-        _seconds(lambda: trainer.learn(batch), 10),
+        _seconds(lambda: model.act(batch.obs[:1], streams), 20, clock),
+        _seconds(lambda: trainer.learn(batch), 10, clock),
     )
 
 
-def _seconds(call: Callable[[], Any], times: int) -> float:
+def _seconds(call: Callable[[], Any], times: int, clock: Clock) -> float:
     """Median seconds of a call."""
     call()
     durations = []
     for _ in range(times):
-        began = time.perf_counter()
+        began = clock()
         call()
-        durations.append(time.perf_counter() - began)
+        durations.append(clock() - began)
     return sorted(durations)[times // 2]
 
 

@@ -45,6 +45,8 @@ class SweepProgress(Callback):
         self._steps, self._done = dict(steps), dict(done)
         self._ended = {name: "done" for name in steps if done[name] >= steps[name]}
         self._began, self._done_before = time.monotonic(), sum(done.values())
+        for task in self._bar.task_ids:  # of an earlier generation of a search
+            self._bar.remove_task(task)
         self._task = self._bar.add_task(
             "sweep", total=sum(steps.values()), completed=sum(done.values()), state="", speed=""
         )
@@ -68,7 +70,7 @@ class SweepProgress(Callback):
             if result.get("stopped") and not result.get("failed"):
                 self._saved(name)
             else:
-                self._end(name, "failed" if result.get("failed") else "done")
+                self._end(name, self._how(name, result), result.get("evaluation/return_mean"))
         self._refresh()
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -76,7 +78,7 @@ class SweepProgress(Callback):
         name = trial.config["trial"]
         self._running.discard(name)
         self.console.print(
-            f"again   {name}   {self._done[name]:,} steps   it died, and goes on from its last checkpoint",
+            f"again   {name}   {self._done[name]:,} steps   it died and restarts from its last checkpoint",
             highlight=False,
             soft_wrap=True,
         )
@@ -99,21 +101,36 @@ class SweepProgress(Callback):
         self._running.discard(name)
         self.console.print(f"saved   {name}   {self._done[name]:,} steps", highlight=False)
 
-    def _end(self, name: str, how: str) -> None:
+    def _how(self, name: str, result: dict[str, Any]) -> str:
+        """How a trial has ended: before its last step where a search has stopped it."""
+        if result.get("failed"):
+            return "failed"
+        return "done" if self._done[name] >= self._steps[name] else "ended early"
+
+    def _end(self, name: str, how: str, return_mean: float | None = None) -> None:
         self._running.discard(name)
         if self._ended.get(name) != how:
             self._ended[name] = how
             count = f"{len(self._ended)} of {len(self._steps)}"
-            self.console.print(f"{count}   {how}   {name}   {self._done[name]:,} steps", highlight=False)
+            score = "" if return_mean is None else f"   return {return_mean:,.1f}"
+            self.console.print(
+                f"{count}   {how}   {name}   {self._done[name]:,} steps{score}",
+                highlight=False,
+                soft_wrap=True,
+            )
+            if how == "ended early":
+                self._steps[name] = self._done[name]
 
     def _refresh(self) -> None:
         states = list(self._ended.values())
         done, failed = states.count("done"), states.count("failed")
         completed = sum(self._done.values())
         seconds = max(time.monotonic() - self._began, 1e-9)
+        early = f" {states.count('ended early')} ended early," if "ended early" in states else ""
         self._bar.update(
             self._task,
             completed=completed,
-            state=f"{done} done, {len(self._running)} running, {failed} failed",
+            total=sum(self._steps.values()),
+            state=f"{done} done,{early} {len(self._running)} running, {failed} failed",
             speed=f"{(completed - self._done_before) / seconds:,.0f} steps/s",
         )

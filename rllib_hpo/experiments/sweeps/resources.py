@@ -61,8 +61,8 @@ def check_placeable(requests: Mapping[str, PlacementGroupFactory], machines: Mac
     for name, request in requests.items():
         if Plan(machines).place(request.bundles) is None:
             raise SettingsError(
-                f"The trial {name} asks for {_missing(request, machines)}: it would wait forever. "
-                "Ask for fewer with --num-env-runners or --gpus-per-learner, or use a larger cluster."
+                f"The trial {name} requests {_missing(request, machines)}, so it would wait forever. Request fewer "
+                "with --num-env-runners or --gpus-per-learner, or use a larger cluster."
             )
 
 
@@ -73,9 +73,9 @@ def _missing(request: PlacementGroupFactory, machines: Machines) -> str:
         wanted, there = total.get(kind, 0), machines.total(kind)
         largest = max(bundle.get(kind, 0) for bundle in request.bundles)
         if wanted > there or largest > machines.largest(kind):
-            return f"{wanted:g} {kind}s, but there are {there:g}"
+            return f"{wanted:g} {kind}s, but there are {there:g} in total"
     runners = sum(ROLLOUTS in bundle for bundle in request.bundles)
     there = machines.total("CPU", where=ROLLOUTS)
     if runners > there:
         return f"{runners} CPUs for rollouts, but the nodes that declare '{ROLLOUTS}' have {there:g}"
-    return f"{describe(request)}, and no set of these nodes has that free beside each other"
+    return f"{describe(request)}, a combination that no set of these nodes can provide"

@@ -40,7 +40,7 @@ class SweepStop(Stopper):
         try:
             put_in_cluster(self.key, b"1")
         except Exception as error:  # noqa: BLE001  (the cluster is gone: so are the trials)
-            _LOGGER.warning("Trials cannot be told to stop: %s", error)
+            _LOGGER.warning("Trials cannot be notified to stop: %s", error)
 
     def __call__(self, trial_id: str, result: dict[str, object]) -> bool:
         """Return False: trials end by themselves."""

@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 
 METRICS = {
-    "rllib_hpo_env_steps_per_second": "Environment steps a second over the last iteration, evaluations included",
-    "rllib_hpo_updates_per_second": "Updates a second over the last iteration, evaluations included",
-    "rllib_hpo_env_steps": "Environment steps the run has made",
+    "rllib_hpo_env_steps_per_second": "Environment steps per second over the last iteration, including evaluations",
+    "rllib_hpo_updates_per_second": "Updates per second over the last iteration, including evaluations",
+    "rllib_hpo_env_steps": "Environment steps of the run so far",
     "rllib_hpo_replay_rows": "Transitions in the replay",
-    "rllib_hpo_policy_lag_updates": "Updates made since the weights that the last rollouts acted with",
-    "rllib_hpo_gpu_memory_bytes": "Most GPU memory that torch has held at a time in the learner's process",
+    "rllib_hpo_policy_lag_updates": "Policy lag: updates made since the weights that the last rollouts used",
+    "rllib_hpo_gpu_memory_bytes": "Peak GPU memory allocated by torch in the learner's process",
     "rllib_hpo_evaluation_return": "Mean return of the latest evaluation",
 }
 """Descriptions by name; Ray puts `ray_` before each name."""

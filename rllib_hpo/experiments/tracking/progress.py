@@ -60,14 +60,14 @@ class Progress:
                     task,
                     completed=algorithm.env_steps,
                     last_return=_last_return(algorithm),
-                    doing=f"evaluating ({played:,} steps played)" if played else "training",
+                    doing=f"evaluating ({played:,} steps)" if played else "training",
                 )
                 if not played:
                     last_line = time.monotonic()
                 elif not self.console.is_terminal and time.monotonic() - last_line > EVALUATION_LINE_S:
                     last_line = time.monotonic()
                     self.console.print(
-                        f"step {algorithm.env_steps:>9,}   evaluating: {played:,} steps played",
+                        f"step {algorithm.env_steps:>9,}   evaluating: {played:,} steps",
                         highlight=False,
                     )
 
@@ -84,6 +84,7 @@ class Progress:
     def report(self, evaluation: Mapping[str, Any]) -> None:
         """Print a line for an evaluation, given as RLlib's results hold it."""
         numbers = evaluation["env_runners"]
+        success = f"   success {numbers['success_rate']:.0%}" if "success_rate" in numbers else ""
         costs = ""
         if "cost_mean" in numbers:
             costs = (
@@ -92,7 +93,8 @@ class Progress:
             )
         self.console.print(
             f"step {evaluation['env_steps']:>9,}   evaluation return {numbers['episode_return_mean']:9.1f} "
-            f"± {numbers['episode_return_std']:.1f}   episode length {numbers['episode_len_mean']:.0f}{costs}",
+            f"± {numbers['episode_return_std']:.1f}   episode length {numbers['episode_len_mean']:.0f}"
+            f"{success}{costs}",
             highlight=False,
         )
 

@@ -188,7 +188,7 @@ class WandbRun:
             yield
         except Exception as error:  # noqa: BLE001  (whatever goes wrong in W&B, training goes on)
             self._run = None
-            _LOGGER.warning("Weights & Biases could not %s and is off from here on: %s", what, error)
+            _LOGGER.warning("Weights & Biases could not %s and is disabled from now on: %s", what, error)
 
 
 def _start(directory: Path, mode: Mode, **identity: Any) -> Any:
@@ -220,7 +220,7 @@ def _start(directory: Path, mode: Mode, **identity: Any) -> Any:
         except wandb.Error as error:
             raise UserError(
                 f"Weights & Biases could not start in mode '{mode}' ({str(error).splitlines()[0].rstrip('.')}); "
-                "run `wandb login`, or choose the mode 'offline', which needs no account."
+                "run `wandb login`, or use the mode 'offline', which needs no account."
             ) from error
     run.define_metric("*", step_metric=STEP_METRIC)
     return run

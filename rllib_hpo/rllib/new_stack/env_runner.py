@@ -20,18 +20,21 @@ from ray.rllib.utils.annotations import override
 from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
-from rllib_hpo.algorithms.base import Actor, Episode, Memory
+from rllib_hpo.algorithms.base import DISCOUNTED_RETURN, Actor, Episode, Memory
 from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.errors import NonFiniteError, SettingsError, UserCodeError, UserError
+from rllib_hpo.replay.hindsight import GoalPlaces, Hindsight
 from rllib_hpo.replay.layout import RowLayout
 from rllib_hpo.rllib._private import wants_component
 from rllib_hpo.rllib.environment import Environments, announce_created, environment_maker, label, task_of
+from rllib_hpo.rllib.episode_callbacks import EpisodeCallbacks, listens
 from rllib_hpo.rllib.new_stack.messages import Block
 from rllib_hpo.rllib.new_stack.rl_module import ActorCriticModule
 from rllib_hpo.rllib.torch_options import set_torch_options
 from rllib_hpo.streams import TorchStreams, derived_seed, numpy_generator
 from rllib_hpo.tasks import ActionScaling, Boundary, boundary, outcomes, wrappers
 from rllib_hpo.tasks.costs import COST
+from rllib_hpo.tasks.goals import ACHIEVED, DESIRED, check_goals, outcome_of, part_of
 from rllib_hpo.tasks.simulator_state import capture, restore
 
 _logger = logging.getLogger(__name__)
@@ -94,6 +97,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self._run_seed, self._owner = seed, ("runner", self.worker_index, joined_at)
         self.streams = TorchStreams(seed, *self._owner, "explore")
         self._warmup = numpy_generator(seed, *self._owner, "warmup")
+        self._relabelling = numpy_generator(seed, *self._owner, "hindsight")
 
     @override(EnvRunner)
     def make_env(self) -> None:
@@ -111,25 +115,45 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self._scaling = ActionScaling.of(first.action_space)
         obs_dim, action_dim = map(gym.spaces.flatdim, (first.observation_space, first.action_space))
         settings = self.config.settings()
-        self.layout = RowLayout(obs_dim, action_dim, make_method(settings).columns)
+        method = make_method(settings)
+        self.layout, self._reported = RowLayout(obs_dim, action_dim, method.row_columns), method.columns
         self._largest_cost = settings.largest_cost()
-        has_column = any(column.name == COST for column in self.layout.columns)
+        has_column = any(column.name == COST for column in self._reported)
+        self._hindsight = self._make_hindsight(first) if settings.replay == "her" else None
+        self._episode_rows: list[list[npt.NDArray[np.float32]]] = [[] for _ in range(num_envs)]
+        self._scales_rewards = settings.normalize_rewards
+        self._discounted_returns = np.zeros(num_envs)
         self._gamma, self._counts_costs = settings.gamma, settings.cost is not None and not has_column
         self._obs = np.zeros((num_envs, self.layout.obs_dim), np.float32)
         self._returns, self._lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
         self._costs, self._discounted_costs = np.zeros(num_envs), np.zeros(num_envs)
         self._reports = outcomes.reports_outcome(first)
         self._outcomes: list[outcomes.Outcome] = [{} for _ in range(num_envs)]
+        self._successes: list[float | None] = [None] * num_envs
         self._memory: Memory = {}
         self._remembers = [False] * num_envs
         self._began = [time.perf_counter()] * num_envs
         self._turn, self._stepped = 0, [False] * num_envs
+        hears = listens(self.config, self._callbacks)
+        self._heard = EpisodeCallbacks(self, self._callbacks, num_envs) if hears else None
         self._num_builds = [number + 1 for number in self._num_builds] or [0] * num_envs
         for i, env in enumerate(self.envs):
             announce_created(env, self, self._callbacks, i)
         self._built_with = [wrappers.get_state(env) for env in self.envs]
         self._reset_all()
         self._capturable = [capture(env) is not None for env in self.envs]
+
+    def _make_hindsight(self, env: gym.Env[Any, Any]) -> Hindsight:
+        """Make what relabels the transitions of finished episodes.
+
+        Raises:
+            UserError: If the environment has no goals, or cannot say what a step is worth for another goal.
+        """
+        check_goals(env)
+        settings = self.config.settings()
+        places = GoalPlaces(*(part_of(env, goal).place for goal in (ACHIEVED, DESIRED)))
+        outcome = outcome_of(env, self._boundary)
+        return Hindsight(self.layout, places, outcome, settings.her_ratio, settings.her_strategy)
 
     def _reset_all(self) -> None:
         for i in range(len(self.envs)):
@@ -140,11 +164,14 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
 
     def _begin_episode(self, i: int, seed: int | None = None) -> None:
         self._began[i] = time.perf_counter()
+        self._episode_rows[i] = []
         self._returns[i], self._lengths[i] = 0.0, 0
         self._costs[i] = self._discounted_costs[i] = 0.0
-        self._remembers[i], self._outcomes[i] = False, {}
+        self._remembers[i], self._outcomes[i], self._discounted_returns[i] = False, {}, 0.0
         try:
-            self._obs[i] = self._boundary.reset(self.envs[i], seed)
+            self._obs[i], info = self._boundary.reset_with_info(self.envs[i], seed)
+            if self._heard is not None:
+                self._heard.reset(i, info)
         except NonFiniteError as error:
             raise self._located(error, i) from error
 
@@ -162,7 +189,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         fresh = [i for i in which if not self._remembers[i]]
         if not self._actor.memory or not fresh:
             return
-        begun = self._actor.begin(torch.from_numpy(self._obs[fresh]).to(self._actor.device))
+        begun = self._actor.begin_episodes(torch.from_numpy(self._obs[fresh]).to(self._actor.device))
         for name, value in begun.items():
             if name not in self._memory:
                 self._memory[name] = value.new_zeros((len(self.envs), *value.shape[1:]))
@@ -188,19 +215,35 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         if num_steps is None or of_rllib:
             given = f"sample({', '.join(f'{name}=' for name in of_rllib)})"
             raise UserError(
-                f"{given} returns no RLlib episodes here: call sample(num_steps=N, random_actions=False), whose rows "
-                "are N transitions."
+                f"{given} is not supported, since this runner does not return RLlib episodes: call "
+                "sample(num_steps=N, random_actions=False), which returns N transitions as rows."
             )
         rows = np.empty((num_steps, self.layout.width), np.float32)
         episodes: list[Episode] = []
+        relabelled: list[npt.NDArray[np.float32]] = []
         done = 0
         while done < num_steps:
             turn = min(len(self.envs), num_steps - done)
             which = [(self._turn + k) % len(self.envs) for k in range(turn)]
-            self._step(which, rows[done : done + turn], episodes, random_actions, done)
+            over = self._step(which, rows[done : done + turn], episodes, random_actions, done)
+            if self._hindsight is not None:
+                relabelled += self._relabel(which, rows[done : done + turn], over)
             self._turn = (self._turn + turn) % len(self.envs)
             done += turn
-        return Block(rows, 0, num_steps, episodes, self._weights_seq_no, random_actions)
+        block = Block(rows, 0, num_steps, episodes, self._weights_seq_no, random_actions)
+        block = block._replace(metrics=self._callback_metrics())
+        if not relabelled:
+            return block
+        rows = np.concatenate([rows, *relabelled])
+        return block._replace(rows=rows, num_relabelled=len(rows) - num_steps)
+
+    def _callback_metrics(self) -> dict[str, Any] | None:
+        """End a request for callbacks, and return what they have logged; None if nothing."""
+        if self._heard is not None:
+            self._heard.sampled()
+        logged: dict[str, Any] | None = self.metrics.reduce() if self.metrics.stats else None
+        self.metrics.reset()  # the algorithm's logger keeps windows and sums
+        return logged
 
     def _step(
         self,
@@ -209,9 +252,15 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         episodes: list[Episode],
         random_actions: bool,
         done: int,
-    ) -> None:
-        """Step the environments `which` once and fill one row for each; `done` rows precede these."""
+    ) -> dict[int, list[npt.NDArray[np.float32]]]:
+        """Step the environments `which` once and fill one row for each; `done` rows precede these.
+
+        Returns:
+            Earlier rows of the episodes that ended, by environment.
+        """
+        over = {}
         obs = self._obs[which]
+        self._begin_heard(which)
         self._remember(which)
         actions = self._actions(obs, which, random_actions)
         extras = self._empty_extras(len(which))
@@ -219,7 +268,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         next_obs = np.empty_like(obs)
         for k, (i, action) in enumerate(zip(which, self._scaling.to_env(actions), strict=True)):
             try:
-                observation, reward, terminated, truncated, reported = self._step_one(i, action)
+                observation, reward, terminated, truncated, reported = self._step_one(i, action, actions[k])
             except UserCodeError as error:
                 again = self._step_another(i, error, episodes, random_actions)
                 obs[k], actions[k], (observation, reward, terminated, truncated, reported) = again
@@ -230,13 +279,31 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             self._returns[i] += reward
             self._lengths[i] += 1
             if terminated or truncated:
-                episodes.append(self._episode(i)._replace(ended_at=done + k + 1))
+                episodes.append(self._episode(i)._replace(ended_at=done + k + 1, success=self._successes[i]))
+                over[i] = self._episode_rows[i]
                 try:
                     self._begin_episode(i)
                 except UserCodeError as error:
                     self._replace_failed(i, error, episodes)
         self.layout.pack(obs, actions, rewards, terminateds, next_obs, out=rows, extras=extras)
         self.num_env_steps_sampled_lifetime += len(which)
+        return over
+
+    def _relabel(
+        self,
+        which: list[int],
+        rows: npt.NDArray[np.float32],
+        over: dict[int, list[npt.NDArray[np.float32]]],
+    ) -> list[npt.NDArray[np.float32]]:
+        """Keep a new row of each environment; return relabelled copies of the episodes that ended with it."""
+        assert self._hindsight is not None
+        copies = []
+        for i, row in zip(which, rows, strict=True):
+            if i in over:
+                copies.append(self._hindsight.relabel(np.stack([*over[i], row]), self._relabelling))
+            else:
+                self._episode_rows[i].append(row.copy())
+        return copies
 
     def _episode(self, i: int, *, failed: bool = False) -> Episode:
         seconds = time.perf_counter() - self._began[i]
@@ -252,8 +319,18 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             return {}
         return {name: tuple(self._memory[name][i].reshape(-1).tolist()) for name in names}
 
-    def _step_one(self, i: int, action: npt.NDArray[np.float32]) -> tuple[Any, float, bool, bool, Any]:
+    def _begin_heard(self, which: list[int]) -> None:
+        """Tell callbacks of the episodes of `which` that begin with the next step."""
+        if self._heard is not None:
+            for i in which:
+                self._heard.begin(i, self._obs[i])
+
+    def _step_one(
+        self, i: int, action: npt.NDArray[np.float32], unit_action: npt.NDArray[np.float32]
+    ) -> tuple[Any, float, bool, bool, Any]:
         """Step environment i; returns observation, reward, flags and the values of additional columns.
+
+        `unit_action` is the action before its rescaling to the environment's bounds.
 
         Raises:
             NonFiniteError: Naming environment, runner and step.
@@ -265,7 +342,11 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
                 self._count_cost(self._boundary.column(info, COST, 1), i)
             if self._reports:
                 outcomes.observe(self._outcomes[i], info)
-            extras = self._extras(info, i) if self.layout.columns else None
+            if terminated or truncated:
+                self._successes[i] = self._boundary.success(info)
+            extras = self._extras(info, i, reward) if self.layout.columns else None
+            if self._heard is not None:
+                self._heard.step(i, obs, unit_action, action, reward, terminated, truncated, info)
             return obs, reward, terminated, truncated, extras
         except NonFiniteError as error:
             raise self._located(error, i) from error
@@ -281,10 +362,12 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         for _ in range(_MAX_CONSECUTIVE_FAILURES):
             self._replace_failed(i, error, episodes)
             obs = self._obs[[i]]
+            self._begin_heard([i])
             self._remember([i])
             actions = self._actions(obs, [i], random_actions)
             try:
-                return obs[0], actions[0], self._step_one(i, self._scaling.to_env(actions)[0])
+                taken = self._step_one(i, self._scaling.to_env(actions)[0], actions[0])
+                return obs[0], actions[0], taken
             except UserCodeError as another:
                 error = another
         raise error
@@ -293,7 +376,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         """Replace an environment that has raised an error, and end its episode."""
         if not (self.config.restart_failed_sub_environments or self.config.ignore_env_runner_failures):
             raise error
-        _logger.warning("Environment %d of runner %d is built anew. %s", i, self.worker_index, error)
+        _logger.warning("Rebuilding environment %d of runner %d. %s", i, self.worker_index, error)
         episodes.append(self._episode(i, failed=True))
         for attempt in range(_MAX_CONSECUTIVE_FAILURES):
             try:
@@ -310,11 +393,14 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         sizes = [column.size for column in self.layout.columns]
         return np.empty((num_rows, sum(sizes)), np.float32) if sizes else None
 
-    def _extras(self, info: Any, i: int) -> npt.NDArray[np.float32]:
-        """Values that environment i reports for the columns beyond the usual five, concatenated."""
-        parts = {name: self._boundary.column(info, name, size) for name, size in self.layout.columns}
+    def _extras(self, info: Any, i: int, reward: float) -> npt.NDArray[np.float32]:
+        """Values of a step of environment i in the columns beyond the usual five, concatenated."""
+        parts = {name: self._boundary.column(info, name, size) for name, size in self._reported}
         if COST in parts:
             self._count_cost(parts[COST], i)
+        if self._scales_rewards:
+            self._discounted_returns[i] = self._gamma * self._discounted_returns[i] + reward
+            parts[DISCOUNTED_RETURN.name] = self._discounted_returns[[i]].astype(np.float32)
         return np.concatenate(list(parts.values()))
 
     def _count_cost(self, cost: npt.NDArray[np.float32], i: int) -> None:
@@ -326,7 +412,8 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         if self._largest_cost is not None and cost.sum() > self._largest_cost * (1 + 1e-6):
             raise SettingsError(
                 f"cost_max={self._largest_cost:g} is less than the cost {cost.sum():g} of a step of "
-                f"{self._boundary.name}: set cost_max to the most that a step can cost (an action repeat adds them up)."
+                f"{self._boundary.name}: set cost_max to the largest possible cost of a step (an action repeat "
+                "adds up the costs)."
             )
         self._costs[i] += cost.sum()
         self._discounted_costs[i] += self._gamma ** self._lengths[i] * cost.sum()
@@ -444,6 +531,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             state[WEIGHTS_SEQ_NO] = self._weights_seq_no
         if self.envs:
             state["warmup"] = self._warmup.bit_generator.state
+            state["relabelling"] = self._relabelling.bit_generator.state
             state["environments"] = [self._environment_state(i) for i in range(len(self.envs))]
             state["turn"] = self._turn
         return state
@@ -463,7 +551,10 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             "length": int(self._lengths[i]),
             "cost": float(self._costs[i]),
             "cost_discounted": float(self._discounted_costs[i]),
+            "discounted_return": float(self._discounted_returns[i]),
             "outcome": dict(self._outcomes[i]),
+            "episode": None if self._heard is None else self._heard.get_state(i),
+            "episode_rows": np.stack(self._episode_rows[i]) if self._episode_rows[i] else None,
             "memory": {name: value[i].cpu().numpy().copy() for name, value in self._memory.items()}
             if self._remembers[i]
             else None,
@@ -484,6 +575,8 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
             self.streams.set_state(state["streams"])
         if "environments" in state and len(state["environments"]) == len(self.envs):
             self._warmup.bit_generator.state = state["warmup"]
+            if "relabelling" in state:
+                self._relabelling.bit_generator.state = state["relabelling"]
             self._turn = state["turn"]
             for i, saved in enumerate(state["environments"]):
                 self._set_environment(i, saved)
@@ -497,6 +590,11 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         self._obs[i], self._returns[i], self._lengths[i] = saved["obs"], saved["return"], saved["length"]
         self._costs[i], self._remembers[i] = saved.get("cost", 0.0), False
         self._discounted_costs[i] = saved.get("cost_discounted", 0.0)
+        self._discounted_returns[i] = saved.get("discounted_return", 0.0)
+        if self._heard is not None:
+            self._heard.set_state(i, saved.get("episode"))
+        rows = saved.get("episode_rows")
+        self._episode_rows[i] = [] if rows is None else list(rows)
         self._outcomes[i] = dict(saved.get("outcome", {}))
         if saved.get("memory") is not None:
             self._remember([i])

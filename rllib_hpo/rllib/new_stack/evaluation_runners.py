@@ -73,7 +73,7 @@ class EvaluationRunner:
             spaces={INPUT_ENV_SPACES: spaces, INPUT_ENV_SINGLE_SPACES: spaces, DEFAULT_MODULE_ID: spaces},
             inference_only=True,
         )
-        self._module = spec.build()
+        self._module = self._make.module = spec.build()
         boundary.close(env)
 
     def ping(self) -> None:
@@ -87,7 +87,7 @@ class EvaluationRunner:
         """Play an evaluation: see `rllib_hpo.rllib.evaluation.evaluate`."""
         self.ping()
         self._module.set_state(weights)
-        return evaluate(
+        played = evaluate(
             self._module.model,
             self._make,
             due.seeds,
@@ -95,7 +95,9 @@ class EvaluationRunner:
             max_episode_steps=self._max_episode_steps,
             watch=watch,
             cost_gamma=self._cost_gamma,
+            callbacks=self._make.callbacks,
         )
+        return played._replace(logged=self._make.pop_metrics())
 
 
 @dataclass
@@ -144,10 +146,10 @@ class EvaluationRunners:
             try:
                 fetch(ping)
             except RayActorError as error:  # its text has the traceback of what the constructor raised
-                raise UserError(f"An evaluation runner could not be made: {error}") from error
+                raise UserError(f"An evaluation runner could not be created: {error}") from error
         if missing:
             raise UserError(
-                f"Of evaluation_num_env_runners={number} only {len(there)} started within "
+                f"Only {len(there)} of evaluation_num_env_runners={number} evaluation runners started within "
                 f"{stack.RUNNER_TIMEOUT_S:.0f} seconds: {_free_cpus()}"
             )
 
@@ -210,12 +212,12 @@ class EvaluationRunners:
             played: Evaluation = fetch(pending.played)
         except RayActorError as error:
             if error.actor_init_failed:
-                raise UserError(f"An evaluation runner could not be made again: {error}") from error
+                raise UserError(f"An evaluation runner could not be restarted: {error}") from error
             raise UserError(
-                f"The evaluation of the weights of step {steps} ended its process {MAX_RETRIES + 1} times: {error}"
+                f"The process of the evaluation at step {steps} died {MAX_RETRIES + 1} times: {error}"
             ) from error
         except NonFiniteError as error:
-            raise NonFiniteError(f"{error} of the weights of step {steps}") from error
+            raise NonFiniteError(f"{error}, with the weights of step {steps}") from error
         finally:
             self.waited_s += time.perf_counter() - began
         return played
@@ -247,7 +249,7 @@ def _free_cpus() -> str:
     has, free = (
         resources.get("CPU", 0) for resources in (ray.cluster_resources(), ray.available_resources())
     )
-    return f"each needs a CPU, and of the {has:g} CPUs of the Ray cluster {free:g} are free."
+    return f"each needs a CPU, and {free:g} of the Ray cluster's {has:g} CPUs are free."
 
 
 def _fetched(weights: ray.ObjectRef | dict[str, Any]) -> dict[str, Any]:

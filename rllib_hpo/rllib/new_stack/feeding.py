@@ -113,7 +113,11 @@ class LocalFeeding(Feeding):
             NonFiniteError: If a loss is not finite.
         """
         self._num_steps = block.num_steps
-        self._core.add_transitions(block.rows[block.start : block.end], block.episodes)
+        if self._core.trainer.method.watches_rows:  # the weights hold statistics of rows
+            self.forget()
+        self._core.add_transitions(
+            block.rows[block.place], block.episodes, num_relabelled=block.num_relabelled
+        )
         looked_at, at_a_time = time.monotonic(), self._core.updates_at_a_time
         for made in range(0, num_updates, at_a_time):
             self._core.update_from_replay(min(at_a_time, num_updates - made))
@@ -182,8 +186,9 @@ class RemoteFeeding(Feeding):
 
     @override(Feeding)
     def feed(self, block: Block, num_updates: int) -> None:
-        where = slice(block.start, block.end)
-        trained = self._learners.train(block.rows, where, num_updates, block.episodes)
+        trained = self._learners.train(
+            block.rows, block.place, num_updates, block.episodes, block.num_relabelled
+        )
         self._fed.append(_FedBlock(block.num_steps, self._updates_made(), trained, list(trained.learned)))
 
     @override(Feeding)
@@ -197,7 +202,7 @@ class RemoteFeeding(Feeding):
         while self._fed and not self._fed[0].waiting:
             fed = self._fed.pop(0)
             self.waited_s += fed.waited_s / len(fed.trained.learned)
-            if fed.trained.num_updates:
+            if fed.weights_bytes:
                 self._weights = Weights(fed.updates_made, fed.trained.weights, fed.weights_bytes)
 
     def _drain_replies(self) -> None:

@@ -39,7 +39,7 @@ class Trained(NamedTuple):
     learned: list[ray.ObjectRef]
     """A `Learned` of each learner."""
     weights: ray.ObjectRef
-    """New weights, if there are updates."""
+    """New weights, if they have changed."""
 
 
 class Learners:
@@ -83,6 +83,7 @@ class Learners:
         where: slice,
         num_updates: int,
         episodes: Sequence[Episode] = (),
+        num_relabelled: int = 0,
     ) -> Trained:
         """Send remote learners a block of transitions and the updates it makes due, without waiting.
 
@@ -93,11 +94,12 @@ class Learners:
             where: The slice of them that belongs to the block.
             num_updates: Updates that the block makes due.
             episodes: Episodes that ended in the block.
+            num_relabelled: Relabelled transitions at the end of the block.
         """
         shard, due = self._dealer.deal(num_updates)
         asked = []
         for rank, actor in enumerate(self._actors()):
-            call = TrainCall(where, due, rank == 0, episodes, keeps_rows=rank == shard)
+            call = TrainCall(where, due, rank == 0, episodes, num_relabelled, keeps_rows=rank == shard)
             # As an argument of its own, the rows go straight to the learner, and not through this process.
             seen = [rows] if rank == shard or self._all_see_rows else []
             asked.append(actor.apply.options(num_returns=2).remote(call, *seen))

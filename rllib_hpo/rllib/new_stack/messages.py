@@ -38,6 +38,15 @@ class Block(NamedTuple):
     is_random: bool
     """Whether actions were random (the warm-up)."""
     runner: int = 0
+    num_relabelled: int = 0
+    """Relabelled transitions that follow row `end`; see `rllib_hpo.replay.hindsight`."""
+    metrics: dict[str, Any] | None = None
+    """What callbacks have logged (`MetricsLogger.reduce`)."""
+
+    @property
+    def place(self) -> slice:
+        """Where its rows stand, relabelled transitions included."""
+        return slice(self.start, self.end + self.num_relabelled)
 
     @property
     def num_steps(self) -> int:
@@ -45,17 +54,21 @@ class Block(NamedTuple):
         return self.end - self.start
 
     def cut(self, num_steps: int) -> tuple[Block, Block | None]:
-        """Split off at most the first `num_steps`; the second part is None if nothing is left."""
+        """Split off at most the first `num_steps`; the second part is None if nothing is left.
+
+        Relabelled transitions and metrics stay with the last part, as do episodes.
+        """
         if num_steps >= self.num_steps:
             return self, None
         middle = self.start + num_steps
-        return self._replace(end=middle, episodes=[]), self._replace(start=middle)
+        first = self._replace(end=middle, episodes=[], num_relabelled=0, metrics=None)
+        return first, self._replace(start=middle)
 
     def fetched_block(self) -> Block:
         """This block with exactly its own rows, copied into this process."""
         rows = ray.get(self.rows) if isinstance(self.rows, ray.ObjectRef) else self.rows
         episodes = [episode._replace(ended_at=episode.ended_at - self.start) for episode in self.episodes]
-        own = rows[self.start : self.end].copy()
+        own = rows[self.place].copy()
         return self._replace(rows=own, start=0, end=self.num_steps, episodes=episodes)
 
 
@@ -99,6 +112,10 @@ class Sampled(NamedTuple):
     """Size of the weights that it fetched for this request; 0 if it had them."""
     num_bytes: int
     """Size of the pickled rows and metadata."""
+    num_relabelled: int = 0
+    """Relabelled transitions after the rows."""
+    metrics: dict[str, Any] | None = None
+    """What callbacks have logged."""
 
 
 class SampleRequest(NamedTuple):
@@ -118,7 +135,14 @@ class SampleRequest(NamedTuple):
         weights_bytes = 0 if self.random_actions else self.weights.give_to(runner)
         block = runner.sample(num_steps=self.num_steps, random_actions=self.random_actions)
         sampled = Sampled(
-            block.num_steps, block.episodes, block.weights_seq_no, waited_s, weights_bytes, num_bytes=0
+            block.num_steps,
+            block.episodes,
+            block.weights_seq_no,
+            waited_s,
+            weights_bytes,
+            num_bytes=0,
+            num_relabelled=block.num_relabelled,
+            metrics=block.metrics,
         )
         num_bytes = pickled_bytes(block.rows) + pickled_bytes(sampled)
         runner.idle_since = time.perf_counter()
@@ -143,6 +167,8 @@ class TrainCall(NamedTuple):
     """Whether to return new weights; with several learners, one returns them."""
     episodes: Sequence[Episode] = ()
     """Episodes that ended in the rows; every learner gets them."""
+    num_relabelled: int = 0
+    """Relabelled transitions at the end of the rows."""
     keeps_rows: bool = True
     """Whether the learner's replay stores the rows; otherwise only the method sees them."""
 
@@ -152,14 +178,17 @@ class TrainCall(NamedTuple):
         """Add the rows (None if this learner does not need them) and make the updates.
 
         Returns:
-            Metadata for the driver, and the new weights if they are asked for and there were updates.
+            Metadata for the driver, and the new weights if they are asked for and have changed.
         """
         waited_s = seconds_since(learner.idle_since)
         own = None if rows is None else rows[self.rows]
-        learner.core.add_transitions(own, self.episodes, keep=self.keeps_rows)
+        learner.core.add_transitions(
+            own, self.episodes, keep=self.keeps_rows, num_relabelled=self.num_relabelled
+        )
         learner.core.update_from_replay(self.num_updates)
         learner.idle_since = time.perf_counter()
-        weights = learner.acting_state() if self.gives_weights and self.num_updates else None
+        gives = self.gives_weights and (self.num_updates > 0 or learner.core.trainer.method.watches_rows)
+        weights = learner.acting_state() if gives else None
         return Learned(waited_s, 0 if weights is None else pickled_bytes(weights)), weights
 
 

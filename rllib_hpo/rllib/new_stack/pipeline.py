@@ -173,6 +173,7 @@ class Pipeline:
         algorithm = self._algorithm
         block = block._replace(episodes=algorithm.dated(block.episodes, block.start))
         due = algorithm.count(block.num_steps, block.episodes)
+        algorithm.log_callbacks(block.metrics)
         if not block.is_random:
             self._lags.append(algorithm.num_updates - block.weights_seq_no)
         self.feeding.feed(block, due)

@@ -237,12 +237,22 @@ class RemoteSampling(Sampling):
         traffic.num_bytes += sampled.num_bytes
         traffic.runners_waited_s += sampled.waited_s
         traffic.fetched(sampled.weights_bytes)
-        return Block(rows, 0, sampled.num_rows, sampled.episodes, sampled.weights_seq_no, is_random, runner)
+        return Block(
+            rows,
+            0,
+            sampled.num_rows,
+            sampled.episodes,
+            sampled.weights_seq_no,
+            is_random,
+            runner,
+            sampled.num_relabelled,
+            sampled.metrics,
+        )
 
     def _has_died(self, runner: int, error: RayError) -> None:
         self._is_gone(runner)
         check_tolerated(self._config, error=error)
-        _logger.warning("Environment runner %d died; what it was asked for is given up.", runner)
+        _logger.warning("Environment runner %d died; its requested samples are discarded.", runner)
 
     def _is_gone(self, runner: int) -> None:
         self._manager.set_actor_state(runner, healthy=False)
@@ -254,8 +264,8 @@ class RemoteSampling(Sampling):
             if runner not in self._late:
                 self._late.add(runner)
                 _logger.warning(
-                    "Environment runner %d takes longer than %s for %d steps; training goes on without waiting for "
-                    "it, and gives it up if it is not done by the next checkpoint.",
+                    "Environment runner %d takes longer than %s for %d steps; training continues without it, and "
+                    "replaces it if it is not done by the next checkpoint.",
                     runner,
                     self._limit,
                     self._in_flight[runner].request.num_steps,
@@ -296,10 +306,14 @@ class RemoteSampling(Sampling):
         ray.kill(self._manager.actors()[runner], no_restart=False)
         self._killed_at[runner] = time.monotonic()
         if self._algorithm.stop_requested:  # the blocks of the other runners are still to be saved
-            _logger.warning("Environment runner %d did not answer in time; what it owes is given up.", runner)
+            _logger.warning(
+                "Environment runner %d did not respond in time; its requested samples are discarded.", runner
+            )
             return
         check_tolerated(self._config, f"Environment runner {runner} {why}")
-        _logger.warning("Environment runner %d %s; it was killed, and what it owes is given up.", runner, why)
+        _logger.warning(
+            "Environment runner %d %s; it was killed, and its requested samples are discarded.", runner, why
+        )
 
     @override(Sampling)
     def ask_all(self, call: Callable[[Any], Any]) -> dict[int, Any]:
@@ -319,7 +333,7 @@ class RemoteSampling(Sampling):
                 if ref in over:
                     answers[runner] = fetch(ref)
                 else:
-                    self._abandon(runner, f"did not answer for {self._timeout_s:.0f} s")
+                    self._abandon(runner, f"did not respond for {self._timeout_s:.0f} s")
             except UnserializableException:  # the user's error, which cannot travel
                 raise
             except RayError as error:
@@ -380,9 +394,9 @@ class RemoteSampling(Sampling):
         if time.monotonic() - self._waiting_since > stack.RUNNER_TIMEOUT_S:
             failure = UserError if self._manager.num_healthy_actors() else WorkerDiedError
             raise failure(
-                f"None of {self._config.num_env_runners} environment runners handed on samples for "
-                f"{stack.RUNNER_TIMEOUT_S:.0f} seconds: they died and did not come back, or they take longer "
-                f"than {self._limit} for a fragment."
+                f"None of {self._config.num_env_runners} environment runners returned samples for "
+                f"{stack.RUNNER_TIMEOUT_S:.0f} seconds: they died and were not restarted, or they take longer than "
+                f"{self._limit} for a fragment."
             )
 
     @override(Sampling)

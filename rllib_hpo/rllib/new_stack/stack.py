@@ -29,6 +29,7 @@ from ray.rllib.utils.metrics import (
 from rllib_hpo.algorithms.base import Actor, Episode
 from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.learning.replay_learner import ReplayLearner
+from rllib_hpo.results.schema import SUCCESS_RATE
 from rllib_hpo.rllib import stack
 from rllib_hpo.rllib._private import local_learner
 from rllib_hpo.rllib.environment import stateful_wrappers
@@ -111,8 +112,9 @@ class ModuleStack(stack.Stack):
             num_steps = min(self._fragment, stop - algorithm.env_steps)
             block = runner.sample(num_steps=num_steps, random_actions=random_actions)
             episodes = algorithm.dated(block.episodes)
-            core.add_transitions(block.rows, episodes)
-            core.update_from_replay(algorithm.count(len(block.rows), episodes))
+            core.add_transitions(block.rows, episodes, num_relabelled=block.num_relabelled)
+            algorithm.log_callbacks(block.metrics)
+            core.update_from_replay(algorithm.count(block.num_steps, episodes))
 
     @property
     def _fragment(self) -> int:
@@ -199,6 +201,8 @@ class ModuleStack(stack.Stack):
         log((ENV_RUNNER_RESULTS, NUM_EPISODES_LIFETIME), len(episodes), reduce="lifetime_sum")
         for episode in episodes:
             log((ENV_RUNNER_RESULTS, EPISODE_DURATION_SEC_MEAN), episode.seconds, window=window)
+            if episode.success is not None:
+                log((ENV_RUNNER_RESULTS, SUCCESS_RATE), episode.success, window=window)
             for value, mean, least, most in (
                 (episode.episode_return, EPISODE_RETURN_MEAN, EPISODE_RETURN_MIN, EPISODE_RETURN_MAX),
                 (episode.length, EPISODE_LEN_MEAN, EPISODE_LEN_MIN, EPISODE_LEN_MAX),

@@ -35,6 +35,7 @@ from rllib_hpo.rllib._private import PolicyHooks
 from rllib_hpo.rllib.config import ActorCriticConfig
 from rllib_hpo.rllib.torch_options import set_torch_options
 from rllib_hpo.streams import TorchStreams
+from rllib_hpo.tasks.observations import FlatSpace
 
 
 class _DurableNames(logging.Filter):
@@ -47,6 +48,8 @@ class _DurableNames(logging.Filter):
 
 logging.getLogger("ray.rllib.policy.policy").addFilter(_DurableNames())
 _TRAINER, _EXPLORATION = "trainer", "exploration_streams"
+_STRUCTURE = "observation_structure"
+"""Key of a policy's state for the structure of its observations, which RLlib's form of a space would lose."""
 
 
 class ActorCriticModel(TorchModelV2, nn.Module):
@@ -163,9 +166,9 @@ class ActorCriticTorchPolicy(PolicyHooks, TorchPolicyV2):
         Raises:
             SettingsError: Naming the algorithm.
         """
-        lacking = {f"the column '{column.name}'": True for column in self._method.columns} | {
-            "memory of its episodes": any(kept.is_held(explores=True) for kept in actor.memory.values()),
-            "news of ended episodes": self._method.watches_episodes,
+        lacking = {f"the column '{column.name}'": True for column in self._method.row_columns} | {
+            "memory within episodes": any(kept.is_held(explores=True) for kept in actor.memory.values()),
+            "notification of ended episodes": self._method.watches_episodes,
         }
         if wanted := [name for name, is_needed in lacking.items() if is_needed]:
             raise SettingsError(
@@ -238,8 +241,7 @@ class ActorCriticTorchPolicy(PolicyHooks, TorchPolicyV2):
     @override(TorchPolicyV2)
     def compute_gradients(self, postprocessed_batch: SampleBatch) -> Any:
         raise NotImplementedError(
-            "An update of this policy is several steps in a fixed order, each with a gradient of its own: "
-            "call learn_on_batch()."
+            "An update of this policy takes several gradient steps in a fixed order: call learn_on_batch()."
         )
 
     def _columns(self, batch: SampleBatch) -> Batch:
@@ -275,6 +277,8 @@ class ActorCriticTorchPolicy(PolicyHooks, TorchPolicyV2):
             "seed": self._seed,
             "streams": self.streams.get_state(),
         }
+        if isinstance(self.observation_space, FlatSpace):
+            state[_STRUCTURE] = self.observation_space.structure
         return state
 
     @override(TorchPolicyV2)
@@ -283,6 +287,8 @@ class ActorCriticTorchPolicy(PolicyHooks, TorchPolicyV2):
         mine = self.config
         super().set_state(state)
         self.config = mine
+        if _STRUCTURE in state:
+            self.observation_space = FlatSpace(state[_STRUCTURE])
         if _TRAINER in state:
             self.trainer.set_state(state[_TRAINER])
             self.num_grad_updates = self.trainer.num_updates

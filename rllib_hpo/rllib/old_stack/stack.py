@@ -121,7 +121,7 @@ class PolicyStack(stack.Stack):
             self.algorithm.restore_runners()
             time.sleep(1.0)
         raise UserError(
-            f"None of {self.config.num_env_runners} rollout workers handed on samples for "
+            f"None of {self.config.num_env_runners} rollout workers returned samples for "
             f"{stack.RUNNER_TIMEOUT_S:.0f} seconds."
         )
 

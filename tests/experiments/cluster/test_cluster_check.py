@@ -146,8 +146,8 @@ def test_a_bare_file_of_aws_is_told_what_ray_would_do(tmp_path: Path) -> None:
     )
     found = "\n".join(check_file(path))
     for part in (
-        "Ray takes 2", "no idle_timeout_minutes", "no head_start_ray_commands", "no worker_start_ray_commands",
-        "no setup_commands", "ssh open to the world", "all rights over EC2 and S3", "does not bring the token",
+        "default is 2", "idle_timeout_minutes is", "head_start_ray_commands is", "worker_start_ray_commands is",
+        "setup_commands is missing", "ssh open to the world", "full access to EC2 and S3", "does not copy the token",
         "no version of Ray",
     ):  # fmt: skip
         assert part in found
@@ -173,7 +173,7 @@ def test_the_operators_own_definitions_can_be_used(tmp_path: Path) -> None:
     (tmp_path / "ray.io_rayclusters.yaml").write_text(yaml.safe_dump(definition))
     found = check_file(Path(KUBERAY), tmp_path)
     assert any("'authOptions' is not a key of RayCluster.spec" in problem for problem in found)
-    with pytest.raises(UserError, match=r"ray\.io_rayjobs\.yaml is not there"):
+    with pytest.raises(UserError, match=r"ray\.io_rayjobs\.yaml is missing"):
         check_file(Path(JOB), tmp_path)
 
 
@@ -181,8 +181,8 @@ def test_the_operators_own_definitions_can_be_used(tmp_path: Path) -> None:
     ("text", "reason"),
     [
         ("- 1\n", "must hold 'name: value' lines"),
-        ("", "is neither"),
-        ("a: 1\n---\nb: 2\n", "is neither"),
+        ("", "is not a cluster file"),
+        ("a: 1\n---\nb: 2\n", "is not a cluster file"),
     ],
 )
 def test_other_files_are_refused(text: str, reason: str, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_what_is_not_yaml_is_named_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("a: 1\nb: [\n")
     (found,) = check_file(path)
-    assert found.startswith(f"{path}, line 3: this is not YAML: ")
+    assert found.startswith(f"{path}, line 3: invalid YAML: ")
 
 
 @pytest.mark.parametrize("name", [AWS, GCP, LOCAL, KUBERAY, JOB])

@@ -45,7 +45,7 @@ def test_no_start_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     starts = Starts(9, monkeypatch)
     with pytest.raises(UserError) as raised, ray_session():
         pass
-    assert str(raised.value) == f"Ray does not start on this machine (tried 2 times): {LATE}"
+    assert str(raised.value) == f"Ray cannot start on this machine (tried 2 times): {LATE}"
     assert len(starts.calls) == 2
 
 
@@ -97,7 +97,7 @@ def test_a_command_ends_with_that_sentence_and_code_2(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2
-    assert capsys.readouterr().err == f"Error: Ray does not start on this machine (tried 2 times): {LATE}\n"
+    assert capsys.readouterr().err == f"Error: Ray cannot start on this machine (tried 2 times): {LATE}\n"
 
 
 def test_the_job_that_asks_the_nodes_ends_with_that_sentence(

@@ -43,7 +43,9 @@ def test_a_row_of_a_version_that_did_not_compile_is_repeated_without(tmp_path: P
     for stored, compiled in (({**config}, True), ({**config, "compile_update": None}, False)):
         if stored["compile_update"] is None:
             del stored["compile_update"]
-        row = make_row(config_json=json.dumps(stored), config_hash=config_hash(stored), trial_id=str(compiled))
+        row = make_row(
+            config_json=json.dumps(stored), config_hash=config_hash(stored), trial_id=str(compiled)
+        )
         assert resolve({}, write_row(tmp_path, row)).settings.compile_update is compiled
 
 

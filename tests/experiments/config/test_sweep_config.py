@@ -11,7 +11,7 @@ from rllib_hpo.errors import SettingsError, UserError
 from rllib_hpo.experiments.config.run_config import resolve
 from rllib_hpo.experiments.config.sweep_config import parse_seeds, read_sweep
 from rllib_hpo.experiments.runs.train import RunFiles, to_rllib
-from rllib_hpo.experiments.sweeps.sweep import resources
+from rllib_hpo.experiments.sweeps.resources import resources
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES = sorted((ROOT / "tune_configs").glob("*.yaml"))
@@ -80,7 +80,7 @@ def test_a_part_of_it(tmp_path: Path) -> None:
         read_sweep(path).only(task="hoper")
     with pytest.raises(SettingsError, match="'seed' must be algorithm, task or variant"):
         read_sweep(path).only(seed="0")
-    with pytest.raises(SettingsError, match="No trial of the sweep is all of that"):
+    with pytest.raises(SettingsError, match="No trial of the sweep matches every --only"):
         read_sweep(path).only(algorithm="sac", variant="k-1")
 
 
@@ -102,7 +102,7 @@ MISTAKES = {
         "seeds: 0-1",
         "seds: 0-1",
         4,
-        "'seds' is not a key of a sweep file here. Did you mean 'seeds'?",
+        "'seds' is not a valid key here. Did you mean 'seeds'?",
     ),
     "unknown algorithm": ("[sac, sac-hpo]", "[sac, sac-hp]", 2, "Did you mean 'sac-hpo'?"),
     "unknown task": ("hopper,", "hoper,", 3, "Did you mean 'hopper'?"),
@@ -126,8 +126,8 @@ MISTAKES = {
     "task the sweep lacks": ("- task: Pendulum-v1", "- task: ant", 15, "the sweep has no task 'ant'"),
     "variant the sweep lacks": ("variant: k-1,", "variant: k-2,", 17, "Did you mean 'k-1'?"),
     "unknown key of an override": ("- task: Pendulum", "- tsk: Pendulum", 15, "Did you mean 'task'?"),
-    "key twice": ("  lr: 3e-4", "  warmup_steps: 3", 7, "'warmup_steps' stands here twice"),
-    "no seeds": ("seeds: 0-1", "seeds: []", 4, "at least one"),
+    "key twice": ("  lr: 3e-4", "  warmup_steps: 3", 7, "the key 'warmup_steps' is repeated"),
+    "no seeds": ("seeds: 0-1", "seeds: []", 4, "one or more"),
     "bad seeds": ("seeds: 0-1", "seeds: 1-0", 4, "must be numbers and ranges"),
     "no tasks": ("[hopper, Pendulum-v1]", "[]", 3, "tasks=[]"),
     "bad name": ("sweep: test", "sweep: a/b", 1, "sweep='a/b'"),
@@ -162,6 +162,7 @@ def test_there_are_all_of_them() -> None:
         "ablation",
         "deterministic",
         "eight-tasks",
+        "evidence",
         "first-version",
         "force-composition",
         "gate-size",
@@ -180,6 +181,7 @@ def test_there_are_all_of_them() -> None:
         "soft-q-multi-goal",
         "soft-q-pretrain",
         "tempering-and-penalty",
+        "zoo",
     ]
 
 

@@ -27,9 +27,15 @@ NODE = {
 
 def test_python() -> None:
     states = [
-        doctor.python_check(version).state for version in ((3, 11, 7), (3, 12, 1), (3, 10, 0), (3, 13, 0))
+        doctor.python_check(version).state
+        for version in ((3, 11, 7), (3, 12, 1), (3, 13, 0), (3, 10, 0), (3, 14, 0))
     ]
-    assert states == ["ok", "note", "problem", "problem"]
+    assert states == ["ok", "note", "note", "problem", "problem"]
+    assert [doctor.physics_check(version).state for version in ("3.4.0", "3.5.0", "4.0.1")] == [
+        "ok",
+        "note",
+        "note",
+    ]
 
 
 def test_versions(tmp_path: Path) -> None:
@@ -40,8 +46,8 @@ def test_versions(tmp_path: Path) -> None:
     pins.write_text("numpy==1.0\n")
     (check,) = doctor.version_checks(versions, pins)
     assert (check.state, "not 1.0" in check.found) == ("note", True)
-    (check,) = doctor.version_checks({**versions, "mujoco": "3.6.0"}, pins)
-    assert (check.state, "mujoco 3.6.0" in check.found) == ("problem", True)
+    (check,) = doctor.version_checks({**versions, "mujoco": "3.2.0"}, pins)
+    assert (check.state, "mujoco 3.2.0" in check.found) == ("problem", True)
     (check,) = doctor.version_checks({k: v for k, v in versions.items() if k != "wandb"}, tmp_path / "none")
     assert (check.state, "wandb missing" in check.found) == ("problem", True)
 
@@ -91,7 +97,7 @@ def test_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert not list(tmp_path.iterdir())
     monkeypatch.undo()
     check = doctor.file_system_check(Path("/proc/nowhere"))
-    assert (check.state, check.found.startswith("/proc/nowhere cannot be written: ")) == ("problem", True)
+    assert (check.state, check.found.startswith("/proc/nowhere is not writable: ")) == ("problem", True)
 
 
 @pytest.mark.parametrize(
@@ -102,8 +108,8 @@ def test_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             "x86_64 Kernel Module  570.86.15 ",
             f"update the driver to {DRIVER} or later, or install torch",
         ),
-        ("13.0", f"Open Kernel Module for x86_64  {DRIVER}.95.05 ", "see whether CUDA_VISIBLE_DEVICES"),
-        ("12.6", "x86_64 Kernel Module  570.86.15 ", "see whether CUDA_VISIBLE_DEVICES"),
+        ("13.0", f"Open Kernel Module for x86_64  {DRIVER}.95.05 ", "check whether CUDA_VISIBLE_DEVICES"),
+        ("12.6", "x86_64 Kernel Module  570.86.15 ", "check whether CUDA_VISIBLE_DEVICES"),
         ("12.6", "x86_64 Kernel Module  470.10 ", "update the driver to 525 or later"),
         ("13.0", "unheard of ", f"update the driver to {DRIVER} or later"),
     ],
@@ -143,5 +149,5 @@ def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     assert run("doctor") == 0
     assert run("doctor", "--address", "http://127.0.0.1:9") == 2
     printed = capsys.readouterr()
-    assert "problem cluster         Nothing answers at http://127.0.0.1:9" in printed.out
+    assert "problem cluster         Nothing responds at http://127.0.0.1:9" in printed.out
     assert printed.err.strip() == "Error: 1 problem."

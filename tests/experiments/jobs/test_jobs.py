@@ -24,6 +24,7 @@ from rllib_hpo.experiments.jobs import results as job_results
 from rllib_hpo.experiments.jobs.client import Job, Request
 
 ADDRESS = "http://127.0.0.1:8265"
+ROOT = Path(__file__).resolve().parents[3]
 SWEEP = "sweep: little\nalgorithms: [sac]\ntasks: [Pendulum-v1]\nseeds: 0\n"
 JOB = Job("little-1", "RUNNING", None, "", "little", "", "", None)
 
@@ -143,6 +144,34 @@ def test_pip_sends_the_package_and_pins_what_it_needs(sweep: Path, request_of: A
     assert not any(package.startswith("ray") for package in packages)
 
 
+def test_a_search_file_is_sent_to_tune(request_of: Any) -> None:
+    """With the options of `rllib-hpo tune`, and Optuna among what --pip installs."""
+    client, file = FakeClient(), ROOT / "tune_configs" / "search" / "asha.yaml"
+    words = [
+        "--trials",
+        "4",
+        "--task",
+        "Pendulum-v1",
+        "--storage",
+        "s3://bucket/x",
+        "--gpus-per-learner",
+        "0.5",
+    ]
+    jobs.submit(client, request_of(file, *words, pip=True))
+    assert client.sent["entrypoint"].startswith(
+        "python -m rllib_hpo.cli tune asha.yaml --storage s3://bucket/x "
+    )
+    assert "--task Pendulum-v1 --trials 4 --gpus-per-learner 0.5" in client.sent["entrypoint"]
+    assert client.sent["metadata"]["storage"] == "s3://bucket/x/asha"
+    assert any(one.startswith("optuna==") for one in client.sent["runtime_env"]["pip"]["packages"])
+    jobs.submit(
+        client, sweep_request(["--resume", "/srv/runs/asha", "--trials", "9"], pip=False, search=True)
+    )
+    assert client.sent["entrypoint"].endswith("tune --resume /srv/runs/asha --trials 9")
+    with pytest.raises(UserError, match="first_rung=10000 must be below the 500 steps"):
+        request_of(file, "--steps", "500")
+
+
 def test_resuming_names_the_place_only(request_of: Any) -> None:
     client = FakeClient(details("SUCCEEDED"))
     job_id = jobs.submit(client, request_of("--resume", "/srv/runs/little", "--seeds", "0-4"))
@@ -158,11 +187,11 @@ def test_resuming_names_the_place_only(request_of: Any) -> None:
     [
         (("--seeds", "x"), "seeds"),
         (("--only", "task=Hopper"), "the sweep has no such task"),
-        (("--out", "runs/here"), "must be a path from / on"),
-        (("--storage", "here"), "must be a path from / on"),
-        (("--storage", "s3://key:secret@bucket/x"), "holds a user or a password"),
-        (("--dry-run",), "--dry-run starts nothing"),
-        (("--resume", "/srv/x"), "Name either a sweep file or"),
+        (("--out", "runs/here"), "must be an absolute path"),
+        (("--storage", "here"), "must be an absolute path"),
+        (("--storage", "s3://key:secret@bucket/x"), "contains a user name or password"),
+        (("--dry-run",), "--dry-run cannot be submitted"),
+        (("--resume", "/srv/x"), "Give either a sweep file or"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_sent(
@@ -194,7 +223,7 @@ def test_exit_codes(state: str, code: int | None, ends: int) -> None:
     ("code", "sentence"),
     [
         (2, "trials failed"),
-        (job_request.OTHER_VERSION, "another rllib_hpo than"),
+        (job_request.OTHER_VERSION, "does not have rllib_hpo "),
         (127, "no `python`"),
         (-9, "exit code -9"),
         (None, "the environment could not be made"),
@@ -212,12 +241,12 @@ def test_failures_are_one_sentence(code: int | None, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (AuthenticationError("Authentication required: Unauthorized"), r"wants a token \(401\)"),
-        (AuthenticationError("Authentication failed: Forbidden: Invalid"), r"refuses the token \(403\)"),
-        (ConnectionError("x"), "Nothing answers"),
-        (requests.ReadTimeout("x"), "Nothing answers"),
+        (AuthenticationError("Authentication required: Unauthorized"), r"requires a token \(401\)"),
+        (AuthenticationError("Authentication failed: Forbidden: Invalid"), r"rejects the token \(403\)"),
+        (ConnectionError("x"), "Nothing responds"),
+        (requests.ReadTimeout("x"), "Nothing responds"),
         (RuntimeError("Request failed with status code 404: Job x does not exist."), "has no job little-1"),
-        (RuntimeError("Request failed with status code 500: Traceback\nmore"), "has trouble"),
+        (RuntimeError("Request failed with status code 500: Traceback\nmore"), "reports a server error"),
         (ValueError("no JSON"), "is not the dashboard"),
     ],
 )
@@ -229,9 +258,9 @@ def test_what_requests_fail_with(error: Exception, sentence: str) -> None:
 
 
 def test_an_address_that_is_none_or_where_nothing_answers() -> None:
-    with pytest.raises(UserError, match="must be that of a dashboard"):
+    with pytest.raises(UserError, match="must be the address of a dashboard"):
         jobs.connect("localhost")
-    with pytest.raises(UserError, match="Nothing answers at"):
+    with pytest.raises(UserError, match="Nothing responds at"):
         jobs.connect("http://127.0.0.1:9")
 
 

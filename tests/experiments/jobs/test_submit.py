@@ -17,6 +17,7 @@ from tests.experiments.lives import REPOSITORY
 from tests.experiments.sweeps.test_sweep import EVALUATIONS
 from tests.experiments.sweeps.test_sweep import SWEEP as FOUR
 from tests.experiments.token_cluster import TokenCluster, joining, started, token_cluster
+from tests.experiments.tuning.test_search import SEARCH
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -101,7 +102,7 @@ def test_a_sweep_is_followed_and_its_results_are_fetched(
 
 def test_the_same_sweep_is_not_sent_twice(done: str, cluster: TokenCluster) -> None:
     _, err = cluster.run("submit", "little.yaml", *options(cluster, "done"), code=2)
-    assert f"has run on the cluster already, as {done}" in err
+    assert f"has already run on the cluster as {done}" in err
     out, _ = cluster.run("submit", "--attach", done, "--address", cluster.address)
     assert "2 done, 0 failed" in out
     _, err = cluster.run("status", "no-such-job", "--address", cluster.address, code=2)
@@ -120,7 +121,7 @@ def test_trials_that_fail_give_exit_code_2(cluster: TokenCluster) -> None:
     out, err = cluster.run("submit", "bad/bad.yaml", *words, code=2)
     assert "Trials failed: sac-NaNReward-v0-seed0" in out
     assert err.strip().splitlines() == [
-        f"Error: The job {job_of(out)} failed: trials failed, or it was refused; its log says why."
+        f"Error: The job {job_of(out)} failed: trials failed, or the sweep was rejected; see its log."
     ]
 
 
@@ -135,17 +136,17 @@ def test_it_can_be_left_and_found_again_and_stopped_and_resumed(
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, (out, err)
     job = job_of(out)
-    assert f"Left; the job goes on. Follow it again with: rllib-hpo submit --attach {job}" in out
+    assert f"Detached; the job keeps running. Follow it again with: rllib-hpo submit --attach {job}" in out
     assert err == ""
     out, _ = cluster.run("status", job, "--address", cluster.address)
     assert "RUNNING" in out
-    assert "is on the cluster already" in cluster.run(*words, code=2)[1]
+    assert "is already on the cluster" in cluster.run(*words, code=2)[1]
     out, _ = cluster.run("fetch", job, "--out", str(tmp_path), "--checkpoints", "--address", cluster.address)
     assert read_rows(tmp_path / "results").num_rows > 0  # while it runs
     cluster.run("stop", job, "--address", cluster.address)
     out, _ = cluster.run("submit", "--attach", job, "--address", cluster.address, code=130)
     assert re.search(r"0 failed, [12] unfinished", out)
-    assert "Go on with: " in out  # they have saved: a stop is a Ctrl-C
+    assert "Resume with: " in out  # they have saved: a stop is a Ctrl-C
     words = ["submit", "--resume", f"file://{storage}", "--wandb", "disabled", "--address", cluster.address]
     out, _ = cluster.run(*words)
     assert "2 done, 0 failed, 0 unfinished" in out
@@ -181,12 +182,12 @@ def test_a_directory_that_a_node_does_not_see_is_refused(cluster: TokenCluster) 
     with ExitStack() as stack:
         started(stack, command, cluster, cluster.root / "second.log")
         wait_until(lambda: doctor(cluster, "shared").count("\nok      node ") == 2, 300)
-        assert "shared is seen by all 2 nodes" in doctor(cluster, "shared")
-        assert re.search(r"problem shared storage .*alone is not seen by ", doctor(cluster, "alone"))
+        assert "all 2 nodes can access shared" in doctor(cluster, "shared")
+        assert re.search(r"problem shared storage .* cannot access alone", doctor(cluster, "alone"))
         words = ["submit", "little.yaml", "--address", cluster.address, "--wandb", "disabled"]
         out, _ = cluster.run(*words, "--out", str(cluster.root / "alone" / "sweep"), code=2)
         assert re.search(
-            r"alone/sweep is not shared: \S+ \(\w{8}\) of this cluster's 2 nodes cannot see", out
+            r"alone/sweep is not shared: \S+ \(\w{8}\) of this cluster's 2 nodes cannot read", out
         )
         assert "--storage" in out
         out, _ = cluster.run(*words, "--out", str(cluster.root / "shared" / "sweep"), "--steps", "200")
@@ -196,3 +197,23 @@ def test_a_directory_that_a_node_does_not_see_is_refused(cluster: TokenCluster) 
 def doctor(cluster: TokenCluster, shared: str) -> str:
     process = cluster.start("doctor", "--address", cluster.address, "--shared", str(cluster.root / shared))
     return process.communicate(timeout=300)[0]
+
+
+def test_a_search_runs_on_a_cluster(cluster: TokenCluster, tmp_path: Path) -> None:
+    """Its study is on storage, so any machine goes on with it; its rows are fetched as those of a sweep."""
+    pytest.importorskip("optuna")
+    (cluster.root / "search.yaml").write_text(SEARCH)
+    words = ["search.yaml", "--trials", "1", *options(cluster, "searched")]
+    out, err = cluster.run("submit", *words)
+    assert err == ""
+    assert "trials:         1 done, 0 failed, 0 unfinished" in out
+    assert "rllib-hpo sweep" in out.strip().splitlines()[-1]
+    place = cluster.root / "searched" / "little"
+    resume = ["--resume", f"file://{place}", "--trials", "2", "--address", cluster.address]
+    out, err = cluster.run("submit", "--search", *resume, "--wandb", "disabled")
+    assert "trials:         2 done, 0 failed, 0 unfinished" in out
+    job = job_of(out)
+    out, _ = cluster.run("fetch", job, "--out", str(tmp_path / "got"), "--address", cluster.address)
+    rows = read_rows(tmp_path / "got" / "results")
+    assert sorted(rows["env_steps"].to_pylist()) == [0, 0, 100, 100, 200, 200, 300, 300]
+    assert len(set(rows["trial_id"].to_pylist())) == 2

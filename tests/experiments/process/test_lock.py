@@ -87,7 +87,7 @@ def test_without_locks_a_file_says_who(
     finally:
         holder.kill()
         said = holder.communicate()[1]
-    assert said.count("has no file locks: never let two processes write this run at once.") == 1
+    assert said.count("does not support file locks: do not let two processes write this run at once.") == 1
     caplog.clear()
     with locked(tmp_path, timeout_s=0):
         assert (tmp_path / HOLDER_FILE).is_file()

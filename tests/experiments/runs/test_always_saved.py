@@ -19,7 +19,7 @@ from rich.console import Console
 from rllib_hpo.experiments.config.run_config import resolve
 from rllib_hpo.experiments.runs.evaluate import evaluate_checkpoint
 from rllib_hpo.experiments.runs.train import RunFiles, open_run, start_run, train
-from rllib_hpo.experiments.sweeps.sweep import steps_done
+from rllib_hpo.experiments.sweeps.plan import steps_done
 from rllib_hpo.experiments.tracking.events import EVENTS_FILE, read_events
 from rllib_hpo.experiments.tracking.progress import Progress
 from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
@@ -119,7 +119,7 @@ def test_a_run_that_ends_off_schedule_is_saved_evaluated_and_extended(task: str,
     assert (saved["env_steps"], saved["environments"]) == (70, "rebuilt")
     played, _ = evaluate_checkpoint(directory, num_episodes=1)
     assert np.isfinite(played.returns).all()
-    assert "Resumed at step 70, with environments that were rebuilt" in gone_on_with(directory, 130)
+    assert "Resumed at step 70, with rebuilt environments" in gone_on_with(directory, 130)
     (resumed,) = events(directory, "resumed")
     assert (resumed["env_steps"], resumed["environments"]) == (70, "rebuilt")
     assert checkpoints(directory)[-1] == 130
@@ -155,7 +155,7 @@ def test_with_remote_runners_too(tmp_path: Path) -> None:
     )
     manifest = read_manifest(directory / "checkpoints" / "last")
     assert (manifest["env_steps"], manifest["environments"]) == (50, "rebuilt")
-    assert "Resumed at step 50, with environments that were rebuilt" in gone_on_with(directory, 80)
+    assert "Resumed at step 50, with rebuilt environments" in gone_on_with(directory, 80)
     manifest = read_manifest(directory / "checkpoints" / "last")
     assert (manifest["env_steps"], manifest["replay"]["total_rows"]) == (80, 80)
 

@@ -21,7 +21,7 @@ import torch
 
 from rllib_hpo.algorithms.registry import complete_config
 from rllib_hpo.deployment import FORMATS, load_policy_file
-from rllib_hpo.experiments.sweeps.sweep import SweepFiles, read_plan
+from rllib_hpo.experiments.sweeps.plan import SweepFiles, read_plan
 from rllib_hpo.results import check, read_rows
 from rllib_hpo.rllib.checkpointing import read_manifest
 from rllib_hpo.rllib.trained_policy import load_policy

@@ -13,7 +13,7 @@ from rllib_hpo.cli.jobs import sweep_request
 from rllib_hpo.experiments.jobs import doctor
 from rllib_hpo.experiments.runs.train import RunFiles
 from rllib_hpo.experiments.storage.folder import Storage
-from rllib_hpo.experiments.sweeps.sweep import SweepFiles
+from rllib_hpo.experiments.sweeps.plan import SweepFiles
 from rllib_hpo.rllib.algorithms import SACGaussianConfig
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -13,7 +13,8 @@ import pytest
 from rllib_hpo.errors import SettingsError, UnknownNameError, UserError
 from rllib_hpo.experiments.config.run_config import resolve, resolve_saved
 from rllib_hpo.experiments.config.sweep_config import read_sweep
-from rllib_hpo.experiments.sweeps.sweep import SweepFiles, start_sweep
+from rllib_hpo.experiments.sweeps.plan import SweepFiles
+from rllib_hpo.experiments.sweeps.sweep import start_sweep
 from rllib_hpo.results import config_hash, read_rows
 from rllib_hpo.rllib.checkpointing import read_manifest
 from rllib_hpo.tasks import find_task, import_modules, make_env
@@ -98,8 +99,8 @@ def test_a_served_policy_finds_it_with_its_wrappers(folder: Path, tmp_path: Path
 def test_a_module_that_is_gone_is_named(folder: Path, tmp_path: Path) -> None:
     for command in (f"evaluate {folder / 'run'}", f"train --resume {folder / 'run'}"):
         said = python(tmp_path, "-c", COMMANDS, command, code=2)
-        assert "needs the module 'swings' (--import), which cannot be imported here" in said
-        assert "set PYTHONPATH" in said
+        assert "needs the module 'swings' (--import), which cannot be imported: " in said
+        assert "to PYTHONPATH" in said
 
 
 def test_trials_of_a_sweep_hold_them(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +119,7 @@ def test_a_configuration_file_may_name_them(folder: Path, monkeypatch: pytest.Mo
     file.write_text("imports: [swings]\ntask: Swing-v0\n")
     assert resolve({"imports": ["json"]}, file).imports == ("swings", "json")
     file.write_text("imports: swings\n")
-    with pytest.raises(SettingsError, match="imports='swings' must be a list of modules' names"):
+    with pytest.raises(SettingsError, match="imports='swings' must be a list of module names"):
         resolve({}, file)
 
 

@@ -119,7 +119,9 @@ def test_a_damaged_one_is_passed_over_with_a_message(
         store = CheckpointStore(tmp_path / "b")
         assert store.restore_newest(built) == third.with_name("step-0000000080")
         assert_equal(facts(built), before)
-        (message,) = [record.getMessage() for record in caplog.records if "before it" in record.getMessage()]
+        (message,) = [
+            record.getMessage() for record in caplog.records if "Using the previous" in record.getMessage()
+        ]
         assert str(third) in message or "rows-0000000080-0000000120" in message
         # And the run makes it anew, whole.
         train_to(built, 3 * EVERY)
@@ -166,7 +168,7 @@ def test_damage_to_all_is_an_error_and_removes_nothing(damage: str, tmp_path: Pa
     DAMAGES[damage](tmp_path / "checkpoints" / "step-0000000040")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(
-        CheckpointError, match=rf"damaged.*To start the run over, remove {tmp_path}/checkpoints\.$"
+        CheckpointError, match=rf"damaged.*To start the run again, remove {tmp_path}/checkpoints\.$"
     ):
         restored(tmp_path)
     assert sorted(tmp_path.rglob("*")) == before
@@ -174,7 +176,7 @@ def test_damage_to_all_is_an_error_and_removes_nothing(damage: str, tmp_path: Pa
 
 def test_a_checkpoint_of_another_algorithm_is_refused(tmp_path: Path) -> None:
     trained(tmp_path, 1, algorithm="sac")
-    with pytest.raises(CheckpointError, match="of algorithm 'sac', but this run is of 'sac-hpo'"):
+    with pytest.raises(CheckpointError, match="has algorithm 'sac', but this run has 'sac-hpo'"):
         restored(tmp_path, "sac-hpo")
 
 
@@ -364,7 +366,7 @@ def test_a_moved_and_damaged_run_resumes_from_the_command_line(tmp_path: Path) -
         code, out, err = ended(process)
     assert code == 0, out
     said = " ".join(err.split())
-    assert "env_runner/state.pkl is missing or differs. Using the checkpoint before it." in said
+    assert "env_runner/state.pkl is missing or differs. Using the previous checkpoint." in said
     assert evaluated(tmp_path / "second") == [0, 100, 150, 200, 250]
     assert checkpoints(tmp_path / "second")[-1] == 250
     assert not (tmp_path / "first").exists()

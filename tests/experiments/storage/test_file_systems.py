@@ -129,7 +129,7 @@ def test_a_run_is_killed_and_goes_on(
     assert holder.exists() == ("REFUSE_FLOCK" in refused)
     code, err = life(resumed(directory), refused)
     assert code == 0, err
-    warning = "no file locks: never let two processes write this run at once."
+    warning = "not support file locks: do not let two processes write this run at once."
     assert " ".join(err.split()).count(warning) == ("REFUSE_FLOCK" in refused)
     assert ("WARNING" in err) == ("REFUSE_FLOCK" in refused)
     assert not holder.exists()

@@ -25,7 +25,7 @@ from rllib_hpo.experiments.storage import transfers
 from rllib_hpo.experiments.storage.checkpoints import CheckpointStore
 from rllib_hpo.experiments.storage.folder import Storage, check_no_secrets, rows_from
 from rllib_hpo.experiments.storage.mirror import Mirror
-from rllib_hpo.experiments.storage.stored_checkpoints import steps_on
+from rllib_hpo.experiments.storage.stored_checkpoints import manifest_on
 from rllib_hpo.results import read_rows, trial_id, without_volatile, write_row
 from rllib_hpo.rllib.checkpointing import FORMAT
 from tests.experiments.lives import CLI, REPOSITORY
@@ -191,7 +191,7 @@ def test_rows_come_before_segments_files_and_manifest(node: Node, handler: Faili
     kinds = [Path(path).name.split("-")[0] for path in handler.written]
     identity = trial_id(node.run)
     assert kinds == ["trial_id", identity, identity, "rows", "rows", "state.pkl", "manifest.json"]
-    assert steps_on(node.storage.child("trials").child(TRIAL)) == 100
+    assert (manifest_on(node.storage.child("trials").child(TRIAL)) or {})["env_steps"] == 100
 
 
 def test_only_new_segments_go_and_old_things_leave(node: Node, handler: FailingHandler, shared: Path) -> None:
@@ -280,7 +280,7 @@ def test_training_goes_on_while_storage_is_away(
     assert len(read_rows(shared)) == 6
     assert on_storage(shared)[0] == "checkpoints/step-0000000500"
     away, back = [record.getMessage() for record in caplog.records if "torage" in record.getMessage()]
-    assert "does not answer (Connection refused)" in away
+    assert "does not respond (Connection refused)" in away
     assert "is back after" in back
 
 
@@ -348,7 +348,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(
     assert found is not None
     assert found.name == "step-0000000100"
     assert "step-0000000200" in caplog.text
-    assert "Using the checkpoint before it." in caplog.text
+    assert "Using the previous checkpoint." in caplog.text
     other.mirror.checkpoint(other.saves(200, segments=2))  # made again, it replaces the damaged one
     other.mirror.finish()
     shutil.rmtree(other.run)
@@ -368,7 +368,7 @@ def test_damage_to_all_is_never_a_fresh_start(node: Node, other: Node, shared: P
         b"?"
     )
     other.mirror.identify()
-    with pytest.raises(CheckpointError, match="To start the trial over, remove"):
+    with pytest.raises(CheckpointError, match="To start the trial again, remove"):
         other.mirror.restore()
 
 
@@ -379,13 +379,13 @@ def test_a_checkpoint_without_a_manifest_does_not_exist(node: Node, other: Node,
     (shared / "trials" / TRIAL / "checkpoints" / "step-0000000100" / "manifest.json").unlink()
     other.starts()
     assert CheckpointStore(other.run).newest_valid() is None
-    assert steps_on(other.storage.child("trials").child(TRIAL)) == 0
+    assert manifest_on(other.storage.child("trials").child(TRIAL)) is None
 
 
 def test_another_run_of_that_name_is_refused(node: Node, other: Node) -> None:
     node.mirror.identify()
     trial_id(other.run)
-    with pytest.raises(StorageError, match="another one than that on the storage"):
+    with pytest.raises(StorageError, match="is not the one stored at"):
         other.mirror.identify()
 
 
@@ -532,7 +532,7 @@ def test_killed_and_its_disk_lost_it_goes_on_elsewhere(
         timeout=120,
         check=False,
     )
-    assert f"{len(reference)} rows, nothing missing" in shown.stdout, shown.stderr
+    assert f"{len(reference)} rows; none is missing" in shown.stdout, shown.stderr
 
 
 @pytest.mark.slow

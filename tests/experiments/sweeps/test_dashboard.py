@@ -16,7 +16,8 @@ from rllib_hpo.experiments.config.run_config import resolve
 from rllib_hpo.experiments.config.sweep_config import read_sweep
 from rllib_hpo.experiments.runs.train import RunFiles, TrainingRun, flat_metrics
 from rllib_hpo.experiments.sweeps.dashboard import DIAGNOSTICS, LOSSES, SAFETY
-from rllib_hpo.experiments.sweeps.sweep import SweepFiles, start_sweep
+from rllib_hpo.experiments.sweeps.plan import SweepFiles
+from rllib_hpo.experiments.sweeps.sweep import start_sweep
 from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
 from tests.experiments.fake_wandb import fake_server
 from tests.experiments.lives import CLI, REPOSITORY
@@ -168,7 +169,7 @@ def test_the_metrics_are_those_that_runs_log(tmp_path: Path) -> None:
 def test_not_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(str(tmp_path)) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "is not the directory of a sweep" in line
+    assert "is not a sweep directory" in line
 
 
 def test_without_the_extra(

@@ -214,7 +214,7 @@ def test_a_remote_learner_on_another_node_s_disk_is_refused(tmp_path: Path) -> N
         process = opened.enter_context(swept(cluster, "--storage", str(tmp_path / "store"), sweep=REMOTE))
         assert process.wait(TIMEOUT_S) == 2
         error = tmp_path / "out" / "trials" / TRIAL / "error.txt"
-        assert "A remote learner is on a node that does not see" in error.read_text()
+        assert "A remote learner is on a node that cannot access" in error.read_text()
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -257,7 +257,7 @@ def test_nodes_of_both_kinds_are_started_on_demand(version: int, tmp_path: Path)
         cluster = opened.enter_context(token_cluster(tmp_path, 0, autoscaling=config, **variables))
         with swept(cluster, *PRETENDED[:2], "--num-env-runners", "3") as process:
             assert process.wait(TIMEOUT_S) == 2
-        said = "asks for 3 CPUs for rollouts, but the nodes that declare 'rollouts' have 2"
+        said = "requests 3 CPUs for rollouts, but the nodes that declare 'rollouts' have 2"
         assert said in " ".join((tmp_path / "printed").read_text().split())
         assert not (tmp_path / "out").exists()  # a refused start leaves none
         process = opened.enter_context(swept(cluster, *PRETENDED))

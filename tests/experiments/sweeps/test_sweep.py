@@ -185,7 +185,7 @@ def test_a_sweep_can_be_extended(reference: Path, tmp_path: Path) -> None:
     run("--resume", str(directory), "--seeds", "0-1", "--steps", "600", cwd=tmp_path)
     assert rows(directory).equals(rows(reference))
     printed = run("--resume", str(directory), "--steps", "100", cwd=tmp_path, code=2)
-    assert "has steps=600, not 100: a sweep can be extended by seeds and steps" in printed
+    assert "has steps=600, not 100: a sweep can only be extended by seeds and steps" in printed
 
 
 def test_failures_are_named_and_others_go_on(tmp_path: Path) -> None:
@@ -224,11 +224,11 @@ def test_what_never_fits_is_refused_at_once(tmp_path: Path) -> None:
         cwd=tmp_path,
         code=2,
     )
-    assert "asks for 501 CPUs, but there are" in printed
-    assert "it would wait forever" in printed
+    assert "requests 501 CPUs, but there are" in printed
+    assert "so it would wait forever" in printed
     assert not (tmp_path / "sweep").exists()
     printed = run(str(written(tmp_path)), "--dry-run", "--gpus-per-learner", "1", cwd=tmp_path, code=2)
-    assert "asks for 1 GPUs, but there are 0" in printed
+    assert "requests 1 GPUs, but there are 0 in total" in printed
     assert time.monotonic() - began < 240  # two starts of the command; waiting for room has no end
 
 
@@ -247,5 +247,5 @@ def test_tempering_that_changes_nothing_is_said_once(tmp_path: Path) -> None:
         "settings: {steps: 40, tempering: true, momentum_std_train: 1.0, momentum_std_explore: 1.5}\n"
     )
     printed = run(str(file), "--dry-run", cwd=tmp_path)
-    assert printed.count("Note: tempering=true changes nothing in training (momentum_std_train is 1") == 1
+    assert printed.count("Note: tempering=true has no effect in training (momentum_std_train is 1") == 1
     assert "trial sac-hpo-Pendulum-v1-seed0 and 1 more" in printed

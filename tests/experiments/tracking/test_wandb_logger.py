@@ -271,7 +271,7 @@ def test_training_goes_on_when_the_service_dies(child: Child) -> None:
         pytest.skip("needs /proc to find W&B's service process")
     result = child.start(script)
     assert result.stdout == "trained\n"
-    assert result.stderr.count("is off from here on") == 1
+    assert result.stderr.count("is disabled from now on") == 1
 
 
 def test_disabled_does_nothing_and_imports_nothing(child: Child) -> None:

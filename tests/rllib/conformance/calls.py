@@ -183,7 +183,7 @@ def _peek(subject: Subject) -> Any:
     return int(subject.built.metrics.peek(("env_runners", "num_env_steps_sampled_lifetime")))
 
 
-_NO_EPISODE_OBJECTS = Refusal("returns no RLlib episodes here", "Transitions are rows, not episode objects.")
+_NO_EPISODE_OBJECTS = Refusal("does not return RLlib episodes", "Transitions are rows, not episode objects.")
 
 
 @call(
@@ -206,7 +206,7 @@ def _sample_episodes(subject: Subject) -> Any:
     return len(subject.built.env_runner.sample(num_episodes=1))
 
 
-_STOPPED = Refusal("was stopped and cannot train on", "Its replay and its processes are gone.")
+_STOPPED = Refusal("was stopped and cannot continue training", "Its replay and its processes are gone.")
 
 
 @call("Building and running", "algorithm.train() after algorithm.stop()", new=_STOPPED, old=_STOPPED)
@@ -388,12 +388,12 @@ CALLS += [*_results(KEYS, BOTH), *_results(NEW_KEYS, ("new",)), *_results(OLD_KE
 
 EVENTS: dict[Stack, list[str]] = {
     "new": "on_algorithm_init on_environment_created on_evaluate_start on_evaluate_end on_train_result "
-    "on_checkpoint_loaded".split(),
+    "on_episode_start on_episode_step on_episode_end on_sample_end on_checkpoint_loaded".split(),
     "old": "on_algorithm_init on_sub_environment_created on_evaluate_start on_evaluate_end on_train_result "
     "on_episode_start on_episode_step on_episode_end on_sample_end on_postprocess_trajectory on_learn_on_batch "
     "on_checkpoint_loaded".split(),
 }
-_NO_EPISODES = "Transitions are collected in columns, not as RLlib episodes."
+_NOT_CREATED = "Use `on_environment_created` and `on_episode_start`."
 
 
 def _hears(event: str) -> Callable[[Subject], Any]:
@@ -438,9 +438,9 @@ CALLS += [
         event,
         _hears(event),
         stacks=("new",),
-        refused={"new": Refusal(f"{event} would never be called", _NO_EPISODES)},
+        refused={"new": Refusal(f"{event} would never be called", _NOT_CREATED)},
     )
-    for event in "on_episode_created on_episode_start on_episode_step on_episode_end on_sample_end".split()
+    for event in ["on_episode_created"]
 ]
 
 

@@ -348,9 +348,7 @@ def test_actions_stay_inside_bounds_that_are_no_float32(make_runner: MakeRunner)
 
 
 def test_an_environment_that_was_made_already_is_refused() -> None:
-    with pytest.raises(
-        SettingsError, match="env=CountingEnv is an environment that was made already: give its class"
-    ):
+    with pytest.raises(SettingsError, match="env=CountingEnv is an environment object: give its class"):
         tiny_config(env=CountingEnv({})).environment(env_config={}).build_algo()
 
 

@@ -447,7 +447,7 @@ def test_weights_on_the_wire_are_counted_where_they_are_fetched(
 
 @pytest.mark.parametrize("lead", [-1, 7, 8.5, "many", True])
 def test_an_impossible_lead_is_refused(lead: Any) -> None:
-    with pytest.raises(SettingsError, match=rf"max_lead_steps={lead!r} must be 'auto', 0 .* from 8 on"):
+    with pytest.raises(SettingsError, match=rf"max_lead_steps={lead!r} must be 'auto', 0 .* of at least 8"):
         overlapping().env_runners(max_lead_steps=lead).build_algo()
 
 

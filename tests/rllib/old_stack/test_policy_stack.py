@@ -188,11 +188,11 @@ def test_rollout_callbacks_are_called() -> None:
     [
         (
             lambda c: c.learners(num_learners=1),
-            r"num_learners=1 would have no effect here\. It belongs to RLlib's new",
+            r"num_learners=1 would have no effect here\. It is an option of RLlib's new",
         ),
         (lambda c: c.resources(num_gpus=2), r"num_gpus=2 must be from 0 to 1"),
         (lambda c: c.resources(num_gpus=1), r"num_gpus=1, but torch finds no CUDA device"),
-        (lambda c: c.callbacks([RLlibCallback]), "takes one callbacks class"),
+        (lambda c: c.callbacks([RLlibCallback]), "accepts a single callbacks class"),
         (
             lambda c: c.env_runners(batch_mode="complete_episodes"),
             "batch_mode='complete_episodes' would have no",
@@ -213,7 +213,7 @@ def test_what_has_no_effect_is_refused(change: Any, message: str) -> None:
 
 def test_the_new_stack_refuses_the_old_ones_options() -> None:
     with pytest.raises(
-        SettingsError, match=r"num_gpus=1 would have no effect here\. It belongs to RLlib's old"
+        SettingsError, match=r"num_gpus=1 would have no effect here\. It is an option of RLlib's old"
     ):
         tiny_config().resources(num_gpus=1).validate()
 

@@ -42,9 +42,7 @@ def _check(path: Path, crds: Path | None) -> list[str]:
         elif len(documents) == 1:
             ray_up.check(documents[0], findings)
         else:
-            raise UserError(
-                f"{path} is neither a `ray up` file, nor one of KubeRay, nor a batch file of Slurm."
-            )
+            raise UserError(f"{path} is not a cluster file of `ray up`, KubeRay or Slurm.")
     check_text(text, findings)
     if not len(findings):
         try:

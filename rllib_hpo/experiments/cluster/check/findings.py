@@ -66,7 +66,7 @@ class Findings:
         """Add an unknown key, with the nearest valid one."""
         allowed = sorted(valid)
         close = nearest(name, allowed)
-        remedy = f"did you mean '{close}'?" if close else f"valid are {', '.join(allowed)}."
+        remedy = f"did you mean '{close}'?" if close else f"valid: {', '.join(allowed)}."
         self.add(line, f"'{name}' is not a key of {where}", remedy)
 
     def sentences(self) -> list[str]:
@@ -97,7 +97,9 @@ def check_text(text: str, findings: Findings) -> None:
             )
     if not pinned:
         findings.add(
-            1, "no version of Ray is named", f"pin ray=={RAY_VERSION}: nodes of other versions do not join"
+            1,
+            "no version of Ray is pinned",
+            f"pin ray=={RAY_VERSION}: nodes with other versions cannot join the cluster",
         )
 
 
@@ -107,7 +109,7 @@ def _check_secret(line: str, number: int, findings: Findings) -> None:
     )
     for what, pattern in _SECRETS:
         if pattern.search(line):
-            findings.add(number, f"{what} stands here for all to read", remedy)
+            findings.add(number, f"{what} is written here in plain text", remedy)
             return
     match = _NAMED_SECRET.search(without_comment(line))
     if match and not _NOT_SECRET.match(match["value"]) and re.search(r"\d", match["value"]):
@@ -152,4 +154,4 @@ def _wanted(error: ValidationError) -> str:
         return f"did you mean '{close}'?" if close else f"it must be one of {', '.join(map(str, value))}"
     if error.validator == "const":
         return f"it must be {value}"
-    return f"mend it: {error.message[:120]}"
+    return f"fix it: {error.message[:120]}"

@@ -33,7 +33,7 @@ def check(documents: Sequence[YamlLines], findings: Findings, crds: Path | None 
     """
     kinds = [document.values.get("kind") for document in documents]
     if not any(kind in KINDS for kind in kinds):
-        findings.add(1, "there is neither a RayCluster nor a RayJob", "check the `kind`")
+        findings.add(1, "the file defines no RayCluster or RayJob", "check the `kind`")
     for document, kind in zip(documents, kinds, strict=True):
         if kind in KINDS:
             wanted = operators_schema(str(kind), crds) if crds else schema(str(kind))
@@ -81,11 +81,11 @@ def custom_resources(group: Mapping[str, Any]) -> dict[str, float]:
     """
     quoted = str(mapping(mapping(group).get("rayStartParams")).get("resources", '"{}"'))
     try:
-        declared = parse_json(quoted[1:-1].replace("\\", ""), "it")
+        declared = parse_json(quoted[1:-1].replace("\\", ""), "the value")
     except UserError as error:
         raise ValueError(str(error)) from None
     if not all(isinstance(amount, int) for amount in declared.values()):
-        raise ValueError("it must map names to integers")
+        raise ValueError("the value must map names to integers")
     return declared
 
 
@@ -122,7 +122,7 @@ def operators_schema(kind: str, crds: Path) -> dict[str, Any]:
         RecursionError,
     ) as error:
         raise UserError(
-            f"--crds {crds}: {path.name} is not there or defines no version v1 ({error})."
+            f"--crds {crds}: {path.name} is missing or does not define version v1 ({error})."
         ) from None
     strict["properties"]["metadata"] = {"type": "object"}  # Kubernetes' own, and not spelt out there
     return strict
@@ -153,32 +153,12 @@ def _check_cluster(document: YamlLines, has_policy: bool, findings: Findings) ->
     if find(values, (*spec, "authOptions", "mode")) in (None, "disabled"):
         findings.add(
             document.line((*spec, "authOptions", "mode")),
-            "the cluster takes commands without a token: whoever reaches it runs code there",
+            "the cluster accepts commands without a token, so anyone who can reach it can run code on it",
             "write `authOptions: {mode: token}` under the cluster's spec",
         )
     if find(values, (*spec, "rayVersion")) is None:
-        findings.add(document.line(spec), "there is no rayVersion", "add the version of the image")
-    head = (*spec, "headGroupSpec")
-    host = find(values, (*head, "rayStartParams", "dashboard-host")) or "0.0.0.0 (KubeRay's default)"
-    if host not in LOCALHOST and not has_policy:
-        findings.add(
-            document.line((*head, "rayStartParams", "dashboard-host")),
-            f"the dashboard listens on {host}",
-            "write `dashboard-host: 127.0.0.1`, or add a NetworkPolicy to this file",
-        )
-    for place in ((*head, "serviceType"), (*head, "headService", "spec", "type")):
-        if str(find(values, place)) in _OPEN_SERVICES:
-            findings.add(
-                document.line(place),
-                f"a {find(values, place)} opens the dashboard beyond the cluster",
-                "write ClusterIP, and reach it by `kubectl port-forward`",
-            )
-    if find(values, (*head, "enableIngress")):
-        findings.add(
-            document.line((*head, "enableIngress")),
-            "enableIngress opens the dashboard beyond the cluster",
-            "leave it out, and reach it by `kubectl port-forward`",
-        )
+        findings.add(document.line(spec), "rayVersion is missing", "set it to the Ray version of the image")
+    _check_dashboard(document, (*spec, "headGroupSpec"), has_policy, findings)
     for place in groups(document):
         try:
             custom_resources(find(values, place))
@@ -193,6 +173,31 @@ def _check_cluster(document: YamlLines, has_policy: bool, findings: Findings) ->
         _check_pod(document, (*place, "template", "spec"), findings)
 
 
+def _check_dashboard(document: YamlLines, head: Place, has_policy: bool, findings: Findings) -> None:
+    """Check that the dashboard is reachable from within the cluster only."""
+    values = document.values
+    host = find(values, (*head, "rayStartParams", "dashboard-host")) or "0.0.0.0 (KubeRay's default)"
+    if host not in LOCALHOST and not has_policy:
+        findings.add(
+            document.line((*head, "rayStartParams", "dashboard-host")),
+            f"the dashboard listens on {host}",
+            "write `dashboard-host: 127.0.0.1`, or add a NetworkPolicy to this file",
+        )
+    for place in ((*head, "serviceType"), (*head, "headService", "spec", "type")):
+        if str(find(values, place)) in _OPEN_SERVICES:
+            findings.add(
+                document.line(place),
+                f"a {find(values, place)} exposes the dashboard outside the cluster",
+                "write ClusterIP, and use `kubectl port-forward`",
+            )
+    if find(values, (*head, "enableIngress")):
+        findings.add(
+            document.line((*head, "enableIngress")),
+            "enableIngress exposes the dashboard outside the cluster",
+            "leave it out, and use `kubectl port-forward`",
+        )
+
+
 def _check_spending(document: YamlLines, findings: Findings) -> None:
     values, spec = document.values, cluster_place(document)
     if (
@@ -201,8 +206,8 @@ def _check_spending(document: YamlLines, findings: Findings) -> None:
     ):
         findings.add(
             document.line((*spec, "autoscalerOptions")),
-            "there is no idleTimeoutSeconds",
-            "write under autoscalerOptions after how long an idle worker ends, as 600",
+            "idleTimeoutSeconds is missing",
+            "set it under autoscalerOptions, for example to 600",
         )
     for place in list(groups(document))[1:]:
         group = mapping(find(values, place))
@@ -210,15 +215,15 @@ def _check_spending(document: YamlLines, findings: Findings) -> None:
         if most is None:
             findings.add(
                 document.line(place),
-                f"{group.get('groupName')} has no maxReplicas, and KubeRay takes two thousand million",
-                "write the most workers you want to pay for",
+                f"{group.get('groupName')} has no maxReplicas, whose default in KubeRay is about two billion",
+                "set it to the most workers you want to pay for",
             )
         for key in ("minReplicas", "replicas"):
             if isinstance(most, int) and isinstance(group.get(key), int) and group[key] > most:
                 findings.add(
                     document.line((*place, key)),
                     f"{key} {group[key]} of {group.get('groupName')} is above its maxReplicas {most}",
-                    "raise the one or lower the other",
+                    "raise one or lower the other",
                 )
         if isinstance(least, int) and isinstance(group.get("replicas"), int) and group["replicas"] < least:
             findings.add(
@@ -232,7 +237,7 @@ def _check_pod(document: YamlLines, pod: Place, findings: Findings) -> None:
     if find(document.values, (*pod, "hostNetwork")):
         findings.add(
             document.line((*pod, "hostNetwork")),
-            "hostNetwork puts Ray's ports on the machine's own network, past every NetworkPolicy",
+            "hostNetwork exposes Ray's ports on the machine's own network, where no NetworkPolicy applies",
             "leave it out",
         )
     containers = find(document.values, (*pod, "containers"))
@@ -241,7 +246,7 @@ def _check_pod(document: YamlLines, pod: Place, findings: Findings) -> None:
         if find(document.values, place):
             findings.add(
                 document.line(place),
-                "a privileged container is root on the machine",
+                "a privileged container has root access to the machine",
                 "leave `privileged` out",
             )
 
@@ -250,11 +255,11 @@ def _check_job(document: YamlLines, findings: Findings) -> None:
     if not find(document.values, ("spec", "shutdownAfterJobFinishes")):
         findings.add(
             document.line(("spec", "shutdownAfterJobFinishes")),
-            "the cluster stays, and costs, after the job has ended",
+            "the cluster keeps running, at a cost, after the job has ended",
             "write `shutdownAfterJobFinishes: true`",
         )
     if not find(document.values, ("spec", "entrypoint")):
-        findings.add(document.line(("spec",)), "there is no entrypoint", "add the command of the sweep")
+        findings.add(document.line(("spec",)), "entrypoint is missing", "set it to the command of the sweep")
 
 
 def _check_other(document: YamlLines, findings: Findings) -> None:
@@ -262,20 +267,20 @@ def _check_other(document: YamlLines, findings: Findings) -> None:
     if kind == "Secret" and (document.values.get("data") or document.values.get("stringData")):
         findings.add(
             document.line(("stringData",) if "stringData" in document.values else ("data",)),
-            "a Secret stands here for all to read",
-            "make it by `kubectl create secret generic NAME --from-file=...`",
+            "a Secret is written here in plain text",
+            "create it with `kubectl create secret generic NAME --from-file=...`",
         )
     if kind == "Ingress":
         findings.add(
             document.line(("kind",)),
-            "an Ingress opens the dashboard beyond the cluster",
-            "leave it out, and reach it by `kubectl port-forward`",
+            "an Ingress exposes the dashboard outside the cluster",
+            "leave it out, and use `kubectl port-forward`",
         )
     if kind == "Service" and str(find(document.values, ("spec", "type"))) in _OPEN_SERVICES:
         findings.add(
             document.line(("spec", "type")),
-            f"a {find(document.values, ('spec', 'type'))} opens the dashboard beyond the cluster",
-            "write ClusterIP, and reach it by `kubectl port-forward`",
+            f"a {find(document.values, ('spec', 'type'))} exposes the dashboard outside the cluster",
+            "write ClusterIP, and use `kubectl port-forward`",
         )
 
 
@@ -288,7 +293,7 @@ def _check_env(document: YamlLines, findings: Findings) -> None:
             findings.add(
                 document.line((*place, "value")),
                 f"the value of {name} is a secret",
-                "take it from a Secret by `valueFrom: {secretKeyRef: ...}`",
+                "take it from a Secret with `valueFrom: {secretKeyRef: ...}`",
             )
 
 

@@ -19,7 +19,7 @@ def read_machines(path: Path) -> Machines:
     Raises:
         UserError: If the file does not say what its machines have.
     """
-    with reading(f"What the machines of {path} have"):
+    with reading(f"The cluster file {path}"):
         return _read_machines(path)
 
 
@@ -40,7 +40,8 @@ def _of_ray_up(document: YamlLines) -> Machines:
     if machines is None:
         raise document.error(
             ("metadata",),
-            f"`metadata: {{head: {{CPU: 16, GPU: 1}}, workers: {{CPU: 16, {ROLLOUTS}: 1}}}}` would say what there is",
+            "add what they have, for example `metadata: {head: {CPU: 16, GPU: 1}, workers: {CPU: 16, "
+            f"{ROLLOUTS}: 1}}}}`",
         )
     return machines
 
@@ -79,7 +80,7 @@ def _of_slurm(text: str) -> Machines:
     types = []
     for i, options in enumerate(components):
         if "nodes" not in options or "cpus-per-task" not in options:
-            raise UserError(f"Component {i} of the batch file does not say --nodes and --cpus-per-task.")
+            raise UserError(f"Component {i} of the batch file lacks --nodes or --cpus-per-task.")
         gpus = options.get("gpus-per-node", "0").rpartition(":")[2]
         has = {"CPU": float(options["cpus-per-task"]), "GPU": float(gpus), ROLLOUTS: float(i in for_rollouts)}
         types.append(NodeType(f"component {i}", has, int(options["nodes"])))
@@ -102,5 +103,5 @@ def misplaced(machines: Machines) -> Iterator[tuple[str, str, str]]:
             yield (
                 kind.name,
                 f"{kind.name} does not declare '{ROLLOUTS}': runners go to GPU nodes while those have free CPUs",
-                f"add `{ROLLOUTS}: 1` to its resources, as in the files of cluster/",
+                f"add `{ROLLOUTS}: 1` to its resources, as the files in cluster/ do",
             )

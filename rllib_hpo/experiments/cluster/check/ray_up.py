@@ -101,7 +101,7 @@ def _check_provider(document: YamlLines, findings: Findings) -> None:
         if key in provider:
             findings.add(
                 document.line(("provider", key)),
-                f"provider.{key} puts a secret into this file and onto the head",
+                f"provider.{key} puts a secret into this file and on the head node",
                 "leave it out: `ray up` uses your command line's credentials, the nodes their instance role",
             )
 
@@ -123,7 +123,7 @@ def _check_with_ray(document: YamlLines, findings: Findings) -> None:
             reason = " ".join(str(error).splitlines()[:1]) or " ".join(said.getvalue().split())[:200]
     if reason and len(findings) == before:
         place = next(((key,) for key in document.values if f"`{key}`" in reason), ())
-        findings.add(document.line(place), "Ray refuses this file", f"it says: {reason}")
+        findings.add(document.line(place), "Ray rejects this file", f"it says: {reason}")
 
 
 @contextlib.contextmanager
@@ -140,10 +140,16 @@ def _check_limits(document: YamlLines, findings: Findings) -> None:
     values = document.values
     if "max_workers" not in values:
         findings.add(
-            1, "there is no max_workers, and Ray takes 2", "write the most workers you want to pay for"
+            1,
+            "max_workers is missing, and Ray's default is 2",
+            "set it to the most workers you want to pay for",
         )
     if "idle_timeout_minutes" not in values:
-        findings.add(1, "there is no idle_timeout_minutes", "write after how long an idle worker ends, as 10")
+        findings.add(
+            1,
+            "idle_timeout_minutes is missing",
+            "set it to the minutes after which an idle worker ends, for example 10",
+        )
     for name, node_type in mapping(values.get("available_node_types")).items():
         node_type = mapping(node_type)
         least, most = node_type.get("min_workers", 0), node_type.get("max_workers", values.get("max_workers"))
@@ -151,7 +157,7 @@ def _check_limits(document: YamlLines, findings: Findings) -> None:
             findings.add(
                 document.line(("available_node_types", name, "min_workers")),
                 f"min_workers {least} of {name} is above its max_workers {most}",
-                "raise the one or lower the other",
+                "raise one or lower the other",
             )
 
 
@@ -159,7 +165,7 @@ def _check_mounts(document: YamlLines, findings: Findings) -> None:
     mounts = mapping(document.values.get("file_mounts"))
     for target, source in mounts.items():
         if not _exists(str(source)):
-            remedy = MAKE_TOKEN if source == TOKEN_FILE else f"paths count from {Path.cwd()}"
+            remedy = MAKE_TOKEN if source == TOKEN_FILE else f"paths are relative to {Path.cwd()}"
             findings.add(
                 document.line(("file_mounts", target)), f"file_mounts: {source} does not exist", remedy
             )
@@ -171,12 +177,12 @@ def _check_mounts(document: YamlLines, findings: Findings) -> None:
             )
     if TOKEN_FILE not in mounts:
         findings.add(
-            document.line(("file_mounts",)), "file_mounts does not bring the token to the nodes",
+            document.line(("file_mounts",)), "file_mounts does not copy the token to the nodes",
             f"add `{TOKEN_FILE}: {TOKEN_FILE}`",
         )  # fmt: skip
     elif not any("chmod 600" in text and "auth_token" in text for _, text in commands(document)):
         findings.add(
-            document.line(("file_mounts", TOKEN_FILE)), "no command makes the token's file private on the nodes",
+            document.line(("file_mounts", TOKEN_FILE)), "no command makes the token file private on the nodes",
             f"add `chmod 600 {TOKEN_FILE}` to setup_commands",
         )  # fmt: skip
 
@@ -204,8 +210,8 @@ def _check_quotes(document: YamlLines, findings: Findings) -> None:
         except ValueError:
             findings.add(
                 document.line(place),
-                f"{place[0]} has a command that ends within quotes",
-                "close them; if it goes on behind a ` #`, write it on the line after `- >-`",
+                f"{place[0]} has a command with an unclosed quote",
+                "close it; if the command continues after a ` #`, write it on the line after `- >-`",
             )
 
 
@@ -214,13 +220,13 @@ def _check_starts(document: YamlLines, findings: Findings) -> None:
     for key in START_COMMANDS:
         if not document.values.get(key):
             findings.add(
-                1, f"there are no {key}, and Ray's own start without a token and open the dashboard",
+                1, f"{key} is missing, and Ray's defaults start without a token and expose the dashboard",
                 "copy those of cluster/gpu.yaml",
             )  # fmt: skip
     if not document.values.get("setup_commands") and not document.values.get("docker"):
         findings.add(
             1,
-            "there are no setup_commands, and Ray's own install a nightly build",
+            "setup_commands is missing, and Ray's defaults install a nightly build",
             "copy those of cluster/gpu.yaml",
         )
     for place, text in commands(document):
@@ -228,14 +234,14 @@ def _check_starts(document: YamlLines, findings: Findings) -> None:
         if "ray start" in text and not TOKEN_MODE.search(text):
             findings.add(
                 line,
-                f"{place[0]} starts Ray without RAY_AUTH_MODE=token: whoever reaches it runs code there",
+                f"{place[0]} starts Ray without RAY_AUTH_MODE=token, so anyone who can reach it can run code on it",
                 "write `RAY_AUTH_MODE=token ray start`",
             )
         for match in DASHBOARD_HOST.finditer(text):
             if match[1] not in LOCALHOST:
                 findings.add(
                     line, f"the dashboard listens on {match[1]}",
-                    "write --dashboard-host=127.0.0.1, and reach it by `ssh -L` or `ray dashboard`",
+                    "write --dashboard-host=127.0.0.1, and use `ssh -L` or `ray dashboard`",
                 )  # fmt: skip
 
 
@@ -246,8 +252,8 @@ def _check_local(document: YamlLines, findings: Findings) -> None:
     if says and not any(f'"{ROLLOUTS}"' in text for text in starts):
         findings.add(
             document.line(("worker_start_ray_commands",)),
-            f"metadata says that workers declare '{ROLLOUTS}', but nothing starts them so",
-            f"""add `--resources='{{"{ROLLOUTS}": 1}}'` to their `ray start`""",
+            f"metadata says that workers declare '{ROLLOUTS}', but their `ray start` does not",
+            f"""add `--resources='{{"{ROLLOUTS}": 1}}'` to that command""",
         )
 
 
@@ -259,14 +265,15 @@ def _check_aws(document: YamlLines, findings: Findings) -> None:
         if not {"SecurityGroupIds", "LaunchTemplate", "NetworkInterfaces"} & set(config):
             findings.add(
                 document.line(("available_node_types", name, "node_config")),
-                f"{name} names no security group: Ray makes one, with ssh open to the world",
-                "name one of your own in node_config, by LaunchTemplate (cluster/aws_setup.sh) or SecurityGroupIds",
+                f"{name} names no security group, so Ray creates one with ssh open to the world",
+                "name one of yours in node_config, through LaunchTemplate (cluster/aws_setup.sh) or "
+                "SecurityGroupIds",
             )
         if name == document.values.get("head_node_type") and "IamInstanceProfile" not in config:
             findings.add(
                 document.line(("available_node_types", name, "node_config")),
-                f"{name} names no IamInstanceProfile: Ray gives it all rights over EC2 and S3",
-                "name one with few rights (cluster/iam/head-policy.json)",
+                f"{name} names no IamInstanceProfile, so Ray gives it full access to EC2 and S3",
+                "name one with few permissions (cluster/iam/head-policy.json)",
             )
 
 
@@ -283,7 +290,7 @@ def _check_rules(document: YamlLines, findings: Findings) -> None:
                 f"port {port} is open to the world"
                 if isinstance(port, int)
                 else f"{port} is open to the world",
-                "name your own range, as 198.51.100.7/32",
+                "name your own range, for example 198.51.100.7/32",
             )
 
 
@@ -294,8 +301,8 @@ def _check_gcp(document: YamlLines, findings: Findings) -> None:
         if "networkInterfaces" not in config:
             findings.add(
                 document.line(place),
-                f"{name} names no network: the project's default one has ssh open to the world",
-                "name one of your own in networkInterfaces (cluster/gcp_setup.sh)",
+                f"{name} names no network, and the project's default network has ssh open to the world",
+                "name one of yours in networkInterfaces (cluster/gcp_setup.sh)",
             )
         disks = config.get("disks")
         for i, disk in enumerate(disks if isinstance(disks, list) else []):
@@ -311,6 +318,6 @@ def _check_driver(document: YamlLines, place: Place, image: Any, findings: Findi
     if driver is not None and driver < DRIVER and not chosen:
         findings.add(
             document.line(place),
-            f"this image has NVIDIA's driver {driver}, with which torch {TORCH} (CUDA {TORCH_CUDA}) finds no GPU",
-            f"name a family with driver {DRIVER} or later, or install torch from {OLDER_CUDA}",
+            f"this image has NVIDIA's driver {driver}, which is too old for torch {TORCH} (CUDA {TORCH_CUDA})",
+            f"name an image family with driver {DRIVER} or later, or install torch from {OLDER_CUDA}",
         )

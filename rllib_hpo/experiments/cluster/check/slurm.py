@@ -38,17 +38,19 @@ def check(path: Path, text: str, findings: Findings) -> None:
     lines = [without_comment(line) for line in text.splitlines()]
     starts = [number for number, line in enumerate(lines, 1) if re.search(r"\bray start\b", line)]
     if not any(re.match(r"\s*set\s+-[a-z]*e[a-z]*u?[a-z]*o\s+pipefail", line) for line in lines):
-        findings.add(1, "the file goes on after a command has failed", "begin it with `set -euo pipefail`")
+        findings.add(
+            1, "the script continues after a command has failed", "begin it with `set -euo pipefail`"
+        )
     token = next((number for number, line in enumerate(lines, 1) if TOKEN_MODE.search(line)), None)
     if starts and (token is None or token > starts[0]):
         findings.add(
             starts[0],
-            "Ray is started without RAY_AUTH_MODE=token: other users of the node run code as you",
-            "write `export RAY_AUTH_MODE=token` above",
+            "Ray is started without RAY_AUTH_MODE=token, so other users of the node can run code as you",
+            "write `export RAY_AUTH_MODE=token` above it",
         )
     if token is not None and not any("chmod 600" in line and "auth_token" in line for line in lines):
         findings.add(
-            token, "nothing makes the token's file private", "add `chmod 600 ~/.ray/auth_token` below"
+            token, "no command makes the token file private", "add `chmod 600 ~/.ray/auth_token` below it"
         )
     for number, line in enumerate(lines, 1):
         match = DASHBOARD_HOST.search(line)
@@ -73,12 +75,12 @@ def directives(text: str) -> Iterator[tuple[int, str, str]]:
 def _check_bash(path: Path, findings: Findings) -> None:
     bash = shutil.which("bash")
     if bash is None:
-        raise UserError("There is no bash to check the batch file with.")
+        raise UserError("Cannot check the batch file, since bash is not installed.")
     done = subprocess.run([bash, "-n", str(path)], capture_output=True, text=True, check=False)
     for message in done.stderr.splitlines()[:1]:
         where = re.search(r"line (\d+): (.*)", message)
         if where:
-            findings.add(int(where[1]), "bash cannot read this", f"it says: {where[2]}")
+            findings.add(int(where[1]), "bash cannot parse this", f"it says: {where[2]}")
 
 
 def _check_directives(text: str, findings: Findings) -> None:
@@ -96,4 +98,4 @@ def _check_directives(text: str, findings: Findings) -> None:
             findings.unknown(number, name, "#SBATCH", OPTIONS)
     timed = any(re.match(r"#SBATCH\s.*(?:--time[=\s]|-t\s)", line) for line in lines)
     if not timed:
-        findings.add(1, "there is no time limit", "add `#SBATCH --time=24:00:00`")
+        findings.add(1, "the time limit is missing", "add `#SBATCH --time=24:00:00`")
