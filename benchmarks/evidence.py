@@ -29,15 +29,9 @@ from rllib_hpo.experiments.config.run_config import resolve
 from rllib_hpo.experiments.config.sweep_config import Sweep, Trial, read_sweep
 from rllib_hpo.experiments.runs.train import quiet_ray
 from rllib_hpo.experiments.storage.export import export_policy
+from rllib_hpo.experiments.sweeps.plan import SweepFiles, steps_done
 from rllib_hpo.experiments.sweeps.progress import SweepProgress
-from rllib_hpo.experiments.sweeps.sweep import (
-    Outcome,
-    SweepFiles,
-    plan_trials,
-    run_sweep,
-    start_sweep,
-    steps_done,
-)
+from rllib_hpo.experiments.sweeps.sweep import Outcome, plan_trials, run_sweep, start_sweep
 from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
 from rllib_hpo.results import compact, read_rows, row_config, rows_from_arrow, write_row
 
@@ -78,7 +72,7 @@ def _run_of(what: Trial | Mapping[str, Any]) -> tuple[str, str, str, int]:
 def _check_same(trial: Trial, row: Mapping[str, Any], results: Path) -> None:
     """Check that a row was measured with a trial's settings; settings that came later had their defaults then."""
     stored = {name: value for name, value in row_config(row).items() if name not in DERIVED}
-    before = resolve({**stored, "steps": row["env_steps"]}).values()
+    before = resolve({"compile_update": False, **stored, "steps": row["env_steps"]}).values()
     for name, value in trial.config.values().items():
         if before[name] != value:
             raise UserError(

@@ -9,7 +9,8 @@ import pytest
 
 from rllib_hpo.experiments.config.run_config import resolve, resolve_saved
 from rllib_hpo.experiments.config.sweep_config import read_sweep
-from rllib_hpo.experiments.sweeps.sweep import SweepFiles, plan_trials
+from rllib_hpo.experiments.sweeps.plan import SweepFiles
+from rllib_hpo.experiments.sweeps.sweep import plan_trials
 from rllib_hpo.results import config_hash, write_row
 from rllib_hpo.settings import COMPILED_FROM_STEPS
 from tests.results.rows import make_row
