@@ -81,12 +81,12 @@ space:
 
 
 MISTAKES = [
-    ("trials: 4", "trails: 4", "line 5: 'trails' is not a key of a search file here. Did you mean 'trials'?"),
+    ("trials: 4", "trails: 4", "line 5: 'trails' is not a valid key here. Did you mean 'trials'?"),
     ("trials: 4", "trials: 0", "line 5: trials=0 must be greater than or equal to 1"),
     ("trials: 4\n", "", "'trials' is missing"),
     ("sac-hpo", "sac-hop", "line 2: Unknown algorithm 'sac-hop'. Did you mean 'sac-hpo'?"),
     ("Pendulum-v1", "Pendulum-v11", "line 3:"),
-    ("low: 0.02", "lo: 0.02", "line 10: 'lo' is not a key of a search file here. Did you mean 'low'?"),
+    ("low: 0.02", "lo: 0.02", "line 10: 'lo' is not a valid key here. Did you mean 'low'?"),
     ("low: 0.02, ", "", "line 10: space.step_size: give either low and high, or choices"),
     ("high: 0.5", "high: 0.01", "line 10: space.step_size: low=0.02 must be below high=0.01"),
     ("low: 0.02", "low: 0", "line 10: space.step_size: low=0 must be above 0 for a logarithmic range"),

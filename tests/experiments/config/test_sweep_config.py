@@ -166,6 +166,7 @@ def test_there_are_all_of_them() -> None:
         "first-version",
         "force-composition",
         "gate-size",
+        "goals",
         "leapfrog-steps",
         "mcmc-po",
         "momentum-explore",
