@@ -1,7 +1,7 @@
 """Measure the cost of an update by algorithm, input size, device and mode, against its matrix products.
 
     python -m benchmarks.update_speed
-    python -m benchmarks.update_speed --compiled          # on a CPU, with torch.compile too
+    python -m benchmarks.update_speed --compiled          # on a CPU, with whole updates compiled, too
     python -m benchmarks.update_speed --devices cuda      # only on a GPU, which then does not idle in between
 
 Batches hold 256 transitions; everything else is the settings' defaults, with equal critics, and a base policy of one
@@ -226,13 +226,15 @@ def make_updates(contestant: Contestant) -> Callable[[int], None]:
         if contestant.device == "cuda":
             floor = _captured(floor)
         return lambda times: _repeat(floor, times)
-    changes = {"cuda_graph": contestant.mode == "graph", "replay_capacity": REPLAY_ROWS}
+    changes = {
+        "cuda_graph": contestant.mode == "graph",
+        "compile_update": contestant.mode == "compiled",
+        "replay_capacity": REPLAY_ROWS,
+    }
     if contestant.device == "cpu":
         changes["diagnostics_interval"] = 10**9
     settings = settings.model_copy(update=changes)
     model = SoftActorCriticModel(obs_dim, action_dim, settings, seed=0).to(torch.device(contestant.device))
-    if contestant.mode == "compiled":
-        model.sampler.compile(dynamic=False)
     learner = ReplayLearner(Trainer(make_method(settings), model, seed=0))
     rows = torch.randn(REPLAY_ROWS, learner.replay.layout.width, generator=torch.Generator().manual_seed(0))
     batch = learner.replay.layout.unpack(rows)
@@ -372,7 +374,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--compiled",
         action="store_true",
-        help="samplers compiled with inductor, too (wants a C++ compiler, and minutes the first time)",
+        help="compiled updates, too (needs a C++ compiler, and minutes the first time)",
     )
     parser.add_argument("--warm-up", type=int, default=WARM_UP, help="updates before the first that count")
     parser.add_argument("--devices", nargs="+", choices=("cpu", "cuda"), help="default: all that there are")

@@ -128,8 +128,8 @@ class Settings(BaseModel):
     compile_update: Annotated[
         Literal["auto"] | bool,
         Field(
-            description="Compile whole updates, which needs a C++ compiler on a CPU; 'auto' does in runs of at least "
-            f"{COMPILED_FROM_STEPS:,} steps. Compiled updates differ from others in rounding."
+            description="Compile whole updates, which takes a minute and, on a CPU, a C++ compiler; 'auto' does so on "
+            f"CPUs for runs of at least {COMPILED_FROM_STEPS:,} steps. Compiled updates differ from others in rounding."
         ),
     ] = "auto"
     tf32: Annotated[

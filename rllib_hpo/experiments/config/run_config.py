@@ -186,7 +186,8 @@ def _resolve(given: dict[str, Any], file: Path | None) -> RunConfig:
     run = _with_origin(run)
     settings = parse_settings(model, {name: v for name, v in merged.items() if name in model.model_fields})
     if settings.compile_update == "auto":  # the run keeps what this means now, also if it gets more steps
-        settings = _compiling(settings, run.steps >= COMPILED_FROM_STEPS)
+        is_long = run.steps >= COMPILED_FROM_STEPS
+        settings = _compiling(settings, is_long and not run.num_gpus_per_learner)
     check_learners(run.num_learners, run.num_gpus_per_learner, settings)
     _check_kept_policies(run, settings)
     # With the smallest spaces there are; what is true of the environment's own is checked where it is made.

@@ -23,6 +23,7 @@ RUN = {"algorithm": "sac", "task": "Pendulum-v1"}
 def test_long_runs_compile(steps: int, compiled: bool) -> None:
     assert resolve({**RUN, "steps": steps}).settings.compile_update is compiled
     assert resolve({**RUN, "steps": steps, "compile_update": False}).settings.compile_update is False
+    assert resolve({**RUN, "steps": steps, "num_gpus_per_learner": 1}).settings.compile_update is False
 
 
 def test_a_run_that_gets_more_steps_goes_on_as_it_began(tmp_path: Path) -> None:
