@@ -9,6 +9,8 @@ from benchmarks import update_changes, update_speed
 from benchmarks.update_changes import CHANGES
 from benchmarks.update_speed import Contestant
 
+ON_SOME_CPUS = "large products go to oneDNN"
+"""Rounds otherwise where MKL and oneDNN add in another order: on AMD's CPUs, not on all of Intel's."""
 ROUNDED_OTHERWISE = {name for name in CHANGES if "oneDNN" in name or "turns" in name or "written" in name}
 
 
@@ -28,7 +30,8 @@ def test_an_update_with_a_change_undone_is_the_same_update(name):
     """Updates agree up to rounding, which differs where sums have another order."""
     found, expected = parameters_after_updates(CHANGES[name]), parameters_after_updates()
     assert (found - expected).norm() < 1e-4 * expected.norm()
-    assert torch.equal(found, expected) == (name not in ROUNDED_OTHERWISE)
+    if name != ON_SOME_CPUS:
+        assert torch.equal(found, expected) == (name not in ROUNDED_OTHERWISE)
     assert torch.equal(parameters_after_updates(), expected)
 
 
