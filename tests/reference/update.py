@@ -37,7 +37,7 @@ Noise = dict[str, Tensor]
 
 def sample(net: Networks, cfg: Any, obs: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
     """Draw by the training sampler: action, log pi(a_0 | s) and rho_K. For SAC-HPO, Algorithm 2 of the paper."""
-    mean, log_std = mlp(net.policy, obs).chunk(2, -1)
+    mean, log_std = mlp(net.policy, obs, getattr(torch.nn.functional, cfg.policy_activation)).chunk(2, -1)
     std = torch.exp(log_std.clamp(-20, 2))
     u = mean + std * noise["base"]
     log_prob = densities.normal_log_prob(u, mean, std)

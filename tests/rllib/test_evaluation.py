@@ -129,7 +129,7 @@ def test_the_first_observations_are_the_same_for_every_algorithm(algorithm: str)
         class Spy:
             """Wrap the actor and record its states."""
 
-            device, begin = built.actor.device, built.actor.begin
+            device, begin_episodes = built.actor.device, built.actor.begin_episodes
             memory, settings = built.actor.memory, built.actor.settings
 
             def act(self, obs: torch.Tensor, memory: Any) -> torch.Tensor:
