@@ -156,7 +156,8 @@ def test_wheel_works_without_a_checkout(installed: Path, tmp_path: Path) -> None
     (tmp_path / ".ray" / "auth_token").write_text("dummy")
     (tmp_path / ".ray" / "auth_token").chmod(0o600)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"HOME": str(tmp_path)}
+    # The shell is named, not found out from the processes above, of which a job in the background has none.
+    environment |= {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
 
     def run(*words: str) -> str:
         done = subprocess.run(
