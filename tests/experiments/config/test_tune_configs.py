@@ -17,6 +17,8 @@ from rllib_hpo.tasks import TABLE_ONE
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 FILES = sorted((Path(__file__).resolve().parents[3] / "tune_configs").glob("*.yaml"))
+IN_TIME = ("ablation", "first-version", "goals", "zoo")
+"""Files that between them have every algorithm and most options; `make test-all` trains the others."""
 SHORT = {
     "steps": 200,
     "warmup_steps": 100,
@@ -38,7 +40,13 @@ def one_of_each_kind(sweep: Sweep) -> list[Trial]:
     return [trials[turn % len(trials)] for turn, trials in enumerate(kinds.values())]
 
 
-@pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=() if path.stem in IN_TIME else pytest.mark.exhaustive)
+        for path in FILES
+    ],
+)
 def test_each_kind_of_trial_trains(path: Path, tmp_path: Path) -> None:
     """Each makes 200 steps, 100 updates, two evaluations, a checkpoint and a policy file."""
     sweep = read_sweep(path, seeds="0", changes=SHORT)
