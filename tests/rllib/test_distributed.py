@@ -334,7 +334,7 @@ def test_runners_that_are_dead_for_good_end_the_run(stack: str) -> None:
         began = time.monotonic()
         with pytest.raises(
             WorkerDiedError,
-            match=r"All 1 environment runners died, and max_num_env_runner_restarts=1 is used",
+            match=r"All 1 environment runners died, and max_num_env_runner_restarts=1 is exhausted",
         ):
             algorithm.train()
         assert time.monotonic() - began < 60

@@ -102,7 +102,7 @@ def test_a_link_that_was_repaired(tmp_path: Path) -> None:
     with training(tmp_path / "run") as run:
         line = run.resume_line
     assert line == (
-        "Resumed at step 80; the link checkpoints/last, which led to step-0000000040, is repaired."
+        "Resumed at step 80; repaired the link checkpoints/last, which pointed to step-0000000040."
     )
     (resumed,) = [e for e in read_events(tmp_path / "run" / EVENTS_FILE) if e["event"] == "resumed"]
     assert resumed["repaired_links"] == {"last": "step-0000000040"}

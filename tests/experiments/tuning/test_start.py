@@ -50,10 +50,10 @@ def test_a_missing_optuna_is_one_sentence(
     ("words", "sentence"),
     [
         ([], "Name either a search file or, with --resume, the directory of a search."),
-        (["--resume", "nothing"], "is not the directory of a sweep: it has no plan.json"),
+        (["--resume", "nothing"], "is not a sweep directory: it has no plan.json"),
         (["search.yaml", "--resume", "x"], "Name either a search file or"),
         (["search.yaml", "--task", "Pendulum-v11"], "Pendulum-v1"),
-        (["search.yaml", "--out", "."], "already exists; go on with"),
+        (["search.yaml", "--out", "."], "already exists; resume it with"),
     ],
 )
 def test_a_mistake_is_one_sentence(
