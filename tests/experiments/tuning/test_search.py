@@ -223,7 +223,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert "Traceback" not in out + err
     assert nothing_left(process.pid)
     sentence = run_sweep(directory, tmp_path)
-    assert f"is the directory of a search; go on with `rllib-hpo tune --resume {directory}`" in sentence
+    assert f"is a search directory; resume it with `rllib-hpo tune --resume {directory}`" in sentence
 
 
 def run_sweep(directory: Path, cwd: Path) -> str:
