@@ -46,8 +46,9 @@ class Study:
             if domain.choices is not None
         }
         try:
+            self._storage = self._optuna.storages.get_storage(f"sqlite:///{path}")
             self._study = self._optuna.create_study(
-                storage=f"sqlite:///{path}",
+                storage=self._storage,
                 study_name=file.search,
                 direction="maximize" if file.mode == "max" else "minimize",
                 load_if_exists=True,
@@ -101,7 +102,9 @@ class Study:
         self._study.tell(number, value, state=states[state], skip_if_finished=True)
 
     def _trial(self, number: int) -> Any:
-        return self._optuna.trial.Trial(self._study, self._study.get_trials(deepcopy=False)[number]._trial_id)
+        study = self._storage.get_study_id_from_name(self._study.study_name)
+        found = self._storage.get_trial_id_from_study_id_trial_number(study, number)
+        return self._optuna.trial.Trial(self._study, found)
 
     def _sampler(self, seed: int) -> Any:
         samplers = self._optuna.samplers
