@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import library
 
-_LIBRARY = torch.library.Library("rllib_hpo", "DEF")
+_OPERATORS = library.Library("rllib_hpo", "DEF")
 _traced = False
 
 
@@ -42,9 +43,9 @@ def opaque(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) 
     Returns:
         The operator, to call with the same arguments.
     """
-    _LIBRARY.define(schema)
+    _OPERATORS.define(schema)
     name = schema[: schema.index("(")]
-    _LIBRARY.impl(name, function, "CPU")
-    torch.library.register_fake(f"rllib_hpo::{name}", fake, lib=_LIBRARY)
+    _OPERATORS.impl(name, function, "CPU")
+    library.register_fake(f"rllib_hpo::{name}", fake, lib=_OPERATORS)
     operator: Callable[..., Any] = getattr(torch.ops.rllib_hpo, name).default
     return operator

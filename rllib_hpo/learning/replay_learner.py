@@ -67,7 +67,7 @@ class ReplayLearner:
     @property
     def updates_at_a_time(self) -> int:
         """Number of updates to request at a time for the least overhead."""
-        return 1 if self.trainer.bulk is None else UPDATES_AT_A_TIME
+        return UPDATES_AT_A_TIME if self.trainer.device.type == "cuda" else 1
 
     def update_from_replay(self, num_updates: int) -> None:
         """Make updates, each with a batch of its own.

@@ -74,7 +74,10 @@ def test_without_a_cost_columns_are_null(tmp_path: Path) -> None:
 def test_a_cost_whose_key_is_missing_is_named() -> None:
     """The message lists the existing keys."""
     config = tiny_config("sac", CostlyEnv, cost={"kind": "info", "key": "price"}, cost_limit=1.0)
-    with running(config) as built, pytest.raises(SettingsError, match=r"does not report 'price' .*: cost, place\.$"):
+    with (
+        running(config) as built,
+        pytest.raises(SettingsError, match=r"does not report 'price' .*: cost, place\.$"),
+    ):
         built.train()
 
 
