@@ -23,6 +23,9 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1, lt=2**53)]
 COMPILED_FROM_STEPS = 200_000
 """Environment steps of a run from which on 'compile_update: auto' compiles updates: a compilation takes a minute."""
+
+EARLIER_BEHAVIOUR: Mapping[str, Any] = {"compile_update": False}
+"""Settings whose default is not what versions did that did not have them, and what those did."""
 HiddenUnits = Annotated[
     PositiveInt | Annotated[list[PositiveInt], Field(min_length=1, max_length=4)],
     Field(
@@ -498,7 +501,8 @@ def parse_settings(model: type[SettingsT], values: Mapping[str, Any], source: st
 def complete_settings(model: type[Settings], saved: Mapping[str, Any]) -> dict[str, Any]:
     """Complete hyperparameters that an earlier version stored, by the defaults of newer settings.
 
-    The default of a new setting is the behaviour of earlier versions. Every stored configuration passes through this
+    A setting that is newer than what was stored has its default or, where it is in it, its value in
+    `EARLIER_BEHAVIOUR`. Every stored configuration passes through this
     function: pickled settings and configs, manifests of checkpoints, exported policies, and rows that are compared.
 
     Args:
@@ -508,8 +512,9 @@ def complete_settings(model: type[Settings], saved: Mapping[str, Any]) -> dict[s
     Returns:
         Every hyperparameter of `model`, and nothing else.
     """
+    found = EARLIER_BEHAVIOUR | dict(saved)
     return {
-        name: saved[name] if name in saved else field.get_default(call_default_factory=True)
+        name: found[name] if name in found else field.get_default(call_default_factory=True)
         for name, field in model.model_fields.items()
     }
 

@@ -14,7 +14,7 @@ from rllib_hpo.algorithms.registry import find_settings
 from rllib_hpo.deployment.observations import PartMetadata, parts_metadata
 from rllib_hpo.documents import parse_json
 from rllib_hpo.errors import CheckpointError, UserError
-from rllib_hpo.settings import Settings, complete_settings, parse_settings
+from rllib_hpo.settings import EARLIER_BEHAVIOUR, Settings, complete_settings, parse_settings
 
 FORMAT = 1
 """Format number, incremented when older files can no longer be read."""
@@ -142,4 +142,4 @@ class PolicyMetadata(BaseModel):
         Raises:
             UnknownNameError: If the algorithm is of a package that is not imported.
         """
-        return parse_settings(find_settings(self.algorithm), self.settings)
+        return parse_settings(find_settings(self.algorithm), {**EARLIER_BEHAVIOUR, **self.settings})

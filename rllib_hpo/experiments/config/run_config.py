@@ -21,7 +21,14 @@ from rllib_hpo.documents import parse_json, read_mapping, read_text, reading
 from rllib_hpo.errors import SettingsError, UserError, nearest, shown
 from rllib_hpo.results import read_rows, write_atomically
 from rllib_hpo.results.paths import absolute
-from rllib_hpo.settings import COMPILED_FROM_STEPS, PositiveInt, Settings, check_learners, parse_settings
+from rllib_hpo.settings import (
+    COMPILED_FROM_STEPS,
+    EARLIER_BEHAVIOUR,
+    PositiveInt,
+    Settings,
+    check_learners,
+    parse_settings,
+)
 from rllib_hpo.tasks import Task, find_task, import_modules
 from rllib_hpo.tasks.environments import check_env_config
 from rllib_hpo.tasks.wrappers import unheld_wrappers
@@ -216,10 +223,10 @@ def resolve_saved(file: Path, changes: Mapping[str, Any]) -> RunConfig:
         name: config.origins[name] if name in changes else found.get(name, config.origins[name])
         for name in config.origins
     }
-    settings = config.settings
-    if "compile_update" not in found:  # a run of a version that did not compile
-        settings = _compiling(settings, False)
-    return replace(config, origins=origins, settings=settings)
+    unknown = {
+        name: EARLIER_BEHAVIOUR[name] for name in EARLIER_BEHAVIOUR.keys() - found.keys() - changes.keys()
+    }
+    return replace(config, origins=origins, settings=config.settings.model_copy(update=unknown))
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -245,8 +252,7 @@ def _config_of_row(path: Path) -> dict[str, Any]:
     values = {"steps": max(1, *(row["env_steps"] for row in rows)), **stored}
     values.pop("env", None)  # it follows from the task
     values.pop("initialize_digest", None)  # it follows from the origin
-    values.setdefault("compile_update", False)  # rows without it come from versions that did not compile
-    return values
+    return {**EARLIER_BEHAVIOUR, **values}
 
 
 def _check_known(values: Mapping[str, Any], model: type[Settings], source: str) -> None:
