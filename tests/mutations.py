@@ -265,8 +265,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "rows of the larger twin kept",
         "kernels/q_networks.py",
-        "(order[:num_first], order[num_first:])",
-        "(order[num_first:], order[:num_first])",
+        "first_is_larger = q[0] > q[1]",
+        "first_is_larger = q[0] < q[1]",
         CRITICS,
     ),
     Mutation(

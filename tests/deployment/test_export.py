@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("safetensors")
 
 ROOT = Path(__file__).resolve().parents[2]
-NUM_OBS = 1_000
+NUM_OBS = 400
 
 
 class Trained(NamedTuple):
@@ -42,8 +43,9 @@ class Trained(NamedTuple):
     obs: np.ndarray
 
 
-SHARED_POLICY = ("ddpg", "sac-lagrangian")
-"""Those whose exported policies are computed as TD3's and SAC's are."""
+Export = Callable[[Trained, str], Path]
+SHARED_POLICY = ("ddpg", "sac-lagrangian", "sac-hpo-lagrangian")
+"""Those whose exported policies are computed as those of TD3, SAC and SAC-HPO are."""
 SEPARATE = pytest.mark.parametrize("trained", IN_TIME, indirect=True)
 """For what needs a process of its own and depends on the file's format, not on the algorithm."""
 
@@ -71,6 +73,19 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
                 gates.gate.bias.copy_(torch.tensor([7.0, 0.0, -7.0]))
         obs = observations(built.actor)
         return Trained(Path(built.save_to_path(directory / "checkpoint")), obs)
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """Export a checkpoint in a format, once."""
+
+    @cache
+    def exported(checkpoint: Path, file_format: str) -> Path:
+        path = tmp_path_factory.mktemp("exported") / "policy.pt2"
+        assert export_policy(checkpoint, file_format, path)[0] == path
+        return path
+
+    return lambda trained, file_format: exported(trained.checkpoint, file_format)
 
 
 def observations(actor: Actor) -> np.ndarray:
@@ -146,11 +161,9 @@ def test_the_observations_are_of_all_kinds(trained: Trained) -> None:
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
-def test_exported_actions_are_the_live_ones(trained: Trained, file_format: str, tmp_path: Path) -> None:
+def test_exported_actions_are_the_live_ones(trained: Trained, export: Export, file_format: str) -> None:
     """They agree to 1e-5 of the action range, for one observation, for seven, and for all at once."""
-    written = export_policy(trained.checkpoint, file_format, tmp_path / "policy.pt2")
-    assert written[0] == tmp_path / "policy.pt2"
-    run = RUNNERS[file_format](written[0])
+    run = RUNNERS[file_format](export(trained, file_format))
     live = load_policy(trained.checkpoint)
     expected = ActionScaling.of(live.action_space).to_env(live.actor.act(torch.from_numpy(trained.obs)))
     width = live.action_space.high - live.action_space.low
@@ -163,14 +176,20 @@ def test_exported_actions_are_the_live_ones(trained: Trained, file_format: str, 
         assert live.action_space.contains(actions[0])
 
 
-TRAINING_ONLY = ("temperature", "entropy", "objective", "penalty", "straight through", "noise", "in training")
-"""Words in the names of options that change updates, not the exported action."""
+OTHER_OPERATIONS = (
+    "sac, two widths, tanh, layer normalisation",
+    "sac-hpo, conventional",
+    "sac-hpo, consistent mass",
+    "sac-hpo, no state input",
+    "sac-hpo, normalised, two widths, elu",
+)
+"""Options whose policies consist of other operations than those that are trained above."""
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.exhaustive if name.endswith(TRAINING_ONLY) else [])
+        pytest.param(name, marks=[] if name in OTHER_OPERATIONS else pytest.mark.exhaustive)
         for name in OPTIONS
     ],
 )
@@ -230,9 +249,9 @@ def stored_metadata(file_format: str, path: Path) -> str:
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
-def test_a_file_says_what_it_is(trained: Trained, file_format: str, tmp_path: Path) -> None:
-    export_policy(trained.checkpoint, file_format, tmp_path / "policy.pt2")
-    said = json.loads(stored_metadata(file_format, tmp_path / "policy.pt2"))
+def test_a_file_says_what_it_is(trained: Trained, export: Export, file_format: str) -> None:
+    path = export(trained, file_format)
+    said = json.loads(stored_metadata(file_format, path))
     manifest = load_policy(trained.checkpoint).manifest
     assert (said["task"], said["env"], said["env_steps"]) == ("Hopper-v4", "Hopper-v4", 80)
     assert said["algorithm"] == manifest["algorithm"]
@@ -241,7 +260,7 @@ def test_a_file_says_what_it_is(trained: Trained, file_format: str, tmp_path: Pa
     assert (said["observation_space"]["shape"], said["action_space"]["shape"]) == ([11], [3])
     assert said["action_space"]["high"] == [1.0, 1.0, 1.0]
     assert said["observation_space"]["high"] == [None] * 11
-    content = (tmp_path / "policy.pt2").read_bytes()
+    content = path.read_bytes()
     assert str(ROOT).encode() not in content  # no paths of whoever exported
 
 
@@ -249,8 +268,8 @@ def test_a_file_says_what_it_is(trained: Trained, file_format: str, tmp_path: Pa
 
 
 @SEPARATE
-def test_the_loader_imports_no_ray(trained: Trained, tmp_path: Path) -> None:
-    export_policy(trained.checkpoint, "safetensors", tmp_path / "policy.safetensors")
+def test_the_loader_imports_no_ray(trained: Trained, export: Export) -> None:
+    path = export(trained, "safetensors")
     code = textwrap.dedent("""
         import sys
         sys.modules["ray"] = sys.modules["wandb"] = None
@@ -260,20 +279,21 @@ def test_the_loader_imports_no_ray(trained: Trained, tmp_path: Path) -> None:
         print(policy(torch.ones(2, 11)).tolist())
     """)
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "policy.safetensors")],
+        [sys.executable, "-c", code, str(path)],
         check=True,
         capture_output=True,
         text=True,
         cwd=ROOT,
     )
-    expected = load_policy_file(tmp_path / "policy.safetensors")(torch.ones(2, 11))
+    expected = load_policy_file(path)(torch.ones(2, 11))
     assert torch.allclose(torch.tensor(json.loads(done.stdout)), expected, atol=1e-6)
 
 
 @SEPARATE
-def test_the_serving_example_needs_neither_ray_nor_this_package(trained: Trained, tmp_path: Path) -> None:
+def test_the_serving_example_needs_neither_ray_nor_this_package(
+    trained: Trained, export: Export, tmp_path: Path
+) -> None:
     """It plays the episode that `rllib-hpo evaluate` plays from the same seed."""
-    export_policy(trained.checkpoint, "onnx", tmp_path / "policy.onnx")
     code = textwrap.dedent("""
         import runpy, sys
         sys.modules["ray"] = sys.modules["torch"] = sys.modules["rllib_hpo"] = None
@@ -285,7 +305,7 @@ def test_the_serving_example_needs_neither_ray_nor_this_package(trained: Trained
     seed = int(seed_sequence(0, "evaluate command").generate_state(1)[0] >> 1)
     script = str(ROOT / "notebooks" / "serve_policy.py")
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, script, str(tmp_path / "policy.onnx"), str(seed)],
+        [sys.executable, "-W", "ignore", "-c", code, script, str(export(trained, "onnx")), str(seed)],
         check=True,
         capture_output=True,
         text=True,

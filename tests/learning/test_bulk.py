@@ -118,7 +118,7 @@ def _capture(device: str) -> Capture:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("settings", DIFFERENT.values(), ids=DIFFERENT)
 def test_updates_in_bulk_equal_eager_ones(settings: Settings, device: str) -> None:
-    """After 200 updates with equal batches and noise, every parameter, target and optimizer state agrees.
+    """With equal batches and noise, every parameter, target and optimizer state agrees after many updates.
 
     On a CPU they agree bitwise if eager updates are guarded too. Otherwise target critics differ by rounding: they
     change by target + tau (online - target) under a guard that may freeze them, and by one `lerp` without.
@@ -128,7 +128,7 @@ def test_updates_in_bulk_equal_eager_ones(settings: Settings, device: str) -> No
     guarded.trainer.guard_with(DeviceGuard(guarded.trainer.device))
     generator = torch.Generator().manual_seed(0)
     draws, num_kinds = eager.trainer.draws, len(set(eager.trainer.kinds(6)))
-    for k in range(200):
+    for k in range(60 if device == "cpu" else 200):
         layout = bulk.trainer.layout
         batch = layout.unpack(torch.from_numpy(_rows(ROWS, seed=k, layout=layout)).to(device))
         noise = {

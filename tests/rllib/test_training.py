@@ -20,6 +20,8 @@ from tests.rllib.environments import CountingEnv, NoisyEnv
 from tests.rllib.tiny import (
     EVERY_ALGORITHM,
     EVERY_ALGORITHM_IN_TIME,
+    IN_TIME,
+    REPEATS,
     SOFT_ALGORITHMS,
     assert_equal,
     facts,
@@ -103,8 +105,14 @@ def test_ray_is_not_needed_to_go_on_without_runners(tmp_path: Path, monkeypatch:
     assert not ray.is_initialized()
 
 
-@EVERY_ALGORITHM
-@pytest.mark.parametrize("env", ["Hopper-v4", NoisyEnv])
+@pytest.mark.parametrize(
+    ("algorithm", "env"),
+    [
+        pytest.param(name, env, marks=[] if name in few else pytest.mark.exhaustive)
+        for env, few in (("Hopper-v4", {*BUILT_IN} - {*REPEATS}), (NoisyEnv, IN_TIME))
+        for name in BUILT_IN
+    ],
+)
 def test_every_algorithm_trains(algorithm: str, env: Any) -> None:
     """All learned tensors have changed, all values are finite, and the result reports the return."""
     with running(tiny_config(algorithm, env)) as built:

@@ -18,14 +18,14 @@ from rllib_hpo.rllib.algorithms import make_config
 from rllib_hpo.rllib.config import ActorCriticConfig
 from rllib_hpo.settings import ActorCriticSettings
 
-REPEATS = ("sac-lagrangian",)
-"""Algorithms whose parts are all in SAC-HPO-Lagrangian."""
+REPEATS = ("sac-nf", "ddpg", "sac-lagrangian")
+"""Algorithms whose parts are in others: samplers in SAC-HPO, DDPG in TD3, SAC-Lagrangian in SAC-HPO-Lagrangian."""
 
 EVERY_ALGORITHM = pytest.mark.parametrize(
     "algorithm",
     [pytest.param(name, marks=[pytest.mark.exhaustive] if name in REPEATS else []) for name in BUILT_IN],
 )
-"""For tests that a new algorithm inherits by being registered."""
+"""For tests that a new algorithm inherits by being registered; `make test-all` adds those that repeat others."""
 
 SOFT_ALGORITHMS = pytest.mark.parametrize(
     "algorithm", [name for name in BUILT_IN if issubclass(find_settings(name), ActorCriticSettings)]
@@ -38,8 +38,14 @@ IN_TIME = ("sac-hpo", "td3")
 SAFE_ALGORITHMS = tuple(name for name in BUILT_IN if issubclass(find_settings(name), ConstraintSettings))
 """Algorithms that need costs, which RLlib's old API stack cannot report."""
 
+OF_BOTH_STACKS = tuple(name for name in BUILT_IN if name not in SAFE_ALGORITHMS)
+
 EVERY_ALGORITHM_OF_BOTH_STACKS = pytest.mark.parametrize(
-    "algorithm", [name for name in BUILT_IN if name not in SAFE_ALGORITHMS]
+    "algorithm",
+    [
+        pytest.param(name, marks=[pytest.mark.exhaustive] if name in REPEATS else [])
+        for name in OF_BOTH_STACKS
+    ],
 )
 """`EVERY_ALGORITHM` on the old API stack."""
 
@@ -48,6 +54,12 @@ EVERY_ALGORITHM_IN_TIME = pytest.mark.parametrize(
     [pytest.param(name, marks=[] if name in IN_TIME else pytest.mark.exhaustive) for name in BUILT_IN],
 )
 """`EVERY_ALGORITHM` for cases of many seconds: two by default, all in `make test-all`."""
+
+EVERY_ALGORITHM_OF_BOTH_STACKS_IN_TIME = pytest.mark.parametrize(
+    "algorithm",
+    [pytest.param(name, marks=[] if name in IN_TIME else pytest.mark.exhaustive) for name in OF_BOTH_STACKS],
+)
+"""`EVERY_ALGORITHM_IN_TIME` on the old API stack."""
 
 TINY: dict[str, Any] = {
     "hidden_units": 16,

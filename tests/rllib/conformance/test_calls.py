@@ -12,7 +12,7 @@ from rllib_hpo.algorithms.registry import BUILT_IN
 from tests.rllib.conformance import page
 from tests.rllib.conformance.calls import BOTH, CALLS, Call
 from tests.rllib.conformance.subjects import REFERENCE, Raised, Subject
-from tests.rllib.tiny import SAFE_ALGORITHMS
+from tests.rllib.tiny import REPEATS, SAFE_ALGORITHMS
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 CASES = [
@@ -21,7 +21,7 @@ CASES = [
         stack,
         call,
         id=f"{stack}-{name}-{call.code}",
-        marks=[pytest.mark.exhaustive] if name in SAFE_ALGORITHMS else [],
+        marks=[pytest.mark.exhaustive] if name in {*SAFE_ALGORITHMS, *REPEATS} else [],
     )
     for stack in BOTH
     for name in BUILT_IN

@@ -13,6 +13,7 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.policy.policy import Policy
 
+from rllib_hpo.algorithms.registry import BUILT_IN
 from rllib_hpo.errors import CheckpointError, NonFiniteError, SettingsError
 from rllib_hpo.results import read_rows, without_volatile
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
@@ -22,7 +23,10 @@ from rllib_hpo.rllib.config import ActorCriticConfig
 from rllib_hpo.rllib.old_stack.policy import SACHPOTorchPolicy
 from tests.rllib.environments import CountingEnv, NoisyEnv
 from tests.rllib.tiny import (
-    EVERY_ALGORITHM_OF_BOTH_STACKS,
+    EVERY_ALGORITHM_OF_BOTH_STACKS_IN_TIME,
+    IN_TIME,
+    OF_BOTH_STACKS,
+    REPEATS,
     assert_equal,
     loaded,
     running,
@@ -63,8 +67,14 @@ def facts(algorithm: ActorCriticAlgorithm) -> dict[str, Any]:
 # --- training ---
 
 
-@EVERY_ALGORITHM_OF_BOTH_STACKS
-@pytest.mark.parametrize("env", ["Hopper-v4", NoisyEnv])
+@pytest.mark.parametrize(
+    ("algorithm", "env"),
+    [
+        pytest.param(name, env, marks=[] if name in few else pytest.mark.exhaustive)
+        for env, few in (("Hopper-v4", {*BUILT_IN} - {*REPEATS}), (NoisyEnv, IN_TIME))
+        for name in OF_BOTH_STACKS
+    ],
+)
 def test_every_algorithm_trains_without_a_cluster(algorithm: str, env: Any, tmp_path: Path) -> None:
     import ray
 
@@ -122,7 +132,7 @@ def test_rows_are_transitions() -> None:
     assert len(np.unique(action)) == 40
 
 
-@EVERY_ALGORITHM_OF_BOTH_STACKS
+@EVERY_ALGORITHM_OF_BOTH_STACKS_IN_TIME
 def test_one_seed_is_one_run(algorithm: str, tmp_path: Path) -> None:
     rows = []
     for name in ("one", "other"):
@@ -228,8 +238,18 @@ def test_the_gpu_is_asked_for_where_the_policy_learns() -> None:
 # --- checkpoints ---
 
 
-@EVERY_ALGORITHM_OF_BOTH_STACKS
-@pytest.mark.parametrize("way", ["from_checkpoint", "restore_from_path", "restore"])
+@pytest.mark.parametrize(
+    ("algorithm", "way"),
+    [
+        pytest.param(name, way, marks=[] if name in few else pytest.mark.exhaustive)
+        for way, few in (
+            ("from_checkpoint", {*BUILT_IN} - {*REPEATS}),
+            ("restore_from_path", IN_TIME),
+            ("restore", IN_TIME),
+        )
+        for name in OF_BOTH_STACKS
+    ],
+)
 def test_a_checkpoint_brings_everything_back(algorithm: str, way: str, tmp_path: Path) -> None:
     config = old_config(algorithm, **tuned(algorithm))
     with running(config) as built:
