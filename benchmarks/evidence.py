@@ -32,6 +32,7 @@ from rllib_hpo.experiments.storage.export import export_policy
 from rllib_hpo.experiments.sweeps.plan import SweepFiles, steps_done
 from rllib_hpo.experiments.sweeps.progress import SweepProgress
 from rllib_hpo.experiments.sweeps.sweep import Outcome, plan_trials, run_sweep, start_sweep
+from rllib_hpo.experiments.sweeps.trial import TrialOptions
 from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
 from rllib_hpo.results import compact, read_rows, row_config, rows_from_arrow, write_row
 
@@ -102,8 +103,7 @@ class Study:
                 self.files,
                 SweepProgress(Console()),
                 only=[trial.name for trial in self.missing],
-                max_concurrent=num_trials,
-                wandb=WandbOptions("disabled"),
+                options=TrialOptions(num_trials, WandbOptions("disabled")),
             )
 
     @contextmanager
