@@ -121,6 +121,9 @@ def _trace(
     Returns:
         The graph, its arguments, of which those of `_arguments` come first, and the names of its results.
     """
+    from torch._guards import TracingContext
+    from torch._guards import tracing as in_context
+    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
     names: list[str] = []
@@ -133,7 +136,8 @@ def _trace(
         return list(metrics.values())
 
     arguments = _arguments(batch, noise)
-    with tracing():
+    # Without a context, make_fx describes each of thousands of results in a mode of its own, for twice the time.
+    with tracing(), in_context(TracingContext(FakeTensorMode())):
         graph = make_fx(results)(*arguments)
     return graph, [*arguments, *_lift_tensors(graph)], names
 
