@@ -32,7 +32,7 @@ NAMES = (
     "sac-hpo, automatic temperature",
 )
 each_algorithm = pytest.mark.parametrize("name", NAMES)
-several = pytest.mark.parametrize("world_size", [2, 3])
+several = pytest.mark.parametrize("world_size", [pytest.param(2, marks=pytest.mark.exhaustive), 3])
 
 
 def _batch(seed: int, dtype: torch.dtype) -> Batch:

@@ -23,7 +23,6 @@ from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.config import ActorCriticConfig
 from tests.rllib.environments import CountingEnv, NoisyEnv
 from tests.rllib.tiny import (
-    EVERY_ALGORITHM_IN_TIME,
     assert_equal,
     facts,
     learner_facts,
@@ -100,7 +99,7 @@ def test_counts_are_exact(num_envs: int, rate: float, num_learners: int, tmp_pat
     assert rows["updates"].to_pylist() == [int(rate * max(0, steps - 25)) for steps in (0, 35, 70, 105, 140)]
 
 
-@EVERY_ALGORITHM_IN_TIME
+@pytest.mark.parametrize("algorithm", ["sac-hpo", pytest.param("td3", marks=pytest.mark.exhaustive)])
 def test_runners_act_with_the_learners_newest_weights(algorithm: str) -> None:
     """Target critics, leapfrog networks, flows and temperature are included, or the policy alone; evaluations too."""
     with running(
@@ -356,13 +355,19 @@ def test_a_learner_that_dies_ends_the_run_with_a_sentence(lead: Any) -> None:
 @pytest.mark.parametrize(
     ("bad", "error", "phrase"),
     [
-        (
+        pytest.param(
             "observation",
             NonFiniteError,
             r"The observation of .* at step 10 of an episode of environment 0 of runner",
+            marks=pytest.mark.exhaustive,
         ),
         ("reward", NonFiniteError, r"The reward of .* at step 10 of an episode of environment 0 of runner"),
-        ("error", UserCodeError, r"'CountingEnv' raised RuntimeError in step\(\): the user's own mistake"),
+        pytest.param(
+            "error",
+            UserCodeError,
+            r"'CountingEnv' raised RuntimeError in step\(\): the user's own mistake",
+            marks=pytest.mark.exhaustive,
+        ),
         ("stubborn error", UserCodeError, "the user's own, which no other process can unpickle"),
     ],
 )
@@ -399,7 +404,7 @@ class BrokenAtRunners(CountingEnv):
         return super().reset(**options)
 
 
-@pytest.mark.parametrize("where", ["reset", "constructor"])
+@pytest.mark.parametrize("where", [pytest.param("reset", marks=pytest.mark.exhaustive), "constructor"])
 @pytest.mark.parametrize("stack", ["new", pytest.param("old", marks=pytest.mark.slow)])
 def test_what_breaks_at_runners_only_is_said(where: str, stack: str) -> None:
     """The message is the cause, not an index out of range."""

@@ -136,7 +136,13 @@ WRAPPED = {
 }
 
 
-@pytest.mark.parametrize(("env", "listed"), WRAPPED.values(), ids=WRAPPED)
+@pytest.mark.parametrize(
+    ("env", "listed"),
+    [
+        pytest.param(*case, id=name, marks=[] if name in ("MuJoCo", "PyBullet") else pytest.mark.exhaustive)
+        for name, case in WRAPPED.items()
+    ],
+)
 def test_a_resumed_run_remembers_what_they_gathered(env: str, listed: list[Any], tmp_path: Path) -> None:
     """The run is bitwise equal, evaluations included; those use the statistics of training."""
 

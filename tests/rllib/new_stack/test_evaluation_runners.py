@@ -20,7 +20,7 @@ from rllib_hpo.results import read_rows, without_volatile
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.config import ActorCriticConfig
 from tests.rllib.environments import CountingEnv, GatedEnv
-from tests.rllib.tiny import EVERY_ALGORITHM_IN_TIME, SHORT_EPISODES, running, tiny_config, train_to, tuned
+from tests.rllib.tiny import SHORT_EPISODES, running, tiny_config, train_to, tuned
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -57,8 +57,17 @@ def rows_without_runners(directory: Path, steps: int) -> Any:
     return without_volatile(read_rows(directory / "others"))
 
 
-@EVERY_ALGORITHM_IN_TIME
-@pytest.mark.parametrize("wrapper", [[], ["normalize-observation"]], ids=["plain", "normalized"])
+@pytest.mark.parametrize(
+    ("wrapper", "algorithm"),
+    [
+        pytest.param([], "sac-hpo", id="plain-sac-hpo"),
+        pytest.param([], "td3", id="plain-td3", marks=pytest.mark.exhaustive),
+        pytest.param(
+            ["normalize-observation"], "sac-hpo", id="normalized-sac-hpo", marks=pytest.mark.exhaustive
+        ),
+        pytest.param(["normalize-observation"], "td3", id="normalized-td3"),
+    ],
+)
 def test_numbers_are_those_of_an_evaluation_in_the_driver(
     algorithm: str, wrapper: list[str], tmp_path: Path
 ) -> None:
@@ -141,7 +150,7 @@ def killed_at(directory: Path, env_steps: int) -> None:
     assert steps_in(directory) == []
 
 
-@pytest.mark.parametrize("number", [1, 0])
+@pytest.mark.parametrize("number", [1, pytest.param(0, marks=pytest.mark.exhaustive)])
 def test_a_pending_evaluation_is_in_the_checkpoint(number: int, tmp_path: Path) -> None:
     """A killed run, resumed with or without runners, has each row once."""
     killed_at(tmp_path, 60)
