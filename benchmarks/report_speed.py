@@ -14,6 +14,7 @@ import json
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +36,7 @@ from rllib_hpo.results import (
     write_row,
 )
 from rllib_hpo.results.writer import PARTITIONS, file_table, trial_path
+from rllib_hpo.settings import parse_settings
 from rllib_hpo.tasks import TABLE_ONE
 
 RESULT = machine.RESULTS / "report_speed.json"
@@ -44,11 +46,11 @@ ALGORITHMS = ("sac", "sac-nf", "sac-hpo")
 def synthetic_rows(num_seeds: int = 5, num_evaluations: int = 300) -> list[EvaluationRow]:
     """Make rows of the eight-task grid, with saturating curves and noise; they are not measurements."""
     rng, rows = np.random.default_rng(0), []
-    columns = provenance("cpu")
+    columns: dict[str, Any] = provenance("cpu")
     for place, task in enumerate(TABLE_ONE):
         for algorithm in ALGORITHMS:
             model = find_settings(algorithm)
-            settings = model(**task.settings_for(algorithm)).model_dump()
+            settings = parse_settings(model, task.settings_for(algorithm)).model_dump()
             for seed in range(num_seeds):
                 config = {
                     "algorithm": algorithm,
@@ -100,8 +102,8 @@ def store(table: pa.Table, root: Path) -> None:
     """Write the rows to disk as a finished sweep stores them, one file per trial."""
     for trial in pc.unique(table["trial_id"]).to_pylist():
         own = table.filter(pc.equal(table["trial_id"], trial))
-        names = (own[name][0].as_py() for name in PARTITIONS)
-        path = trial_path(root, *names, trial)
+        sweep, algorithm, task = (own[name][0].as_py() for name in PARTITIONS)
+        path = trial_path(root, sweep, algorithm, task, trial)
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(file_table(own), path, compression="zstd")
 

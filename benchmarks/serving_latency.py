@@ -36,25 +36,30 @@ def servers(env_id: str, policy: str, directory: Path) -> dict[str, Callable[[],
     import numpy as np
     import onnxruntime
     import torch
+    from gymnasium.spaces import Box
 
     from rllib_hpo.algorithms.registry import find_settings
     from rllib_hpo.algorithms.sac import SamplerActor
     from rllib_hpo.deployment import DeployedPolicy, PolicyMetadata, write_policy
     from rllib_hpo.deployment.metadata import BoxMetadata
+    from rllib_hpo.settings import ActorCriticSettings, parse_settings
     from rllib_hpo.tasks import make_env
 
     algorithm, changes = POLICIES[policy]
-    settings, env = find_settings(algorithm)(**changes), make_env(env_id)
-    spaces = {name: BoxMetadata.of(getattr(env, name)) for name in ("observation_space", "action_space")}
+    settings, env = parse_settings(find_settings(algorithm), changes), make_env(env_id)
+    assert isinstance(settings, ActorCriticSettings)
+    assert isinstance(env.observation_space, Box)
+    assert isinstance(env.action_space, Box)
     metadata = PolicyMetadata(
         algorithm=algorithm,
         task=env_id,
         env=env_id,
         env_config={},
         env_steps=0,
+        observation_space=BoxMetadata.of(env.observation_space),
+        action_space=BoxMetadata.of(env.action_space),
         settings=settings.model_dump(),
         versions={},
-        **spaces,
     )
     dims = metadata.observation_space.shape[0], metadata.action_space.shape[0]
     live = DeployedPolicy(SamplerActor(*dims, settings, seed=0), metadata)

@@ -71,7 +71,7 @@ def _policy_by_autograd() -> Iterator[None]:
     from rllib_hpo.samplers import gaussian
 
     def forward(self: Any, inputs: Any, detached_rows: int = 0) -> Any:
-        return nn.Sequential.forward(self, inputs)
+        return nn.Sequential.forward(self, inputs)  # type: ignore[no-untyped-call]
 
     with (
         mock.patch.object(ReluMLP, "forward", forward),

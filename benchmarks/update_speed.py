@@ -104,9 +104,11 @@ def needed_products(settings: ActorCriticSettings, obs_dim: int, action_dim: int
 
     The next actions and the actions are one batch of 2B, of which B rows have gradients.
     """
-    rows, units = BATCH_SIZE, settings.hidden_units
-    policy = [obs_dim, *[units] * settings.policy_layers, 2 * action_dim]
-    critic = [obs_dim + action_dim, *[units] * settings.critic_layers, 1]
+    from rllib_hpo.settings import layer_units
+
+    rows = BATCH_SIZE
+    policy = [obs_dim, *layer_units(settings.hidden_units, settings.policy_layers), 2 * action_dim]
+    critic = [obs_dim + action_dim, *layer_units(settings.hidden_units, settings.critic_layers), 1]
     to_action = [action_dim, *critic[1:]]
     return [
         *_forward(policy, 2 * rows),
@@ -122,14 +124,16 @@ def needed_products(settings: ActorCriticSettings, obs_dim: int, action_dim: int
 
 def _chain_products(settings: ActorCriticSettings, obs_dim: int, action_dim: int) -> list[Product]:
     """Return the products of the leapfrog steps: the states' parts of first layers once, the rest per force."""
-    steps = getattr(settings, "leapfrog_steps", 0)
-    if steps == 0:
+    from rllib_hpo.settings import SACHPOSettings, layer_units
+
+    if not isinstance(settings, SACHPOSettings):
         return []
-    rows, units, gate = BATCH_SIZE, settings.hidden_units, 2 * settings.leapfrog_units
-    to_action = [action_dim, *[units] * settings.critic_layers, 1]
+    rows, gate = BATCH_SIZE, 2 * settings.leapfrog_units
+    hidden = layer_units(settings.hidden_units, settings.critic_layers)
+    to_action = [action_dim, *hidden, 1]
     heads = [settings.leapfrog_units, action_dim]
     once = [
-        Product(2 * rows, obs_dim, units, 2),
+        Product(2 * rows, obs_dim, hidden[0], 2),
         Product(2 * rows, obs_dim, gate),
         Product(gate, rows, obs_dim),
     ]
@@ -143,7 +147,7 @@ def _chain_products(settings: ActorCriticSettings, obs_dim: int, action_dim: int
         *_backward(heads, rows, 2),
         *_to_inputs(heads, rows, 2),
     ]
-    return [*once, *each * steps]
+    return [*once, *each * settings.leapfrog_steps] if settings.leapfrog_steps else []
 
 
 def _forward(units: Sequence[int], rows: int, networks: int = 1) -> list[Product]:
