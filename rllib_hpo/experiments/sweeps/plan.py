@@ -155,12 +155,11 @@ def read_plan(files: SweepFiles) -> dict[str, Any]:
         raise CheckpointError(f"{files.directory} is not a sweep directory: it has no {PLAN_FILE}.")
     plan = read_json(files.plan, "plan of a sweep")
     try:
-        _Plan.model_validate(plan)
+        return _Plan.model_validate(plan).model_dump()
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise CheckpointError(f"The plan {files.plan} is damaged: {place} ({first['msg']}).") from error
-    return plan
 
 
 def steps_done(files: RunFiles, storage: Storage | None = None) -> int:
