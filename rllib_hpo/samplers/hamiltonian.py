@@ -195,6 +195,19 @@ class HamiltonianSampler(Sampler):
         mass = self.chains[mode].inverse_mass
         return leapfrog_step(state, force, step_size=self.step_size, inverse_mass=mass)
 
+    def trajectory(
+        self, action: Tensor, momentum: Tensor, force: Callable[[Tensor], Tensor], mode: Mode
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return a_0, ..., a_K and rho_0, ..., rho_K, each (B, A), as `evolve` passes through them, unclipped."""
+        options, actions, momenta = self._options(mode, final_kick=True), [action], [momentum]
+        for k in range(options.num_steps):
+            scales = options.momentum_scales
+            one = options._replace(num_steps=1, momentum_scales=None if scales is None else scales[k : k + 1])
+            action, momentum = leapfrog(action, momentum, force, **one._asdict())
+            actions.append(action)
+            momenta.append(momentum)
+        return actions, momenta
+
     def _options(self, mode: Mode, final_kick: bool) -> LeapfrogOptions:
         chain = self.chains[mode]
         return LeapfrogOptions(
