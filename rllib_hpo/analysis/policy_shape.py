@@ -255,7 +255,7 @@ def write_policy_shape(
                 "environment, with the same env_config."
             )
     obs = rollout_state(policies[-1], seed, after_steps)
-    names = _names(policies)
+    names = policy_names(policies)
     shapes = {
         name: policy_shape(policy, obs, dims, num_actions=num_actions, mode=mode, seed=seed)
         for name, policy in zip(names, policies, strict=True)
@@ -271,7 +271,7 @@ def write_policy_shape(
     return out, table
 
 
-def _names(policies: Sequence[DeployedPolicy]) -> list[str]:
+def policy_names(policies: Sequence[DeployedPolicy]) -> list[str]:
     """Names of the policies; equal names are numbered."""
     plain = [f"{one.metadata.algorithm} after {one.metadata.env_steps:,} steps" for one in policies]
     return [

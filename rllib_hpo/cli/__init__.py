@@ -22,7 +22,7 @@ from rllib_hpo.cli.cluster import check_cluster, doctor, init_cluster
 from rllib_hpo.cli.console import errors
 from rllib_hpo.cli.jobs import fetch, status, stop, submit
 from rllib_hpo.cli.listings import settings, tasks
-from rllib_hpo.cli.policies import convert, enjoy, evaluate, export, policy_shape, trajectories, zoo
+from rllib_hpo.cli.policies import convert, enjoy, evaluate, export, gap, policy_shape, trajectories, zoo
 from rllib_hpo.cli.results import add, check, compact, report, show
 from rllib_hpo.cli.runs import train
 from rllib_hpo.cli.sweeps import dashboard, sweep, sweeps
@@ -49,6 +49,7 @@ app.command()(zoo)
 app.command()(export)
 app.command()(convert)
 app.command()(policy_shape)
+app.command()(gap)
 app.command()(trajectories)
 app.command()(report)
 app.command(

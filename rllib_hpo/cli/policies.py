@@ -1,4 +1,4 @@
-"""Use a trained policy: `rllib-hpo evaluate`, `enjoy`, `zoo`, `export`, `convert`, `policy-shape`, `trajectories`."""
+"""Use a trained policy: evaluate, watch, export or convert it, and show what its actions are like."""
 
 from __future__ import annotations
 
@@ -181,6 +181,45 @@ def policy_shape(
     )
     _print_table(numbers)
     console.print(str(path), soft_wrap=True)
+
+
+def gap(
+    policies: Annotated[
+        list[Path],
+        path_argument(help="Checkpoints, run directories, or policy files (.safetensors)."),
+    ],
+    states: Annotated[int, typer.Option(min=1, help="States of each policy's own episodes.")] = 64,
+    draws: Annotated[
+        int, typer.Option(min=100, help="Actions to draw, and samples of the reference, in each state.")
+    ] = 1_000,
+    out: Annotated[Path, path_option(help="Folder for gap.parquet, gap.csv, gap.md and gap.png.")] = Path(
+        "gap"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the episodes and of all draws.")] = 0,
+    imports: Imports = None,
+) -> None:
+    """Measure how far policies are from exp(Q / alpha), the density that their own critics define.
+
+    For SAC-HPO: after each leapfrog step, with the momentum of training and of exploration, and with none. Checkpoints
+    are pickles: load only those you trust. Exported policies are not.
+    """
+    import_all(imports)
+    from rllib_hpo.analysis.gap_files import write_gap
+    from rllib_hpo.deployment import load_policy_file
+
+    loaded = [
+        load_policy_file(path) if path.suffix == ".safetensors" else _of_checkpoint(path) for path in policies
+    ]
+    numbers = write_gap(
+        loaded,
+        out,
+        num_states=states,
+        num_draws=draws,
+        seed=seed,
+        tell=lambda text: console.print(text, highlight=False, soft_wrap=True),
+    )
+    _print_table(numbers)
+    console.print(str(out), soft_wrap=True)
 
 
 def trajectories(
