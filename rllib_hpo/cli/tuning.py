@@ -139,6 +139,7 @@ def _started(
     from rllib_hpo.experiments.config.search_config import read_search
     from rllib_hpo.experiments.storage.folder import Storage
     from rllib_hpo.experiments.sweeps import plan as plans
+    from rllib_hpo.experiments.sweeps.sweep import remove_new_sweep
     from rllib_hpo.experiments.tuning import directory as directories
 
     name = read_search(file, changes).file.search
@@ -148,7 +149,11 @@ def _started(
         plans.check_storage_free(remote)
     search = directories.start_search(file, changes, files, imports or ())
     if remote is not None:
-        plans.publish_sweep(files, remote)
+        try:
+            plans.publish_sweep(files, remote)
+        except UserError:
+            remove_new_sweep(files, remote)
+            raise
     return replace(search, storage=remote)
 
 
@@ -157,7 +162,7 @@ def _run(search: Any, options: Any, *, is_new: bool) -> None:
     from dataclasses import replace
 
     from rllib_hpo.experiments.sweeps.progress import SweepProgress
-    from rllib_hpo.experiments.tuning.directory import remove_new_search
+    from rllib_hpo.experiments.sweeps.sweep import remove_new_sweep
     from rllib_hpo.experiments.tuning.search import run_search
 
     keep_log_in(search.files.directory)
@@ -165,7 +170,7 @@ def _run(search: Any, options: Any, *, is_new: bool) -> None:
         outcome = run_search(search, SweepProgress(console), replace(options, storage=search.storage))
     except UserError:
         if is_new:
-            remove_new_search(search)
+            remove_new_sweep(search.files, search.storage)
         raise
     _print_outcome(search, outcome)
 

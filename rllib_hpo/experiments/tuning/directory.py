@@ -7,7 +7,6 @@ import logging
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from rllib_hpo.errors import CheckpointError, SettingsError, StorageError, UserE
 from rllib_hpo.experiments.config.run_config import RunConfig
 from rllib_hpo.experiments.config.search_config import Search, Values, ends, read_search
 from rllib_hpo.experiments.config.sweep_config import Sweep, Trial
-from rllib_hpo.experiments.runs.train import CONFIG_FILE, evaluation_metrics
+from rllib_hpo.experiments.runs.train import evaluation_metrics
 from rllib_hpo.experiments.storage.folder import Storage, publish
 from rllib_hpo.experiments.sweeps.plan import SEARCH, SweepFiles, newest_manifest, read_plan
 from rllib_hpo.experiments.sweeps.sweep import check_trials
@@ -146,18 +145,6 @@ def start_search(
     }
     write_atomically(files.plan, json.dumps(plan, indent=1).encode())
     return SearchDirectory(search, files, token, tuple(sorted(imports)))
-
-
-def remove_new_search(directory: SearchDirectory) -> None:
-    """Remove a search that was refused before any trial began, so that a corrected command can make it."""
-    root = directory.files.directory
-    begun = [path for path in root.glob("trials/*/*") if path.name != CONFIG_FILE]
-    if begun or directory.files.results.exists():
-        return
-    with suppress(OSError, StorageError):
-        if directory.storage is not None:
-            directory.storage.remove(directory.files.plan.name)
-        shutil.rmtree(root)
 
 
 def open_search(
