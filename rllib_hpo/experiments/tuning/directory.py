@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rllib_hpo.errors import CheckpointError, SettingsError, StorageError, UserError
+from rllib_hpo.errors import CheckpointError, SettingsError, UserError
 from rllib_hpo.experiments.config.run_config import RunConfig
 from rllib_hpo.experiments.config.search_config import Search, Values, ends, read_search
 from rllib_hpo.experiments.config.sweep_config import Sweep, Trial
