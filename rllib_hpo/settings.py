@@ -512,7 +512,7 @@ def complete_settings(model: type[Settings], saved: Mapping[str, Any]) -> dict[s
     Returns:
         Every hyperparameter of `model`, and nothing else.
     """
-    found = EARLIER_BEHAVIOUR | dict(saved)
+    found = {**EARLIER_BEHAVIOUR, **saved}
     return {
         name: found[name] if name in found else field.get_default(call_default_factory=True)
         for name, field in model.model_fields.items()
