@@ -5,7 +5,7 @@
 needs `uv` on the PATH, which also finds or fetches the Pythons. Each case gets a virtual environment of its own below
 --folder (about 6 GB each, most of it torch, shared by hard links through uv's cache), into which uv installs this
 checkout as a user would. There a run is trained, resumed, evaluated, exported and reported, and a sweep is run on Tune.
-The last case has packages of environments beside each other, and trains in one of each. Results stand in
+The last cases have packages of environments beside each other, and train in one of each. Results stand in
 benchmarks/results/versions.json, in which cases that are run again replace their earlier ones, and in
 docs/benchmarks/versions.md.
 """
@@ -116,6 +116,11 @@ CASES = (
     Case("oldest, Python 3.13", "3.13", resolution="lowest-direct"),
     Case("newest with numpy 1.26 and pandas 2", packages=("numpy<2", "pandas<3")),
     Case("neighbours", packages=tuple(one.name for one in NEIGHBOURS), subjects=NEIGHBOURS),
+    Case(
+        "neighbours with MuJoCo 3.4",  # which their releases of today were made for
+        packages=("mujoco<3.5", *(one.name for one in NEIGHBOURS)),
+        subjects=NEIGHBOURS,
+    ),
 )
 
 
@@ -230,10 +235,15 @@ def page(results: dict[str, Any]) -> str:
     for line, (case, _) in zip(versions, tried, strict=True):
         line[-1] = "see below" if len(case.subjects) > 1 else line[-1]
     neighbours = [
-        [f"`{subject.name}`", f"`{subject.task}`", one["results"][subject.name]]
+        [
+            f"`{subject.name}`",
+            f"`{subject.task}`",
+            one["versions"].get("mujoco", ""),
+            one["results"][subject.name],
+        ]
+        for subject in NEIGHBOURS
         for case, one in tried
-        for subject in case.subjects
-        if subject.name
+        if subject in case.subjects
     ]
     return (
         "# Versions and neighbours\n\nWhat was tried by `python -m benchmarks.versions` "
@@ -243,8 +253,9 @@ def page(results: dict[str, Any]) -> str:
         + _table(["", "Python", *SHOWN, "result"], versions)
         + "\nAll tests pass with the versions of `constraints.txt`. Ray's RLlib pins gymnasium to one version.\n\n"
         "## Packages of environments\n\nAll of them installed beside this package and beside each other, without "
-        "constraints. Where a run cannot begin, it ends in the sentence that is shown, exit code 2.\n\n"
-        + _table(["package", "environment", "result"], neighbours)
+        "constraints, and once more with the MuJoCo that the papers' tasks want. Where a run cannot begin, it ends in "
+        "the sentence that is shown, exit code 2.\n\n"
+        + _table(["package", "environment", "MuJoCo installed", "result"], neighbours)
     )
 
 

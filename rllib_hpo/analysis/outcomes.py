@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, PercentFormatter
 
+from rllib_hpo.analysis.curves import Curve, mean_over_seeds
 from rllib_hpo.analysis.figures import INK, MUTED, panels, style_axis
-from rllib_hpo.analysis.runs import Run, cells_of, series_of, tasks_of
-from rllib_hpo.analysis.statistics import Interval
+from rllib_hpo.analysis.runs import Run, Series, cells_of, series_of, tasks_of
+from rllib_hpo.analysis.statistics import Interval, stratified_bootstrap
 from rllib_hpo.analysis.tables import NOTHING, Table
+from rllib_hpo.results.schema import SUCCESS_RATE
 from rllib_hpo.tasks.soft_q import THRESHOLDS
 
 SHOWN = {
-    "success_rate": "success rate",
+    SUCCESS_RATE: "success rate",
     "goal_reached": "goal reached",
     "goal_reached_0": "goal 1",
     "goal_reached_1": "goal 2",
@@ -99,6 +102,63 @@ def _past(found: Sequence[bool | None]) -> str:
         return NOTHING
     share, low, high = (float(value) for value in wilson(sum(known), len(known)))
     return f"{sum(known)} of {len(known)}: {share:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def success_figure(runs: Sequence[Run], rng: np.random.Generator) -> Figure | None:
+    """Draw success rates of evaluations against environment steps; None if no environment reports any.
+
+    A panel per task; a line is the mean over seeds at the steps that all have reached, not smoothed. The shade is its
+    bootstrap 95% interval over seeds. A single seed has none: its episodes say nothing about other seeds.
+    """
+    known = [run for run in runs if np.isfinite(run.diagnostics.get(SUCCESS_RATE, np.nan)).any()]
+    if not known:
+        return None
+    tasks, cells, series = tasks_of(known), cells_of(known), series_of(runs)
+    figure, axes = panels(len(tasks), 3.4)
+    for axis, task in zip(axes, tasks, strict=True):
+        for one in series:
+            _draw_success(axis, cells.get((task, one.label), []), one, rng)
+        axis.set_title(task.name, loc="left", fontsize=11, fontweight="bold", color=INK)
+        axis.set_xlabel("environment steps", fontsize=9, color=INK)
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axis.set_ylim(-0.03, 1.03)
+        style_axis(axis)
+    axes[0].set_ylabel("success rate", fontsize=9, color=INK)
+    lines = {line.get_label(): line for axis in axes for line in axis.get_lines()}
+    figure.legend(lines.values(), lines.keys(), loc="outside right upper", frameon=False, fontsize=8)
+    seeds = ", ".join(
+        f"{task.name}: {len({run.seed for run in known if run.task == task})}" for task in tasks
+    )
+    figure.supxlabel(
+        f"noise-free evaluations; shade: bootstrap 95% interval over seeds; seeds: {seeds}",
+        fontsize=7.5,
+        color=MUTED,
+    )
+    return figure
+
+
+def _draw_success(axis: Any, own: Sequence[Run], series: Series, rng: np.random.Generator) -> None:
+    curves = []
+    for run in own:
+        rates = run.diagnostics[SUCCESS_RATE]
+        curves.append(Curve(run.steps[np.isfinite(rates)], rates[np.isfinite(rates)]))
+    steps = mean_over_seeds(curves).steps if curves else np.array([])
+    if not len(steps):
+        return
+    rates = np.stack([curve.values[np.isin(curve.steps, steps)] for curve in curves])  # (seeds, steps)
+    interval = stratified_bootstrap(rates, lambda resampled: resampled.mean(1), rng)
+    if len(curves) > 1:
+        axis.fill_between(steps, interval.low, interval.high, color=series.color, alpha=0.18, linewidth=0)
+    axis.plot(
+        steps,
+        interval.estimate,
+        color=series.color,
+        linestyle=series.dash,
+        marker="o" if len(steps) == 1 else "",  # a line needs two points to be seen
+        linewidth=1.6,
+        label=series.label,
+    )
 
 
 def threshold_figure(runs: Sequence[Run]) -> Figure | None:

@@ -22,7 +22,7 @@ from rllib_hpo.analysis.figures import (
     profile_figure,
     to_bytes,
 )
-from rllib_hpo.analysis.outcomes import outcomes_table, threshold_figure
+from rllib_hpo.analysis.outcomes import outcomes_table, success_figure, threshold_figure
 from rllib_hpo.analysis.page import write_page
 from rllib_hpo.analysis.parameters import parameters_table
 from rllib_hpo.analysis.runs import Run, runs_of, series_of, tasks_of
@@ -193,6 +193,9 @@ def _figures_of_runs(table: pa.Table, runs: Sequence[Run]) -> dict[str, tuple[Fi
     costs = cost_figure(runs)
     if costs is not None:
         figures["costs"] = costs, "Returns and costs; dashed: the limit"
+    success = success_figure(runs, np.random.default_rng(SEED))
+    if success is not None:
+        figures["success"] = success, "Success rates"
     displacement = displacement_figure(runs)
     if displacement is not None:
         figures["displacement"] = displacement, "How far the leapfrog moves actions: drift and noise"

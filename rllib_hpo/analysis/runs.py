@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rllib_hpo.algorithms.registry import algorithm_names, complete_config, title
 from rllib_hpo.results.configurations import CellKey, cells_in
-from rllib_hpo.results.schema import SUCCESS_RATE
+from rllib_hpo.results.schema import SUCCESS_RATE, limited_cost
 from rllib_hpo.tasks import all_tasks
 
 Floats = NDArray[np.float64]
@@ -63,8 +63,7 @@ class Run:
     @property
     def limited(self) -> str:
         """Which of `COSTS` the limit bounds."""
-        is_plain = self.config.get("cost_discounting") == "undiscounted"
-        return "cost_mean" if is_plain else "cost_discounted_mean"
+        return limited_cost(self.config)
 
     @property
     def returns(self) -> Floats:

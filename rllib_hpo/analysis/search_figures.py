@@ -83,7 +83,8 @@ def importance_figure(search: SearchRows, scores: dict[str, float]) -> Figure:
 def parallel_figure(search: SearchRows) -> Figure:
     """A line for each trial through its settings and, last, its latest return; the best lines are on top.
 
-    Settings that change during a trial have the values that it ended with.
+    Settings that change during a trial have the values that it ended with. Trials that exceed a limit on costs are
+    dotted, below the others.
     """
     last = [rows[-1] for rows in search.trials.values()]
     columns = {
@@ -97,10 +98,15 @@ def parallel_figure(search: SearchRows) -> Figure:
     figure = blank(1.6 + 1.7 * len(names), 4.2)
     axis = figure.subplots()
     scale = Normalize(*_limits(returns))
-    for trial in np.argsort(returns):
-        color = colormaps["viridis"](scale(returns[trial]))
+    exceeding = np.array([bool(search.excess(row)) for row in last])
+    for trial in np.lexsort((returns, ~exceeding)):
         axis.plot(
-            range(len(names)), [places[trial] for places, _ in axes], color=color, linewidth=1.3, alpha=0.85
+            range(len(names)),
+            [places[trial] for places, _ in axes],
+            color=colormaps["viridis"](scale(returns[trial])),
+            linestyle="dotted" if exceeding[trial] else "solid",
+            linewidth=1.3,
+            alpha=0.85,
         )
     for place, (_, ticks) in enumerate(axes):
         axis.axvline(place, color=MUTED, linewidth=0.8)
@@ -111,7 +117,8 @@ def parallel_figure(search: SearchRows) -> Figure:
     axis.set_ylim(-0.05, 1.05)
     axis.set_xlim(-0.1, len(names) - 0.6)
     axis.spines[:].set_visible(False)
-    figure.supxlabel(f"{len(last)} trials; colour: latest return", fontsize=7.5, color=MUTED)
+    dotted = "; dotted: over the limit on costs" if exceeding.any() else ""
+    figure.supxlabel(f"{len(last)} trials; colour: latest return{dotted}", fontsize=7.5, color=MUTED)
     return figure
 
 

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from rllib_hpo.analysis.runs import label_of
-from rllib_hpo.analysis.tables import Table
+from rllib_hpo.analysis.tables import NOTHING, Table
 from rllib_hpo.results import Problem, check
 from rllib_hpo.results.configurations import Cell, CellKey, cells_in, exactly, filled, shown_values
-from rllib_hpo.results.schema import EvaluationRow, rows_from_arrow
+from rllib_hpo.results.schema import EvaluationRow, excess_cost, limited_cost, rows_from_arrow
 
 
 class SearchRows(NamedTuple):
@@ -25,6 +25,12 @@ class SearchRows(NamedTuple):
     """Rows by trial, in the order of steps."""
     configs: dict[str, dict[str, Any]]
     """Configurations by hash, complete."""
+
+    def excess(self, row: EvaluationRow) -> float | None:
+        """By how much the cost of an evaluation exceeds its limit, 0 within it; None if the task has no limit."""
+        if row.cost_limit is None:
+            return None
+        return excess_cost(getattr(row, limited_cost(self.configs[row.config_hash])), row.cost_limit)
 
     @property
     def title(self) -> str:
@@ -54,7 +60,7 @@ def _search(key: CellKey, cell: Cell, trials: Mapping[str, Sequence[EvaluationRo
 
 
 def search_tables(table: pa.Table) -> list[Table]:
-    """A table of trials for each search in a table of `read_rows`, best return first.
+    """A table of trials for each search in a table of `read_rows`, best return first, within a limit on costs first.
 
     Nothing is averaged: the trials of a search differ in more than their seeds, so they are no seeds of one another.
     """
@@ -65,19 +71,36 @@ def _search_table(number: int, search: SearchRows) -> Table:
     cell, configs = search.cell, search.configs
     shown = {name: shown_values(config.get(name) for config in configs.values()) for name in cell.differing}
     rows = []
-    for trial, own in sorted(search.trials.items(), key=lambda one: one[1][-1].return_mean, reverse=True):
+    excesses = {trial: search.excess(own[-1]) for trial, own in search.trials.items()}
+    has_limit = any(excess is not None for excess in excesses.values())
+
+    def rank(trial: str) -> tuple[float, float]:
+        excess = excesses[trial] or 0.0
+        return -excess, 0.0 if excess else search.trials[trial][-1].return_mean
+
+    for trial in sorted(search.trials, key=rank, reverse=True):
+        own = search.trials[trial]
         settings = [
             _course([shown[name][exactly(configs[row.config_hash].get(name))] for row in own])
             for name in cell.differing
         ]
         best = max(row.return_mean for row in own)
         last = own[-1]
-        rows.append([trial, *settings, f"{last.env_steps:,}", f"{last.return_mean:,.1f}", f"{best:,.1f}"])
+        over = [_shown(excesses[trial])] if has_limit else []
+        rows.append(
+            [trial, *settings, f"{last.env_steps:,}", f"{last.return_mean:,.1f}", *over, f"{best:,.1f}"]
+        )
     note = (
         f"This is {cell.refusal}. No mean is taken over its trials, and it is left out of every comparison."
+        + (" Trials within the limit on costs come first." if has_limit else "")
     )
-    columns = ["trial", *cell.differing, "steps", "latest", "best"]
+    over = ["cost over its limit"] if has_limit else []
+    columns = ["trial", *cell.differing, "steps", "latest", *over, "best"]
     return Table(f"search-{number}", f"Search: {search.title}", note, columns, rows)
+
+
+def _shown(excess: float | None) -> str:
+    return f"{excess:,.4g}" if excess else NOTHING
 
 
 def _course(values: Sequence[str]) -> str:

@@ -139,6 +139,7 @@ def _started(
     from rllib_hpo.experiments.config.search_config import read_search
     from rllib_hpo.experiments.storage.folder import Storage
     from rllib_hpo.experiments.sweeps import plan as plans
+    from rllib_hpo.experiments.sweeps.sweep import remove_new_sweep
     from rllib_hpo.experiments.tuning import directory as directories
 
     name = read_search(file, changes).file.search
@@ -148,7 +149,11 @@ def _started(
         plans.check_storage_free(remote)
     search = directories.start_search(file, changes, files, imports or ())
     if remote is not None:
-        plans.publish_sweep(files, remote)
+        try:
+            plans.publish_sweep(files, remote)
+        except UserError:
+            remove_new_sweep(files, remote)
+            raise
     return replace(search, storage=remote)
 
 
@@ -157,7 +162,7 @@ def _run(search: Any, options: Any, *, is_new: bool) -> None:
     from dataclasses import replace
 
     from rllib_hpo.experiments.sweeps.progress import SweepProgress
-    from rllib_hpo.experiments.tuning.directory import remove_new_search
+    from rllib_hpo.experiments.sweeps.sweep import remove_new_sweep
     from rllib_hpo.experiments.tuning.search import run_search
 
     keep_log_in(search.files.directory)
@@ -165,7 +170,7 @@ def _run(search: Any, options: Any, *, is_new: bool) -> None:
         outcome = run_search(search, SweepProgress(console), replace(options, storage=search.storage))
     except UserError:
         if is_new:
-            remove_new_search(search)
+            remove_new_sweep(search.files, search.storage)
         raise
     _print_outcome(search, outcome)
 
@@ -196,6 +201,12 @@ def _print_outcome(search: Any, outcome: Any) -> None:
     if not found:
         raise UserError("No trial has an evaluation: all diverged or were refused.")
     _report(search)
+    if (excess := found[0].score.excess) > 0:
+        raise UserError(
+            f"No trial is within the limit on costs; the first above exceeds it least, by {excess:.4g}. Try more "
+            "trials, more steps or another space; within_cost_limit: false compares trials by "
+            f"{search.search.file.metric} alone."
+        )
     console.print("Train the best configuration on fresh seeds, then `rllib-hpo report` shows both apart:")
     command = write_confirmation(search, found[0].values)
     console.print(command, highlight=False, markup=False, soft_wrap=True)
@@ -203,10 +214,15 @@ def _print_outcome(search: Any, outcome: Any) -> None:
 
 def _print_best(search: Any, found: list[Any]) -> None:
     metric, names = search.search.file.metric, list(search.search.file.space)
-    table = Table(metric, "steps", "trial", *names, title=f"The best of {len(found)}", title_justify="left")
+    costs = [] if search.search.limited is None else ["cost over its limit"]
+    columns = [metric, *costs, "steps", "trial", *names]
+    has_best = not found[0].score.excess
+    title = f"The best of {len(found)}" if has_best else f"None of {len(found)} is within the limit on costs"
+    table = Table(*columns, title=title, title_justify="left")
     for one in found[:SHOWN]:
+        over = [f"{one.score.excess:.4g}" if one.score.excess else "-" for _ in costs]
         values = [_short(one.values[name]) for name in names]
-        table.add_row(f"{one.value:,.1f}", f"{one.steps:,}", f"{one.number}", *values)
+        table.add_row(f"{one.score.value:,.1f}", *over, f"{one.steps:,}", f"{one.number}", *values)
     console.print(table)
 
 

@@ -15,6 +15,8 @@ from rllib_hpo.results.schema import (
     config_hash,
     cost_statistics,
     episode_statistics,
+    excess_cost,
+    limited_cost,
     rows_from_arrow,
     without_volatile,
 )
@@ -35,6 +37,8 @@ __all__ = [
     "config_hash",
     "cost_statistics",
     "episode_statistics",
+    "excess_cost",
+    "limited_cost",
     "merge_trial",
     "provenance",
     "read_rows",

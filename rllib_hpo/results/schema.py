@@ -227,6 +227,16 @@ def cost_statistics(
     }
 
 
+def limited_cost(config: Mapping[str, Any]) -> str:
+    """Return the column that a configuration's `cost_limit` bounds, as its `cost_discounting` says."""
+    return "cost_mean" if config.get("cost_discounting") == "undiscounted" else "cost_discounted_mean"
+
+
+def excess_cost(cost: float, limit: float) -> float:
+    """Return by how much a cost exceeds its limit, 0 within it."""
+    return max(0.0, cost - limit)
+
+
 def canonical_json(config: Mapping[str, Any]) -> str:
     """`config` as JSON that depends on its content only: sorted keys, no spaces, no NaN or infinity."""
     return json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)

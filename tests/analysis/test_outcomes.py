@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, bootstrap
 
 from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.algorithms.soft_q import SoftQSettings
 from rllib_hpo.algorithms.td3 import DDPGSettings
-from rllib_hpo.analysis.outcomes import is_past, outcomes_table, threshold_figure, wilson
+from rllib_hpo.analysis.outcomes import is_past, outcomes_table, success_figure, threshold_figure, wilson
 from rllib_hpo.analysis.runs import Run, TaskId
 from rllib_hpo.analysis.trajectories import roll_out, write_trajectories
 from rllib_hpo.deployment import DeployedPolicy, PolicyMetadata
@@ -68,6 +68,35 @@ def test_runs_past_the_threshold_are_counted() -> None:
     (axis,) = figure.axes
     assert len(axis.get_lines()) == 4
     assert axis.get_lines()[-1].get_ydata()[0] == 3.0
+
+
+def _succeeding(label: str, seed: int, rates: list[float], task: str = "reach") -> Run:
+    run = replace(_run(seed, [NAN] * 3, TaskId(task, "Reach-v0")), label=label)
+    return replace(run, diagnostics={"success_rate": np.array(rates)})
+
+
+def test_success_rates_are_drawn_as_measured() -> None:
+    """Means over seeds at the steps that all have, on exact values; intervals against SciPy's bootstrap."""
+    rates = [[NAN, 0.25, 1.0], [0.5, 0.5, 0.75], [0.0, 0.0, 0.5]]
+    runs = [_succeeding("SAC", seed, own) for seed, own in enumerate(rates)]
+    runs += [_succeeding("SAC-HPO", 0, [0.0, 0.5, 1.0]), _run(0, [NAN, 1.0, 3.1])]
+    figure = success_figure(runs, np.random.default_rng(0))
+    assert figure is not None
+    (axis,) = figure.axes
+    assert axis.get_title(loc="left") == "reach"
+    many, single = axis.get_lines()
+    assert (many.get_label(), many.get_xdata().tolist()) == ("SAC", [100, 200])
+    assert many.get_ydata() == pytest.approx([0.25, 0.75])
+    assert (single.get_label(), single.get_ydata().tolist()) == ("SAC-HPO", [0.0, 0.5, 1.0])
+    (shade,) = axis.collections  # of several seeds only
+    corners = shade.get_paths()[0].vertices
+    for step, place in ((100, 1), (200, 2)):
+        drawn = corners[corners[:, 0] == step, 1]
+        theirs = bootstrap(
+            ([own[place] for own in rates],), np.mean, method="percentile", n_resamples=20_000, rng=1
+        )
+        assert (drawn.min(), drawn.max()) == pytest.approx(tuple(theirs.confidence_interval), abs=0.01)
+    assert success_figure([_run(0, [NAN, 1.0, 3.1])], np.random.default_rng(0)) is None
 
 
 def test_without_outcomes_there_is_no_table() -> None:

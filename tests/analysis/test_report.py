@@ -19,6 +19,7 @@ from rllib_hpo.errors import UserError
 from rllib_hpo.results import SCHEMA, read_rows, rows_from_arrow, write_row
 from tests.analysis.reader import Reader
 from tests.analysis.test_tables import grid
+from tests.results.rows import make_row
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -144,4 +145,45 @@ def test_a_tooltip_says_what_the_parquet_row_says(made: Path, rows: Path, browse
     ]
     assert len(matching) == 1
     assert f"{matching[0]['return_mean']:.2f}" in text.replace(",", "")
+    assert reader.console() == []
+
+
+@pytest.fixture(scope="module")
+def with_success(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pa.Table]:
+    """Return the report of two seeds whose evaluations report successes, and its rows."""
+    folder = tmp_path_factory.mktemp("success")
+    for seed, rates in enumerate(([0.0, 0.5, 1.0], [0.0, 0.25, 0.5])):
+        for step, rate in zip((0, 1_000, 2_000), rates, strict=True):
+            row = make_row(
+                task="PointReach-v0", env_id="PointReach-v0", seed=seed, env_steps=step, success_rate=rate
+            )
+            write_row(folder / "rows", row)
+    table = read_rows(folder / "rows")
+    write_report(table, folder / "report")
+    return folder / "report", table
+
+
+def test_a_report_has_a_success_curve_where_rows_have_rates(
+    with_success: tuple[Path, pa.Table], made: Path
+) -> None:
+    directory, _ = with_success
+    assert imread(directory / "figures" / "success.png").std() > 0.01
+    assert "0.75 ± 0.35" in (directory / "tables.md").read_text()
+    assert not (made / "figures" / "success.png").exists()
+
+
+@pytest.mark.slow
+def test_the_page_draws_success_rates(with_success: tuple[Path, pa.Table], browser: Any) -> None:
+    """As a quantity of the interactive curves, and as the figure, which a browser decodes."""
+    directory, table = with_success
+    reader = Reader(browser, directory / "index.html")
+    reader.open("#y=success_rate&span=1")
+    (line,) = reader.traces(0, "mean", 0)
+    rates = np.array(table["success_rate"].to_pylist()).reshape(2, 3)
+    assert line["x"] == [0, 1_000, 2_000]
+    np.testing.assert_allclose(line["y"], rates.mean(0), rtol=0, atol=1e-12)
+    (width,) = reader.driver.execute_script(
+        "return [...document.querySelectorAll('figure img[alt=\"Success rates\"]')].map((i) => i.naturalWidth)"
+    )
+    assert width > 100
     assert reader.console() == []

@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from rllib_hpo.analysis.report import write_report
 from rllib_hpo.analysis.runs import runs_of
-from rllib_hpo.analysis.searches import problems_table, search_tables
-from rllib_hpo.analysis.tables import progress_table
+from rllib_hpo.analysis.search_figures import parallel_figure
+from rllib_hpo.analysis.searches import problems_table, search_tables, searches_in
+from rllib_hpo.analysis.tables import NOTHING, progress_table
 from rllib_hpo.cli import app
 from rllib_hpo.results import rows_from_arrow, write_row
 from tests.analysis.test_tables import grid
@@ -47,6 +48,37 @@ def test_a_search_is_a_table_of_trials_and_no_run() -> None:
         ["trial2", "0.3"],
     ]
     assert "change step_size during the run" in search.note
+
+
+def test_trials_within_the_limit_on_costs_come_first() -> None:
+    """Then those that exceed it, the least first, whatever their returns."""
+    costs = {"trial0": 30.0, "trial1": 20.0, "trial2": 25.5, "trial3": 25.0}
+    returns = {"trial0": 900.0, "trial1": 100.0, "trial2": 50.0, "trial3": 200.0}
+    made = [
+        make_row(
+            trial_id=trial,
+            seed=number,
+            variant="search",
+            return_mean=returns[trial],
+            cost_mean=cost,
+            cost_discounted_mean=1.0,
+            cost_limit=25.0,
+            config={"step_size": 0.1 * (number + 1), "cost_discounting": "undiscounted"},
+        ).to_arrow()
+        for number, (trial, cost) in enumerate(costs.items())
+    ]
+    (search,) = search_tables(pa.concat_tables(made))
+    place = search.columns.index("cost over its limit")
+    assert [(row[0], row[place]) for row in search.rows] == [
+        ("trial3", NOTHING),
+        ("trial1", NOTHING),
+        ("trial2", "0.5"),
+        ("trial0", "5"),
+    ]
+    assert "within the limit on costs come first" in search.note
+    (axis,) = parallel_figure(searches_in(pa.concat_tables(made))[0]).axes
+    lines = [line for line in axis.get_lines() if len(line.get_xdata()) > 2 or line.get_alpha()]
+    assert [line.get_linestyle() for line in lines] == [":", ":", "-", "-"]
 
 
 def test_the_report_says_what_check_says(tmp_path: Path) -> None:

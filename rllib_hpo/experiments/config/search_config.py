@@ -42,10 +42,14 @@ from rllib_hpo.errors import SettingsError, nearest, shown
 from rllib_hpo.experiments.config.model_file import FileModel, ModelLines
 from rllib_hpo.experiments.config.run_config import RunConfig, RunSettings, resolve
 from rllib_hpo.experiments.config.sweep_config import AXIS_SETTINGS
+from rllib_hpo.results import limited_cost
 from rllib_hpo.tasks import find_task
 
 MAX_TRIALS = 10_000
-NOT_SEARCHED = ("steps", "seed", "evaluation_every", "evaluation_episodes", "evaluation_max_episode_steps")
+NOT_SEARCHED = (
+    *("steps", "seed", "evaluation_every", "evaluation_episodes", "evaluation_max_episode_steps"),
+    *("cost", "cost_limit", "cost_discounting"),
+)
 """Settings that all trials share, or they could not be compared."""
 
 Values = Mapping[str, Any]
@@ -145,6 +149,8 @@ class SearchFile(FileModel):
     """Number of an evaluation to compare trials by, as `return_mean` or `cost_mean`."""
     mode: Literal["max", "min"] = "max"
     """Whether more of it is better, or less."""
+    within_cost_limit: bool = True
+    """Whether trials that exceed the task's limit on costs rank behind all others, by how much they exceed it."""
     confirmation_seeds: Annotated[int, Field(ge=1, le=1_000)] = 5
     """Number of fresh seeds to train the best configuration with, afterwards."""
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -164,12 +170,14 @@ class Search:
         steps: Environment steps of a trial, at most.
         whole: Searched settings that are whole numbers.
         rungs: Steps at which asha may stop a trial, or at which pbt compares; ascending, all below `steps`.
+        limited: Number of an evaluation that must not exceed `cost_limit`; None if trials compare by the metric alone.
     """
 
     file: SearchFile
     steps: int
     whole: frozenset[str]
     rungs: tuple[int, ...] = ()
+    limited: str | None = None
 
     def config(self, number: int, values: Values, steps: int | None = None) -> RunConfig:
         """The configuration of a trial.
@@ -223,7 +231,9 @@ def read_search(path: Path, changes: Mapping[str, Any] | None = None) -> Search:
         search = Search(file, steps, whole)
         _check_ranges(search, lines)
         base = _check_values(search, lines)
-        return Search(file, steps, whole, _rungs(file, base, lines))
+        has_limit = file.within_cost_limit and base.settings.cost_limit is not None
+        limited = limited_cost(base.values()) if has_limit else None
+        return Search(file, steps, whole, _rungs(file, base, lines), limited)
 
 
 def _changed(given: SearchFile, changes: Mapping[str, Any]) -> SearchFile:

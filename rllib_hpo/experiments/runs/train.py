@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,6 +21,7 @@ from rllib_hpo.experiments.config.run_config import RunConfig, resolve_saved
 from rllib_hpo.experiments.process.lock import locked
 from rllib_hpo.experiments.process.signals import stop_request
 from rllib_hpo.experiments.storage.checkpoints import CheckpointStore
+from rllib_hpo.experiments.storage.folder import remove_paths
 from rllib_hpo.experiments.storage.mirror import Mirror
 from rllib_hpo.experiments.storage.policies import KeptPolicies
 from rllib_hpo.experiments.tracking.events import EventLog
@@ -96,12 +96,10 @@ def start_run(config: RunConfig, out: Path) -> RunFiles:
 
 def remove_new_run(directory: Path) -> None:
     """Remove the files of `start_run` and of a run that never began, but no earlier hidden files."""
+    remove_paths(
+        path for path in directory.glob("*") if not path.name.startswith(".") or path.name == ".lock"
+    )
     with suppress(OSError):
-        for path in directory.iterdir():
-            if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
-                shutil.rmtree(path)
-            elif not path.name.startswith(".") or path.name == ".lock":
-                path.unlink()
         directory.rmdir()
 
 

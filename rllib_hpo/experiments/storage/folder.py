@@ -32,6 +32,16 @@ _ATOMIC = frozenset({"s3", "gcs", "abfs"})  # there an object appears whole or n
 _SECRET = re.compile(r"key|secret|token|passw|credential|signature|^sig$|^sas", re.IGNORECASE)
 
 
+def remove_paths(paths: Iterable[Path]) -> None:
+    """Remove files and folders, each on its own: one that is missing or cannot be removed keeps no other."""
+    for path in list(paths):  # which may be a listing of the folder they are in
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
+
+
 def is_uri(text: str) -> bool:
     """Whether `text` is a URI, and not a path; a Windows drive is a path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", text) is not None

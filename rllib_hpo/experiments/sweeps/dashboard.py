@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+
 from rllib_hpo.errors import CheckpointError, UserError
 from rllib_hpo.experiments.config.run_config import read_config_file
 from rllib_hpo.experiments.sweeps.plan import SweepFiles, read_plan
 from rllib_hpo.experiments.tracking.wandb_logger import PROJECT, STEP_METRIC, group_of, task_metric
-from rllib_hpo.results import write_atomically
+from rllib_hpo.results import SUCCESS_RATE, read_rows, write_atomically
 
 DIAGNOSTICS = {
     "gate_mean": "Gate",
@@ -64,6 +66,7 @@ class _Cell:
     variant: str
     has_cost: bool = False
     is_constrained: bool = False
+    has_goals: bool = False
 
 
 def workspace(files: SweepFiles, entity: str | None = None, project: str = PROJECT) -> Any:
@@ -82,7 +85,10 @@ def workspace(files: SweepFiles, entity: str | None = None, project: str = PROJE
     cells = _cells(files, plan["trials"])
     tasks = _unique(cell.task for cell in cells)
     costly = {cell.task for cell in cells if cell.has_cost}
-    sections = [_task_section(task, has_cost=task in costly) for task in tasks]
+    succeeding = {cell.task for cell in cells if cell.has_goals} | _tasks_with_success(files)
+    sections = [
+        _task_section(task, has_success=task in succeeding, has_cost=task in costly) for task in tasks
+    ]
     sections += [_ablation_section(task, cells) for task in tasks if _ablated(task, cells)]
     if any(cell.is_constrained for cell in cells):
         sections.append(_section("Safety", [_learner_panel(*item) for item in SAFETY.items()]))
@@ -153,25 +159,36 @@ def _cells(files: SweepFiles, trials: dict[str, str]) -> list[_Cell]:
         if not config_file.is_file():
             raise CheckpointError(f"{config_file}, which the sweep's plan names, is missing.")
         config = read_config_file(config_file)
-        about = {"has_cost": config.get("cost") is not None, "is_constrained": "lagrange" in config}
+        about = {
+            "has_cost": config.get("cost") is not None,
+            "is_constrained": "lagrange" in config,
+            "has_goals": config.get("replay") == "her",
+        }
         cells.append(_Cell(str(config["task"]), str(config["algorithm"]), variant, **about))
     return _unique(cells)
+
+
+def _tasks_with_success(files: SweepFiles) -> set[str]:
+    """Tasks with an evaluation so far whose environment reported successes; no configuration tells."""
+    rows = read_rows(files.results)
+    return set(rows.filter(pc.field(SUCCESS_RATE).is_valid())["task"].to_pylist())
 
 
 def _ablated(task: str, cells: Sequence[_Cell]) -> bool:
     return len({cell.variant for cell in cells if cell.task == task}) > 1
 
 
-def _task_section(task: str, *, has_cost: bool) -> Any:
-    """A section that compares algorithms and variants: returns, and costs with their limit."""
-    titles = {"return_mean": "Evaluation return, by algorithm and variant"}
+def _task_section(task: str, *, has_success: bool, has_cost: bool) -> Any:
+    """A section that compares algorithms and variants: returns, success rates, and costs with their limit."""
+    panels = [_panel(task_metric(task), "Evaluation return, by algorithm and variant")]
+    if has_success:
+        panels.append(_panel(task_metric(task, SUCCESS_RATE), "Share of episodes that succeeded"))
     if has_cost:
-        titles |= {"cost_mean": "Cost of an episode", "cost_discounted_mean": "Discounted cost of an episode"}
-    limit = task_metric(task, "cost_limit")
-    panels = [
-        _panel(task_metric(task, name), title, *([] if name == "return_mean" else [limit]))
-        for name, title in titles.items()
-    ]
+        limit = task_metric(task, "cost_limit")
+        panels += [
+            _panel(task_metric(task, "cost_mean"), "Cost of an episode", limit),
+            _panel(task_metric(task, "cost_discounted_mean"), "Discounted cost of an episode", limit),
+        ]
     return _section(task, panels)
 
 

@@ -22,7 +22,7 @@ from rllib_hpo.experiments.config.run_config import RunConfig, resolve_saved
 from rllib_hpo.experiments.config.sweep_config import Sweep, Trial
 from rllib_hpo.experiments.process.signals import StopRequest
 from rllib_hpo.experiments.runs.train import CONFIG_FILE, RunFiles, to_rllib
-from rllib_hpo.experiments.storage.folder import Storage
+from rllib_hpo.experiments.storage.folder import STORAGE_ERRORS, Storage, remove_paths
 from rllib_hpo.experiments.sweeps.plan import ERROR_FILE, PLAN_FILE, SweepFiles, read_plan, steps_done
 from rllib_hpo.experiments.sweeps.progress import SweepProgress
 from rllib_hpo.experiments.sweeps.resources import check_placeable, resources
@@ -117,17 +117,15 @@ def describe_broken(broken: Mapping[str, UserError]) -> UserError:
 
 
 def remove_new_sweep(files: SweepFiles, storage: Storage | None = None) -> None:
-    """Remove a sweep that was refused before any trial began, so that a corrected command can make it."""
-    trials = files.directory / "trials"
-    begun = [path for path in trials.glob("*/*") if path.name != CONFIG_FILE]
+    """Remove a sweep or search that was refused before any trial began, so that a corrected command can make it."""
+    begun = [path for path in files.directory.glob("trials/*/*") if path.name != CONFIG_FILE]
     if begun or files.results.exists():
         return
-    with suppress(OSError, StorageError):
-        if storage is not None:
+    if storage is not None:
+        with suppress(*STORAGE_ERRORS):
             storage.remove(PLAN_FILE)
-        shutil.rmtree(trials)
-        for path in (files.plan, files.sweep_file):
-            path.unlink(missing_ok=True)
+    remove_paths(files.directory.glob("*"))  # which was empty before
+    with suppress(OSError):
         files.directory.rmdir()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 MEANINGS: dict[str, str] = {
     "train/return_mean": "Mean return of the training episodes that ended lately, with the noise of exploration",
     "train/episode_length_mean": "Mean length of those episodes, in steps",
+    "train/success_rate": "Share of those episodes that succeeded, where the environment reports `is_success`",
     "train/num_episodes": "Training episodes that have ended in all",
     "train/env_restarts": "Environments that were rebuilt after an error",
     "train/cost_mean": "Mean cost of the training episodes that ended lately",
@@ -20,6 +21,7 @@ MEANINGS: dict[str, str] = {
     "evaluation/return_mean": "Mean return of the noise-free episodes of the latest evaluation",
     "evaluation/return_std": "Standard deviation of their returns",
     "evaluation/episode_length_mean": "Mean length of those episodes, in steps",
+    "evaluation/success_rate": "Share of those episodes that succeeded, where the environment reports `is_success`",
     "evaluation/env_steps": "Environment step whose weights were evaluated",
     "evaluation/discounted_return_mean": "Mean discounted return, where the environment reports outcomes",
     "evaluation/cost_mean": "Mean cost of an episode of the evaluation",

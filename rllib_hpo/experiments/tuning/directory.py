@@ -7,19 +7,19 @@ import logging
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rllib_hpo.errors import CheckpointError, SettingsError, StorageError, UserError
+from rllib_hpo.errors import CheckpointError, SettingsError, UserError
 from rllib_hpo.experiments.config.run_config import RunConfig
 from rllib_hpo.experiments.config.search_config import Search, Values, ends, read_search
 from rllib_hpo.experiments.config.sweep_config import Sweep, Trial
-from rllib_hpo.experiments.runs.train import CONFIG_FILE, evaluation_metrics
+from rllib_hpo.experiments.runs.train import evaluation_metrics
 from rllib_hpo.experiments.storage.folder import Storage, publish
 from rllib_hpo.experiments.sweeps.plan import SEARCH, SweepFiles, newest_manifest, read_plan
 from rllib_hpo.experiments.sweeps.sweep import check_trials
+from rllib_hpo.experiments.tuning.scores import Score, score_of
 from rllib_hpo.experiments.tuning.study import import_optuna
 from rllib_hpo.results import write_atomically
 from rllib_hpo.results.configurations import SEARCH_VARIANT
@@ -73,7 +73,7 @@ class SearchDirectory:
         if self.storage is not None:
             publish(self.storage, self.files.directory, names)
 
-    def last_score(self, name: str, steps: int) -> float | None:
+    def last_score(self, name: str, steps: int) -> Score | None:
         """Score of a trial's evaluation at its last step, from its checkpoint; None if it is not there yet.
 
         Raises:
@@ -86,7 +86,7 @@ class SearchDirectory:
             return None
         if manifest is None or finished_steps(manifest) < steps:
             return None
-        return metric_of(self.search, evaluation_metrics(manifest["evaluation"]))
+        return score_of(self.search, evaluation_metrics(manifest["evaluation"]))
 
     def forget(self, name: str) -> None:
         """Remove checkpoints and replay of a trial that others have gone on from; its rows stay."""
@@ -95,21 +95,6 @@ class SearchDirectory:
             if self.storage is not None:
                 with self.storage.reached():
                     self.storage.remove_folder(f"trials/{name}/{folder}")
-
-
-def metric_of(search: Search, metrics: Mapping[str, float]) -> float:
-    """The number of an evaluation that a search compares.
-
-    Raises:
-        SettingsError: If its evaluations have no such number.
-    """
-    value = metrics.get(f"evaluation/{search.file.metric}")
-    if value is None:
-        names = sorted(name.removeprefix("evaluation/") for name in metrics if name.startswith("evaluation/"))
-        raise SettingsError(
-            f"metric={search.file.metric!r} is no number of these evaluations; they have {', '.join(names)}."
-        )
-    return value
 
 
 def start_search(
@@ -146,18 +131,6 @@ def start_search(
     }
     write_atomically(files.plan, json.dumps(plan, indent=1).encode())
     return SearchDirectory(search, files, token, tuple(sorted(imports)))
-
-
-def remove_new_search(directory: SearchDirectory) -> None:
-    """Remove a search that was refused before any trial began, so that a corrected command can make it."""
-    root = directory.files.directory
-    begun = [path for path in root.glob("trials/*/*") if path.name != CONFIG_FILE]
-    if begun or directory.files.results.exists():
-        return
-    with suppress(OSError, StorageError):
-        if directory.storage is not None:
-            directory.storage.remove(directory.files.plan.name)
-        shutil.rmtree(root)
 
 
 def open_search(

@@ -19,6 +19,7 @@ from rllib_hpo.experiments.sweeps.sweep import Outcome, forget_errors
 from rllib_hpo.experiments.sweeps.trial import Batch, TrialOptions, run_batch
 from rllib_hpo.experiments.tuning.directory import SearchDirectory
 from rllib_hpo.experiments.tuning.population import Member, first_generation, next_generation
+from rllib_hpo.experiments.tuning.scores import Score, comparable
 from rllib_hpo.results import write_atomically
 from rllib_hpo.results.configurations import SEARCH_VARIANT
 
@@ -27,7 +28,7 @@ POPULATION_FILE = "population.json"
 
 class _Generation(BaseModel):
     members: list[tuple[dict[str, Any], int | None]]
-    scores: list[float | None]
+    scores: list[Score | None]
 
 
 class _Population(BaseModel):
@@ -53,7 +54,7 @@ class Generations:
         self.directory, self.search = directory, directory.search
         self._file = directory.files.directory / POPULATION_FILE
         self._members: list[list[Member]] = []
-        self._scores: list[list[float | None]] = []
+        self._scores: list[list[Score | None]] = []
         """Scores of each finished generation; None for a member that diverged."""
         self.diverged: set[str] = set()
         """Trials of the generation under way that diverged."""
@@ -105,9 +106,10 @@ class Generations:
     def _next(self) -> list[Member]:
         if not self._members:
             return first_generation(self.search)
-        sign = 1 if self.search.file.mode == "max" else -1
-        scores = [None if score is None else sign * score for score in self._scores[-1]]
-        return next_generation(self.search, len(self._members), self._members[-1], scores)
+        scores = self._scores[-1]
+        number = comparable(self.search, (score for score in scores if score is not None))
+        numbers = [None if score is None else number(score) for score in scores]
+        return next_generation(self.search, len(self._members), self._members[-1], numbers)
 
     def name(self, generation: int, number: int) -> str:
         """Name of the directory of a member's trial."""
@@ -121,7 +123,7 @@ class Generations:
 
     def finish(self, generation: int) -> bool:
         """Store the scores of a generation if all its trials are done or diverged; returns whether they are."""
-        scores: list[float | None] = []
+        scores: list[Score | None] = []
         for name in self.trials(generation):
             score = self.directory.last_score(name, self.ends[generation])
             if score is None and name not in self.diverged:
@@ -131,7 +133,7 @@ class Generations:
         self._write()
         return True
 
-    def standing(self) -> list[tuple[Member, int, float | None]]:
+    def standing(self) -> list[tuple[Member, int, Score | None]]:
         """Members of the last finished generation, the steps they have made, and scores; None for one that diverged."""
         if not self._scores:
             return []

@@ -26,8 +26,9 @@ from rllib_hpo.experiments.sweeps.resources import check_placeable, resources
 from rllib_hpo.experiments.sweeps.sweep import Outcome, forget_errors
 from rllib_hpo.experiments.sweeps.trial import Batch, TrialOptions, in_session, run_batch
 from rllib_hpo.experiments.tuning import halving
-from rllib_hpo.experiments.tuning.directory import SearchDirectory, example, metric_of
+from rllib_hpo.experiments.tuning.directory import SearchDirectory, example
 from rllib_hpo.experiments.tuning.generations import Generations, run_population
+from rllib_hpo.experiments.tuning.scores import Score, comparable, score_of
 from rllib_hpo.experiments.tuning.study import STUDY_FILE, Record, Study
 from rllib_hpo.results.configurations import SEARCH_VARIANT
 from rllib_hpo.rllib.machines import Machines
@@ -43,8 +44,8 @@ class Tried(NamedTuple):
     values: Mapping[str, Any]
     steps: int
     """Environment steps of its latest evaluation."""
-    value: float
-    """The search's metric there."""
+    score: Score
+    """The search's metric there, and by how much the cost exceeds its limit."""
     is_complete: bool
     """Whether it has made all steps of a trial."""
 
@@ -84,13 +85,16 @@ def _run_locked(directory: SearchDirectory, progress: SweepProgress, options: Tr
 
 
 def tried(directory: SearchDirectory) -> list[Tried]:
-    """What a search has tried so far, best first; those with all steps before the others."""
+    """What a search has tried so far, best first; those with all steps before the others.
+
+    With a limit on costs, trials of equal length that exceed it come after those that do not.
+    """
     if directory.search.file.scheduler == "pbt":
         generations = Generations(directory)
         found = [
-            Tried(number, member.values, steps, value, steps == directory.search.steps)
-            for number, (member, steps, value) in enumerate(generations.standing())
-            if value is not None
+            Tried(number, member.values, steps, score, steps == directory.search.steps)
+            for number, (member, steps, score) in enumerate(generations.standing())
+            if score is not None
         ]
     else:
         found = [
@@ -98,8 +102,8 @@ def tried(directory: SearchDirectory) -> list[Tried]:
             for r in Study(directory.files.directory / STUDY_FILE, directory.search).records()
             if r.reports and r.state != "FAIL"
         ]
-    sign = 1 if directory.search.file.mode == "max" else -1
-    return sorted(found, key=lambda one: (one.is_complete, one.steps, sign * one.value), reverse=True)
+    number = comparable(directory.search, (one.score for one in found))
+    return sorted(found, key=lambda one: (one.is_complete, one.steps, number(one.score)), reverse=True)
 
 
 class Ledger:
@@ -138,10 +142,10 @@ class Ledger:
         for record in self._study.records():
             if record.state != "RUNNING":
                 continue
-            value = self.directory.last_score(self.name(record.number), self.search.steps)
-            if value is not None:
-                self._study.report(record.number, self.search.steps, value)
-                self._study.end(record.number, "COMPLETE", value)
+            score = self.directory.last_score(self.name(record.number), self.search.steps)
+            if score is not None:
+                self._study.report(record.number, self.search.steps, score)
+                self._study.end(record.number, "COMPLETE")
             elif self._is_stopped(record.number):
                 self._study.end(record.number, "PRUNED")
         self._upload()
@@ -172,7 +176,7 @@ class Ledger:
         """Store evaluations of a trial; returns whether it stops early, which is then stored too."""
         number = int(name.rpartition("-")[2])
         for step, metrics in evaluations:
-            self._study.report(number, step, metric_of(self.search, metrics))
+            self._study.report(number, step, score_of(self.search, metrics))
         if not evaluations or not self._is_stopped(number):
             return False
         self._study.end(number, "PRUNED")
@@ -184,7 +188,7 @@ class Ledger:
         if diverged:
             self._study.end(record.number, "FAIL")
         elif self.search.steps in record.reports:
-            self._study.end(record.number, "COMPLETE", record.reports[self.search.steps])
+            self._study.end(record.number, "COMPLETE")
 
     def done_before(self) -> dict[str, int]:
         """Environment steps of each trial so far, and all of them for those that have ended early."""
@@ -211,10 +215,10 @@ class Ledger:
         """Whether ASHA stops a running trial at its last report."""
         if self.search.file.scheduler != "asha":
             return False
-        sign = 1 if self.search.file.mode == "max" else -1
+        records = self._study.records()
+        score = comparable(self.search, (one for record in records for one in record.reports.values()))
         scores = {
-            record.number: {step: sign * value for step, value in record.reports.items()}
-            for record in self._study.records()
+            record.number: {step: score(one) for step, one in record.reports.items()} for record in records
         }
         own = scores.pop(number)
         return halving.stops(own, scores.values(), self.search.rungs, self._asha.reduction_factor)

@@ -8,9 +8,12 @@ from typing import Any, NamedTuple
 
 from rllib_hpo.errors import CheckpointError, UserError
 from rllib_hpo.experiments.config.search_config import Search, choice_label
+from rllib_hpo.experiments.tuning.scores import Score
 from rllib_hpo.streams import derived_seed
 
 STUDY_FILE = "study.db"
+_EXCESS = "excess_cost"
+"""Constraint of a trial, and the user attributes that hold it: of the last evaluation, and of one step each."""
 
 
 class Record(NamedTuple):
@@ -19,8 +22,8 @@ class Record(NamedTuple):
     number: int
     values: dict[str, Any]
     """Its searched settings."""
-    reports: dict[int, float]
-    """Its evaluations by environment step: the metric of the search."""
+    reports: dict[int, Score]
+    """Its evaluations by environment step."""
     state: str
     """RUNNING (also while nothing runs it), COMPLETE, PRUNED or FAIL."""
 
@@ -49,6 +52,7 @@ class Study:
             self._storage = self._optuna.storages.get_storage(f"sqlite:///{path}")
             self._study = self._optuna.create_study(
                 storage=self._storage,
+                sampler=self._sampler(),
                 study_name=file.search,
                 direction="maximize" if file.mode == "max" else "minimize",
                 load_if_exists=True,
@@ -76,7 +80,10 @@ class Study:
                     name: self._labels[name][value] if name in self._labels else value
                     for name, value in trial.params.items()
                 },
-                dict(trial.intermediate_values),
+                {
+                    step: Score(value, trial.user_attrs.get(f"{_EXCESS}_{step}", 0.0))
+                    for step, value in trial.intermediate_values.items()
+                },
                 trial.state.name,
             )
             for trial in self._study.get_trials(deepcopy=False)
@@ -90,30 +97,53 @@ class Study:
         trial = self._study.ask(self._distributions())
         return next(record for record in self.records() if record.number == trial.number)
 
-    def report(self, number: int, step: int, value: float) -> None:
+    def report(self, number: int, step: int, score: Score) -> None:
         """Store an evaluation of a running trial; one that is there already stays."""
         record = self.records()[number]
         if record.state == "RUNNING" and step not in record.reports:
-            self._trial(number).report(value, step)
+            trial = self._trial(number)
+            if self._search.limited is not None:  # first, since the report is what a later session looks for
+                trial.set_user_attr(f"{_EXCESS}_{step}", score.excess)
+            trial.report(score.value, step)
 
-    def end(self, number: int, state: str, value: float | None = None) -> None:
-        """End a trial as COMPLETE, with its value, as PRUNED or as FAIL; an ended one stays as it is."""
+    def end(self, number: int, state: str) -> None:
+        """End a trial as COMPLETE, with the value of its last evaluation, as PRUNED or as FAIL; an ended one stays."""
+        record = self.records()[number]
+        last = record.reports[max(record.reports)] if record.reports else None
+        if record.state == "RUNNING" and last is not None and self._search.limited is not None:
+            self._constrain(number, last.excess)
+        value = last.value if last is not None and state == "COMPLETE" else None
         states = self._optuna.trial.TrialState
         self._study.tell(number, value, state=states[state], skip_if_finished=True)
+
+    def _constrain(self, number: int, excess: float) -> None:
+        """Tell Optuna what a trial's cost exceeds the limit by; its samplers prefer trials that exceed nothing."""
+        trial = self._trial(number)
+        trial.set_user_attr(_EXCESS, excess)
+        if self._has_constraints and _EXCESS not in trial.constraints:
+            trial.set_constraint(_EXCESS, excess)
 
     def _trial(self, number: int) -> Any:
         study = self._storage.get_study_id_from_name(self._study.study_name)
         found = self._storage.get_trial_id_from_study_id_trial_number(study, number)
         return self._optuna.trial.Trial(self._study, found)
 
-    def _sampler(self, seed: int) -> Any:
+    @property
+    def _has_constraints(self) -> bool:
+        """Whether trials have constraints, as since Optuna 5; before, the sampler is given a function for them."""
+        return hasattr(self._optuna.trial.Trial, "set_constraint")
+
+    def _sampler(self, seed: int = 0) -> Any:
         samplers = self._optuna.samplers
         if self._search.file.sampler == "random":
             return samplers.RandomSampler(seed=seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", self._optuna.exceptions.ExperimentalWarning)
             # Running trials count as bad ones, or those that begin together would all try the same.
-            return samplers.TPESampler(seed=seed, constant_liar=True)
+            options: dict[str, Any] = {"seed": seed, "constant_liar": True}
+            if self._search.limited is not None and not self._has_constraints:
+                options["constraints_func"] = lambda trial: (trial.user_attrs.get(_EXCESS, 0.0),)
+            return samplers.TPESampler(**options)
 
     def _distributions(self) -> dict[str, Any]:
         made = {}

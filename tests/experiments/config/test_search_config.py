@@ -95,6 +95,7 @@ MISTAKES = [
     ("[auto, 0.2]", "[0.2, 0.2]", "line 12: space.alpha: a choice stands there twice"),
     ("step_size:", "stepsize:", "line 10: 'stepsize' is not a setting of sac-hpo. Did you mean 'step_size'?"),
     ("step_size:", "seed:", "line 10: 'seed' cannot be searched: trials are compared by it"),
+    ("step_size:", "cost_limit:", "line 10: 'cost_limit' cannot be searched: trials are compared by it"),
     ("{evaluation_every: 5_000}", "{step_size: 0.1}", "line 8: 'step_size' is searched: it stands in space"),
     ("{evaluation_every: 5_000}", "{task: hopper}", "line 8: 'task' is a key of the search file itself"),
     ("{alpha: 0.2}", "{alpha: 0.3}", "line 14: alpha=0.3 is not in the space"),

@@ -18,9 +18,13 @@ from rllib_hpo.experiments.runs.train import RunFiles, TrainingRun, flat_metrics
 from rllib_hpo.experiments.sweeps.dashboard import DIAGNOSTICS, LOSSES, SAFETY
 from rllib_hpo.experiments.sweeps.plan import SweepFiles
 from rllib_hpo.experiments.sweeps.sweep import start_sweep
+from rllib_hpo.experiments.tracking.training_metrics import meaning
 from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
+from rllib_hpo.results import read_rows, write_row
 from tests.experiments.fake_wandb import fake_server
 from tests.experiments.lives import CLI, REPOSITORY
+from tests.experiments.wandb_file import read_wandb_file
+from tests.results.rows import make_row
 
 pytest.importorskip("wandb_workspaces")
 
@@ -34,6 +38,13 @@ variants:
   default: {}
 """
 ABLATION = SWEEP.replace("[sac, sac-nf, sac-hpo]", "[sac-hpo]") + "  k-1: {settings: {leapfrog_steps: 1}}\n"
+GOALS = """\
+sweep: goals
+algorithms: [sac]
+tasks: [PointReach-v0]
+seeds: 0-1
+settings: {replay: her}
+"""
 MIXED = SWEEP + "  k-1: {settings: {leapfrog_steps: 1}, algorithms: [sac-hpo]}\n"
 
 
@@ -71,6 +82,13 @@ def written(tmp_path: Path, text: str = SWEEP) -> dict[str, Any]:
     return view
 
 
+def sections_of(directory: Path) -> dict[str, list[list[str]]]:
+    """Return the metrics of each section's panels, of the workspace of a sweep."""
+    assert run(str(directory)) == 0
+    found = panels(json.loads((directory / "dashboard.json").read_text()))
+    return {name: [panel["metrics"] for panel in of_section] for name, of_section in found.items()}
+
+
 def test_sections_metrics_and_axis(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     view = written(tmp_path)
     assert str(tmp_path / "sweep" / "dashboard.json") in capsys.readouterr().out
@@ -105,6 +123,46 @@ def test_costs_stand_beside_returns_with_the_limit(tmp_path: Path) -> None:
         [f"{task}/cost_discounted_mean", f"{task}/cost_limit"],
     ]
     assert [panel["metrics"] for panel in found["Safety"]] == [[f"learner/{name}"] for name in SAFETY]
+
+
+def test_success_rates_stand_beside_returns(tmp_path: Path) -> None:
+    """Of goal tasks from the start; of others once an evaluation has reported any."""
+    text = SWEEP.replace("hopper, Pendulum-v1", "PointReach-v0, Pendulum-v1, hopper").replace(
+        "[sac, sac-nf,", "["
+    )
+    directory = planned(tmp_path, text)
+    write_row(directory / "results", make_row(task="Pendulum-v1", success_rate=0.5))
+    write_row(directory / "results", make_row(task="hopper"))
+    uniform = sections_of(directory)
+    assert uniform["Pendulum-v1"] == [["tasks/Pendulum-v1/return_mean"], ["tasks/Pendulum-v1/success_rate"]]
+    assert uniform["hopper"] == [["tasks/hopper/return_mean"]]
+    assert uniform["PointReach-v0"] == [["tasks/PointReach-v0/return_mean"]]
+    (tmp_path / "other").mkdir()
+    assert sections_of(planned(tmp_path / "other", GOALS))["PointReach-v0"] == [
+        ["tasks/PointReach-v0/return_mean"],
+        ["tasks/PointReach-v0/success_rate"],
+    ]
+
+
+def test_the_success_rate_of_its_panel_is_what_a_run_logs(tmp_path: Path) -> None:
+    """In W&B's own file of a real run, at every evaluation, and equal to the rows."""
+    tiny = {"hidden_units": 8, "train_batch_size_per_learner": 8, "warmup_steps": 20, "steps": 60}
+    tiny |= {"evaluation_every": 30, "evaluation_episodes": 2, "checkpoint_every": 60, "replay": "her"}
+    config = resolve({"algorithm": "sac", "task": "PointReach-v0", **tiny})
+    files = RunFiles(tmp_path / "run")
+    with TrainingRun(config, files, wandb=WandbOptions("offline")) as training:
+        while not training.is_complete:
+            training.iterate()
+    (path,) = files.directory.glob("wandb/offline-run-*/*.wandb")
+    (metric,) = sections_of(planned(tmp_path, GOALS))["PointReach-v0"][1]
+    history = read_wandb_file(path).history
+    logged = {int(record["env_steps"]): record[metric] for record in history if metric in record}
+    rows = read_rows(files.results).to_pylist()
+    assert logged == {row["env_steps"]: row["success_rate"] for row in rows}
+    assert list(logged) == [0, 30, 60]
+    named = {name for record in history for name in record if name.startswith(("train/", "evaluation/"))}
+    assert {"train/success_rate", "evaluation/success_rate"} <= named
+    assert [name for name in named if meaning(name) is None] == []
 
 
 def test_seeds_are_bands_of_groups_of_the_sweep_only(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from rllib_hpo.errors import CheckpointError, UserError
 from rllib_hpo.experiments.config.search_config import Search, contains, read_search
 from rllib_hpo.experiments.tuning import halving
 from rllib_hpo.experiments.tuning.population import Member, first_generation, next_generation
+from rllib_hpo.experiments.tuning.scores import Score
 from rllib_hpo.experiments.tuning.study import Study
 
 SPACE = """\
@@ -129,10 +130,16 @@ def test_a_population_that_diverged_is_one_sentence(search: Search) -> None:
 # --- studies ---
 
 
+def _ask_twice(study: Study) -> None:
+    study.report(study.ask().number, 10_000, Score(1.0))
+    second = study.ask().number
+    study.report(second, 20_000, Score(2.0))
+    study.end(second, "COMPLETE")
+
+
 def _ask_and_die(path: Path, search: Search) -> None:
     study = Study(path, search)
-    study.report(study.ask().number, 10_000, 1.0)
-    study.end(study.ask().number, "COMPLETE", 2.0)
+    _ask_twice(study)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -147,13 +154,16 @@ def test_a_study_outlives_its_writer(search: Search, tmp_path: Path) -> None:
     assert process.exitcode == -signal.SIGKILL
     study, alone = Study(tmp_path / "study.db", search), Study(tmp_path / "alone.db", search)
     first, second = study.records()
-    assert (first.state, first.reports, first.values["step_size"]) == ("RUNNING", {10_000: 1.0}, 0.1)
-    assert (second.state, second.reports) == ("COMPLETE", {})
-    alone.report(alone.ask().number, 10_000, 1.0)
-    alone.end(alone.ask().number, "COMPLETE", 2.0)
+    assert (first.state, first.reports, first.values["step_size"]) == (
+        "RUNNING",
+        {10_000: Score(1.0)},
+        0.1,
+    )
+    assert (second.state, second.reports) == ("COMPLETE", {20_000: Score(2.0)})
+    _ask_twice(alone)
     assert study.ask().values == alone.ask().values
-    study.report(first.number, 10_000, 7.0)  # heard again after a resume
-    assert study.records()[0].reports == {10_000: 1.0}
+    study.report(first.number, 10_000, Score(7.0))  # heard again after a resume
+    assert study.records()[0].reports == {10_000: Score(1.0)}
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
@@ -163,7 +173,8 @@ def test_a_sampler_stays_in_the_space(sampler: str, search: Search, tmp_path: Pa
     study = Study(tmp_path / "study.db", changed)
     for _ in range(15):
         record = study.ask()
-        study.end(record.number, "COMPLETE", record.values["step_size"])
+        study.report(record.number, 90_000, Score(record.values["step_size"]))
+        study.end(record.number, "COMPLETE")
     tried: list[dict[str, Any]] = [record.values for record in study.records()]
     assert all(contains(search, name, value) for values in tried for name, value in values.items())
     assert len({values["step_size"] for values in tried}) == 15

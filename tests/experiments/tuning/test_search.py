@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from rllib_hpo.experiments.config.search_config import read_search
+from rllib_hpo.experiments.tuning.scores import Score
 from rllib_hpo.experiments.tuning.study import Study
 from rllib_hpo.results import read_rows, without_volatile
 from tests.experiments.lives import CLI, REPOSITORY
@@ -43,6 +44,9 @@ space:
   leapfrog_steps: {low: 1, high: 4}
 """
 ASHA = f"{SEARCH}scheduler: asha\nasha: {{first_rung: 100, reduction_factor: 2}}\n"
+LIMITED = SEARCH.replace(
+    "settings:\n", "settings:\n  cost: {kind: torque}\n  cost_limit: 0.0\n  cost_discounting: undiscounted\n"
+)
 PBT = f"{SEARCH}scheduler: pbt\npbt: {{quantile: 0.25}}\n"
 
 
@@ -129,7 +133,7 @@ def test_trials_end_exactly_at_rungs(reference: tuple[Path, str]) -> None:
         assert {name: config[name] for name in record.values} == record.values
         assert row["variant"] == "search"
         if row["env_steps"]:
-            assert record.reports[row["env_steps"]] == row["return_mean"]
+            assert record.reports[row["env_steps"]] == Score(row["return_mean"])
     for record in records:
         last = (directory / "trials" / f"trial-{record.number:04d}" / "checkpoints" / "last").resolve()
         assert last.name == f"step-{max(record.reports):010d}"
@@ -187,6 +191,18 @@ def test_the_last_line_confirms_the_best_on_fresh_seeds(reference: tuple[Path, s
     assert "search" not in compared
     assert (out / "figures" / "parallel-1.png").exists()
     assert (out / "figures" / "curves.png").exists()
+
+
+def test_a_search_whose_trials_all_exceed_the_limit_names_no_best(tmp_path: Path) -> None:
+    """Any torque costs; the table begins with the trial of the lowest cost, as its row has it."""
+    file, directory = written(tmp_path, LIMITED), tmp_path / "search"
+    printed = run(str(file), "--trials", "2", "--steps", "100", "--out", str(directory), cwd=tmp_path, code=2)
+    lowest = min(row["cost_mean"] for row in rows(directory) if row["env_steps"] == 100)
+    assert "None of 2 is within the limit on costs" in printed
+    said = "No trial is within the limit on costs; the first above exceeds it least, by "
+    assert f"{said}{lowest:.4g}." in printed.replace("\n", " ")
+    assert not (directory / "best.yaml").exists()
+    assert "cost over its limit" in (directory / "report" / "tables.md").read_text()
 
 
 def test_a_killed_population_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,11 +12,14 @@ from rich.console import Console
 from rllib_hpo.cli import main
 from rllib_hpo.errors import UserError
 from rllib_hpo.experiments.process.lock import locked
-from rllib_hpo.experiments.sweeps.plan import SweepFiles, read_plan
+from rllib_hpo.experiments.storage.folder import Storage
+from rllib_hpo.experiments.sweeps import plan
+from rllib_hpo.experiments.sweeps.plan import SweepFiles, publish_sweep, read_plan
 from rllib_hpo.experiments.sweeps.progress import SweepProgress
+from rllib_hpo.experiments.sweeps.sweep import remove_new_sweep
 from rllib_hpo.experiments.sweeps.trial import TrialOptions
 from rllib_hpo.experiments.tuning import search as searches
-from rllib_hpo.experiments.tuning.directory import open_search, remove_new_search, start_search
+from rllib_hpo.experiments.tuning.directory import open_search, start_search
 from tests.experiments.tuning.test_decisions import SPACE
 
 
@@ -91,7 +95,7 @@ def test_two_drivers_do_not_share_a_search(
         pytest.raises(UserError, match=r"Another process \(pid \d+\) is training in "),
     ):
         searches.run_search(directory, SweepProgress(Console()), TrialOptions())
-    remove_new_search(directory)
+    remove_new_sweep(directory.files)
     assert not (tmp_path / "out").exists()
 
 
@@ -99,5 +103,33 @@ def test_a_search_that_has_begun_is_kept(file: Path, tmp_path: Path) -> None:
     directory = start_search(file, {}, SweepFiles(tmp_path / "out"))
     (tmp_path / "out" / "trials" / "trial-0000").mkdir(parents=True)
     (tmp_path / "out" / "trials" / "trial-0000" / "events.jsonl").touch()
-    remove_new_search(directory)
+    remove_new_sweep(directory.files)
     assert (tmp_path / "out" / "search.yaml").exists()
+
+
+@pytest.mark.parametrize("missing", ["trials", "plan.json", "search.yaml"])
+def test_a_refused_search_goes_whole_whatever_is_missing(missing: str, file: Path, tmp_path: Path) -> None:
+    """Also where storage does not answer, as when that is why it was refused."""
+    files = SweepFiles(tmp_path / "out")
+    directory = start_search(file, {}, files)
+    directory.add_trial("trial-0000", directory.search.config(0, {"step_size": 0.1}))
+    path = files.directory / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (tmp_path / "file").touch()
+    remove_new_sweep(files, Storage.open(str(tmp_path / "file" / "below a file")))
+    assert not files.directory.exists()
+    assert (tmp_path / "file").exists()
+
+
+def test_storage_that_refuses_a_search_leaves_no_directory(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(files: SweepFiles, storage: Storage) -> None:
+        (tmp_path / "kept" / "mine").rmdir()
+        (tmp_path / "kept" / "mine").touch()
+        publish_sweep(files, storage)
+
+    monkeypatch.setattr(plan, "publish_sweep", fail)
+    words = [str(file), "--out", str(tmp_path / "out"), "--storage", str(tmp_path / "kept")]
+    assert "Cannot reach the storage" in refusal(words, monkeypatch, capsys)
+    assert not (tmp_path / "out").exists()
