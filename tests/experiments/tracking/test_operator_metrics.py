@@ -142,16 +142,18 @@ class RecordingGauge:
         self.values.append(value)
 
 
-@pytest.mark.parametrize("memory", [None, 2**30])
-def test_rates_are_those_of_one_iteration(monkeypatch: pytest.MonkeyPatch, memory: int | None) -> None:
-    """This holds also after a resume, whose first steps were made in another session."""
+@pytest.mark.parametrize(("memory", "evaluation"), [(None, -7.0), (2**30, -7.0), (None, None)])
+def test_rates_are_those_of_one_iteration(
+    monkeypatch: pytest.MonkeyPatch, memory: int | None, evaluation: float | None
+) -> None:
+    """This holds also after a resume, whose first steps were made in another session, and before an evaluation."""
     monkeypatch.setattr("ray.is_initialized", lambda: True)
     monkeypatch.setattr("ray.util.metrics.Gauge", RecordingGauge)
     stack = SimpleNamespace(policy_lag=3)
     algorithm: Any = SimpleNamespace(env_steps=1000, num_updates=900, stack=stack)
     operators = OperatorMetrics(dict.fromkeys(TAGS, "x"), algorithm)
-    metrics = {"learner/replay_rows": 500.0, "evaluation/return_mean": -7.0}
-    metrics |= {} if memory is None else {"learner/gpu_memory_bytes": memory}
+    found = {"learner/gpu_memory_bytes": memory, "evaluation/return_mean": evaluation}
+    metrics = {"learner/replay_rows": 500.0} | {n: value for n, value in found.items() if value is not None}
     for steps, updates, seconds in ((40, 20, 2.0), (10, 10, 0.5)):
         algorithm.env_steps += steps
         algorithm.num_updates += updates
@@ -163,7 +165,7 @@ def test_rates_are_those_of_one_iteration(monkeypatch: pytest.MonkeyPatch, memor
         "replay_rows": [500.0, 500.0],
         "policy_lag_updates": [3, 3],
         "gpu_memory_bytes": [] if memory is None else [memory, memory],
-        "evaluation_return": [-7.0, -7.0],
+        "evaluation_return": [] if evaluation is None else [evaluation, evaluation],
     }
 
 
