@@ -74,7 +74,7 @@ BOTH_WAYS = pytest.mark.parametrize(
 )
 """For properties that do not depend on how far sampling may lead learning."""
 COUNTED = list(itertools.product((1, 3), (0.25, 1.0, 2.0), (0, 1)))
-COUNTED_FIRST = {(3, 0.25, 0): (), (1, 2.0, 1): pytest.mark.slow, (3, 1.0, 1): pytest.mark.slow}
+COUNTED_FIRST = {(3, 0.25, 0): (), (1, 2.0, 1): pytest.mark.slow}
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_a_runner_that_dies_may_end_the_run(lead: Any) -> None:
 
 
 @pytest.mark.slow
-@BOTH_WAYS
+@pytest.mark.parametrize("lead", [pytest.param(0, marks=pytest.mark.exhaustive), "auto"])
 def test_a_runner_that_dies_may_be_missed(lead: Any) -> None:
     config = remote_config().env_runners(max_lead_steps=lead)
     config.fault_tolerance(restart_failed_env_runners=False, ignore_env_runner_failures=True)
@@ -318,7 +318,7 @@ def test_runners_that_hand_on_nothing_end_the_run(trouble: str, monkeypatch: pyt
         assert algorithm.env_steps == 0
 
 
-@pytest.mark.parametrize("stack", ["new", pytest.param("old", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stack", ["new", pytest.param("old", marks=pytest.mark.exhaustive)])
 def test_runners_that_are_dead_for_good_end_the_run(stack: str) -> None:
     """The run ends at once, without waiting for what Ray will not restart. A runner with restarts left is replaced."""
     config = remote_config(num_env_runners=1)

@@ -61,7 +61,9 @@ def holding(secret: str, *places: Path) -> list[Path]:
     return found
 
 
-@pytest.mark.parametrize(("token", "said"), [(None, "(401)"), ("f" * 64, "(403)")])
+@pytest.mark.parametrize(
+    ("token", "said"), [(None, "(401)"), pytest.param("f" * 64, "(403)", marks=pytest.mark.exhaustive)]
+)
 def test_nobody_gets_in_without_the_token(token: str | None, said: str, cluster: TokenCluster) -> None:
     for words in (["submit", "little.yaml"], ["status"]):
         out, err = cluster.run(*words, "--address", cluster.address, code=2, token=token)

@@ -154,7 +154,9 @@ def test_what_is_interrupted_goes_on_as_if_nothing_had_happened(
     assert rows(directory).equals(rows(reference))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.exhaustive)]
+)
 def test_a_signal_saves_every_trial(number: int, reference: Path, tmp_path: Path) -> None:
     """Also off the schedule. Signals reach the whole process group, as from a lost terminal or GNU `timeout`."""
     directory = tmp_path / "sweep"

@@ -250,7 +250,7 @@ def test_checkpoints_are_models_without_replay(name: str, offline: Lived, tmp_pa
     assert evaluate_checkpoint(tmp_path, 1)[0].returns == evaluate_checkpoint(last, 1)[0].returns
 
 
-@pytest.mark.parametrize("where", ["environment", "netrc"])
+@pytest.mark.parametrize("where", ["environment", pytest.param("netrc", marks=pytest.mark.exhaustive)])
 def test_an_online_trial_finds_the_key_and_tells_it_the_server_only(
     where: str, tmp_path: Path, folders: list[Path]
 ) -> None:

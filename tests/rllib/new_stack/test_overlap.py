@@ -419,7 +419,7 @@ def test_a_transition_crosses_the_wire_once_and_little_with_it(num_learners: int
 
 @pytest.mark.parametrize(
     ("num_env_runners", "num_learners"),
-    [(2, 0), *(pytest.param(n, 1, marks=pytest.mark.slow) for n in (0, 2))],
+    [(2, 0), pytest.param(2, 1, marks=pytest.mark.slow), pytest.param(0, 1, marks=pytest.mark.exhaustive)],
 )
 def test_weights_on_the_wire_are_counted_where_they_are_fetched(
     num_env_runners: int, num_learners: int
