@@ -12,18 +12,36 @@ from rllib_hpo.cli.console import console
 from rllib_hpo.cli.options import Imports, import_all, path_argument, path_option
 from rllib_hpo.errors import SettingsError
 
+MAX_STEPS = 10_000
+"""Largest number of leapfrog steps, as in the settings."""
+
 
 def evaluate(
-    checkpoint: Annotated[Path, path_argument(help="Checkpoint, or run directory (its newest checkpoint).")],
+    checkpoint: Annotated[
+        Path,
+        path_argument(
+            help="Checkpoint, run directory (its newest checkpoint) or exported policy (.safetensors)."
+        ),
+    ],
     episodes: Annotated[int, typer.Option(min=1, help="Number of noise-free episodes.")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the episodes.")] = 0,
     video: Annotated[
         Path | None, path_option(help="Record one more episode as a video in this file (.mp4 or .gif).")
     ] = None,
+    leapfrog_steps: Annotated[
+        str | None,
+        typer.Option(
+            help="Play the episodes with each of these numbers of leapfrog steps, such as 0,1,2,3,5 (SAC-HPO).",
+            show_default="those of training",
+        ),
+    ] = None,
     imports: Imports = None,
 ) -> None:
     """Play noise-free episodes with a trained policy. Checkpoints are pickles: load only those you trust."""
     import_all(imports)
+    if leapfrog_steps is not None:
+        _compare_steps(checkpoint, episodes, seed, leapfrog_steps)
+        return
     from rllib_hpo.experiments.runs.evaluate import evaluate_checkpoint, film
     from rllib_hpo.experiments.runs.train import quiet_ray
     from rllib_hpo.results import cost_statistics, episode_statistics
@@ -51,6 +69,36 @@ def evaluate(
         )
     if video is not None:
         console.print(f"{video} (return {film(checkpoint, video, seed):.1f})")
+
+
+def _compare_steps(checkpoint: Path, episodes: int, seed: int, listed: str) -> None:
+    """Play the same episodes with several numbers of leapfrog steps, and print a line for each."""
+    from rllib_hpo.experiments.runs.evaluate import evaluate_checkpoint
+    from rllib_hpo.experiments.runs.train import quiet_ray
+    from rllib_hpo.results import episode_statistics
+
+    numbers = [number.strip() for number in listed.split(",")]
+    if not all(number.isdigit() and int(number) <= MAX_STEPS for number in numbers):
+        raise SettingsError(
+            f"--leapfrog-steps {listed} must be numbers from 0 to {MAX_STEPS:,}, for example 0,1,2,3."
+        )
+    quiet_ray()
+    table = Table("leapfrog steps", *(Column(name, justify="right") for name in ("return", "episode length")))
+    for number in map(int, numbers):
+        played, manifest = evaluate_checkpoint(checkpoint, episodes, seed, leapfrog_steps=number)
+        found = episode_statistics(played.returns, played.lengths)
+        of_training = number == manifest["config"]["leapfrog_steps"]
+        table.add_row(
+            f"{number}{' (as trained)' if of_training else ''}",
+            f"{found['return_mean']:,.1f} ± {found['return_std']:,.1f}",
+            f"{found['episode_length_mean']:,.0f}",
+        )
+    console.print(
+        f"{manifest['algorithm']} on {manifest['env']} after {manifest['env_steps']:,} steps, trained with "
+        f"{manifest['config']['leapfrog_steps']} leapfrog steps; {episodes} noise-free episodes each",
+        soft_wrap=True,
+    )
+    console.print(table)
 
 
 def zoo() -> None:

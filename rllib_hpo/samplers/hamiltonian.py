@@ -49,6 +49,13 @@ def _chain(settings: SACHPOSettings, sampler: str, momentum_std: float) -> Chain
     )
 
 
+def _chains(settings: SACHPOSettings) -> dict[str, Chain]:
+    return {
+        "explore": _chain(settings, settings.explore_sampler, settings.momentum_std_explore),
+        "train": _chain(settings, settings.train_sampler, settings.momentum_std_train),
+    }
+
+
 class HamiltonianSampler(Sampler):
     """Draw a_0 = tanh(u) and rho_0 ~ N(0, I / beta_0), take K leapfrog steps, and clip once.
 
@@ -82,10 +89,7 @@ class HamiltonianSampler(Sampler):
             generator,
             settings.policy_activation,
         )
-        self.chains: dict[str, Chain] = {
-            "explore": _chain(settings, settings.explore_sampler, settings.momentum_std_explore),
-            "train": _chain(settings, settings.train_sampler, settings.momentum_std_train),
-        }
+        self.chains = _chains(settings)
         gated = settings.force_gate == "gated"
         self.gated_force = (
             GatedForce(obs_dim, action_dim, settings.leapfrog_units, settings.leapfrog_state_input, generator)
@@ -194,6 +198,11 @@ class HamiltonianSampler(Sampler):
         """Take one whole leapfrog step, with both half kicks and without tempering."""
         mass = self.chains[mode].inverse_mass
         return leapfrog_step(state, force, step_size=self.step_size, inverse_mass=mass)
+
+    def take_steps(self, num_steps: int) -> None:
+        """Take another number of leapfrog steps from now on than the policy was made with."""
+        self.settings = self.settings.model_copy(update={"leapfrog_steps": num_steps})
+        self.chains = _chains(self.settings)
 
     def trajectory(
         self, action: Tensor, momentum: Tensor, force: Callable[[Tensor], Tensor], mode: Mode

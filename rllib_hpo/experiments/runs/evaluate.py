@@ -13,10 +13,13 @@ import numpy as np
 import torch
 
 from rllib_hpo.algorithms.base import Actor, EvaluationNoise
-from rllib_hpo.errors import UserError
+from rllib_hpo.algorithms.sac import SamplerActor
+from rllib_hpo.deployment import load_policy_file
+from rllib_hpo.errors import SettingsError, UserError
 from rllib_hpo.experiments.storage.checkpoints import find_checkpoint
 from rllib_hpo.rllib.evaluation import Evaluation, Watch, cost_gamma, evaluate, warn_truncated
 from rllib_hpo.rllib.trained_policy import load_policy
+from rllib_hpo.samplers.hamiltonian import HamiltonianSampler
 from rllib_hpo.settings import Settings
 from rllib_hpo.streams import seed_sequence
 from rllib_hpo.tasks import ActionScaling, Boundary, boundary, make_env, wrappers
@@ -26,26 +29,36 @@ MAX_FPS = 30
 
 
 def evaluate_checkpoint(
-    path: Path, num_episodes: int, seed: int = 0, watch: Watch | None = None
+    path: Path,
+    num_episodes: int,
+    seed: int = 0,
+    watch: Watch | None = None,
+    *,
+    leapfrog_steps: int | None = None,
 ) -> tuple[Evaluation, dict[str, Any]]:
     """Play noise-free episodes, with seeds independent of those of the run's evaluations.
 
     Args:
-        path: A checkpoint or a run directory.
+        path: A checkpoint, a run directory or an exported policy (.safetensors).
         num_episodes: How many to play.
         seed: Of the episodes.
         watch: Hears of the steps made so far.
+        leapfrog_steps: Leapfrog steps of a Hamiltonian policy; None for those that it was trained with.
+
+    Returns:
+        The episodes, and the policy's manifest.
 
     Raises:
-        UserError: If the checkpoint or its environment is not to be had.
+        UserError: If the checkpoint or its environment is not to be had, or the policy takes no leapfrog steps.
     """
-    policy = load_policy(find_checkpoint(path))
-    manifest = policy.manifest
+    actor, manifest = _exported(path) if path.suffix == ".safetensors" else _stored(path)
     torch.set_num_threads(1)
-    config, settings = manifest["config"], policy.actor.settings
+    config, settings = manifest["config"], actor.settings
+    if leapfrog_steps is not None:
+        _take_steps(actor, leapfrog_steps, manifest["algorithm"])
     states = seed_sequence(seed, "evaluate command").generate_state(num_episodes)
     played = evaluate(
-        policy.actor,
+        actor,
         lambda: make_env(config["env"], training=False, step_cost=settings.cost, **config["env_config"]),
         [int(state >> 1) for state in states],
         manifest.get("wrappers", ()),
@@ -55,6 +68,29 @@ def evaluate_checkpoint(
     )
     warn_truncated(played, config["env"], _max_episode_steps(config))
     return played, manifest
+
+
+def _stored(path: Path) -> tuple[Actor, dict[str, Any]]:
+    policy = load_policy(find_checkpoint(path))
+    return policy.actor, policy.manifest
+
+
+def _exported(path: Path) -> tuple[Actor, dict[str, Any]]:
+    policy = load_policy_file(path)
+    about = policy.metadata
+    config = {**about.settings, "env": about.env, "env_config": about.env_config}
+    told = {"algorithm": about.algorithm, "task": about.task, "env": about.env, "env_steps": about.env_steps}
+    return policy.actor, {**told, "config": config}
+
+
+def _take_steps(actor: Actor, num_steps: int, algorithm: str) -> None:
+    """Let a Hamiltonian policy take another number of leapfrog steps in its evaluations."""
+    sampler = actor.sampler if isinstance(actor, SamplerActor) else None
+    if not isinstance(sampler, HamiltonianSampler) or sampler.settings.train_sampler != "hamiltonian":
+        raise SettingsError(
+            f"--leapfrog-steps: evaluations of this policy of '{algorithm}' take no leapfrog steps."
+        )
+    sampler.take_steps(num_steps)
 
 
 def _max_episode_steps(config: dict[str, Any]) -> int:
