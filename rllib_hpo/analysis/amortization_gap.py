@@ -19,6 +19,7 @@ from torch import Tensor
 from rllib_hpo.algorithms.sac import SamplerActor
 from rllib_hpo.algorithms.soft_q import SoftQActor
 from rllib_hpo.analysis.annealed_smc import LogDensity, Reference, annealed_smc
+from rllib_hpo.analysis.gap_tables import Stage
 from rllib_hpo.errors import SettingsError
 from rllib_hpo.networks.critics import ActionValue
 from rllib_hpo.samplers.base import Mode, draw_noise
@@ -35,21 +36,6 @@ MIN_ACCEPTANCE = 0.2
 MAX_DISAGREEMENT = 0.35
 """Largest difference of log Z between the two runs of a trusted reference, in nats."""
 MODES: tuple[Mode, ...] = ("train", "explore")
-
-
-class Stage(NamedTuple):
-    """Which of a policy's distributions is measured."""
-
-    momentum: str
-    """Whose momentum: "train", "explore"; empty for policies without one."""
-    steps: int | None
-    """Leapfrog steps made; None for policies without them."""
-    rounds: int = 1
-    """Number of chains, each with a fresh momentum."""
-    noise: bool = True
-    """Whether the momentum is drawn, or zero (the drift alone)."""
-    mass: str = ""
-    """"consistent" where that mass replaces the policy's own."""
 
 
 class Draws(NamedTuple):

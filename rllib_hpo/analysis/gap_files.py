@@ -10,20 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from rllib_hpo.analysis.amortization_gap import (
-    NUM_DRAWS,
-    Measured,
-    Stage,
-    amortization_gap,
-    check_subject,
-)
-from rllib_hpo.analysis.figures import INK, MUTED, panels, style_axis, to_bytes
+from rllib_hpo.analysis.amortization_gap import NUM_DRAWS, Measured, amortization_gap, check_subject
+from rllib_hpo.analysis.figures import to_bytes
+from rllib_hpo.analysis.gap_tables import NUMBERS, ROWS, gap_figure, gap_table
 from rllib_hpo.analysis.policy_shape import policy_names
-from rllib_hpo.analysis.statistics import Floats, Interval, stratified_bootstrap
-from rllib_hpo.analysis.tables import NOTHING, Table
+from rllib_hpo.analysis.tables import Table
 from rllib_hpo.deployment import DeployedPolicy
 from rllib_hpo.errors import SettingsError
 from rllib_hpo.results.atomic import write_atomically
@@ -33,8 +26,6 @@ from rllib_hpo.tasks import ActionScaling, Boundary, boundary, make_env
 
 STRIDE = 20
 """Environment steps between the states that are measured."""
-NUMBERS = ("distance", "kl", "value_lost", "q_gap", "acceptance")
-_DRAWN, _ZERO, _OTHER = "#0072B2", "#D55E00", "#009E73"
 
 
 class Subject(NamedTuple):
@@ -103,14 +94,15 @@ def write_gap(
         measured = amortization_gap(actor, states, num_draws=num_draws, seed=seed)
         tell(f"{name}: the reference is trusted in {int(measured.trusted.sum())} of {num_states} states")
         subjects.append(Subject(name, policy, measured))
-    table = gap_table(subjects, num_draws, seed)
+    rows = gap_rows(subjects, num_draws, seed)
+    table = gap_table(rows)
     out.mkdir(parents=True, exist_ok=True)
     sink = pa.BufferOutputStream()
-    pq.write_table(gap_rows(subjects, num_draws, seed), sink, compression="zstd")
-    write_atomically(out / "gap.parquet", sink.getvalue().to_pybytes())
+    pq.write_table(rows, sink, compression="zstd")
+    write_atomically(out / ROWS, sink.getvalue().to_pybytes())
     write_atomically(out / "gap.csv", table.to_csv().encode())
     write_atomically(out / "gap.md", table.to_markdown().encode())
-    write_atomically(out / "gap.png", to_bytes(gap_figure(subjects), "png"))
+    write_atomically(out / "gap.png", to_bytes(gap_figure(rows), "png"))
     return table
 
 
@@ -125,6 +117,7 @@ def gap_rows(subjects: Sequence[Subject], num_draws: int, seed: int) -> pa.Table
             "task": about.task,
             "env_steps": about.env_steps,
             "alpha": _alpha(policy),
+            "leapfrog_steps": about.settings.get("leapfrog_steps"),
             "num_draws": num_draws,
             "seed": seed,
             **provenance("cpu"),
@@ -144,85 +137,6 @@ def gap_rows(subjects: Sequence[Subject], num_draws: int, seed: int) -> pa.Table
                 for k in range(len(measured.trusted))
             ]
     return pa.Table.from_pylist(rows)
-
-
-def gap_table(subjects: Sequence[Subject], num_draws: int, seed: int) -> Table:
-    """Return the means over trusted states with bootstrap 95% intervals, a line for each policy and stage."""
-    lines = []
-    for name, _, measured in subjects:
-        trusted = measured.trusted
-        lines.append([name, "a perfect policy", _cell(_mean(measured.floor, trusted, seed)), *[NOTHING] * 4])
-        for gap in measured.gaps:
-            cells = [_cell(_mean(getattr(gap, number), trusted, seed)) for number in NUMBERS]
-            lines.append([name, stage_name(gap.stage), *cells])
-    counts = "; ".join(
-        f"{name}: {int(measured.trusted.sum())} of {len(measured.trusted)} states"
-        for name, _, measured in subjects
-    )
-    return Table(
-        "gap",
-        "Amortization gap",
-        f"Means over states whose reference is trusted ({counts}), with bootstrap 95 % intervals over states; "
-        f"{num_draws:,} draws of policy and reference in each. Distance is the square root of the energy distance.",
-        ["policy", "actions", "distance", "KL (nats)", "soft value lost", "Q lost", "Metropolis acceptance"],
-        lines,
-    )
-
-
-def stage_name(stage: Stage) -> str:
-    """Return what a stage is, in words."""
-    if stage.steps is None:
-        return "the policy's"
-    if stage.steps == 0:
-        return "before the leapfrog"
-    chains = f"{stage.rounds} x " if stage.rounds > 1 else ""
-    momentum = f"momentum of {'training' if stage.momentum == 'train' else 'exploration'}"
-    mass = ", consistent mass" if stage.mass else ""
-    return f"{chains}{stage.steps} steps, {momentum if stage.noise else 'no momentum'}{mass}"
-
-
-def gap_figure(subjects: Sequence[Subject]) -> Figure:
-    """Draw each stage's distance with its interval, a panel per policy; a line shows a perfect policy's distance."""
-    longest = max(len(subject.measured.gaps) for subject in subjects)
-    figure, axes = panels(len(subjects), 1.2 + 0.32 * longest, columns=2)
-    for axis, (name, _, measured) in zip(axes, subjects, strict=True):
-        style_axis(axis)
-        axis.set_title(name, fontsize=10, color=INK)
-        axis.axvline(float(_mean(measured.floor, measured.trusted, 0).estimate), color=MUTED, linestyle="--")
-        for place, gap in enumerate(measured.gaps):
-            color = (
-                _ZERO if not gap.stage.noise else _OTHER if gap.stage.mass or gap.stage.rounds > 1 else _DRAWN
-            )
-            interval = _mean(gap.distance, measured.trusted, 0)
-            axis.plot([interval.low, interval.high], [place, place], color=color, linewidth=5, alpha=0.35)
-            axis.plot([interval.estimate], [place], "o", color=color, markersize=5)
-        axis.set_yticks(
-            range(len(measured.gaps)), [stage_name(gap.stage) for gap in measured.gaps], fontsize=8
-        )
-        axis.invert_yaxis()
-        axis.set_xlim(left=0)
-        axis.set_xlabel(
-            "distance to exp(Q / alpha); dashed: of two halves of the reference", fontsize=8, color=INK
-        )
-    return figure
-
-
-def _mean(values: Tensor, trusted: Tensor, seed: int) -> Interval:
-    """Return the mean over trusted states with its interval; NaN where there is none."""
-    chosen = values[trusted].double().numpy()
-    if not len(chosen) or not np.isfinite(chosen).all():
-        return Interval(*(np.asarray(np.nan),) * 3)
-    return stratified_bootstrap(chosen[:, None], _mean_of_runs, np.random.default_rng(seed))
-
-
-def _mean_of_runs(values: Floats) -> Floats:
-    return np.asarray(values.mean((-2, -1)))
-
-
-def _cell(interval: Interval) -> str:
-    if np.isnan(interval.estimate):
-        return NOTHING
-    return f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
 def _or_none(value: Any) -> Any:

@@ -22,6 +22,7 @@ from rllib_hpo.analysis.figures import (
     profile_figure,
     to_bytes,
 )
+from rllib_hpo.analysis.gap_tables import gap_figure, gap_over_training_figure, gap_table
 from rllib_hpo.analysis.outcomes import outcomes_table, success_figure, threshold_figure
 from rllib_hpo.analysis.page import write_page
 from rllib_hpo.analysis.parameters import parameters_table
@@ -41,7 +42,9 @@ SEED = 0
 """Seed of the bootstrap, so that the same rows give the same report."""
 
 
-def write_report(table: pa.Table, out: Path, title: str = "") -> dict[str, Path]:
+def write_report(
+    table: pa.Table, out: Path, title: str = "", gaps: pa.Table | None = None
+) -> dict[str, Path]:
     """Writes index.html, figures (PDF, PNG), tables (CSV, Markdown, LaTeX) and the evaluations as CSV.
 
     A search for settings is shown trial by trial, apart from the comparisons; what `results check` finds is shown too.
@@ -50,6 +53,7 @@ def write_report(table: pa.Table, out: Path, title: str = "") -> dict[str, Path]
         table: Rows as `read_rows` gives them.
         out: Directory, made where missing.
         title: Of the page; the names of the sweeps, unless given.
+        gaps: Rows of `rllib-hpo gap`, to be shown with the rest.
 
     Returns:
         What was written, by what it is.
@@ -61,9 +65,9 @@ def write_report(table: pa.Table, out: Path, title: str = "") -> dict[str, Path]
     if not table.num_rows:
         raise UserError("There are no evaluation rows to report on.")
     runs = runs_of(table)
-    tables = tables_of(table, runs)
+    tables = [*tables_of(table, runs), *([] if gaps is None else [gap_table(gaps)])]
     with rc_context({"text.parse_math": False}):  # a label is text, also with a dollar sign
-        figures = _figures(table, runs)
+        figures = {**_figures(table, runs), **({} if gaps is None else _figures_of_gaps(gaps))}
     images = {name: to_bytes(figure, "svg") for name, (figure, _) in figures.items()}
     for name, (figure, _) in figures.items():
         for kind in ("pdf", "png"):
@@ -186,6 +190,18 @@ def _figures(table: pa.Table, runs: Sequence[Run]) -> dict[str, tuple[Figure, st
     """Figures with captions; those over all tasks only if scores can be normalised."""
     searches = search_figures(searches_in(table))
     return {**(_figures_of_runs(table, runs) if runs else {}), **searches}
+
+
+def _figures_of_gaps(gaps: pa.Table) -> dict[str, tuple[Figure, str]]:
+    over_training = gap_over_training_figure(gaps)
+    return {
+        **(
+            {}
+            if over_training is None
+            else {"gap-training": (over_training, "Amortization gap over training")}
+        ),
+        "gap": (gap_figure(gaps), "Amortization gap, stage by stage"),
+    }
 
 
 def _figures_of_runs(table: pa.Table, runs: Sequence[Run]) -> dict[str, tuple[Figure, str]]:

@@ -234,8 +234,16 @@ def policy_shape(
 def gap(
     policies: Annotated[
         list[Path],
-        path_argument(help="Checkpoints, run directories, or policy files (.safetensors)."),
+        path_argument(
+            help="Checkpoints, run directories, policy files (.safetensors), or with --kept runs and sweeps."
+        ),
     ],
+    kept: Annotated[
+        bool,
+        typer.Option(
+            "--kept", help="Measure every policy that these runs and sweeps kept (keep_policies_every)."
+        ),
+    ] = False,
     states: Annotated[int, typer.Option(min=1, help="States of each policy's own episodes.")] = 64,
     draws: Annotated[
         int, typer.Option(min=100, help="Actions to draw, and samples of the reference, in each state.")
@@ -256,7 +264,8 @@ def gap(
     from rllib_hpo.deployment import load_policy_file
 
     loaded = [
-        load_policy_file(path) if path.suffix == ".safetensors" else _of_checkpoint(path) for path in policies
+        load_policy_file(path) if path.suffix == ".safetensors" else _of_checkpoint(path)
+        for path in (_kept_policies(policies) if kept else policies)
     ]
     numbers = write_gap(
         loaded,
@@ -268,6 +277,22 @@ def gap(
     )
     _print_table(numbers)
     console.print(str(out), soft_wrap=True)
+
+
+def _kept_policies(directories: list[Path]) -> list[Path]:
+    """Return the policy files of runs and sweeps, in the order of trials and steps."""
+    found = []
+    for directory in directories:
+        own = sorted(directory.glob("policies/*.safetensors")) + sorted(
+            directory.glob("trials/*/policies/*.safetensors")
+        )
+        if not own:
+            raise SettingsError(
+                f"{directory} has kept no policies: set keep_policies_every in the sweep file, or train with "
+                "--keep-policies-every STEPS."
+            )
+        found += own
+    return found
 
 
 def trajectories(

@@ -27,11 +27,16 @@ def report(
     directories: Directories,
     out: Annotated[Path, path_option(help="Directory of the report.")] = Path("report"),
     title: Annotated[str, typer.Option(help="Title of the page. Default: the names of the sweeps.")] = "",
+    gap: Annotated[
+        Path | None,
+        path_option(help="Folder that `rllib-hpo gap` wrote, to show the amortization gap with the returns."),
+    ] = None,
 ) -> None:
     """Make a report from evaluation rows: a page (index.html, opens from disk), figures, and tables for papers."""
+    from rllib_hpo.analysis.gap_tables import read_gap
     from rllib_hpo.analysis.report import write_report
 
-    written = write_report(_rows(directories), out, title)
+    written = write_report(_rows(directories), out, title, None if gap is None else read_gap(gap))
     for what, path in written.items():
         console.print(f"{what + ':':<16}{path}", soft_wrap=True)
 

@@ -23,9 +23,11 @@ from rllib_hpo.analysis.amortization_gap import (
 )
 from rllib_hpo.analysis.annealed_smc import annealed_smc
 from rllib_hpo.analysis.gap_files import visited_states
+from rllib_hpo.analysis.gap_tables import gap_over_training_figure, lines_of, read_gap
 from rllib_hpo.cli import main
-from rllib_hpo.deployment import load_policy_file
+from rllib_hpo.deployment import DeployedPolicy, load_policy_file, write_policy
 from rllib_hpo.errors import SettingsError
+from rllib_hpo.experiments.runs.zoo import ROWS as ROWS_OF_ZOO
 from rllib_hpo.samplers.base import draw_noise
 from rllib_hpo.samplers.hamiltonian import HamiltonianSampler
 from rllib_hpo.settings import SACHPOSettings
@@ -124,15 +126,20 @@ def test_states_are_those_of_the_policys_episodes() -> None:
     assert len(states.unique(dim=0)) == 12
 
 
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """Run `rllib-hpo WORDS` in this process; return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["rllib-hpo", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
 def test_the_command_writes_rows_table_and_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     zoo = [str(ROOT / "zoo" / f"{name}-pendulum.safetensors") for name in ("sac", "sac-hpo")]
-    words = ["gap", *zoo, "--states", "2", "--draws", "100", "--out", str(tmp_path / "gap")]
-    monkeypatch.setattr(sys, "argv", ["rllib-hpo", *words])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert (ended.value.code or 0) == 0
+    gap = tmp_path / "gap"
+    assert run(monkeypatch, "gap", *zoo, "--states", "2", "--draws", "100", "--out", str(gap)) == 0
     assert "the reference is trusted in" in capsys.readouterr().out
     rows = pq.read_table(tmp_path / "gap" / "gap.parquet").to_pylist()
     assert {row["algorithm"] for row in rows} == {"sac", "sac-hpo"}
@@ -140,3 +147,37 @@ def test_the_command_writes_rows_table_and_figure(
     assert all(row["git_commit"] for row in rows)
     assert (tmp_path / "gap" / "gap.png").read_bytes().startswith(b"\x89PNG")
     assert "before the leapfrog" in (tmp_path / "gap" / "gap.md").read_text()
+    rows_of_returns = str(ROOT / "zoo" / ROWS_OF_ZOO)
+    report = tmp_path / "report"
+    assert run(monkeypatch, "report", rows_of_returns, "--gap", str(gap), "--out", str(report)) == 0
+    assert "Amortization gap, stage by stage" in (report / "index.html").read_text()
+    assert (report / "tables" / "gap.csv").read_text() == (gap / "gap.csv").read_text()
+    assert run(monkeypatch, "report", rows_of_returns, "--gap", str(tmp_path), "--out", str(report)) == 2
+
+
+def test_policies_that_a_run_kept_make_a_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = tmp_path / "run" / "policies"
+    kept.mkdir(parents=True)
+    assert run(monkeypatch, "gap", "--kept", str(tmp_path / "run"), "--out", str(tmp_path / "gap")) == 2
+    policy = load_policy_file(ROOT / "zoo" / "sac-hpo-pendulum.safetensors")
+    for steps in (5_000, 10_000):
+        stored = DeployedPolicy(policy.actor, policy.metadata.model_copy(update={"env_steps": steps}))
+        write_policy(stored, "safetensors", kept / f"step-{steps:010}.safetensors")
+    words = (
+        "--kept",
+        str(tmp_path / "run"),
+        "--states",
+        "2",
+        "--draws",
+        "100",
+        "--out",
+        str(tmp_path / "gap"),
+    )
+    assert run(monkeypatch, "gap", *words) == 0
+    rows = read_gap(tmp_path / "gap")
+    assert {line.about["env_steps"] for line in lines_of(rows)} == {5_000, 10_000}
+    figure = gap_over_training_figure(rows)
+    assert figure is not None
+    (axis,) = figure.axes
+    named = {line.get_label(): line.get_xdata().tolist() for line in axis.get_lines()}
+    assert named == {f"sac-hpo {stage} the leapfrog": [5_000, 10_000] for stage in ("before", "after")}
