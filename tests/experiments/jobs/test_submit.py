@@ -184,8 +184,9 @@ def test_a_directory_that_a_node_does_not_see_is_refused(cluster: TokenCluster) 
     with ExitStack() as stack:
         started(stack, command, cluster, cluster.root / "second.log")
         wait_until(lambda: doctor(cluster, "shared").count("\nok      node ") == 2, 300)
-        assert "all 2 nodes can access shared" in doctor(cluster, "shared")
-        assert re.search(r"problem shared storage .* cannot access alone", doctor(cluster, "alone"))
+        assert f"all 2 nodes can access {cluster.root / 'shared'}" in doctor(cluster, "shared")
+        alone = re.escape(str(cluster.root / "alone"))
+        assert re.search(rf"problem +shared storage .* cannot access {alone}", doctor(cluster, "alone"))
         words = ["submit", "little.yaml", "--address", cluster.address, "--wandb", "disabled"]
         out, _ = cluster.run(*words, "--out", str(cluster.root / "alone" / "sweep"), code=2)
         assert re.search(
