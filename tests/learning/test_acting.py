@@ -17,6 +17,7 @@ from rllib_hpo.algorithms.sac import SamplerActor
 from rllib_hpo.samplers.base import draw_noise
 from rllib_hpo.settings import ActorCriticSettings, SACHPOSettings
 from rllib_hpo.streams import TorchStreams
+from tests.devices import on_a_gpu
 from tests.learning.options import SETTINGS
 
 OBS, DIM = 5, 3
@@ -49,7 +50,7 @@ def test_networks_on_a_device_act_with_streams_of_the_host(
     assert (action.device.type, tuple(action.shape)) == ("meta", (4, DIM))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+@on_a_gpu
 def test_the_noise_is_that_of_the_host() -> None:
     """It does not depend on the networks' device."""
     sampler = SamplerActor(OBS, DIM, SACHPOSettings(hidden_units=16), seed=0).sampler
