@@ -18,6 +18,9 @@ TORCH_INDEX ?=
 TEST_JOBS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores < 3 ? cores : 3)))
 PYTEST_ARGS ?=
 
+# Options of `make gpu-check`, e.g. GPU_CHECK_ARGS=--ray
+GPU_CHECK_ARGS ?=
+
 # Where the demo's run goes: runs/demo, or the first of runs/demo-2, runs/demo-3, ... that is free.
 DEMO_OUT ?= $(shell out=runs/demo; n=2; while [ -e $$out ]; do out=runs/demo-$$n; n=$$((n + 1)); done; echo $$out)
 
@@ -153,6 +156,10 @@ docs-serve: setup $(DOCS_STAMP)  ## Serve the documentation at http://127.0.0.1:
 bench: setup  ## Compare training speed with a hand-written loop, stable-baselines3 and RLlib's SAC
 	@$(PIP) install --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m benchmarks.train_speed
+
+.PHONY: gpu-check
+gpu-check:  ## Check all that runs on a GPU, within six minutes; needs torch, numpy, pydantic and pytest
+	$(or $(wildcard $(BIN)/python),python3) -m benchmarks.gpu_check $(GPU_CHECK_ARGS)
 
 .PHONY: constraints
 constraints:  ## Write constraints.txt anew: the newest versions that pyproject.toml admits

@@ -4,10 +4,10 @@
 
 It counts the updates, runner steps and evaluation steps (full-length episodes) of every trial in
 tune_configs/eight-tasks.yaml. The speeds come from update_speed.json (updates per second of a core),
-update_speed_gpu.json (of a GPU), grid_gpu.json (of several trials on one GPU) and sampling_speed.json (steps per second
-of a core). Learning, sampling and evaluating overlap, so the slowest part, or the longest trial, determines the
-duration. The estimate ignores starts, checkpoints and machines that idle towards the end. Prices and their date are in
-prices.json. Missing measurements are reported, not guessed.
+update_speed_gpu.json (of a GPU: `update_speed --devices cuda --out ...`), grid_gpu.json (of several trials on one GPU:
+`gpu_check --ray`) and sampling_speed.json (steps per second of a core). Learning, sampling and evaluating overlap, so
+the slowest part, or the longest trial, determines the duration. The estimate ignores starts, checkpoints and machines
+that idle towards the end. Prices and their date are in prices.json. Missing measurements are reported, not guessed.
 """
 
 from __future__ import annotations

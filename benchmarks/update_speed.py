@@ -23,7 +23,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,13 +33,16 @@ from benchmarks.pairs import Ratio
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rllib_hpo.settings import ActorCriticSettings
+    from rllib_hpo.learning.replay_learner import ReplayLearner
+    from rllib_hpo.settings import ActorCriticSettings, Settings
 
 BATCH_SIZE, REPLAY_ROWS = 256, 10_000
 WARM_UP = 200
 """Unmeasured first updates; oneDNN's first call for a number of rows costs a millisecond."""
 GPU_SECONDS = 0.25
 """Seconds of a chunk on a GPU."""
+KINDS_REPEAT_WITHIN = 12
+"""Number of updates after which the kinds of most algorithms repeat."""
 SIZES = {"Hopper": (11, 3), "Humanoid": (376, 17)}
 """Dimensions of observations and actions."""
 
@@ -56,7 +59,7 @@ class Contestant:
     size: str
     device: str
     mode: str
-    """"eager", "compiled", "graph" or "floor"."""
+    """"eager", "compiled", "graph", "compiled graph" or "floor"."""
 
     def __str__(self) -> str:
         return f"{self.algorithm}, {self.size}, {self.device}, {self.mode}"
@@ -68,6 +71,21 @@ def algorithms() -> dict[str, ActorCriticSettings]:
 
     hpo = {f"sac-hpo, K = {steps}": SACHPOSettings(leapfrog_steps=steps) for steps in (1, 2, 3)}
     return {"sac": SACSettings(), "sac-nf": SACNFSettings(), **hpo}
+
+
+def every_algorithm() -> dict[str, Settings]:
+    """Return `algorithms()`, and the defaults of every other registered algorithm."""
+    from rllib_hpo.algorithms.registry import algorithm_names, find_settings
+    from rllib_hpo.algorithms.sac_lagrangian import ConstraintSettings
+    from rllib_hpo.costs import TorqueCost
+
+    found: dict[str, Settings] = dict(algorithms())
+    for name in algorithm_names():
+        settings = find_settings(name)
+        if settings not in {type(known) for known in found.values()}:
+            constraint = {"cost": TorqueCost(), "cost_limit": 25.0}
+            found[name] = settings(**constraint if issubclass(settings, ConstraintSettings) else {})
+    return found
 
 
 def contestants(devices: Iterable[str], *, compiled: bool = False) -> list[Contestant]:
@@ -216,36 +234,81 @@ def _median_cpu_seconds(call: Callable[[], Any]) -> float:
 
 def make_updates(contestant: Contestant) -> Callable[[int], None]:
     """Make a function that runs a given number of updates, or of their products."""
+    if contestant.mode == "floor":
+        settings = algorithms().get(contestant.algorithm)
+        sizes = SIZES[contestant.size]
+        if settings is None or contestant.device == "cuda":
+            return _floor_of_traced(contestant)
+        floor = make_floor(needed_products(settings, *sizes), contestant.device)
+        return lambda times: _repeat(floor, times)
+    return make_learner(contestant).update_from_replay
+
+
+def make_learner(contestant: Contestant, **changes: Any) -> ReplayLearner:
+    """Make a learner in the contestant's mode with a filled replay; `changes` are settings."""
     import torch
 
     from rllib_hpo.algorithms.registry import make_method
-    from rllib_hpo.algorithms.sac import SoftActorCriticModel
     from rllib_hpo.learning.replay_learner import ReplayLearner
     from rllib_hpo.learning.trainer import Trainer
 
     obs_dim, action_dim = SIZES[contestant.size]
-    settings = algorithms()[contestant.algorithm]
-    if contestant.mode == "floor":
-        floor = make_floor(needed_products(settings, obs_dim, action_dim), contestant.device)
-        if contestant.device == "cuda":
-            floor = _captured(floor)
-        return lambda times: _repeat(floor, times)
-    changes = {
-        "cuda_graph": contestant.mode == "graph",
-        "compile_update": contestant.mode == "compiled",
+    by_mode: dict[str, Any] = {
+        "cuda_graph": "graph" in contestant.mode,
+        "compile_update": "compiled" in contestant.mode,
         "replay_capacity": REPLAY_ROWS,
     }
     if contestant.device == "cpu":
-        changes["diagnostics_interval"] = 10**9
-    settings = settings.model_copy(update=changes)
-    model = SoftActorCriticModel(obs_dim, action_dim, settings, seed=0).to(torch.device(contestant.device))
-    learner = ReplayLearner(Trainer(make_method(settings), model, seed=0))
+        by_mode["diagnostics_interval"] = 10**9
+    settings = every_algorithm()[contestant.algorithm].model_copy(update=by_mode | changes)
+    method = make_method(settings)
+    model = method.make_model(obs_dim, action_dim, seed=0).to(torch.device(contestant.device))
+    learner = ReplayLearner(Trainer(method, model, seed=0))
     rows = torch.randn(REPLAY_ROWS, learner.replay.layout.width, generator=torch.Generator().manual_seed(0))
     batch = learner.replay.layout.unpack(rows)
     batch.action.tanh_()
     batch.terminated.zero_()
     learner.add_transitions(rows.numpy())
-    return learner.update_from_replay
+    return learner
+
+
+def _floor_of_traced(contestant: Contestant) -> Callable[[int], None]:
+    """Make a function that computes the products that updates of all kinds compute on a GPU, batched as there."""
+    from benchmarks.operations import operations_of_updates
+
+    learner = make_learner(replace(contestant, device="cpu", mode="eager"))
+    kinds = learner.trainer.kinds(KINDS_REPEAT_WITHIN)
+    floors: dict[str, Callable[[], None]] = {}
+    for kind, operations in zip(kinds, operations_of_updates(learner, KINDS_REPEAT_WITHIN), strict=True):
+        if kind not in floors:
+            floor = _products_of(operations.products, contestant.device)
+            floors[kind] = _captured(floor) if contestant.device == "cuda" else floor
+    made = 0
+
+    def run(times: int) -> None:
+        nonlocal made
+        for _ in range(times):
+            floors[kinds[made % len(kinds)]]()
+            made += 1
+
+    return run
+
+
+def _products_of(shapes: Sequence[tuple[int, int, int, int]], device: str) -> Callable[[], None]:
+    """Make a function that multiplies matrices of these shapes (batch, M, K, N), each into one output."""
+    import torch
+
+    calls = []
+    for batch, m, k, n in shapes:
+        left, right = torch.randn(batch, m, k, device=device), torch.randn(batch, k, n, device=device)
+        calls.append((left, right, torch.empty(batch, m, n, device=device)))
+
+    @torch.no_grad()
+    def floor() -> None:
+        for left, right, out in calls:
+            torch.bmm(left, right, out=out)
+
+    return floor
 
 
 def _captured(function: Callable[[], None]) -> Callable[[], None]:
@@ -264,14 +327,18 @@ def _repeat(function: Callable[[], None], times: int) -> None:
 
 
 def measure(
-    entrants: Sequence[Contestant], rounds: int, chunk: int, warm_up: int = WARM_UP
+    entrants: Sequence[Contestant],
+    rounds: int,
+    chunk: int,
+    warm_up: int = WARM_UP,
+    gpu_seconds: float = GPU_SECONDS,
 ) -> dict[Contestant, list[float]]:
     """Return milliseconds per update, one value per round: CPU time on a CPU, wall-clock time on a GPU."""
     runs = {entrant: make_updates(entrant) for entrant in entrants}
     chunks = {}
     for entrant, run in runs.items():
         run(max(chunk, warm_up))
-        chunks[entrant] = chunk if entrant.device == "cpu" else _chunk_for(GPU_SECONDS, run, chunk)
+        chunks[entrant] = chunk if entrant.device == "cpu" else _chunk_for(gpu_seconds, run, chunk)
     times: dict[Contestant, list[float]] = {entrant: [] for entrant in entrants}
     for _ in range(rounds):
         for entrant, run in runs.items():

@@ -8,10 +8,13 @@ Importing this package registers its tasks with gymnasium; ray is imported when 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import Any
 
 import rllib_hpo.moved
-import rllib_hpo.tasks
+
+if importlib.util.find_spec("gymnasium") is not None:  # without it the mathematics still work
+    import rllib_hpo.tasks
 
 rllib_hpo.moved.install()
 

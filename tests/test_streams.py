@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rllib_hpo.streams import TorchStreams, numpy_generator, seed_sequence, torch_generator
+from tests.devices import on_a_gpu
 
 NAMES: list[tuple[Any, ...]] = [
     (0, "runner", 0, 0, "explore"),
@@ -84,7 +85,7 @@ def test_a_stream_of_another_kind_of_device_starts_afresh(caplog: pytest.LogCapt
     assert "another kind of device: base." in caplog.messages[0]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+@on_a_gpu
 @pytest.mark.parametrize(("saved_on", "loaded_on"), [("cpu", "cuda"), ("cuda", "cpu"), ("cuda", "cuda")])
 def test_streams_cross_between_devices(saved_on: str, loaded_on: str) -> None:
     streams = TorchStreams(5, "learner", device=saved_on, on_host=("replay",))

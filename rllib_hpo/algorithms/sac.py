@@ -114,15 +114,23 @@ class SamplerActor(Actor):
         )
         return sample
 
+    def action(self, obs: Tensor, noise: Noise, mode: Mode) -> Tensor:
+        """Return the actions of `sample`, (B, A), without what only losses need."""
+
+        def given() -> tuple[ActionValue, Tensor]:
+            return self.force_critic(obs, self.target_critics.condition(obs)), self.alpha
+
+        return self.sampler.action(obs, noise, mode=mode, given=given)
+
     @override
     def forward(self, obs: Tensor, memory: Memory | None = None) -> Tensor:
         """See `Actor.forward`."""
-        return self.sample(obs, zero_noise(self.sampler, obs.shape[0], obs.device), "train").action
+        return self.action(obs, zero_noise(self.sampler, obs.shape[0], obs.device), "train")
 
     @override
     def explore(self, obs: Tensor, streams: TorchStreams, memory: Memory) -> Tensor:
         """See `Actor.explore`."""
-        return self.sample(obs, draw_noise(self.sampler, len(obs), streams, obs.device), "explore").action
+        return self.action(obs, draw_noise(self.sampler, len(obs), streams, obs.device), "explore")
 
 
 class SoftActorCriticModel(SamplerActor):

@@ -318,7 +318,7 @@ class ConstrainedActor(SamplerActor):
 
     def reference(self, obs: Tensor) -> Tensor:
         """Return b(s), the policy's noise-free actions (B, A) without the shield."""
-        return self.sample(obs, zero_noise(self.sampler, obs.shape[0], obs.device), "train").action
+        return self.action(obs, zero_noise(self.sampler, obs.shape[0], obs.device), "train")
 
     @override
     def forward(self, obs: Tensor, memory: Memory | None = None) -> Tensor:

@@ -67,8 +67,8 @@ def gated_force(
     """
     hidden = _hidden_layer(action, direction, state_part, layers, buffers)
     for_transform, for_gate = hidden.chunk(2, dim=-1)
-    transform = torch.addmm(layers.transform_bias, for_transform, layers.transform_weight.mT).tanh()
-    gate = torch.addmm(layers.gate_bias, for_gate, layers.gate_weight.mT).sigmoid()
+    transform = F.linear(for_transform, layers.transform_weight, layers.transform_bias).tanh()
+    gate = F.linear(for_gate, layers.gate_weight, layers.gate_bias).sigmoid()
     return ForceValues(torch.lerp(transform, direction, gate), transform, gate)
 
 

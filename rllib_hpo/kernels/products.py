@@ -10,6 +10,7 @@ from __future__ import annotations
 import platform
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rllib_hpo.kernels.tracing import is_traced, opaque
@@ -43,7 +44,7 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False) 
     elif weight.shape[0] == 1:  # several times faster than a product with a one-column matrix
         outputs = torch.addmv(bias, inputs, weight[0]).unsqueeze(-1)
     else:
-        outputs = torch.addmm(bias, inputs, weight.mT)
+        outputs = F.linear(inputs, weight, bias)
     return outputs.relu_() if relu else outputs
 
 

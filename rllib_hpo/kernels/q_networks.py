@@ -26,6 +26,10 @@ class Layers(NamedTuple):
     """(H, S + A), (H, H), ..., (1, H)."""
     biases: list[Tensor]
     """(H,), ..., (1,); for N networks (N, 1, H), ..., (N, 1, 1)."""
+    of_state: Tensor | None = None
+    """The first weight's columns of the state, (H, S), where `split_inputs` has cut them out."""
+    of_action: Tensor | None = None
+    """The first weight's columns of the action, (H, A)."""
 
 
 class DifferentiableMinimum(Protocol):
@@ -45,6 +49,22 @@ def separate(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Layers
     if weights[0].device.type == "cpu" and not torch.compiler.is_compiling():
         return [Layers([w[k] for w in weights], [b[k, 0] for b in biases]) for k in range(len(weights[0]))]
     return [Layers(list(weights), list(biases))]
+
+
+def is_acting(parameter: Tensor) -> bool:
+    """Return whether nothing records: neither autograd nor a tracer, on a CPU, where actions are computed at once."""
+    return not (
+        torch.is_grad_enabled()
+        or parameter.device.type != "cpu"
+        or torch.compiler.is_compiling()
+        or is_traced()
+    )
+
+
+def split_inputs(network: Layers, obs_dim: int) -> Layers:
+    """Return the network with its first weight cut into the columns of state and action."""
+    first = network.weights[0]
+    return network._replace(of_state=first[..., :obs_dim], of_action=first[..., obs_dim:])
 
 
 def is_split(networks: Sequence[Layers]) -> bool:
@@ -101,6 +121,24 @@ def minimum_gradient(
     return join(gradients, networks).sum(0)
 
 
+def minimum_of_one(
+    networks: Sequence[Layers], values: Sequence[Sequence[Tensor]], obs_dim: int
+) -> tuple[Tensor, Tensor]:
+    """Return the smallest Q, (1,), and its action gradient, (1, A), at one state, where nothing records.
+
+    Args:
+        networks: Networks from `separate`, split.
+        values: Values of the hidden layers and the output of each network.
+        obs_dim: Number S of leading inputs, for which no gradient is computed.
+    """
+    outputs = [float(of_layers[-1]) for of_layers in values]
+    smallest = outputs.index(min(outputs))
+    *hidden, output = values[smallest]
+    *weights, last = _from_action(networks[smallest], obs_dim)
+    gradient = products.through_relu(last, hidden.pop())
+    return output[0], input_gradient(hidden, weights, gradient)
+
+
 def _gradient_of_rows(
     first_weights: list[Tensor],
     second_weights: list[Tensor],
@@ -138,7 +176,12 @@ _opaque_gradient_of_rows = opaque(
 
 def _from_action(network: Layers, obs_dim: int) -> list[Tensor]:
     """Return the weights of a network without their columns of the state."""
-    return [network.weights[0][..., obs_dim:], *network.weights[1:]]
+    return [_of_action(network, obs_dim), *network.weights[1:]]
+
+
+def _of_action(network: Layers, obs_dim: int) -> Tensor:
+    """Return the first weight's columns of the action, (..., H, A)."""
+    return network.weights[0][..., obs_dim:] if network.of_action is None else network.of_action
 
 
 def _is_smallest(q: Tensor) -> Tensor:
@@ -176,7 +219,9 @@ class _QValues(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, *parameters: Tensor) -> Tensor:
         networks = _networks(parameters)
-        values = [layer_values(inputs_of(network, inputs), *network) for network in networks]
+        values = [
+            layer_values(inputs_of(network, inputs), network.weights, network.biases) for network in networks
+        ]
         # Stored on ctx, not by save_for_backward: nothing writes to the hidden values, so autograd need not check
         # versions. The inputs among them are unguarded too: callers must not modify them before the backward pass.
         ctx.values = [before for *before, _ in values]
@@ -232,7 +277,7 @@ def first_layers(
         ]
     obs_dim = obs.shape[-1]
     return [
-        products.add_product(part, inputs_of(network, action), network.weights[0][..., obs_dim:]).relu_()
+        products.add_product(part, inputs_of(network, action), _of_action(network, obs_dim)).relu_()
         for part, network in zip(state_parts, networks, strict=True)
     ]
 
@@ -241,6 +286,10 @@ def state_parts_of(networks: Sequence[Layers], obs: Tensor) -> list[Tensor]:
     """Return the contribution of obs (B, S) and bias to each network's first hidden layer, (B, H)."""
     obs_dim = obs.shape[-1]
     return [
-        products.linear(inputs_of(network, obs), network.weights[0][..., :obs_dim], network.biases[0])
+        products.linear(
+            inputs_of(network, obs),
+            network.weights[0][..., :obs_dim] if network.of_state is None else network.of_state,
+            network.biases[0],
+        )
         for network in networks
     ]

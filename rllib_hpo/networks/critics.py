@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -101,11 +102,7 @@ class ConditionedCritic:
 
     def __init__(self, critic: Critics, obs: Tensor, *, reuse: bool = True, num: int | None = None) -> None:
         self._critic, self._obs, self._reuse, self._num = critic, obs, reuse, num
-        # Lists, because slicing a ParameterList makes a new module.
-        weights, biases = list(critic.weights), list(critic.biases)
-        if num is not None:
-            weights, biases = [w[:num] for w in weights], [b[:num] for b in biases]
-        self._networks = q_networks.separate(weights, biases)
+        self._networks = _separated(critic, num)
         self._state_parts: list[Tensor] | None = None
 
     def rows(self, rows: slice) -> ConditionedCritic:
@@ -122,12 +119,14 @@ class ConditionedCritic:
         with torch.no_grad():
             return self._evaluate(action)[0].amin(0)
 
-    @torch.no_grad()
     def minimum_and_gradient(self, action: Tensor) -> tuple[Tensor, Tensor]:
         """Return min(Q_1, ..., Q_N), (B,), and its action gradient, (B, A), both without a graph."""
-        q, hidden = self._evaluate(action)
-        gradient = q_networks.minimum_gradient(self._networks, hidden, q, self._critic.obs_dim)
-        return q.amin(0), gradient
+        networks, obs_dim = self._networks, self._critic.obs_dim
+        if q_networks.is_acting(action) and len(action) == 1 and q_networks.is_split(networks):
+            return q_networks.minimum_of_one(networks, self._values_of_layers(action), obs_dim)
+        with torch.no_grad():
+            q, hidden = self._evaluate(action)
+            return q.amin(0), q_networks.minimum_gradient(networks, hidden, q, obs_dim)
 
     def maximum(self, action: Tensor) -> Tensor:
         """Return max(Q_1, ..., Q_N), (B,), at action (B, A); differentiable in the action alone."""
@@ -145,15 +144,44 @@ class ConditionedCritic:
 
     def _evaluate(self, action: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
         """Return Q_1 to Q_N, (N, B), and the hidden layers' values of each network."""
+        values = self._values_of_layers(action)
+        q = q_networks.join([output for *_, output in values], self._networks).squeeze(-1)
+        return q, [hidden for *hidden, _ in values]
+
+    def _values_of_layers(self, action: Tensor) -> list[list[Tensor]]:
+        """Return the values of the hidden layers and the output of each network."""
         if self._state_parts is None and self._reuse:
             self._state_parts = q_networks.state_parts_of(self._networks, self._obs)
         first_layers = q_networks.first_layers(self._networks, self._obs, action, self._state_parts)
-        values = [
+        return [
             layer_values(first, network.weights[1:], network.biases[1:])
             for first, network in zip(first_layers, self._networks, strict=True)
         ]
-        q = q_networks.join([output for *_, output in values], self._networks).squeeze(-1)
-        return q, [hidden for *hidden, _ in values]
+
+
+def _separated(critic: Critics, num: int | None) -> list[q_networks.Layers]:
+    """Return the first `num` networks, or all; for acting on a CPU what was made for an earlier action."""
+    modules = (critic.weights, critic.biases)  # whose own iterators take longer than all of this
+    parameters = [p for module in modules for p in module._parameters.values() if p is not None]
+    keeps = q_networks.is_acting(parameters[0])
+    addresses = [parameter.data_ptr() for parameter in parameters] if keeps else []
+    if keeps and (known := _SEPARATED.get(critic)) is not None and known[:2] == (addresses, num):
+        return known[2]
+    # Lists, because slicing a ParameterList makes a new module.
+    weights, biases = list(critic.weights), list(critic.biases)
+    if num is not None:
+        weights, biases = [w[:num] for w in weights], [b[:num] for b in biases]
+    networks = q_networks.separate(weights, biases)
+    if keeps:
+        networks = [q_networks.split_inputs(network, critic.obs_dim) for network in networks]
+        _SEPARATED[critic] = addresses, num, networks
+    return networks
+
+
+_SEPARATED: WeakKeyDictionary[Critics, tuple[list[int], int | None, list[q_networks.Layers]]] = (
+    WeakKeyDictionary()
+)
+"""Views of critics' parameters by network; they hold the memory, so that its address is given to nothing else."""
 
 
 class _Maximum:

@@ -9,6 +9,7 @@ hyperparameters, and register both (`rllib_hpo.samplers.register_sampler`). READ
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -23,6 +24,9 @@ Mode = Literal["explore", "train"]
 
 Noise = dict[str, Tensor]
 """Standard normal draws by name, each (B, ...)."""
+
+Given = Callable[[], tuple[ActionValue, Tensor]]
+"""Returns the critic and the temperature that a draw may depend on."""
 
 
 class Sample(NamedTuple):
@@ -69,6 +73,19 @@ class Sampler(nn.Module, ABC):
             alpha: Temperature, a scalar tensor without gradient.
             detached_rows: Number of leading rows that need no gradient; their backward pass is skipped.
         """
+
+    def action(self, obs: Tensor, noise: Noise, *, mode: Mode, given: Given) -> Tensor:
+        """Return the actions of `forward`, (B, A), for acting. Subclasses leave out what only losses need.
+
+        Args:
+            obs: See `forward`.
+            noise: See `forward`.
+            mode: See `forward`.
+            given: Returns `critic` and `alpha` of `forward`; samplers that use neither do not call it.
+        """
+        critic, alpha = given()
+        sample: Sample = self(obs, noise, mode=mode, critic=critic, alpha=alpha)
+        return sample.action
 
     def diagnose(
         self, obs: Tensor, noise: Noise, *, mode: Mode, critic: ActionValue, alpha: Tensor

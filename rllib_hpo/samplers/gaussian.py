@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from rllib_hpo.kernels import wants_gradients
 from rllib_hpo.kernels.squash import gaussian_draw, mean_and_log_std, tanh_squash
 from rllib_hpo.networks.critics import ActionValue
 from rllib_hpo.networks.mlp import make_mlp
-from rllib_hpo.samplers.base import Mode, Noise, Sample, Sampler
+from rllib_hpo.samplers.base import Given, Mode, Noise, Sample, Sampler
 from rllib_hpo.settings import Activation, ActorCriticSettings
 
 
@@ -43,6 +44,11 @@ class GaussianPolicy(nn.Module):
             mean, log_std = mean_and_log_std(outputs)
             return mean + log_std.exp() * noise, gaussian_log_prob(noise, log_std)
         return gaussian_draw(outputs, noise, detached_rows)
+
+    def draw_alone(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """Return u of `draw`, (B, A), without its log-density."""
+        mean, log_std = mean_and_log_std(self.network(obs))
+        return mean + log_std.exp() * noise
 
 
 def gaussian_log_prob(noise: Tensor, log_std: Tensor) -> Tensor:
@@ -103,3 +109,7 @@ class GaussianSampler(Sampler):
     ) -> Sample:
         """Draw one action per state; see `Sampler.forward`."""
         return Sample(*squash(*self.policy.draw(obs, noise["base"], detached_rows), detached_rows))
+
+    @override
+    def action(self, obs: Tensor, noise: Noise, *, mode: Mode, given: Given) -> Tensor:
+        return torch.tanh(self.policy.draw_alone(obs, noise["base"]))

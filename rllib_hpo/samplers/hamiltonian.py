@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from rllib_hpo.errors import SettingsError
 from rllib_hpo.kernels import wants_gradients
 from rllib_hpo.kernels.gated_leapfrog import Direction, LeapfrogOptions, gated_leapfrog
 from rllib_hpo.networks.critics import ActionValue
-from rllib_hpo.samplers.base import Mode, Noise, Sample, Sampler
+from rllib_hpo.samplers.base import Given, Mode, Noise, Sample, Sampler
 from rllib_hpo.samplers.forces import GatedForce, unit_gradient
 from rllib_hpo.samplers.gaussian import GaussianPolicy, squash
 from rllib_hpo.samplers.leapfrog import LeapfrogState, leapfrog, leapfrog_step
@@ -146,6 +147,16 @@ class HamiltonianSampler(Sampler):
             action, momentum = self.evolve(action, momentum, force, mode, final_kick=final_kick)
         penalty = self._momentum_penalty(momentum, alpha) if self.settings.momentum_penalty else None
         return Sample(self._clip(action), log_prob, penalty)
+
+    @override
+    def action(self, obs: Tensor, noise: Noise, *, mode: Mode, given: Given) -> Tensor:
+        """Return a_K, clipped, (B, A); see `Sampler.action`."""
+        start = torch.tanh(self.policy.draw_alone(obs, noise["base"]))
+        if self.chains[mode].num_steps == 0:
+            return self._clip(start)
+        force = self.force(obs, *given())
+        momentum = self.initial_momentum(start, noise, mode)
+        return self._clip(self.evolve(start, momentum, force, mode, final_kick=False)[0])
 
     def initial_action(self, obs: Tensor, noise: Noise, detached_rows: int = 0) -> tuple[Tensor, Tensor]:
         """Return a_0 (B, A), the Gaussian's draw where the chain starts, and its log-density (B,)."""

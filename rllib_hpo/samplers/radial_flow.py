@@ -7,10 +7,11 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from rllib_hpo.kernels.radial_flow import radial_flow
 from rllib_hpo.networks.critics import ActionValue
-from rllib_hpo.samplers.base import Mode, Noise, Sample, Sampler
+from rllib_hpo.samplers.base import Given, Mode, Noise, Sample, Sampler
 from rllib_hpo.samplers.gaussian import GaussianPolicy, squash
 from rllib_hpo.settings import SACNFSettings
 
@@ -99,3 +100,7 @@ class RadialFlowSampler(Sampler):
         z, log_density = self.policy.draw(obs, noise["base"], detached_rows)
         pre_tanh, log_det = self.flow(z, detached_rows)
         return Sample(*squash(pre_tanh, log_density - log_det, detached_rows))
+
+    @override
+    def action(self, obs: Tensor, noise: Noise, *, mode: Mode, given: Given) -> Tensor:
+        return torch.tanh(self.flow(self.policy.draw_alone(obs, noise["base"]))[0])

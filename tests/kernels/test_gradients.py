@@ -17,6 +17,7 @@ from rllib_hpo.kernels.relu_mlp import relu_mlp
 from rllib_hpo.kernels.squash import gaussian_draw, tanh_squash
 from rllib_hpo.networks.critics import Critics
 from rllib_hpo.samplers.leapfrog import leapfrog
+from tests.devices import DEVICES
 
 ROWS, UNITS, DIM, OBS = 6, 5, 2, 3
 Inputs = list[Tensor]
@@ -36,7 +37,7 @@ def _q(inputs: Tensor, *parameters: Tensor, cut: int = 0) -> Tensor:
 
 
 def _draw(outputs: Tensor, cut: int = 0) -> Any:
-    return gaussian_draw(outputs, _normal(ROWS, DIM, seed=9).detach(), cut)
+    return gaussian_draw(outputs, _normal(ROWS, DIM, seed=9).detach().to(outputs.device), cut)
 
 
 def _squash(pre_tanh: Tensor, log_density: Tensor, cut: int = 0) -> Any:
@@ -49,7 +50,7 @@ def _flow(z: Tensor, centers: Tensor, raw_a: Tensor, raw_beta: Tensor, cut: int 
 
 def _leapfrog(action: Tensor, momentum: Tensor, obs: Tensor, *layers: Tensor, cut: int = 0) -> Any:
     def direction(at: Tensor) -> Tensor:  # piecewise constant, as the gradient of a ReLU network
-        return torch.ones_like(at) * torch.tensor([0.5, -1.0], dtype=at.dtype)
+        return torch.ones_like(at) * torch.tensor([0.5, -1.0]).to(at)
 
     options = LeapfrogOptions(0.25, 2)
     return gated_leapfrog(action, momentum, obs, direction, ForceLayers(*layers), options, leapfrog, cut)
@@ -75,13 +76,15 @@ KERNELS: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]], int]] = {
 }  # fmt: skip
 
 
-def _inputs(name: str) -> Inputs:
-    return [_normal(*shape, seed=seed) for seed, shape in enumerate(KERNELS[name][1])]
+def _inputs(name: str, device: str = "cpu") -> Inputs:
+    inputs = [_normal(*shape, seed=seed) for seed, shape in enumerate(KERNELS[name][1])]
+    return [tensor.detach().to(device).requires_grad_() for tensor in inputs]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", KERNELS)
-def test_gradients_are_those_of_finite_differences(name: str) -> None:
-    assert torch.autograd.gradcheck(KERNELS[name][0], _inputs(name))
+def test_gradients_are_those_of_finite_differences(name: str, device: str) -> None:
+    assert torch.autograd.gradcheck(KERNELS[name][0], _inputs(name, device))
 
 
 @pytest.mark.parametrize("name", [name for name, (_, _, num_with_rows) in KERNELS.items() if num_with_rows])

@@ -5,6 +5,9 @@ The device "meta" replaces the GPU. It computes nothing; the tests check for wha
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,9 +17,10 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rllib_hpo.algorithms.sac import SamplerActor
-from rllib_hpo.samplers.base import draw_noise
+from rllib_hpo.samplers.base import draw_noise, zero_noise
 from rllib_hpo.settings import ActorCriticSettings, SACHPOSettings
 from rllib_hpo.streams import TorchStreams
+from tests.devices import on_a_gpu
 from tests.learning.options import SETTINGS
 
 OBS, DIM = 5, 3
@@ -49,7 +53,52 @@ def test_networks_on_a_device_act_with_streams_of_the_host(
     assert (action.device.type, tuple(action.shape)) == ("meta", (4, DIM))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+def whole_draw(actor: SamplerActor, obs: Tensor, streams: TorchStreams | None) -> Tensor:
+    """Return the actions of a draw with its log-density, as losses get them, by autograd's operations."""
+    noise = (
+        zero_noise(actor.sampler, len(obs))
+        if streams is None
+        else draw_noise(actor.sampler, len(obs), streams)
+    )
+    return actor.sample(obs, noise, "train" if streams is None else "explore").action.detach()
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_acting_leaves_out_only_what_losses_need(settings: ActorCriticSettings, rows: int) -> None:
+    """Actions are those of whole draws, also after weights were loaded or moved, which no earlier action keeps."""
+    actor, other = (SamplerActor(OBS, DIM, settings, seed) for seed in (0, 1))
+    obs = torch.randn(rows, OBS, generator=torch.Generator().manual_seed(2))
+    changes: list[Callable[[], Any]] = [
+        lambda: None,
+        lambda: actor.load_state_dict(other.state_dict()),
+        lambda: actor.load_state_dict(SamplerActor(OBS, DIM, settings, 3).state_dict(), assign=True),
+        actor.double,
+    ]
+    for change in changes:
+        change()
+        given = obs.to(actor.log_alpha.dtype)
+        for explores in (True, False):
+            streams = [TorchStreams(0, "runner") if explores else None for _ in range(2)]
+            expected = whole_draw(actor, given, streams[0])
+            torch.testing.assert_close(actor.act(given, streams[1], {}), expected, rtol=2e-6, atol=2e-6)
+
+
+def test_copies_and_pickles_act_by_their_own_weights() -> None:
+    """What acting keeps of critics is neither copied nor pickled with them."""
+    actor = SamplerActor(OBS, DIM, SACHPOSettings(hidden_units=16), seed=0)
+    obs = torch.randn(1, OBS, generator=torch.Generator().manual_seed(2))
+    before, size = actor.act(obs), len(pickle.dumps(actor))
+    copied = copy.deepcopy(actor)
+    with torch.no_grad():
+        for parameter in copied.target_critics.parameters():
+            parameter.neg_()
+    assert torch.equal(actor.act(obs), before)
+    assert not torch.equal(copied.act(obs), before)
+    assert len(pickle.dumps(actor)) == size
+
+
+@on_a_gpu
 def test_the_noise_is_that_of_the_host() -> None:
     """It does not depend on the networks' device."""
     sampler = SamplerActor(OBS, DIM, SACHPOSettings(hidden_units=16), seed=0).sampler

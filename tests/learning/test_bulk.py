@@ -33,6 +33,7 @@ from rllib_hpo.replay.feed import RowFeed
 from rllib_hpo.replay.layout import Batch, RowLayout
 from rllib_hpo.replay.ring import Replay, fits
 from rllib_hpo.settings import SACHPOSettings, SACSettings, Settings
+from tests.devices import DEVICES, on_a_gpu
 from tests.learning.options import OTHERS, SETTINGS
 
 OBS, DIM, ROWS = 5, 3, 32
@@ -42,8 +43,6 @@ CHANGES: dict[str, Any] = {
     "replay_capacity": 500,
     "diagnostics_interval": 7,
 }
-ON_A_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
-DEVICES = ["cpu", pytest.param("cuda", marks=ON_A_GPU)]
 
 DIFFERENT = {
     name: SETTINGS[name]
@@ -148,7 +147,7 @@ def test_updates_in_bulk_equal_eager_ones(settings: Settings, device: str) -> No
     _assert_close(bulk, eager)
 
 
-@ON_A_GPU
+@on_a_gpu
 @pytest.mark.parametrize("settings", DIFFERENT.values(), ids=DIFFERENT)
 def test_a_graph_that_draws_from_the_replay_equals_eager_updates(settings: Settings) -> None:
     """It makes 200 updates from equal streams, 32 at a time as in production."""
@@ -284,7 +283,7 @@ def test_what_cannot_be_captured_runs_eagerly(caplog: pytest.LogCaptureFixture) 
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
 
 
-@ON_A_GPU
+@on_a_gpu
 def test_a_capture_that_fails_leaves_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
     """Eager updates and other captures continue, memory is released, and the default generator still draws."""
     settings = SACSettings(hidden_units=16)
@@ -371,7 +370,7 @@ def test_why_nothing_is_captured_is_logged(caplog: pytest.LogCaptureFixture) -> 
     assert {record.levelno for record in caplog.records} == {logging.WARNING}
 
 
-@ON_A_GPU
+@on_a_gpu
 def test_a_gpu_gets_graphs_without_being_asked() -> None:
     """By default 200 updates are captured in one call on a GPU; with cuda_graph=False none is."""
     for wanted in (True, False):
@@ -527,7 +526,7 @@ def test_rows_arrive_in_pieces(device: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert np.array_equal(np.concatenate(staged.read(142, 192)), np.concatenate(whole.read(142, 192)))
 
 
-@ON_A_GPU
+@on_a_gpu
 def test_adding_rows_does_not_wait_for_the_device() -> None:
     """torch reports no synchronisation for rows and indices of an update, between two diagnoses."""
     learner = _learner(SACSettings(hidden_units=16), _capture("cuda"), "cuda")

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import ray
-import torch
 
 from rllib_hpo.rllib.config import ActorCriticConfig
 from rllib_hpo.rllib.trained_policy import load_policy
+from tests.devices import GPU_MARKS
 from tests.rllib.old_stack.test_policy_stack import old_config
 from tests.rllib.tiny import EVERY_ALGORITHM, loaded, running, tiny_config, train_to
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+pytestmark = GPU_MARKS
 
 
 def _config(stack: str, algorithm: str) -> ActorCriticConfig:
