@@ -33,7 +33,8 @@ from benchmarks.pairs import Ratio
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rllib_hpo.settings import ActorCriticSettings
+    from rllib_hpo.learning.replay_learner import ReplayLearner
+    from rllib_hpo.settings import ActorCriticSettings, Settings
 
 BATCH_SIZE, REPLAY_ROWS = 256, 10_000
 WARM_UP = 200
@@ -216,13 +217,6 @@ def _median_cpu_seconds(call: Callable[[], Any]) -> float:
 
 def make_updates(contestant: Contestant) -> Callable[[int], None]:
     """Make a function that runs a given number of updates, or of their products."""
-    import torch
-
-    from rllib_hpo.algorithms.registry import make_method
-    from rllib_hpo.algorithms.sac import SoftActorCriticModel
-    from rllib_hpo.learning.replay_learner import ReplayLearner
-    from rllib_hpo.learning.trainer import Trainer
-
     obs_dim, action_dim = SIZES[contestant.size]
     settings = algorithms()[contestant.algorithm]
     if contestant.mode == "floor":
@@ -238,14 +232,27 @@ def make_updates(contestant: Contestant) -> Callable[[int], None]:
     if contestant.device == "cpu":
         changes["diagnostics_interval"] = 10**9
     settings = settings.model_copy(update=changes)
-    model = SoftActorCriticModel(obs_dim, action_dim, settings, seed=0).to(torch.device(contestant.device))
-    learner = ReplayLearner(Trainer(make_method(settings), model, seed=0))
-    rows = torch.randn(REPLAY_ROWS, learner.replay.layout.width, generator=torch.Generator().manual_seed(0))
+    return make_learner(settings, contestant.size, contestant.device).update_from_replay
+
+
+def make_learner(settings: Settings, size: str, device: str, seed: int = 0) -> ReplayLearner:
+    """Make a learner with a replay of random transitions."""
+    import torch
+
+    from rllib_hpo.algorithms.registry import make_method
+    from rllib_hpo.learning.replay_learner import ReplayLearner
+    from rllib_hpo.learning.trainer import Trainer
+
+    method = make_method(settings)
+    learner = ReplayLearner(Trainer(method, method.make_model(*SIZES[size], seed).to(device), seed=seed))
+    rows = torch.randn(
+        REPLAY_ROWS, learner.replay.layout.width, generator=torch.Generator().manual_seed(seed)
+    )
     batch = learner.replay.layout.unpack(rows)
     batch.action.tanh_()
     batch.terminated.zero_()
     learner.add_transitions(rows.numpy())
-    return learner.update_from_replay
+    return learner
 
 
 def _captured(function: Callable[[], None]) -> Callable[[], None]:
@@ -271,20 +278,20 @@ def measure(
     chunks = {}
     for entrant, run in runs.items():
         run(max(chunk, warm_up))
-        chunks[entrant] = chunk if entrant.device == "cpu" else _chunk_for(GPU_SECONDS, run, chunk)
+        chunks[entrant] = chunk if entrant.device == "cpu" else chunk_for(GPU_SECONDS, run, chunk)
     times: dict[Contestant, list[float]] = {entrant: [] for entrant in entrants}
     for _ in range(rounds):
         for entrant, run in runs.items():
-            times[entrant].append(_timed(run, chunks[entrant], entrant.device))
+            times[entrant].append(timed(run, chunks[entrant], entrant.device))
     return times
 
 
-def _chunk_for(seconds: float, run: Callable[[int], None], least: int) -> int:
+def chunk_for(seconds: float, run: Callable[[int], None], least: int) -> int:
     """Return the number of updates that fill a chunk on a GPU."""
-    return max(least, round(seconds * 1e3 / _timed(run, least, "cuda")))
+    return max(least, round(seconds * 1e3 / timed(run, least, "cuda")))
 
 
-def _timed(run: Callable[[int], None], chunk: int, device: str) -> float:
+def timed(run: Callable[[int], None], chunk: int, device: str) -> float:
     if device == "cpu":
         began = time.process_time()
         run(chunk)
