@@ -244,7 +244,7 @@ def make_updates(contestant: Contestant) -> Callable[[int], None]:
     return make_learner(contestant).update_from_replay
 
 
-def make_learner(contestant: Contestant, **changes: Any) -> ReplayLearner:
+def make_learner(contestant: Contestant, seed: int = 0, **changes: Any) -> ReplayLearner:
     """Make a learner in the contestant's mode with a filled replay; `changes` are settings."""
     import torch
 
@@ -262,9 +262,10 @@ def make_learner(contestant: Contestant, **changes: Any) -> ReplayLearner:
         by_mode["diagnostics_interval"] = 10**9
     settings = every_algorithm()[contestant.algorithm].model_copy(update=by_mode | changes)
     method = make_method(settings)
-    model = method.make_model(obs_dim, action_dim, seed=0).to(torch.device(contestant.device))
-    learner = ReplayLearner(Trainer(method, model, seed=0))
-    rows = torch.randn(REPLAY_ROWS, learner.replay.layout.width, generator=torch.Generator().manual_seed(0))
+    model = method.make_model(obs_dim, action_dim, seed).to(torch.device(contestant.device))
+    learner = ReplayLearner(Trainer(method, model, seed=seed))
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(REPLAY_ROWS, learner.replay.layout.width, generator=generator)
     batch = learner.replay.layout.unpack(rows)
     batch.action.tanh_()
     batch.terminated.zero_()
@@ -338,20 +339,20 @@ def measure(
     chunks = {}
     for entrant, run in runs.items():
         run(max(chunk, warm_up))
-        chunks[entrant] = chunk if entrant.device == "cpu" else _chunk_for(gpu_seconds, run, chunk)
+        chunks[entrant] = chunk if entrant.device == "cpu" else chunk_for(gpu_seconds, run, chunk)
     times: dict[Contestant, list[float]] = {entrant: [] for entrant in entrants}
     for _ in range(rounds):
         for entrant, run in runs.items():
-            times[entrant].append(_timed(run, chunks[entrant], entrant.device))
+            times[entrant].append(timed(run, chunks[entrant], entrant.device))
     return times
 
 
-def _chunk_for(seconds: float, run: Callable[[int], None], least: int) -> int:
+def chunk_for(seconds: float, run: Callable[[int], None], least: int) -> int:
     """Return the number of updates that fill a chunk on a GPU."""
-    return max(least, round(seconds * 1e3 / _timed(run, least, "cuda")))
+    return max(least, round(seconds * 1e3 / timed(run, least, "cuda")))
 
 
-def _timed(run: Callable[[int], None], chunk: int, device: str) -> float:
+def timed(run: Callable[[int], None], chunk: int, device: str) -> float:
     if device == "cpu":
         began = time.process_time()
         run(chunk)

@@ -13,23 +13,32 @@ import torch
 from torch import library
 
 _OPERATORS = library.Library("rllib_hpo", "DEF")
-_traced = False
+_traced = _compiled = False
 
 
 @contextmanager
-def tracing() -> Iterator[None]:
-    """Trace within: hand-written passes still run, by operations that a tracer can record."""
-    global _traced  # noqa: PLW0603  (one tracer runs at a time in a process)
-    _traced = True
+def tracing(*, compiled: bool = True) -> Iterator[None]:
+    """Trace within: hand-written passes still run, by operations that a tracer can record.
+
+    Args:
+        compiled: Whether a compiler will fuse what is traced, so that many small operations cost nothing.
+    """
+    global _traced, _compiled  # noqa: PLW0603  (one tracer runs at a time in a process)
+    _traced, _compiled = True, compiled
     try:
         yield
     finally:
-        _traced = False
+        _traced = _compiled = False
 
 
 def is_traced() -> bool:
     """Return whether a whole update is being traced, its hand-written passes included; see `wants_gradients`."""
     return _traced
+
+
+def is_traced_for_compiler() -> bool:
+    """Return whether a whole update is being traced, and a compiler will fuse its operations."""
+    return _compiled
 
 
 def opaque(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,8 +9,9 @@ Torch promises neither `make_fx` nor `torch._inductor.compile`; only this file u
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,11 +86,11 @@ class CompiledUpdate:
     def _try_to_compile(self, batch: Batch, noise: Noise, kind: str) -> None:
         try:
             if not self._compiled:  # make what is made on first use
-                with _rehearsal(self._tensors):
+                with rehearsal(self._tensors):
                     for other in self._kinds():
                         self._update(batch, noise, other)
-            with _rehearsal(self._tensors):
-                self._compiled[kind] = _compile(*_trace(self._update, batch, noise, kind))
+            with rehearsal(self._tensors):
+                self._compiled[kind] = compile_trace(*trace_update(self._update, batch, noise, kind))
             self._compiled_for = self._signature(), len(batch.reward)
             self.num_compilations += 1
         except Exception as error:  # noqa: BLE001  (an error of the update itself comes again in the eager call)
@@ -98,7 +99,7 @@ class CompiledUpdate:
 
 
 @contextmanager
-def _rehearsal(tensors: Callable[[], Iterable[Tensor]]) -> Iterator[None]:
+def rehearsal(tensors: Callable[[], Iterable[Tensor]]) -> Iterator[None]:
     """Let an update be made, and undo it: restore the tensors that it changed, and zero those that it made."""
     before = {id(tensor): tensor.detach().clone() for tensor in tensors()}
     try:
@@ -113,19 +114,21 @@ def _rehearsal(tensors: Callable[[], Iterable[Tensor]]) -> Iterator[None]:
                 tensor.grad = None
 
 
-def _trace(
-    update: Function, batch: Batch, noise: Noise, kind: str
+def trace_update(
+    update: Function, batch: Batch, noise: Noise, kind: str, *, compiled: bool = True
 ) -> tuple[GraphModule, list[Tensor], list[str]]:
     """Record every operation of an update, on real tensors.
 
-    Returns:
-        The graph, its arguments, of which those of `_arguments` come first, and the names of its results.
-    """
-    from torch._guards import TracingContext
-    from torch._guards import tracing as in_context
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.fx.experimental.proxy_tensor import make_fx
+    Args:
+        update: The update.
+        batch: Its batch.
+        noise: Its noise.
+        kind: Its kind.
+        compiled: Whether a compiler will fuse the operations.
 
+    Returns:
+        The graph, its arguments, of which batch and noise come first, and the names of its results.
+    """
     names: list[str] = []
     num_columns = len(batch.tensors())
 
@@ -136,27 +139,43 @@ def _trace(
         return list(metrics.values())
 
     arguments = _arguments(batch, noise)
-    # Without a context, make_fx describes each of thousands of results in a mode of its own, for twice the time.
-    with tracing(), in_context(TracingContext(FakeTensorMode())):
-        graph = make_fx(results)(*arguments)
+    with tracing(compiled=compiled):
+        graph = record(results, arguments)
     return graph, [*arguments, *_lift_tensors(graph)], names
+
+
+def record(function: Callable[..., Any], arguments: Sequence[Tensor]) -> GraphModule:
+    """Call a function, and return the graph of its operations; their effects on the arguments remain."""
+    from torch._guards import TracingContext
+    from torch._guards import tracing as in_context
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    # Without a context, make_fx describes each of thousands of results in a mode of its own, for twice the time.
+    with in_context(TracingContext(FakeTensorMode())):
+        return make_fx(function)(*arguments)
 
 
 def _arguments(batch: Batch, noise: Noise) -> list[Tensor]:
     return [*batch.tensors(), *noise.values()]
 
 
-def _compile(graph: GraphModule, arguments: list[Tensor], names: list[str]) -> Function:
+def compile_trace(graph: GraphModule, arguments: list[Tensor], names: list[str]) -> Function:
     """Compile a trace; the result holds the tensors that the trace found at fixed addresses."""
     from torch._inductor import compile as compile_graph
 
     with torch.no_grad():
         compiled = compile_graph(graph, list(arguments))
+    return bind(compiled, arguments, names)
+
+
+def bind(graph: Callable[..., Any], arguments: Sequence[Tensor], names: Sequence[str]) -> Function:
+    """Return the update that a trace makes: `arguments` beyond batch and noise stay those of the trace."""
 
     def update(batch: Batch, noise: Noise, kind: str) -> Metrics:
         given = _arguments(batch, noise)
         with torch.no_grad():
-            return dict(zip(names, compiled(*given, *arguments[len(given) :]), strict=True))
+            return dict(zip(names, graph(*given, *arguments[len(given) :]), strict=True))
 
     return update
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rllib_hpo.kernels.tracing import is_traced
+from rllib_hpo.kernels.tracing import is_traced_for_compiler
 
 
 def make_adam(parameters: list[Tensor], lr: float) -> torch.optim.Adam:
@@ -31,7 +31,7 @@ def adam_step(optimizer: torch.optim.Optimizer, skip: Tensor | None = None) -> N
         parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
         if not parameters:
             continue
-        if is_traced():
+        if is_traced_for_compiler():
             for parameter in parameters:
                 _traced_step(parameter, _state(optimizer, parameter), group, skip)
             continue

@@ -6,7 +6,7 @@ and moves it on, on the device.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ class Feed:
 
     def next(self) -> tuple[Batch, dict[str, Tensor]]:
         """Batch and noise of the next slot; can be captured."""
-        batch = self._batch(self._slot)
+        batch = self._layout.unpack(self.rows())
         noise = {name: noise.index_select(0, self._slot)[0] for name, noise in self._noise.items()}
         self._slot.add_(1)
         return batch, noise
@@ -71,7 +71,8 @@ class Feed:
         """All tensors that `next` reads; a graph is valid as long as none of them moves."""
         return [self._slot, *self._noise.values()]
 
-    def _batch(self, slot: Tensor) -> Batch:
+    def rows(self) -> Tensor:
+        """Rows of the next batch, (B, width); can be captured."""
         raise NotImplementedError
 
 
@@ -104,8 +105,9 @@ class IndexFeed(Feed):
         """Tensors of every feed, and the rows of the replay, which move when it grows."""
         return [*super().tensors(), self._indices, self._drawn_from.rows]
 
-    def _batch(self, slot: Tensor) -> Batch:
-        return self._drawn_from.gather(self._indices.index_select(0, slot)[0])
+    def rows(self) -> Tensor:
+        """See `Feed.rows`."""
+        return self._drawn_from.rows.index_select(0, self._indices.index_select(0, self._slot)[0])
 
     @property
     def _drawn_from(self) -> Replay:
@@ -148,5 +150,34 @@ class RowFeed(Feed):
         """Tensors of every feed, and the batches."""
         return [*super().tensors(), self._rows]
 
-    def _batch(self, slot: Tensor) -> Batch:
-        return self._layout.unpack(self._rows.index_select(0, slot)[0])
+    def rows(self) -> Tensor:
+        """See `Feed.rows`."""
+        return self._rows.index_select(0, self._slot)[0]
+
+
+class StackedFeed:
+    """Batches and noise of several seeds, stacked along a leading dimension.
+
+    Each seed's feed still draws from its own replay and streams: into its slice of the stacked buffers.
+
+    Args:
+        feeds: A feed for each seed, of equal capacity; they share one slot from now on.
+    """
+
+    def __init__(self, feeds: Sequence[Feed]) -> None:
+        self.feeds, self._slot = feeds, feeds[0]._slot
+        self._noise = {name: torch.stack([feed._noise[name] for feed in feeds]) for name in feeds[0]._noise}
+        for seed, feed in enumerate(feeds):
+            feed._slot = self._slot
+            feed._noise = {name: noise[seed] for name, noise in self._noise.items()}
+
+    def next(self) -> tuple[Batch, dict[str, Tensor]]:
+        """Batches (N, B, ...) and noise (N, rows * B, ...) of the next slot; can be captured."""
+        batch = self.feeds[0]._layout.unpack(torch.stack([feed.rows() for feed in self.feeds]))
+        noise = {name: noise.index_select(1, self._slot)[:, 0] for name, noise in self._noise.items()}
+        self._slot.add_(1)
+        return batch, noise
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors that `next` reads."""
+        return [tensor for feed in self.feeds for tensor in feed.tensors()]

@@ -91,20 +91,20 @@ class RowLayout(NamedTuple):
             out[:, self._common_width :] = extras
 
     def unpack(self, rows: Tensor) -> Batch:
-        """Rows (B, width) as columns, as views where possible."""
+        """Rows (..., B, width) as columns (..., B, size), as views where possible."""
         end_of_obs, end_of_action = self.obs_dim, self.obs_dim + self.action_dim
         return Batch(
-            obs=rows[:, :end_of_obs],
-            action=rows[:, end_of_obs:end_of_action],
-            reward=rows[:, end_of_action],
-            terminated=rows[:, end_of_action + 1],
-            next_obs=rows[:, end_of_action + 2 : self._common_width],
+            obs=rows[..., :end_of_obs],
+            action=rows[..., end_of_obs:end_of_action],
+            reward=rows[..., end_of_action],
+            terminated=rows[..., end_of_action + 1],
+            next_obs=rows[..., end_of_action + 2 : self._common_width],
             extras=self._extras(rows) if self.columns else _NONE,
         )
 
     def _extras(self, rows: Tensor) -> dict[str, Tensor]:
         extras, start = {}, self._common_width
         for name, size in self.columns:
-            extras[name] = rows[:, start] if size == 1 else rows[:, start : start + size]
+            extras[name] = rows[..., start] if size == 1 else rows[..., start : start + size]
             start += size
         return extras
