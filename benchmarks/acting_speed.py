@@ -137,7 +137,7 @@ def table(summary: Mapping[str, Mapping[str, Any]]) -> str:
     lines = ["| acting | us | x other checkout | same actions |", "| --- | ---: | ---: | --- |"]
     for what, row in summary.items():
         ratio = str(Ratio(**row["times_other"])) if "times_other" in row else ""
-        same = {True: "yes", False: "NO"}.get(row.get("same_actions"), "")
+        same = {None: "", True: "yes", False: "NO"}[row.get("same_actions")]
         lines.append(f"| {what} | {row['us']:.0f} | {ratio} | {same} |")
     return "\n".join(lines)
 

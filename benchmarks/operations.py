@@ -41,7 +41,7 @@ class Operations(TorchDispatchMode):
     """Count operations that compute something, and keep the shapes of matrix products."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.number = 0
         self.products: list[tuple[int, int, int, int]] = []
         """Batch size, M, K and N of every product (M, K) times (K, N)."""

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 BATCH_SIZE, REPLAY_ROWS = 256, 10_000
 WARM_UP = 200
+COST: dict[str, Any] = {"cost": {"kind": "torque"}, "cost_limit": 25.0}
+"""What constrained algorithms need."""
 """Unmeasured first updates; oneDNN's first call for a number of rows costs a millisecond."""
 GPU_SECONDS = 0.25
 """Seconds of a chunk on a GPU."""
@@ -77,14 +79,14 @@ def every_algorithm() -> dict[str, Settings]:
     """Return `algorithms()`, and the defaults of every other registered algorithm."""
     from rllib_hpo.algorithms.registry import algorithm_names, find_settings
     from rllib_hpo.algorithms.sac_lagrangian import ConstraintSettings
-    from rllib_hpo.costs import TorqueCost
+    from rllib_hpo.settings import parse_settings
 
     found: dict[str, Settings] = dict(algorithms())
     for name in algorithm_names():
         settings = find_settings(name)
         if settings not in {type(known) for known in found.values()}:
-            constraint = {"cost": TorqueCost(), "cost_limit": 25.0}
-            found[name] = settings(**constraint if issubclass(settings, ConstraintSettings) else {})
+            is_constrained = issubclass(settings, ConstraintSettings)
+            found[name] = parse_settings(settings, COST if is_constrained else {})
     return found
 
 

@@ -121,7 +121,10 @@ def main(name: str, device: str, rows: str) -> None:
 
     torch.set_num_threads(1)
     path = Path(rows)
-    emit = lambda row: append(path, row)  # noqa: E731
+
+    def emit(row: Row) -> None:
+        append(path, row)
+
     try:
         check(name, device, emit, path.with_suffix(".lock"))
     except Exception as error:  # noqa: BLE001

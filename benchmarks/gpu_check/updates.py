@@ -39,8 +39,8 @@ def measure(name: str, device: str, ways: Sequence[str], emit: Callable[[Row], N
         aim = targets.UPDATES_PER_S.get(name) if "graph" in mode else None
         emit(Row.at_least(f"{name}, {mode}, updates/s", speed, aim))
     if "graph" in speeds and "eager" in speeds:
-        aim = targets.TIMES_EAGER if name in targets.UPDATES_PER_S else None
-        emit(Row.at_least(f"{name}, graph, times eager", speeds["graph"] / speeds["eager"], aim))
+        times_eager = targets.TIMES_EAGER if name in targets.UPDATES_PER_S else None
+        emit(Row.at_least(f"{name}, graph, times eager", speeds["graph"] / speeds["eager"], times_eager))
     count_kernels(name, device, ways[-1], emit)
 
 
@@ -65,7 +65,7 @@ def count_kernels(name: str, device: str, mode: str, emit: Callable[[Row], None]
 def kernels_of(function: Callable[[], object]) -> int:
     """Return how many kernels, copies and fills a function has a GPU run."""
     import torch
-    from torch.autograd import DeviceType
+    from torch.autograd import DeviceType  # type: ignore[attr-defined]
     from torch.profiler import ProfilerActivity, profile
 
     torch.cuda.synchronize()
