@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from rllib_hpo.algorithms.footprint import Part, refuse_too_large
 from rllib_hpo.optim.adam import make_adam
 from rllib_hpo.optim.steps import Steps
-from rllib_hpo.replay.layout import Batch, Column
+from rllib_hpo.replay.frames import FrameLayout
+from rllib_hpo.replay.layout import Batch, Column, RowLayout
 from rllib_hpo.replay.normalization import ObservationNormalizer, RewardScaler
 from rllib_hpo.settings import Settings
 from rllib_hpo.streams import Draw, TorchStreams
@@ -212,6 +213,8 @@ class Method(ABC, Generic[SettingsT, ModelT]):
     """Subclass of `actor_class` with the same constructor, plus what only the learner needs."""
     columns: ClassVar[tuple[Column, ...]] = ()
     """Columns of a transition beyond the usual five; environments report each in `info` under its name."""
+    takes_images: ClassVar[bool] = False
+    """Whether observations are images; otherwise they are vectors."""
 
     def __init__(self, settings: SettingsT) -> None:
         self.settings = settings
@@ -242,6 +245,10 @@ class Method(ABC, Generic[SettingsT, ModelT]):
     def row_columns(self) -> tuple[Column, ...]:
         """The columns of a transition beyond the usual five: `columns`, then those that runners compute."""
         return (*self.columns, *((DISCOUNTED_RETURN,) if self.settings.normalize_rewards else ()))
+
+    def layout(self, obs_dim: int, action_dim: int) -> RowLayout | FrameLayout:
+        """Return what the replay stores for a transition: vectors, unless a subclass learns from frames."""
+        return RowLayout(obs_dim, action_dim, self.row_columns)
 
     def normalized(self, model: ModelT, batch: Batch) -> Batch:
         """Return the batch with observations and rewards normalised, where the settings say so."""

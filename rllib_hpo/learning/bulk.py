@@ -7,11 +7,9 @@ from rllib_hpo.learning.compiling import CompiledUpdate
 from rllib_hpo.learning.graph import Capture, GraphedFunction
 from rllib_hpo.learning.updates import Updates
 from rllib_hpo.replay.feed import Feed, IndexFeed, RowFeed
+from rllib_hpo.replay.frames import FrameReplay
 from rllib_hpo.replay.layout import Batch
 from rllib_hpo.replay.ring import Replay
-
-UPDATES_AT_A_TIME = 32
-"""Number of updates whose indices and noise are drawn together."""
 
 
 class BulkUpdates:
@@ -34,14 +32,15 @@ class BulkUpdates:
         """Number of captures of the functions in use."""
         return 0 if self._repeated is None else self._repeated.num_captures
 
-    def from_replay(self, replay: Replay, num_updates: int) -> None:
+    def from_replay(self, replay: Replay | FrameReplay, num_updates: int) -> None:
         """Make updates with batches drawn from a replay, on this device or on the host."""
         updates, batch_size = self._updates, self._updates.settings.train_batch_size_per_learner
+        at_a_time = updates.updates_at_a_time
         kind = IndexFeed if replay.device == updates.device else RowFeed
         while num_updates > 0:
             feed = self._feed
-            if not isinstance(feed, kind) or feed.capacity != UPDATES_AT_A_TIME:
-                feed = kind(replay.layout, updates.draws, batch_size, UPDATES_AT_A_TIME, updates.device)
+            if not isinstance(feed, kind) or feed.capacity != at_a_time:
+                feed = kind(replay.layout, updates.draws, batch_size, at_a_time, updates.device)
             num = min(num_updates, feed.capacity, updates.updates_until_diagnosis)
             feed.draw(replay, num, updates.streams)
             self._run(feed, num)

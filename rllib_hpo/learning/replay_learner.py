@@ -7,17 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from rllib_hpo.algorithms.base import Episode
-from rllib_hpo.learning.bulk import UPDATES_AT_A_TIME
 from rllib_hpo.learning.memory import explain_out_of_memory
 from rllib_hpo.learning.trainer import Trainer
 from rllib_hpo.optim.replicas import GPU_MEMORY, Replica
+from rllib_hpo.replay.frames import Transitions, make_replay
 from rllib_hpo.replay.layout import Batch
-from rllib_hpo.replay.ring import Replay
 from rllib_hpo.replay.segments import SegmentList, save_new_segment
 from rllib_hpo.replay.shards import in_shard, load_resharded, load_shard, shard_folder
 
@@ -34,13 +31,13 @@ class ReplayLearner:
     def __init__(self, trainer: Trainer, learn: Callable[[Batch], Any] | None = None) -> None:
         self.trainer, self._learn = trainer, learn
         capacity = trainer.replica.share(trainer.settings.replay_capacity)
-        self.replay = Replay(trainer.layout, capacity, trainer.device)
+        self.replay: Any = make_replay(trainer.layout, capacity, trainer.device)
         self._segments: SegmentList = []
         self._segments_dir = ""
 
     def add_transitions(
         self,
-        rows: npt.NDArray[np.float32] | None,
+        rows: Transitions | None,
         episodes: Sequence[Episode] = (),
         *,
         keep: bool = True,
@@ -49,7 +46,7 @@ class ReplayLearner:
         """Add transitions to the replay, and show them and ended episodes to the method.
 
         Args:
-            rows: (N, width) of `RowLayout`; None where another learner has them and the method need not see them.
+            rows: Those of the method's layout; None where another learner has them and the method need not see them.
             episodes: That ended in these rows.
             keep: Whether the replay here gets the rows; else they are for the method to see.
             num_relabelled: Relabelled transitions at the end of the rows, which the method does not see: they did not
@@ -57,8 +54,9 @@ class ReplayLearner:
         """
         if rows is not None and keep:
             self.replay.add(rows)
-        happened = None if rows is None else rows[: len(rows) - num_relabelled]
-        self.trainer.observe(happened, episodes)
+        if rows is not None and num_relabelled:
+            rows = rows[: len(rows) - num_relabelled]
+        self.trainer.observe(rows, episodes)
 
     def total_rows(self) -> int:
         """Number of rows ever added to the replay, overwritten ones included."""
@@ -67,7 +65,7 @@ class ReplayLearner:
     @property
     def updates_at_a_time(self) -> int:
         """Number of updates to request at a time for the least overhead."""
-        return UPDATES_AT_A_TIME if self.trainer.device.type == "cuda" else 1
+        return self.trainer.updates_at_a_time if self.trainer.device.type == "cuda" else 1
 
     def update_from_replay(self, num_updates: int) -> None:
         """Make updates, each with a batch of its own.
@@ -126,9 +124,7 @@ class ReplayLearner:
         for name, optimizer in mine.optimizers.items():
             optimizer.load_state_dict(copy.deepcopy(theirs.optimizers[name].state_dict()))
         mine.set_state(theirs.get_state())
-        self.replay.clear(other.replay.total_rows - other.replay.num_rows)
-        for rows in other.replay.read(self.replay.total_rows, other.replay.total_rows):
-            self.replay.add(rows)
+        self.replay.copy_from(other.replay)
 
     def get_progress(self) -> dict[str, Any]:
         """See `Trainer.get_state`."""

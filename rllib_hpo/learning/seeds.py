@@ -11,7 +11,6 @@ from torch import Tensor
 
 from rllib_hpo.algorithms.base import Noise
 from rllib_hpo.errors import NonFiniteError
-from rllib_hpo.learning.bulk import UPDATES_AT_A_TIME
 from rllib_hpo.learning.compiling import Function, bind, compile_trace, compiles, rehearsal, trace_update
 from rllib_hpo.learning.graph import Capture, GraphedFunction, make_capture
 from rllib_hpo.learning.memory import explain_out_of_memory
@@ -150,7 +149,7 @@ class StackedUpdates:
         """Make updates of all seeds with batches drawn from their replays; `prepare` comes first."""
         feed, first = self._feed_from(replays), self._seeds[0]
         while num_updates > 0:
-            num = min(num_updates, UPDATES_AT_A_TIME, first.updates_until_diagnosis)
+            num = min(num_updates, first.updates_at_a_time, first.updates_until_diagnosis)
             for own, replay, updates in zip(feed.feeds, replays, self._seeds, strict=True):
                 own.draw(replay, num, updates.streams)
             kinds = first.kinds(num)
@@ -183,7 +182,7 @@ class StackedUpdates:
     @staticmethod
     def _make_feed(kind: type[Feed], updates: Updates) -> Feed:
         batch_size = updates.settings.train_batch_size_per_learner
-        return kind(updates.layout, updates.draws, batch_size, UPDATES_AT_A_TIME, updates.device)
+        return kind(updates.layout, updates.draws, batch_size, updates.updates_at_a_time, updates.device)
 
     def _trace(self, batch: Batch, noise: Noise, kind: str, stacks: Sequence[Tensor]) -> Function:
         """Trace an update of the first seed, and return the same of all."""
@@ -204,12 +203,16 @@ class StackedUpdates:
 def _example(updates: Updates) -> tuple[Batch, Noise]:
     """Return a batch and noise of the right shapes."""
     size, device = updates.settings.train_batch_size_per_learner, updates.device
-    rows = torch.rand((size, updates.layout.width), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    parts = [
+        torch.rand((size, part.width), generator=generator).to(device, part.dtype)
+        for part in updates.layout.parts
+    ]
     noise = {
         name: torch.full((draw.rows * size, *draw.shape), 0.5, device=device)
         for name, draw in updates.draws.items()
     }
-    return updates.layout.unpack(rows.to(device)), noise
+    return updates.layout.unpack_parts(parts), noise
 
 
 @torch.no_grad()

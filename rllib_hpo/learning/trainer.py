@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from rllib_hpo.algorithms.base import Episode, Method, Metrics
@@ -17,6 +15,7 @@ from rllib_hpo.learning.graph import Capture, make_capture
 from rllib_hpo.learning.updates import Updates, finite
 from rllib_hpo.optim.guards import DeviceGuard
 from rllib_hpo.optim.replicas import ALONE, Replica
+from rllib_hpo.replay.frames import Transitions, numbers_of
 from rllib_hpo.replay.layout import Batch
 from rllib_hpo.streams import draw_all
 
@@ -89,10 +88,10 @@ class Trainer(Updates):
         self.count(kinds, lambda: (batch, noise))
         return metrics
 
-    def observe(self, rows: npt.NDArray[np.float32] | None, episodes: Sequence[Episode]) -> None:
-        """Show the method new transitions (N, width), and the episodes that ended in them."""
+    def observe(self, rows: Transitions | None, episodes: Sequence[Episode]) -> None:
+        """Show the method new transitions, without frames if they have any, and the episodes that ended in them."""
         if rows is not None and self.method.watches_rows:
-            self.method.rows_arrived(self.model, rows)
+            self.method.rows_arrived(self.model, numbers_of(rows))
         if whole := [episode for episode in episodes if not episode.failed]:
             self.method.episodes_ended(self.model, whole)
 

@@ -15,7 +15,7 @@ from rllib_hpo.errors import NonFiniteError
 from rllib_hpo.optim.guards import DeviceGuard
 from rllib_hpo.optim.replicas import ALONE, Replica
 from rllib_hpo.optim.steps import Steps
-from rllib_hpo.replay.layout import Batch, RowLayout
+from rllib_hpo.replay.layout import Batch
 from rllib_hpo.settings import Settings
 from rllib_hpo.streams import TorchStreams
 
@@ -23,6 +23,10 @@ Latest = Callable[[], tuple[Batch, Noise]]
 """Returns batch and noise of the last update."""
 
 
+UPDATES_AT_A_TIME = 32
+"""Number of updates whose indices and noise are drawn together."""
+BYTES_AT_A_TIME = 2**28
+"""Greatest size in bytes of their batches and noise where observations are images; a single update may have more."""
 _UPDATES_OF_EVERY_KIND = 10_000
 """Number of consecutive updates that has each kind at least once."""
 
@@ -49,7 +53,7 @@ class Updates:
         self.method, self.model, self.optimizers, self.replica = method, model, dict(optimizers), replica
         self.settings: Settings = method.settings
         self.device: torch.device = model.device
-        self.layout = RowLayout(model.obs_dim, model.action_dim, method.row_columns)
+        self.layout = method.layout(model.obs_dim, model.action_dim)
         """Columns of a transition."""
         self.draws = dict(method.draws(model))
         self.num_updates = 0
@@ -61,6 +65,16 @@ class Updates:
         self._num_summed: Counter[str] = Counter()
         self._diagnostics: Metrics = {}
         self._latest_diagnostics: Metrics = {}
+
+    @property
+    def updates_at_a_time(self) -> int:
+        """Number of updates whose noise is drawn together: 32, and fewer where images need much memory."""
+        if not self.method.takes_images:
+            return UPDATES_AT_A_TIME
+        batch_size = self.settings.train_batch_size_per_learner
+        noise = sum(4 * draw.rows * batch_size * math.prod(draw.shape) for draw in self.draws.values())
+        batch = batch_size * sum(part.num_bytes for part in self.layout.parts)
+        return max(1, min(UPDATES_AT_A_TIME, BYTES_AT_A_TIME // (noise + batch)))
 
     def guard_with(self, guard: DeviceGuard | None) -> None:
         """Freeze the model after a non-finite loss; without a guard such a loss raises at once."""

@@ -48,7 +48,7 @@ def adam_step(optimizer: torch.optim.Optimizer, skip: Tensor | None = None) -> N
             lr=group["lr"],
             beta1=group["betas"][0],
             beta2=group["betas"][1],
-            weight_decay=0.0,
+            weight_decay=group["weight_decay"],
             eps=group["eps"],
             amsgrad=False,
             maximize=False,
@@ -66,6 +66,8 @@ def _traced_step(
     gradient, (beta1, beta2), step = parameter.grad, group["betas"], state["step"]
     assert gradient is not None
     goes: float | Tensor = 1.0
+    if group["weight_decay"]:
+        gradient = gradient + group["weight_decay"] * parameter
     if skip is not None:  # a gradient that is not finite must not reach the state, not even times 0
         goes, gradient = 1 - skip, gradient.masked_fill(skip > 0, 0)
     step.add_(goes)

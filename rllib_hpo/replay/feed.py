@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from rllib_hpo.replay.frames import FrameLayout, FrameReplay
 from rllib_hpo.replay.layout import Batch, RowLayout
 from rllib_hpo.replay.ring import Replay
 from rllib_hpo.replay.staging import Staging
@@ -30,7 +31,7 @@ class Feed:
 
     def __init__(
         self,
-        layout: RowLayout,
+        layout: RowLayout | FrameLayout,
         draws: Mapping[str, Draw],
         batch_size: int,
         capacity: int,
@@ -51,13 +52,13 @@ class Feed:
             self._draws[name].fill(noise[:num], streams[name])
         self._slot.zero_()
 
-    def draw(self, replay: Replay, num: int, streams: TorchStreams) -> None:
+    def draw(self, replay: Replay | FrameReplay, num: int, streams: TorchStreams) -> None:
         """Draw batches of a replay and noise for `num` updates, and return to the first slot."""
         raise NotImplementedError
 
     def next(self) -> tuple[Batch, dict[str, Tensor]]:
         """Batch and noise of the next slot; can be captured."""
-        batch = self._layout.unpack(self.rows())
+        batch = self._layout.unpack_parts(self.parts())
         noise = {name: noise.index_select(0, self._slot)[0] for name, noise in self._noise.items()}
         self._slot.add_(1)
         return batch, noise
@@ -71,8 +72,8 @@ class Feed:
         """All tensors that `next` reads; a graph is valid as long as none of them moves."""
         return [self._slot, *self._noise.values()]
 
-    def rows(self) -> Tensor:
-        """Rows of the next batch, (B, width); can be captured."""
+    def parts(self) -> list[Tensor]:
+        """The next batch as the layout's `parts`; can be captured."""
         raise NotImplementedError
 
 
@@ -81,18 +82,18 @@ class IndexFeed(Feed):
 
     def __init__(
         self,
-        layout: RowLayout,
+        layout: RowLayout | FrameLayout,
         draws: Mapping[str, Draw],
         batch_size: int,
         capacity: int,
         device: torch.device,
     ) -> None:
         super().__init__(layout, draws, batch_size, capacity, device)
-        self._replay: Replay | None = None
+        self._replay: Replay | FrameReplay | None = None
         self._drawn = Staging((capacity, batch_size), torch.int64, device)
         self._indices = torch.zeros((capacity, batch_size), dtype=torch.int64, device=device)
 
-    def draw(self, replay: Replay, num: int, streams: TorchStreams) -> None:
+    def draw(self, replay: Replay | FrameReplay, num: int, streams: TorchStreams) -> None:
         """Draw indices and noise for `num` updates."""
         self._replay = replay
         drawn = self._drawn.begin()
@@ -103,14 +104,14 @@ class IndexFeed(Feed):
 
     def tensors(self) -> list[Tensor]:
         """Tensors of every feed, and the rows of the replay, which move when it grows."""
-        return [*super().tensors(), self._indices, self._drawn_from.rows]
+        return [*super().tensors(), self._indices, *self._drawn_from.tensors()]
 
-    def rows(self) -> Tensor:
-        """See `Feed.rows`."""
-        return self._drawn_from.rows.index_select(0, self._indices.index_select(0, self._slot)[0])
+    def parts(self) -> list[Tensor]:
+        """See `Feed.parts`."""
+        return self._drawn_from.gather_parts(self._indices.index_select(0, self._slot)[0])
 
     @property
-    def _drawn_from(self) -> Replay:
+    def _drawn_from(self) -> Replay | FrameReplay:
         if self._replay is None:
             raise ValueError("nothing has been drawn yet")
         return self._replay
@@ -121,38 +122,43 @@ class RowFeed(Feed):
 
     def __init__(
         self,
-        layout: RowLayout,
+        layout: RowLayout | FrameLayout,
         draws: Mapping[str, Draw],
         batch_size: int,
         capacity: int,
         device: torch.device,
     ) -> None:
         super().__init__(layout, draws, batch_size, capacity, device)
-        self._gathered = Staging((capacity, batch_size, layout.width), torch.float32, device)
-        self._rows = torch.zeros((capacity, batch_size, layout.width), device=device)
+        formats = [((capacity, batch_size, part.width), part.dtype) for part in layout.parts]
+        self._gathered = [Staging(shape, dtype, device) for shape, dtype in formats]
+        self._parts = [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in formats]
 
-    def draw(self, replay: Replay, num: int, streams: TorchStreams) -> None:
+    def draw(self, replay: Replay | FrameReplay, num: int, streams: TorchStreams) -> None:
         """Gather batches of a replay in the host's memory, and draw noise, for `num` updates."""
-        gathered = self._gathered.begin()
+        gathered = [staging.begin() for staging in self._gathered]
         for k in range(num):
             indices = replay.draw_indices(self.batch_size, streams["replay"])
-            torch.index_select(replay.rows, 0, indices, out=gathered[k])
-        self._gathered.copy_to(self._rows[:num])
+            replay.gather_into([part[k] for part in gathered], indices)
+        for staging, part in zip(self._gathered, self._parts, strict=True):
+            staging.copy_to(part[:num])
         self.draw_noise(num, streams)
 
     def put(self, batch: Batch, streams: TorchStreams) -> None:
         """Store a given batch, and draw the noise of its update."""
-        for column, value in zip(self._layout.unpack(self._rows[0]).tensors(), batch.tensors(), strict=True):
+        for column, value in zip(self._first().tensors(), batch.tensors(), strict=True):
             column.copy_(value)
         self.draw_noise(1, streams)
 
     def tensors(self) -> list[Tensor]:
         """Tensors of every feed, and the batches."""
-        return [*super().tensors(), self._rows]
+        return [*super().tensors(), *self._parts]
 
-    def rows(self) -> Tensor:
-        """See `Feed.rows`."""
-        return self._rows.index_select(0, self._slot)[0]
+    def _first(self) -> Batch:
+        return self._layout.unpack_parts([part[0] for part in self._parts])
+
+    def parts(self) -> list[Tensor]:
+        """See `Feed.parts`."""
+        return [part.index_select(0, self._slot)[0] for part in self._parts]
 
 
 class StackedFeed:
@@ -173,7 +179,8 @@ class StackedFeed:
 
     def next(self) -> tuple[Batch, dict[str, Tensor]]:
         """Batches (N, B, ...) and noise (N, rows * B, ...) of the next slot; can be captured."""
-        batch = self.feeds[0]._layout.unpack(torch.stack([feed.rows() for feed in self.feeds]))
+        parts = zip(*(feed.parts() for feed in self.feeds), strict=True)
+        batch = self.feeds[0]._layout.unpack_parts([torch.stack(part) for part in parts])
         noise = {name: noise.index_select(1, self._slot)[:, 0] for name, noise in self._noise.items()}
         self._slot.add_(1)
         return batch, noise

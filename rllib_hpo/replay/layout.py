@@ -48,6 +48,19 @@ class Batch(NamedTuple):
         return Batch(obs, action, reward, terminated, next_obs, named)
 
 
+class RowFormat(NamedTuple):
+    """Width and type of the rows of a ring."""
+
+    width: int
+    """Number of values in a row."""
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of a row in bytes."""
+        return self.width * self.dtype.itemsize
+
+
 class RowLayout(NamedTuple):
     """Layout of a float32 row: obs, action, reward, terminated, next_obs, then additional columns."""
 
@@ -102,9 +115,53 @@ class RowLayout(NamedTuple):
             extras=self._extras(rows) if self.columns else _NONE,
         )
 
+    @property
+    def parts(self) -> tuple[RowFormat, ...]:
+        """Formats of the tensors that hold a gathered batch: one of rows."""
+        return (RowFormat(self.width),)
+
+    def unpack_parts(self, parts: Sequence[Tensor]) -> Batch:
+        """Return the tensors of `parts` as columns."""
+        (rows,) = parts
+        return self.unpack(rows)
+
+    def writer(self, num_rows: int) -> RowWriter:
+        """Return what collects `num_rows` transitions."""
+        return RowWriter(self, num_rows)
+
     def _extras(self, rows: Tensor) -> dict[str, Tensor]:
         extras, start = {}, self._common_width
         for name, size in self.columns:
             extras[name] = rows[..., start] if size == 1 else rows[..., start : start + size]
             start += size
         return extras
+
+
+class RowWriter:
+    """Collect transitions in rows.
+
+    Args:
+        layout: Layout of a row.
+        num_rows: Number of transitions N.
+    """
+
+    def __init__(self, layout: RowLayout, num_rows: int) -> None:
+        self._layout, self.rows = layout, np.empty((num_rows, layout.width), np.float32)
+
+    def write(
+        self,
+        place: int,
+        obs: npt.NDArray[np.floating],
+        action: npt.NDArray[np.floating],
+        reward: npt.NDArray[np.floating],
+        terminated: npt.NDArray[np.bool_],
+        next_obs: npt.NDArray[np.floating],
+        extras: npt.NDArray[np.floating] | None = None,
+    ) -> None:
+        """Write N transitions from index `place` on; see `RowLayout.pack`."""
+        out = self.rows[place : place + len(obs)]
+        self._layout.pack(obs, action, reward, terminated, next_obs, out=out, extras=extras)
+
+    def finished(self) -> npt.NDArray[np.float32]:
+        """Return all rows, (N, width)."""
+        return self.rows

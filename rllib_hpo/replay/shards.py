@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rllib_hpo.optim.replicas import Replica
-from rllib_hpo.replay.ring import Replay
-from rllib_hpo.replay.segments import Segment, SegmentList, load_segments
+from rllib_hpo.replay.frames import FrameReplay, joined, make_replay
+from rllib_hpo.replay.ring import ROWS, Replay
+from rllib_hpo.replay.segments import Segment, SegmentList, load_segments, of_ring
 
 
 class Deal(NamedTuple):
@@ -76,12 +77,12 @@ def of_shard(segments: SegmentList, folder: str) -> SegmentList:
 
 def count_rows(segments: SegmentList) -> int:
     """Number of rows ever added to the shards of these segments."""
-    last = {Path(segment["file"]).parent: segment["end"] for segment in segments}
+    last = {Path(segment["file"]).parent: segment["end"] for segment in of_ring(segments, ROWS)}
     return sum(last.values())
 
 
 def load_shard(
-    replay: Replay, replica: Replica, segments: SegmentList, total_rows: int, directory: Path
+    replay: Replay | FrameReplay, replica: Replica, segments: SegmentList, total_rows: int, directory: Path
 ) -> SegmentList:
     """Fill `replay` with a replica's shard.
 
@@ -106,7 +107,7 @@ def load_shard(
 
 
 def load_resharded(
-    replay: Replay,
+    replay: Replay | FrameReplay,
     replica: Replica,
     segments: SegmentList,
     total_rows: int,
@@ -130,17 +131,22 @@ def load_resharded(
     rows_ever = [total_rows] if len(sources) == 1 else [_rows_of(segments, source) for source in sources]
     lengths = [min(each) for each in zip(rows_ever, capacities, strict=True)]
     mine = _oldest_first(lengths)[replica.rank :: replica.world_size]
-    rows = np.empty((len(mine), replay.layout.width), np.float32)
-    first = 0
+    parts: list[Any] = []
+    places, first = list[npt.NDArray[np.intp]](), 0
     for source, capacity, length in zip(sources, capacities, lengths, strict=True):
-        shard = Replay(replay.layout, capacity)  # one at a time: together they may not fit
-        load_shard(shard, source, segments, total_rows, directory)
-        held = [*shard.read(shard.total_rows - length, shard.total_rows), rows[:0]]
-        here = (mine >= first) & (mine < first + length)
-        rows[here] = np.concatenate(held)[mine[here] - first]
+        here = np.flatnonzero((mine >= first) & (mine < first + length))
+        if len(here):
+            shard = make_replay(replay.layout, capacity)  # one at a time: together they may not fit
+            load_shard(shard, source, segments, total_rows, directory)
+            dead = length - min(length, shard.num_rows)  # of frames that did not suffice for short episodes
+            held: Any = joined(shard.read(shard.total_rows - length + dead, shard.total_rows))
+            chosen = mine[here] - first - dead
+            parts.append(held[chosen[chosen >= 0]])
+            places.append(here[chosen >= 0])
         first += length
     replay.clear()
-    replay.add(rows)
+    if parts:
+        replay.add(joined(parts)[np.argsort(np.concatenate(places))])
 
 
 def _rows_of(segments: SegmentList, replica: Replica) -> int:

@@ -31,7 +31,8 @@ class GaussianPolicy(nn.Module):
         activation: Activation = "relu",
     ) -> None:
         super().__init__()
-        self.network = make_mlp(obs_dim, hidden_units, num_layers, 2 * action_dim, generator, activation)
+        sizes = obs_dim, hidden_units, num_layers, 2 * action_dim
+        self.network: nn.Module = make_mlp(*sizes, generator, activation)
 
     def forward(self, obs: Tensor, detached_rows: int = 0) -> tuple[Tensor, Tensor]:
         """Return mean and log-std (clamped to [-20, 2]); the first `detached_rows` rows carry no gradient."""

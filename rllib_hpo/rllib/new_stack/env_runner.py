@@ -23,8 +23,9 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from rllib_hpo.algorithms.base import DISCOUNTED_RETURN, Actor, Episode, Memory
 from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.errors import NonFiniteError, SettingsError, UserCodeError, UserError
+from rllib_hpo.replay.frames import FrameWriter, joined
 from rllib_hpo.replay.hindsight import GoalPlaces, Hindsight
-from rllib_hpo.replay.layout import RowLayout
+from rllib_hpo.replay.layout import RowLayout, RowWriter
 from rllib_hpo.rllib._private import wants_component
 from rllib_hpo.rllib.environment import Environments, announce_created, environment_maker, label, task_of
 from rllib_hpo.rllib.episode_callbacks import EpisodeCallbacks, listens
@@ -116,7 +117,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         obs_dim, action_dim = map(gym.spaces.flatdim, (first.observation_space, first.action_space))
         settings = self.config.settings()
         method = make_method(settings)
-        self.layout, self._reported = RowLayout(obs_dim, action_dim, method.row_columns), method.columns
+        self.layout, self._reported = method.layout(obs_dim, action_dim), method.columns
         self._largest_cost = settings.largest_cost()
         has_column = any(column.name == COST for column in self._reported)
         self._hindsight = self._make_hindsight(first) if settings.replay == "her" else None
@@ -151,6 +152,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
         """
         check_goals(env)
         settings = self.config.settings()
+        assert isinstance(self.layout, RowLayout)
         places = GoalPlaces(*(part_of(env, goal).place for goal in (ACHIEVED, DESIRED)))
         outcome = outcome_of(env, self._boundary)
         return Hindsight(self.layout, places, outcome, settings.her_ratio, settings.her_strategy)
@@ -218,23 +220,25 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
                 f"{given} is not supported, since this runner does not return RLlib episodes: call "
                 "sample(num_steps=N, random_actions=False), which returns N transitions as rows."
             )
-        rows = np.empty((num_steps, self.layout.width), np.float32)
+        writer = self.layout.writer(num_steps)
         episodes: list[Episode] = []
         relabelled: list[npt.NDArray[np.float32]] = []
         done = 0
         while done < num_steps:
             turn = min(len(self.envs), num_steps - done)
             which = [(self._turn + k) % len(self.envs) for k in range(turn)]
-            over = self._step(which, rows[done : done + turn], episodes, random_actions, done)
+            over = self._step(which, writer, episodes, random_actions, done)
             if self._hindsight is not None:
-                relabelled += self._relabel(which, rows[done : done + turn], over)
+                assert isinstance(writer, RowWriter)
+                relabelled += self._relabel(which, writer.rows[done : done + turn], over)
             self._turn = (self._turn + turn) % len(self.envs)
             done += turn
+        rows = writer.finished()
         block = Block(rows, 0, num_steps, episodes, self._weights_seq_no, random_actions)
         block = block._replace(metrics=self._callback_metrics())
         if not relabelled:
             return block
-        rows = np.concatenate([rows, *relabelled])
+        rows = joined([rows, *relabelled])
         return block._replace(rows=rows, num_relabelled=len(rows) - num_steps)
 
     def _callback_metrics(self) -> dict[str, Any] | None:
@@ -248,12 +252,12 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
     def _step(
         self,
         which: list[int],
-        rows: npt.NDArray[np.float32],
+        writer: RowWriter | FrameWriter,
         episodes: list[Episode],
         random_actions: bool,
         done: int,
     ) -> dict[int, list[npt.NDArray[np.float32]]]:
-        """Step the environments `which` once and fill one row for each; `done` rows precede these.
+        """Step the environments `which` once and write one transition of each; `done` transitions precede these.
 
         Returns:
             Earlier rows of the episodes that ended, by environment.
@@ -285,7 +289,7 @@ class ColumnarEnvRunner(EnvRunner, Checkpointable):
                     self._begin_episode(i)
                 except UserCodeError as error:
                     self._replace_failed(i, error, episodes)
-        self.layout.pack(obs, actions, rewards, terminateds, next_obs, out=rows, extras=extras)
+        writer.write(done, obs, actions, rewards, terminateds, next_obs, extras)
         self.num_env_steps_sampled_lifetime += len(which)
         return over
 

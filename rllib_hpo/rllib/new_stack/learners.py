@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import ray
 from ray.exceptions import RayError, UnserializableException
 from ray.rllib.core.learner.learner_group import LearnerGroup
@@ -14,6 +12,7 @@ from ray.rllib.core.learner.learner_group import LearnerGroup
 from rllib_hpo.algorithms.base import Episode
 from rllib_hpo.errors import WorkerDiedError
 from rllib_hpo.optim.replicas import LEARNER_DIED_MESSAGE, LEARNERS_DIED_MESSAGE, merge_metrics
+from rllib_hpo.replay.frames import Transitions
 from rllib_hpo.replay.shards import Dealer
 from rllib_hpo.rllib._private import actor_manager
 from rllib_hpo.rllib.new_stack.messages import CoreCall, TrainCall, single_success
@@ -79,7 +78,7 @@ class Learners:
 
     def train(
         self,
-        rows: npt.NDArray[np.float32] | ray.ObjectRef,
+        rows: Transitions | ray.ObjectRef,
         where: slice,
         num_updates: int,
         episodes: Sequence[Episode] = (),
@@ -90,7 +89,7 @@ class Learners:
         One of several learners stores the block; all make the same updates, once each has rows to draw from.
 
         Args:
-            rows: Rows (N, width), or a reference to them.
+            rows: Transitions, or a reference to them.
             where: The slice of them that belongs to the block.
             num_updates: Updates that the block makes due.
             episodes: Episodes that ended in the block.

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import ray
 from ray.rllib.core import COMPONENT_RL_MODULE
 from ray.rllib.utils.actor_manager import RemoteCallResults
@@ -17,6 +16,7 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from rllib_hpo.algorithms.base import Episode
 from rllib_hpo.errors import WorkerDiedError
 from rllib_hpo.optim.replicas import LEARNER_DIED_MESSAGE
+from rllib_hpo.replay.frames import Transitions
 from rllib_hpo.rllib.remote import Call, successes
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class Block(NamedTuple):
     """Transitions in the order they happened: what one request for samples yields, or what is left of that."""
 
-    rows: npt.NDArray[np.float32] | ray.ObjectRef
-    """Rows (N, width), or a reference to them."""
+    rows: Any
+    """`Transitions`, or a reference to them."""
     start: int
     end: int
     """Rows from `start` to `end` (exclusive) belong to the block."""
@@ -128,7 +128,7 @@ class SampleRequest(NamedTuple):
     """Environment step of the run, for a runner that joins it: see `ColumnarEnvRunner.join`."""
     seed: int
 
-    def __call__(self, runner: ColumnarEnvRunner) -> tuple[Sampled, npt.NDArray[np.float32]]:
+    def __call__(self, runner: ColumnarEnvRunner) -> tuple[Sampled, Transitions]:
         """Sample in the runner's process."""
         waited_s = seconds_since(runner.idle_since)
         runner.join(self.joins_at, self.seed)
@@ -173,7 +173,7 @@ class TrainCall(NamedTuple):
     """Whether the learner's replay stores the rows; otherwise only the method sees them."""
 
     def __call__(
-        self, learner: Any, rows: npt.NDArray[np.float32] | None = None
+        self, learner: Any, rows: Transitions | None = None
     ) -> tuple[Learned, dict[str, Any] | None]:
         """Add the rows (None if this learner does not need them) and make the updates.
 
