@@ -349,15 +349,15 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "successor from the next episode",
         "rllib/new_stack/env_runner.py",
-        "self.layout.pack(obs, actions, rewards, terminateds, next_obs, out=rows, extras=extras)",
-        "self.layout.pack(obs, actions, rewards, terminateds, self._obs[which], out=rows, extras=extras)",
+        "writer.write(done, obs, actions, rewards, terminateds, next_obs, extras)",
+        "writer.write(done, obs, actions, rewards, terminateds, self._obs[which], extras)",
         ROWS,
     ),
     Mutation(
         "rescaled actions stored",
         "rllib/new_stack/env_runner.py",
-        "self.layout.pack(obs, actions, rewards",
-        "self.layout.pack(obs, self._scaling.to_env(actions), rewards",
+        "writer.write(done, obs, actions, rewards",
+        "writer.write(done, obs, self._scaling.to_env(actions), rewards",
         ROWS,
     ),
     Mutation(

@@ -34,6 +34,7 @@ TARGETS = [
     "docs",
     "docs-serve",
     "bench",
+    "gpu-check",
     "constraints",
     "clean",
 ]
