@@ -292,6 +292,15 @@ class ImageActor(SamplerActor):
             features = self.convolutions(obs)
         return self.sample_at(features, noise, mode, critic or self.target_critic(obs), detached_rows)
 
+    @override
+    def action(self, obs: Tensor, noise: Noise, mode: Mode) -> Tensor:
+        """Return the actions of `sample` for images (B, S), (B, A), without what only losses need."""
+        with torch.no_grad():
+            latent = self.policy_latent(self.convolutions(obs))
+        return self.sampler.action(
+            latent, noise, mode=mode, given=lambda: (self.target_critic(obs), self.alpha)
+        )
+
     def sample_at(
         self, features: Tensor, noise: Noise, mode: Mode, critic: ActionValue, detached_rows: int = 0
     ) -> Sample:
