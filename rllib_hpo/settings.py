@@ -21,6 +21,7 @@ from rllib_hpo.errors import SettingsError, nearest, shown
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1, lt=2**53)]
+MAX_LEAPFROG_STEPS = 10_000
 COMPILED_FROM_STEPS = 200_000
 """Environment steps of a run from which on 'compile_update: auto' compiles updates: a compilation takes a minute."""
 
@@ -365,7 +366,7 @@ class SACHPOSettings(ActorCriticSettings):
     policy_layers: Annotated[
         int, Field(ge=1, le=4, description="Hidden layers of the base policy network.")
     ] = 1
-    leapfrog_steps: Annotated[int, Field(ge=0, le=10_000, description="Leapfrog steps K.")] = 3
+    leapfrog_steps: Annotated[int, Field(ge=0, le=MAX_LEAPFROG_STEPS, description="Leapfrog steps K.")] = 3
     step_size: Annotated[
         PositiveFloat | Annotated[list[PositiveFloat], Field(min_length=1)],
         Field(description="Leapfrog step size epsilon: one number, or one per action dimension."),

@@ -11,9 +11,7 @@ from rich.table import Column, Table
 from rllib_hpo.cli.console import console
 from rllib_hpo.cli.options import Imports, import_all, path_argument, path_option
 from rllib_hpo.errors import SettingsError
-
-MAX_STEPS = 10_000
-"""Largest number of leapfrog steps, as in the settings."""
+from rllib_hpo.settings import MAX_LEAPFROG_STEPS
 
 
 def evaluate(
@@ -40,6 +38,10 @@ def evaluate(
     """Play noise-free episodes with a trained policy. Checkpoints are pickles: load only those you trust."""
     import_all(imports)
     if leapfrog_steps is not None:
+        if video is not None:
+            raise SettingsError(
+                "--leapfrog-steps and --video exclude each other: film with the steps of training."
+            )
         _compare_steps(checkpoint, episodes, seed, leapfrog_steps)
         return
     from rllib_hpo.experiments.runs.evaluate import evaluate_checkpoint, film
@@ -78,9 +80,9 @@ def _compare_steps(checkpoint: Path, episodes: int, seed: int, listed: str) -> N
     from rllib_hpo.results import episode_statistics
 
     numbers = [number.strip() for number in listed.split(",")]
-    if not all(number.isdigit() and int(number) <= MAX_STEPS for number in numbers):
+    if not all(number.isdigit() and int(number) <= MAX_LEAPFROG_STEPS for number in numbers):
         raise SettingsError(
-            f"--leapfrog-steps {listed} must be numbers from 0 to {MAX_STEPS:,}, for example 0,1,2,3."
+            f"--leapfrog-steps {listed} must be numbers from 0 to {MAX_LEAPFROG_STEPS:,}, for example 0,1,2,3."
         )
     quiet_ray()
     table = Table("leapfrog steps", *(Column(name, justify="right") for name in ("return", "episode length")))

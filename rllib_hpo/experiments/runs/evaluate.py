@@ -51,7 +51,7 @@ def evaluate_checkpoint(
     Raises:
         UserError: If the checkpoint or its environment is not to be had, or the policy takes no leapfrog steps.
     """
-    actor, manifest = _exported(path) if path.suffix == ".safetensors" else _stored(path)
+    actor, manifest = _loaded(path)
     torch.set_num_threads(1)
     config, settings = manifest["config"], actor.settings
     if leapfrog_steps is not None:
@@ -70,12 +70,11 @@ def evaluate_checkpoint(
     return played, manifest
 
 
-def _stored(path: Path) -> tuple[Actor, dict[str, Any]]:
-    policy = load_policy(find_checkpoint(path))
-    return policy.actor, policy.manifest
-
-
-def _exported(path: Path) -> tuple[Actor, dict[str, Any]]:
+def _loaded(path: Path) -> tuple[Actor, dict[str, Any]]:
+    """Load an actor and its manifest from a checkpoint, a run directory or an exported policy."""
+    if path.suffix != ".safetensors":
+        stored = load_policy(find_checkpoint(path))
+        return stored.actor, stored.manifest
     policy = load_policy_file(path)
     about = policy.metadata
     config = {**about.settings, "env": about.env, "env_config": about.env_config}
@@ -86,6 +85,10 @@ def _exported(path: Path) -> tuple[Actor, dict[str, Any]]:
 def _take_steps(actor: Actor, num_steps: int, algorithm: str) -> None:
     """Let a Hamiltonian policy take another number of leapfrog steps in its evaluations."""
     sampler = actor.sampler if isinstance(actor, SamplerActor) else None
+    if getattr(actor.settings, "shield", "none") != "none":
+        raise SettingsError(
+            f"--leapfrog-steps: the shield of this policy of '{algorithm}' decides on its steps."
+        )
     if not isinstance(sampler, HamiltonianSampler) or sampler.settings.train_sampler != "hamiltonian":
         raise SettingsError(
             f"--leapfrog-steps: evaluations of this policy of '{algorithm}' take no leapfrog steps."
@@ -99,17 +102,17 @@ def _max_episode_steps(config: dict[str, Any]) -> int:
 
 
 def film(path: Path, video: Path, seed: int = 0, watch: Watch | None = None) -> float:
-    """Play one noise-free episode, and write it as a film (.mp4 or .gif); returns the episode's return.
+    """Play one noise-free episode of a policy as `evaluate_checkpoint` takes it; write a film, and return the return.
 
     Raises:
         UserError: If frames cannot be rendered or written here, saying what is missing.
     """
-    policy = load_policy(find_checkpoint(path))
-    config = policy.manifest["config"]
+    actor, manifest = _loaded(path)
+    config = manifest["config"]
     env = make_filmed(config["env"], config["env_config"])
-    wrappers.set_state(env, policy.manifest.get("wrappers", ()), frozen=True)
+    wrappers.set_state(env, manifest.get("wrappers", ()), frozen=True)
     try:
-        played = film_episode(policy.actor, env, video, seed, _max_episode_steps(config), watch)
+        played = film_episode(actor, env, video, seed, _max_episode_steps(config), watch)
     finally:
         boundary.close(env)
     warn_truncated(played, config["env"], _max_episode_steps(config))

@@ -39,6 +39,32 @@ def test_policies_without_steps_say_so(name: str) -> None:
         evaluate_checkpoint(ZOO / f"{name}-pendulum.safetensors", 1, leapfrog_steps=1)
 
 
+def test_a_shield_keeps_its_steps(tmp_path: Path) -> None:
+    with running(tiny_config("sac-hpo-lagrangian", "Pendulum-v1")) as built:
+        train_to(built, 40)
+        checkpoint = Path(built.save_to_path(tmp_path / "checkpoint"))
+    with pytest.raises(SettingsError, match="the shield of this policy of 'sac-hpo-lagrangian' decides"):
+        evaluate_checkpoint(checkpoint, 1, leapfrog_steps=1)
+
+
+def test_films_are_made_without_other_steps(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "evaluate",
+        str(ZOO / "sac-hpo-pendulum.safetensors"),
+        "--leapfrog-steps",
+        "1",
+        "--video",
+        "f.gif",
+    ]
+    monkeypatch.setattr(sys, "argv", ["rllib-hpo", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "exclude each other" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("listed", ["x", "-1", "1,,2", "10001"])
 def test_a_list_that_makes_no_sense_is_one_sentence(
     listed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
