@@ -209,9 +209,14 @@ def energy_distance(first: Tensor, second: Tensor) -> Tensor:
     chance makes it negative it is 0.
     """
     within = [
-        torch.cdist(one, one).sum((1, 2)) / (one.shape[1] * (one.shape[1] - 1)) for one in (first, second)
+        _distances(one, one).sum((1, 2)) / (one.shape[1] * (one.shape[1] - 1)) for one in (first, second)
     ]
-    return (2 * torch.cdist(first, second).mean((1, 2)) - within[0] - within[1]).clamp_min(0).sqrt()
+    return (2 * _distances(first, second).mean((1, 2)) - within[0] - within[1]).clamp_min(0).sqrt()
+
+
+def _distances(first: Tensor, second: Tensor) -> Tensor:
+    """Return the distances (S, N, M) of points, without the products by which `cdist` loses digits of small ones."""
+    return torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def stages(actor: Subject, states: Tensor, num_draws: int, streams: TorchStreams) -> Iterator[Draws]:

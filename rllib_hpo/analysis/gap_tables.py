@@ -19,6 +19,9 @@ from rllib_hpo.errors import UserError
 ROWS = "gap.parquet"
 """File of the rows in the folder that is written."""
 NUMBERS = ("distance", "kl", "value_lost", "q_gap", "acceptance")
+_ABOUT = {"policy", "algorithm", "task", "env_steps", "leapfrog_steps", "num_draws", "trusted", "floor"}
+MOST_PANELS = 12
+"""Policies that the figure of stages shows, those with the most steps; the table has all."""
 _DRAWN, _ZERO, _OTHER = "#0072B2", "#D55E00", "#009E73"
 
 
@@ -35,6 +38,9 @@ class Stage(NamedTuple):
     """Whether the momentum is drawn, or zero (the drift alone)."""
     mass: str = ""
     """"consistent" where that mass replaces the policy's own."""
+
+
+_COLUMNS = {*_ABOUT, *NUMBERS, *Stage._fields}
 
 
 class Line(NamedTuple):
@@ -80,18 +86,20 @@ def lines_of(rows: pa.Table) -> list[Line]:
 
 def gap_table(rows: pa.Table) -> Table:
     """Return the means over trusted states with bootstrap 95% intervals, a line for each policy and stage."""
-    lines, cells, counts = lines_of(rows), list[list[str]](), dict[str, str]()
+    lines, cells, trusted = lines_of(rows), list[list[str]](), dict[str, tuple[int, int]]()
     for line in lines:
-        if line.policy not in counts:
-            counts[line.policy] = f"{line.policy}: {len(line.values['floor'])} of {line.num_states} states"
+        if line.policy not in trusted:
+            trusted[line.policy] = len(line.values["floor"]), line.num_states
             cells.append([line.policy, "a perfect policy", _cell(line.mean("floor")), *[NOTHING] * 4])
         cells.append([line.policy, stage_name(line.stage), *(_cell(line.mean(name)) for name in NUMBERS)])
+    num_trusted, num_states = map(sum, zip(*trusted.values(), strict=True))
     draws = sorted({line.about["num_draws"] for line in lines})
     return Table(
         "gap",
         "Amortization gap",
-        f"Means over states whose reference is trusted ({'; '.join(counts.values())}), with bootstrap 95 % intervals "
-        f"over states; {' or '.join(f'{number:,}' for number in draws)} draws of policy and reference in each. "
+        f"Means over states whose reference is trusted ({num_trusted:,} of {num_states:,} states of {len(trusted)} "
+        "policies), with bootstrap 95 % intervals over states; "
+        f"{' or '.join(f'{number:,}' for number in draws)} draws of policy and reference in each. "
         "Distance is the square root of the energy distance.",
         ["policy", "actions", "distance", "KL (nats)", "soft value lost", "Q lost", "Metropolis acceptance"],
         cells,
@@ -115,6 +123,8 @@ def gap_figure(rows: pa.Table) -> Figure:
     panel_lines: dict[str, list[Line]] = {}
     for line in lines_of(rows):
         panel_lines.setdefault(line.policy, []).append(line)
+    most = sorted(panel_lines, key=lambda name: panel_lines[name][0].about["env_steps"])[-MOST_PANELS:]
+    panel_lines = {name: lines for name, lines in panel_lines.items() if name in most}
     longest = max(map(len, panel_lines.values()))
     figure, axes = panels(len(panel_lines), 1.2 + 0.32 * longest, columns=2)
     for axis, (name, lines) in zip(axes, panel_lines.items(), strict=True):
@@ -185,9 +195,12 @@ def read_gap(folder: Path) -> pa.Table:
     if not path.is_file():
         raise UserError(f"{folder} has no {ROWS}: `rllib-hpo gap POLICIES --out {folder}` writes it.")
     try:
-        return pq.read_table(path)
+        rows = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if missing := sorted(_COLUMNS - {*rows.column_names}):
+        raise UserError(f"{path} is not of `rllib-hpo gap`: it lacks {', '.join(missing)}.")
+    return rows
 
 
 def _mean_of_runs(values: Floats) -> Floats:

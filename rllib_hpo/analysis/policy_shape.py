@@ -272,8 +272,13 @@ def write_policy_shape(
 
 
 def policy_names(policies: Sequence[DeployedPolicy]) -> list[str]:
-    """Names of the policies; equal names are numbered."""
-    plain = [f"{one.metadata.algorithm} after {one.metadata.env_steps:,} steps" for one in policies]
+    """Names of the policies, with their tasks if these differ; equal names are numbered."""
+    about = [policy.metadata for policy in policies]
+    several = len({one.task for one in about}) > 1
+    plain = [
+        f"{one.algorithm}{f' on {one.task}' if several else ''} after {one.env_steps:,} steps"
+        for one in about
+    ]
     return [
         name if plain.count(name) == 1 else f"{name} ({plain[: i + 1].count(name)})"
         for i, name in enumerate(plain)

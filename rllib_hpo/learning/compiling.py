@@ -151,7 +151,8 @@ def record(function: Callable[..., Any], arguments: Sequence[Tensor]) -> GraphMo
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    # Without a context, make_fx describes each of thousands of results in a mode of its own, for twice the time.
+    # Without a context, make_fx describes each of thousands of results in a mode of its own, which takes
+    # more than twice the time.
     with in_context(TracingContext(FakeTensorMode())):
         return make_fx(function)(*arguments)
 

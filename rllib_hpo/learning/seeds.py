@@ -18,6 +18,7 @@ from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.learning.stacking import Stacked, stack_graph
 from rllib_hpo.learning.updates import Updates
 from rllib_hpo.replay.feed import Feed, IndexFeed, RowFeed, StackedFeed
+from rllib_hpo.replay.frames import random_batch
 from rllib_hpo.replay.layout import Batch
 from rllib_hpo.replay.ring import Replay
 
@@ -203,16 +204,11 @@ class StackedUpdates:
 def _example(updates: Updates) -> tuple[Batch, Noise]:
     """Return a batch and noise of the right shapes."""
     size, device = updates.settings.train_batch_size_per_learner, updates.device
-    generator = torch.Generator().manual_seed(0)
-    parts = [
-        torch.rand((size, part.width), generator=generator).to(device, part.dtype)
-        for part in updates.layout.parts
-    ]
     noise = {
         name: torch.full((draw.rows * size, *draw.shape), 0.5, device=device)
         for name, draw in updates.draws.items()
     }
-    return updates.layout.unpack_parts(parts), noise
+    return random_batch(updates.layout, size, device), noise
 
 
 @torch.no_grad()

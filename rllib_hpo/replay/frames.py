@@ -56,10 +56,10 @@ class FrameLayout(NamedTuple):
         return RowFormat(self.numbers.width), RowFormat(2 * self.obs_dim, torch.uint8)
 
     def unpack_parts(self, parts: Sequence[Tensor]) -> Batch:
-        """Return the tensors of `parts`, each with B rows, as columns; observations are bytes."""
+        """Return the tensors of `parts`, (..., B, width), as columns; observations are bytes."""
         numbers, images = parts
         batch = self.numbers.unpack(numbers)
-        return batch._replace(obs=images[:, : self.obs_dim], next_obs=images[:, self.obs_dim :])
+        return batch._replace(obs=images[..., : self.obs_dim], next_obs=images[..., self.obs_dim :])
 
     def writer(self, num_rows: int) -> FrameWriter:
         """Return what collects `num_rows` transitions."""
@@ -361,6 +361,15 @@ class FrameReplay:
                 self._known.pop(key, None)
                 self._known[key] = number
                 number += 1
+
+
+def random_batch(layout: RowLayout | FrameLayout, size: int, device: str | torch.device = "cpu") -> Batch:
+    """Return B random transitions, always the same, for trying and timing updates."""
+    generator, parts = torch.Generator().manual_seed(0), []
+    for width, dtype in layout.parts:
+        values = torch.rand((size, width), generator=generator)
+        parts.append((255 * values if dtype == torch.uint8 else values).to(device, dtype))
+    return layout.unpack_parts(parts)
 
 
 def make_replay(

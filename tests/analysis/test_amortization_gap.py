@@ -6,6 +6,7 @@ import math
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -23,10 +24,17 @@ from rllib_hpo.analysis.amortization_gap import (
 )
 from rllib_hpo.analysis.annealed_smc import annealed_smc
 from rllib_hpo.analysis.gap_files import visited_states
-from rllib_hpo.analysis.gap_tables import gap_over_training_figure, lines_of, read_gap
+from rllib_hpo.analysis.gap_tables import (
+    NUMBERS,
+    gap_figure,
+    gap_over_training_figure,
+    gap_table,
+    lines_of,
+    read_gap,
+)
 from rllib_hpo.cli import main
 from rllib_hpo.deployment import DeployedPolicy, load_policy_file, write_policy
-from rllib_hpo.errors import SettingsError
+from rllib_hpo.errors import SettingsError, UserError
 from rllib_hpo.experiments.runs.zoo import ROWS as ROWS_OF_ZOO
 from rllib_hpo.samplers.base import draw_noise
 from rllib_hpo.samplers.hamiltonian import HamiltonianSampler
@@ -153,6 +161,35 @@ def test_the_command_writes_rows_table_and_figure(
     assert "Amortization gap, stage by stage" in (report / "index.html").read_text()
     assert (report / "tables" / "gap.csv").read_text() == (gap / "gap.csv").read_text()
     assert run(monkeypatch, "report", rows_of_returns, "--gap", str(tmp_path), "--out", str(report)) == 2
+
+
+def test_rows_of_something_else_are_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"policy": ["sac"]}), tmp_path / "gap.parquet")
+    with pytest.raises(UserError, match="is not of `rllib-hpo gap`: it lacks acceptance, algorithm"):
+        read_gap(tmp_path)
+    (tmp_path / "gap.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_gap(tmp_path)
+
+
+def test_many_policies_make_a_figure_of_bounded_size() -> None:
+    """A sweep keeps hundreds of policies; a picture of all would be too large to write."""
+    row = {
+        "policy": "",
+        "algorithm": "sac",
+        "task": "t",
+        "env_steps": 0,
+        "leapfrog_steps": None,
+        "num_draws": 100,
+    }
+    numbers = dict.fromkeys((*NUMBERS, "floor"), 0.5)
+    stage = Stage("", None)._asdict()
+    rows = [
+        {**row, **numbers, **stage, "trusted": True, "policy": f"sac {k}", "env_steps": k} for k in range(300)
+    ]
+    figure = gap_figure(pa.Table.from_pylist(rows))
+    assert [axis.get_title() for axis in figure.axes] == [f"sac {k}" for k in range(288, 300)]
+    assert len(gap_table(pa.Table.from_pylist(rows)).rows) == 600
 
 
 def test_policies_that_a_run_kept_make_a_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,7 @@ from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.experiments.config.run_config import RunConfig
 from rllib_hpo.experiments.config.sweep_config import Sweep
 from rllib_hpo.learning.trainer import Trainer
-from rllib_hpo.replay.frames import FrameLayout
-from rllib_hpo.replay.layout import Batch, RowLayout
+from rllib_hpo.replay.frames import random_batch
 from rllib_hpo.streams import TorchStreams
 from rllib_hpo.tasks import Boundary, boundary, make_env
 
@@ -88,22 +87,13 @@ def time_one(config: RunConfig, clock: Clock = time.perf_counter) -> Cost:
     method = make_method(config.settings)
     model = method.make_model(obs_dim, action_dim, seed=0)
     trainer = Trainer(method, model)
-    batch = _random_batch(trainer.layout, config.settings.train_batch_size_per_learner)
+    batch = random_batch(trainer.layout, config.settings.train_batch_size_per_learner)
     streams = TorchStreams(0, "estimate")
     return Cost(
         env_step,
         _seconds(lambda: model.act(batch.obs[:1], streams), 20, clock),
         _seconds(lambda: trainer.learn(batch), 10, clock),
     )
-
-
-def _random_batch(layout: RowLayout | FrameLayout, size: int) -> Batch:
-    """Return random transitions."""
-    generator, parts = torch.Generator().manual_seed(0), []
-    for width, dtype in layout.parts:
-        values = torch.rand((size, width), generator=generator)
-        parts.append((255 * values).to(dtype) if dtype == torch.uint8 else values)
-    return layout.unpack_parts(parts)
 
 
 def _seconds(call: Callable[[], Any], times: int, clock: Clock) -> float:

@@ -59,9 +59,8 @@ class OperatorMetrics:
             "rllib_hpo_replay_rows": metrics["learner/replay_rows"],
             "rllib_hpo_policy_lag_updates": algorithm.stack.policy_lag,
             "rllib_hpo_gpu_memory_bytes": metrics.get("learner/gpu_memory_bytes"),
-            "rllib_hpo_evaluation_return": metrics.get(
-                "evaluation/return_mean"
-            ),  # a stop may cut the first one
+            # A stop may cut the first evaluation.
+            "rllib_hpo_evaluation_return": metrics.get("evaluation/return_mean"),
         }
         self._env_steps, self._updates = algorithm.env_steps, algorithm.num_updates
         for name, value in values.items():
