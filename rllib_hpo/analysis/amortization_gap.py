@@ -262,13 +262,18 @@ class _Chains:
         """Yield every stage."""
         yield self._stage(Stage("", 0), self._begun, None, is_density=True)
         for mode in MODES:
-            for noise in (True, False):
+            for noise in (True, False) if self._drifts_in_its_own_way(mode) else (True,):
                 actions, acceptance = self._chain(self._sampler, mode, self._begun, noise=noise)
                 for k, action in enumerate(actions[1:], 1):
                     last = acceptance if k == len(actions) - 1 and noise else None
                     yield self._stage(Stage(mode, k, noise=noise), action, last)
         yield from self._consistent()
         yield from self._rounds()
+
+    def _drifts_in_its_own_way(self, mode: Mode) -> bool:
+        """Return whether a chain without momentum differs from that of training, as with a mass or tempering."""
+        own, training = (replace(self._sampler.chains[name], momentum_std=1.0) for name in (mode, "train"))
+        return mode == "train" or own != training
 
     def _consistent(self) -> Iterator[Draws]:
         if self._sampler.settings.mass_matrix == "consistent" or not self._sampler.settings.leapfrog_steps:

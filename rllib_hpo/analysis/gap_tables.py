@@ -98,7 +98,7 @@ def gap_table(rows: pa.Table) -> Table:
         "gap",
         "Amortization gap",
         f"Means over states whose reference is trusted ({num_trusted:,} of {num_states:,} states of {len(trusted)} "
-        "policies), with bootstrap 95 % intervals over states; "
+        f"{'policy' if len(trusted) == 1 else 'policies'}), with bootstrap 95 % intervals over states; "
         f"{' or '.join(f'{number:,}' for number in draws)} draws of policy and reference in each. "
         "Distance is the square root of the energy distance.",
         ["policy", "actions", "distance", "KL (nats)", "soft value lost", "Q lost", "Metropolis acceptance"],
@@ -113,9 +113,11 @@ def stage_name(stage: Stage) -> str:
     if stage.steps == 0:
         return "before the leapfrog"
     chains = f"{stage.rounds} x " if stage.rounds > 1 else ""
+    steps = f"{stage.steps} step{'s' if stage.steps > 1 else ''}"
     momentum = f"momentum of {'training' if stage.momentum == 'train' else 'exploration'}"
+    drift = "no momentum" if stage.momentum == "train" else "no momentum, chain of exploration"
     mass = ", consistent mass" if stage.mass else ""
-    return f"{chains}{stage.steps} steps, {momentum if stage.noise else 'no momentum'}{mass}"
+    return f"{chains}{steps}, {momentum if stage.noise else drift}{mass}"
 
 
 def gap_figure(rows: pa.Table) -> Figure:
@@ -140,7 +142,7 @@ def gap_figure(rows: pa.Table) -> Figure:
         axis.set_yticks(range(len(lines)), [stage_name(line.stage) for line in lines], fontsize=8)
         axis.invert_yaxis()
         axis.set_xlim(left=0)
-        axis.set_xlabel("distance to exp(Q / alpha); dashed: of two references", fontsize=8, color=INK)
+    figure.supxlabel("distance to exp(Q / alpha); dashed: of two references", fontsize=9, color=INK)
     return figure
 
 

@@ -112,6 +112,9 @@ def test_every_soft_policy_is_measured(name: str) -> None:
     if isinstance(settings, SACHPOSettings) and name == "sac-hpo":
         assert {stage.steps for stage in stages} == {0, 1, 2}
         assert {stage.rounds for stage in stages} == {1, 2, 4, 8}
+        assert {stage.momentum for stage in stages if not stage.noise} == {
+            "train"
+        }  # another would be the same
         accepted = next(g.acceptance for g in found.gaps if g.stage == Stage("train", 2))
         assert ((accepted >= 0) & (accepted <= 1)).all()
     has_density = name in ("sac", "sac-nf")
