@@ -9,6 +9,8 @@ Torch promises neither `make_fx` nor `torch._inductor.compile`; only this file u
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -162,12 +164,38 @@ def _arguments(batch: Batch, noise: Noise) -> list[Tensor]:
 
 
 def compile_trace(graph: GraphModule, arguments: list[Tensor], names: list[str]) -> Function:
-    """Compile a trace; the result holds the tensors that the trace found at fixed addresses."""
-    from torch._inductor import compile as compile_graph
+    """Compile a trace; the result holds the tensors that the trace found at fixed addresses.
+
+    A process that was killed while it compiled leaves half a file in inductor's cache, which fails all that read it: a
+    failure is tried once more without that cache.
+    """
+    import torch._inductor as inductor
 
     with torch.no_grad():
-        compiled = compile_graph(graph, list(arguments))
+        try:
+            compiled = inductor.compile(graph, list(arguments))
+        except Exception:  # noqa: BLE001  (what has another cause fails again)
+            with _without_cache():
+                compiled = inductor.compile(graph, list(arguments))
     return bind(compiled, arguments, names)
+
+
+@contextmanager
+def _without_cache() -> Iterator[None]:
+    """Let inductor read and write its files in a folder of this context alone."""
+    from torch._inductor.utils import clear_caches
+
+    clear_caches()
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    before = os.environ.get(name)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        os.environ[name] = folder
+        try:
+            yield
+        finally:
+            del os.environ[name]
+            if before is not None:
+                os.environ[name] = before
 
 
 def bind(graph: Callable[..., Any], arguments: Sequence[Tensor], names: Sequence[str]) -> Function:

@@ -5,7 +5,9 @@ Inductor takes half a minute for an update, so most tests run what it would be g
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -143,6 +145,24 @@ def test_what_fails_to_compile_runs_eagerly(
     assert caplog.messages == ["Updates are not compiled: CppCompileError: g++ is not there."]
     for ours, theirs in zip(failing.trainer.tensors(), eager.trainer.tensors(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_a_damaged_cache_does_not_keep_updates_from_being_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A process that is killed while it compiles leaves half a library, which every later one would find."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+
+    def compiled(graph: Any, arguments: list[Tensor]) -> Any:
+        if os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path):
+            raise ImportError("a.main.so: file too short")
+        return graph
+
+    monkeypatch.setattr("torch._inductor.compile", compiled)
+    learner = learner_of(SACSettings(hidden_units=16), True)
+    learner.update_from_replay(2)
+    assert caplog.messages == []
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)
 
 
 def test_it_is_compiled_again_when_a_learning_rate_changes(uncompiled: list[Any]) -> None:
