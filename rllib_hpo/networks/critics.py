@@ -161,8 +161,7 @@ class ConditionedCritic:
 
 def _separated(critic: Critics, num: int | None) -> list[q_networks.Layers]:
     """Return the first `num` networks, or all; for acting on a CPU what was made for an earlier action."""
-    modules = (critic.weights, critic.biases)  # whose own iterators take longer than all of this
-    parameters = [p for module in modules for p in module._parameters.values() if p is not None]
+    parameters = list(critic.parameters())
     keeps = q_networks.is_acting(parameters[0])
     addresses = [parameter.data_ptr() for parameter in parameters] if keeps else []
     if keeps and (known := _SEPARATED.get(critic)) is not None and known[:2] == (addresses, num):
