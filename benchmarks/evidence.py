@@ -25,9 +25,9 @@ from rich.console import Console
 
 from benchmarks import machine
 from rllib_hpo.errors import UserError
+from rllib_hpo.experiments.cluster.ray_session import quiet_ray
 from rllib_hpo.experiments.config.run_config import resolve
 from rllib_hpo.experiments.config.sweep_config import Sweep, Trial, read_sweep
-from rllib_hpo.experiments.runs.train import quiet_ray
 from rllib_hpo.experiments.storage.export import export_policy
 from rllib_hpo.experiments.sweeps.plan import SweepFiles, steps_done
 from rllib_hpo.experiments.sweeps.progress import SweepProgress

@@ -216,7 +216,7 @@ def run(
     os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 
-    from rllib_hpo.experiments.runs.train import quiet_ray
+    from rllib_hpo.experiments.cluster.ray_session import quiet_ray
 
     quiet_ray()
     ray.init(

@@ -44,8 +44,8 @@ def evaluate(
             )
         _compare_steps(checkpoint, episodes, seed, leapfrog_steps)
         return
+    from rllib_hpo.experiments.cluster.ray_session import quiet_ray
     from rllib_hpo.experiments.runs.evaluate import evaluate_checkpoint, film
-    from rllib_hpo.experiments.runs.train import quiet_ray
     from rllib_hpo.results import cost_statistics, episode_statistics
 
     quiet_ray()
@@ -75,8 +75,8 @@ def evaluate(
 
 def _compare_steps(checkpoint: Path, episodes: int, seed: int, listed: str) -> None:
     """Play the same episodes with several numbers of leapfrog steps, and print a line for each."""
+    from rllib_hpo.experiments.cluster.ray_session import quiet_ray
     from rllib_hpo.experiments.runs.evaluate import evaluate_checkpoint
-    from rllib_hpo.experiments.runs.train import quiet_ray
     from rllib_hpo.results import episode_statistics
 
     numbers = [number.strip() for number in listed.split(",")]
@@ -162,7 +162,7 @@ def export(
     Checkpoints are pickles: load only those you trust. The exported files are not.
     """
     import_all(imports)
-    from rllib_hpo.experiments.runs.train import quiet_ray
+    from rllib_hpo.experiments.cluster.ray_session import quiet_ray
     from rllib_hpo.experiments.storage.export import export_policy
 
     quiet_ray()
@@ -180,7 +180,7 @@ def convert(
     Checkpoints are pickles: load only those you trust.
     """
     import_all(imports)
-    from rllib_hpo.experiments.runs.train import quiet_ray
+    from rllib_hpo.experiments.cluster.ray_session import quiet_ray
     from rllib_hpo.experiments.storage.checkpoints import find_checkpoint
     from rllib_hpo.rllib.converting import convert as convert_checkpoint
 
@@ -338,7 +338,7 @@ def _print_table(numbers: Any) -> None:
 
 def _of_checkpoint(path: Path) -> Any:
     """Load the policy of a checkpoint or run directory."""
-    from rllib_hpo.experiments.runs.train import quiet_ray
+    from rllib_hpo.experiments.cluster.ray_session import quiet_ray
     from rllib_hpo.experiments.storage.export import load_deployed
 
     quiet_ray()

@@ -80,8 +80,9 @@ def train(
 ) -> None:
     """Train one run; write evaluation rows (Parquet), checkpoints and a learning curve to --out."""
     import_all(imports)
+    from rllib_hpo.experiments.cluster.ray_session import quiet_ray
     from rllib_hpo.experiments.process.signals import exit_code
-    from rllib_hpo.experiments.runs.train import open_run, quiet_ray
+    from rllib_hpo.experiments.runs.files import open_run
     from rllib_hpo.experiments.runs.train import train as run_training
     from rllib_hpo.experiments.tracking.progress import Progress
     from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
@@ -116,7 +117,7 @@ def train(
 def _started(flags: dict[str, Any], config: Path | None, out: Path | None) -> tuple[Any, Any]:
     """Resolve the configuration of a new run, and make its directory."""
     from rllib_hpo.experiments.config.run_config import resolve
-    from rllib_hpo.experiments.runs.train import start_run
+    from rllib_hpo.experiments.runs.files import start_run
 
     if out is None:
         raise SettingsError(

@@ -99,9 +99,8 @@ def sweep(
     Exit code 2 if a trial failed, 130 if Ctrl-C stopped the sweep, 143 if another signal did.
     """
     import_all(imports)
+    from rllib_hpo.experiments.cluster.ray_session import quiet_ray
     from rllib_hpo.experiments.config.sweep_config import read_sweep
-    from rllib_hpo.experiments.runs.train import quiet_ray
-    from rllib_hpo.experiments.sweeps import plan as plans
     from rllib_hpo.experiments.sweeps import sweep as sweeps
     from rllib_hpo.experiments.sweeps.trial import TrialOptions
     from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
@@ -119,11 +118,7 @@ def sweep(
         raise SettingsError("Give either a sweep file or --resume with the directory of a sweep.")
     files, remote = resumed(resume, storage, out)
     if files is not None:
-        plan = plans.read_plan(files)
-        if plan.get(plans.SEARCH):
-            again = f"rllib-hpo tune --resume {shlex.quote(resume or '')}"
-            raise SettingsError(f"{files.directory} is a search directory; resume it with `{again}`.")
-        import_all(plan["imports"])
+        _import_modules_of(files, resume or "")
     source = file if files is None else files.sweep_file
     assert source is not None
     grid = read_sweep(source, seeds, given)
@@ -178,6 +173,17 @@ def sweeps(
         hours = f"{costs[grid.name].core_hours:,.1f}" if grid.name in costs else "-"
         table.add_row(grid.name, str(len(grid.trials)), f"{steps:,}", hours, grid.description)
     console.print(table)
+
+
+def _import_modules_of(files: Any, resume: str) -> None:
+    """Import the modules that a resumed sweep was started with; refuse a search."""
+    from rllib_hpo.experiments.sweeps import plan as plans
+
+    plan = plans.read_plan(files)
+    if plan.get(plans.SEARCH):
+        again = f"rllib-hpo tune --resume {shlex.quote(resume)}"
+        raise SettingsError(f"{files.directory} is a search directory; resume it with `{again}`.")
+    import_all(plan["imports"])
 
 
 def _run(run: Callable[..., Any], files: Any, remote: Any, *, is_new: bool) -> None:

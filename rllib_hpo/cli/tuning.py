@@ -79,8 +79,8 @@ def tune(
     Exit code 2 if a trial failed, 130 if Ctrl-C stopped the search, 143 if another signal did.
     """
     import_all(imports)
+    from rllib_hpo.experiments.cluster.ray_session import quiet_ray
     from rllib_hpo.experiments.config.search_config import read_search
-    from rllib_hpo.experiments.runs.train import quiet_ray
     from rllib_hpo.experiments.sweeps.trial import TrialOptions
     from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
     from rllib_hpo.experiments.tuning import directory as directories

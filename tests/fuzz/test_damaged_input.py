@@ -31,7 +31,7 @@ from rllib_hpo.experiments.cluster.check.placement import read_machines
 from rllib_hpo.experiments.config.run_config import resolve
 from rllib_hpo.experiments.config.search_config import read_search
 from rllib_hpo.experiments.config.sweep_config import read_sweep
-from rllib_hpo.experiments.runs.train import open_run
+from rllib_hpo.experiments.runs.files import open_run
 from rllib_hpo.experiments.storage.checkpoints import CheckpointStore, find_checkpoint
 from rllib_hpo.experiments.sweeps.plan import SweepFiles, read_plan
 from rllib_hpo.experiments.tracking.events import read_events

@@ -47,7 +47,7 @@ from rllib_hpo.algorithms.soft_q import SoftQSettings
 from rllib_hpo.algorithms.td3 import DDPGSettings, TD3Settings
 from rllib_hpo.errors import SettingsError, UnknownNameError
 from rllib_hpo.experiments.config.run_config import resolve, resolve_saved
-from rllib_hpo.experiments.runs.train import RunFiles, to_rllib
+from rllib_hpo.experiments.runs.files import RunFiles, to_rllib
 from rllib_hpo.rllib.algorithms import make_config
 from rllib_hpo.rllib.config import ActorCriticConfig
 from rllib_hpo.rllib.validation import EFFECTIVE_OPTIONS, RUN_OPTIONS

@@ -12,7 +12,8 @@ import torch
 from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.errors import CheckpointError
 from rllib_hpo.experiments.config.run_config import read_config_file, resolve
-from rllib_hpo.experiments.runs.train import RunFiles, TrainingRun, start_run
+from rllib_hpo.experiments.runs.files import RunFiles, start_run
+from rllib_hpo.experiments.runs.train import TrainingRun
 from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
 from rllib_hpo.results import read_rows
 from tests.rllib.tiny import EVERY_ALGORITHM_IN_TIME, TINY, loaded, running, tiny_config, train_to, tuned

@@ -14,7 +14,9 @@ from rllib_hpo.analysis.policy_shape import policy_shape, rollout_state
 from rllib_hpo.deployment import DeployedPolicy, PolicyMetadata, load_policy_file, write_policy
 from rllib_hpo.errors import SettingsError
 from rllib_hpo.experiments.config.run_config import resolve
-from rllib_hpo.experiments.runs.train import RunFiles, TrainingRun, flat_metrics, start_run
+from rllib_hpo.experiments.runs.files import RunFiles, start_run
+from rllib_hpo.experiments.runs.metrics import flat_metrics
+from rllib_hpo.experiments.runs.train import TrainingRun
 from rllib_hpo.experiments.sweeps.dashboard import SAFETY
 from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
 from rllib_hpo.results import COST_COLUMNS, read_rows

@@ -49,6 +49,18 @@ def ray_session(*, log_to_driver: bool = True, **options: Any) -> Iterator[None]
         ray.shutdown()
 
 
+def quiet_ray() -> None:
+    """Silence the log messages of Ray and RLlib; errors are still raised."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
+    # A dead actor is reported by an error or by a warning of this package.
+    logging.getLogger("ray.rllib.utils.actor_manager").setLevel(logging.CRITICAL)
+    # A dead trial is reported in one line, or in the file of its error.
+    logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
+    # A sweep does not resume from Tune's state; other errors report a full disk.
+    logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
+
+
 def _start(attempts: int, trouble: str, **options: Any) -> None:
     for attempt in range(1, attempts + 1):
         try:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rllib_hpo.documents import read_json
 from rllib_hpo.errors import CheckpointError, UserError
-from rllib_hpo.experiments.runs.train import CONFIG_FILE, RunFiles
+from rllib_hpo.experiments.runs.files import CONFIG_FILE, RunFiles
 from rllib_hpo.experiments.storage.checkpoints import CheckpointStore
 from rllib_hpo.experiments.storage.folder import Storage, fetch, publish
 from rllib_hpo.experiments.storage.stored_checkpoints import manifest_on

@@ -21,7 +21,7 @@ from rllib_hpo.experiments.cluster.ray_session import ray_session
 from rllib_hpo.experiments.config.run_config import RunConfig, resolve_saved
 from rllib_hpo.experiments.config.sweep_config import Sweep, Trial
 from rllib_hpo.experiments.process.signals import StopRequest
-from rllib_hpo.experiments.runs.train import CONFIG_FILE, RunFiles, to_rllib
+from rllib_hpo.experiments.runs.files import CONFIG_FILE, RunFiles, to_rllib
 from rllib_hpo.experiments.storage.folder import STORAGE_ERRORS, Storage, remove_paths
 from rllib_hpo.experiments.sweeps.plan import ERROR_FILE, PLAN_FILE, SweepFiles, read_plan, steps_done
 from rllib_hpo.experiments.sweeps.progress import SweepProgress

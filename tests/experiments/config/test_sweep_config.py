@@ -10,7 +10,7 @@ import pytest
 from rllib_hpo.errors import SettingsError, UserError
 from rllib_hpo.experiments.config.run_config import resolve
 from rllib_hpo.experiments.config.sweep_config import parse_seeds, read_sweep
-from rllib_hpo.experiments.runs.train import RunFiles, to_rllib
+from rllib_hpo.experiments.runs.files import RunFiles, to_rllib
 from rllib_hpo.experiments.sweeps.resources import resources
 
 ROOT = Path(__file__).resolve().parents[3]

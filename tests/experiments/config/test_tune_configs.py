@@ -9,7 +9,8 @@ import pytest
 
 from rllib_hpo.deployment import load_policy_file
 from rllib_hpo.experiments.config.sweep_config import Sweep, Trial, read_sweep
-from rllib_hpo.experiments.runs.train import RunFiles, TrainingRun
+from rllib_hpo.experiments.runs.files import RunFiles
+from rllib_hpo.experiments.runs.train import TrainingRun
 from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
 from rllib_hpo.results import read_rows
 from rllib_hpo.tasks import TABLE_ONE

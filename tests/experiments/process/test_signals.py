@@ -16,7 +16,8 @@ from rich.console import Console
 
 from rllib_hpo.experiments.config.run_config import resolve
 from rllib_hpo.experiments.process.signals import STOP_SIGNALS, exit_code, stop_request
-from rllib_hpo.experiments.runs.train import RunFiles, TrainingRun, train
+from rllib_hpo.experiments.runs.files import RunFiles
+from rllib_hpo.experiments.runs.train import TrainingRun, train
 from rllib_hpo.experiments.tracking.events import EVENTS_FILE, read_events
 from rllib_hpo.experiments.tracking.progress import Progress
 from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions

@@ -18,7 +18,8 @@ from rich.console import Console
 
 from rllib_hpo.experiments.config.run_config import resolve
 from rllib_hpo.experiments.runs.evaluate import evaluate_checkpoint
-from rllib_hpo.experiments.runs.train import RunFiles, open_run, start_run, train
+from rllib_hpo.experiments.runs.files import RunFiles, open_run, start_run
+from rllib_hpo.experiments.runs.train import train
 from rllib_hpo.experiments.sweeps.plan import steps_done
 from rllib_hpo.experiments.tracking.events import EVENTS_FILE, read_events
 from rllib_hpo.experiments.tracking.progress import Progress

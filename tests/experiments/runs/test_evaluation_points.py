@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from rllib_hpo.experiments.config.run_config import RunConfig, resolve
-from rllib_hpo.experiments.runs.train import RunFiles, TrainingRun
+from rllib_hpo.experiments.runs.files import RunFiles
+from rllib_hpo.experiments.runs.train import TrainingRun
 from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
 from tests.experiments.lives import evaluated, outcome
 from tests.experiments.tracking.test_tensorboard import scalars

@@ -11,7 +11,7 @@ import pytest
 
 from rllib_hpo.cli.jobs import sweep_request
 from rllib_hpo.experiments.jobs import doctor
-from rllib_hpo.experiments.runs.train import RunFiles
+from rllib_hpo.experiments.runs.files import RunFiles
 from rllib_hpo.experiments.storage.folder import Storage
 from rllib_hpo.experiments.sweeps.plan import SweepFiles
 from rllib_hpo.rllib.algorithms import SACGaussianConfig

@@ -11,7 +11,8 @@ import pytest
 from rllib_hpo.deployment import load_policy_file, write_policy
 from rllib_hpo.errors import SettingsError
 from rllib_hpo.experiments.config.run_config import resolve
-from rllib_hpo.experiments.runs.train import RunFiles, TrainingRun
+from rllib_hpo.experiments.runs.files import RunFiles
+from rllib_hpo.experiments.runs.train import TrainingRun
 from rllib_hpo.experiments.storage.export import load_deployed
 from rllib_hpo.experiments.storage.folder import Storage
 from rllib_hpo.experiments.storage.mirror import Mirror

@@ -12,7 +12,8 @@ import pytest
 
 from rllib_hpo.errors import CheckpointError, NonFiniteError
 from rllib_hpo.experiments.config.run_config import RunConfig, resolve
-from rllib_hpo.experiments.runs.train import RunFiles, TrainingRun
+from rllib_hpo.experiments.runs.files import RunFiles
+from rllib_hpo.experiments.runs.train import TrainingRun
 from rllib_hpo.experiments.tracking.events import EVENTS_FILE, EventLog, read_events
 from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
 
