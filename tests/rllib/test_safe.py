@@ -15,9 +15,9 @@ from rllib_hpo.deployment import DeployedPolicy, PolicyMetadata, load_policy_fil
 from rllib_hpo.errors import SettingsError
 from rllib_hpo.experiments.config.run_config import resolve
 from rllib_hpo.experiments.runs.files import RunFiles, start_run
-from rllib_hpo.experiments.runs.metrics import flat_metrics
 from rllib_hpo.experiments.runs.train import TrainingRun
 from rllib_hpo.experiments.sweeps.dashboard import SAFETY
+from rllib_hpo.experiments.tracking.training_metrics import flat_metrics
 from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
 from rllib_hpo.results import COST_COLUMNS, read_rows
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm

@@ -18,7 +18,6 @@ from rllib_hpo.experiments.config.run_config import RunConfig
 from rllib_hpo.experiments.process.lock import locked
 from rllib_hpo.experiments.process.signals import stop_request
 from rllib_hpo.experiments.runs.files import SINGLE_RUNS, RunFiles, remove_new_run, to_rllib
-from rllib_hpo.experiments.runs.metrics import evaluation_metrics, flat_metrics
 from rllib_hpo.experiments.storage.checkpoints import CheckpointStore
 from rllib_hpo.experiments.storage.mirror import Mirror
 from rllib_hpo.experiments.storage.policies import KeptPolicies
@@ -26,6 +25,7 @@ from rllib_hpo.experiments.tracking.events import EventLog
 from rllib_hpo.experiments.tracking.operator_metrics import OperatorMetrics
 from rllib_hpo.experiments.tracking.progress import Progress
 from rllib_hpo.experiments.tracking.tensorboard import TensorBoard
+from rllib_hpo.experiments.tracking.training_metrics import evaluation_metrics, flat_metrics
 from rllib_hpo.experiments.tracking.wandb_logger import (
     WandbOptions,
     WandbRun,

@@ -29,13 +29,13 @@ from rllib_hpo.experiments.cluster.ray_session import quiet_ray, ray_session
 from rllib_hpo.experiments.config.run_config import resolve_saved
 from rllib_hpo.experiments.process.signals import StopRequest, stop_request
 from rllib_hpo.experiments.process.standard_streams import make_streams_safe
-from rllib_hpo.experiments.runs.metrics import evaluation_metrics, flat_metrics
 from rllib_hpo.experiments.runs.train import TrainingRun
 from rllib_hpo.experiments.storage.folder import Storage
 from rllib_hpo.experiments.storage.mirror import Mirror
 from rllib_hpo.experiments.sweeps.plan import ERROR_FILE, SweepFiles
 from rllib_hpo.experiments.sweeps.progress import SweepProgress
 from rllib_hpo.experiments.sweeps.stop import SignalReclaimer, SweepStop, when_stopped
+from rllib_hpo.experiments.tracking.training_metrics import evaluation_metrics, flat_metrics
 from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
 from rllib_hpo.results import write_atomically
 from rllib_hpo.rllib.machines import Machines, cluster_machines

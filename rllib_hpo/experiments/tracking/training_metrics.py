@@ -1,9 +1,15 @@
-"""What the metrics mean that a run writes to Weights & Biases, TensorBoard and the log of an iteration.
+"""The metrics of RLlib's results under flat names, as W&B, TensorBoard, Tune and Prometheus show them, and what each means.
 
-Names are those of `flat_metrics`. In RLlib's results `learner/X` is `learners/default_policy/X`.
+In RLlib's results `learner/X` is `learners/default_policy/X`.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rllib_hpo.results import COST_COLUMNS, SUCCESS_RATE
 
 MEANINGS: dict[str, str] = {
     "train/return_mean": "Mean return of the training episodes that ended lately, with the noise of exploration",
@@ -89,3 +95,39 @@ MEANINGS: dict[str, str] = {
 def meaning(name: str) -> str | None:
     """Return the description of a metric; None if there is none. A goal's number is ignored."""
     return MEANINGS.get(name) or MEANINGS.get(name.rstrip("0123456789").rstrip("_"))
+
+
+def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics of a result of `Algorithm.train()` as a flat mapping, such as "evaluation/return_mean"."""
+    runners = result["env_runners"]
+    metrics = {
+        "train/return_mean": runners.get("episode_return_mean"),
+        "train/episode_length_mean": runners.get("episode_len_mean"),
+        "train/num_episodes": runners.get("num_episodes_lifetime"),
+        "train/env_restarts": runners.get("num_env_restarts_lifetime"),
+        "train/success_rate": runners.get(SUCCESS_RATE),
+        "train/cost_mean": runners.get("train_cost_mean"),
+        "train/cost_discounted_mean": runners.get("train_cost_discounted_mean"),
+        "train/cost_total": runners.get("train_cost_total"),
+        **{f"train/{name}": value for name, value in runners.get("outcome", {}).items()},
+        **(evaluation_metrics(result["evaluation"]) if "evaluation" in result else {}),
+        **{f"learner/{name}": value for name, value in result["learners"]["default_policy"].items()},
+        **{f"pipeline/{name}": value for name, value in result.get("pipeline", {}).items()},
+    }
+    # RLlib's mean over no episodes is NaN.
+    return {
+        name: float(value) for name, value in metrics.items() if value is not None and not math.isnan(value)
+    }
+
+
+def evaluation_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics of an evaluation in RLlib's results, under the names of `flat_metrics`."""
+    runners = evaluation["env_runners"]
+    return {
+        "evaluation/return_mean": runners["episode_return_mean"],
+        "evaluation/return_std": runners["episode_return_std"],
+        "evaluation/episode_length_mean": runners["episode_len_mean"],
+        "evaluation/env_steps": float(evaluation["env_steps"]),
+        **{f"evaluation/{name}": runners[name] for name in (SUCCESS_RATE, *COST_COLUMNS) if name in runners},
+        **{f"evaluation/{name}": value for name, value in evaluation.get("outcome", {}).items()},
+    }

@@ -15,10 +15,10 @@ from rllib_hpo.errors import CheckpointError, SettingsError, UserError
 from rllib_hpo.experiments.config.run_config import RunConfig
 from rllib_hpo.experiments.config.search_config import Search, Values, ends, read_search
 from rllib_hpo.experiments.config.sweep_config import Sweep, Trial
-from rllib_hpo.experiments.runs.metrics import evaluation_metrics
 from rllib_hpo.experiments.storage.folder import Storage, publish
 from rllib_hpo.experiments.sweeps.plan import SEARCH, SweepFiles, newest_manifest, read_plan
 from rllib_hpo.experiments.sweeps.sweep import check_trials
+from rllib_hpo.experiments.tracking.training_metrics import evaluation_metrics
 from rllib_hpo.experiments.tuning.scores import Score, score_of
 from rllib_hpo.experiments.tuning.study import import_optuna
 from rllib_hpo.results import write_atomically

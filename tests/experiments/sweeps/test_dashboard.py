@@ -15,12 +15,11 @@ from rllib_hpo.cli import main
 from rllib_hpo.experiments.config.run_config import resolve
 from rllib_hpo.experiments.config.sweep_config import read_sweep
 from rllib_hpo.experiments.runs.files import RunFiles
-from rllib_hpo.experiments.runs.metrics import flat_metrics
 from rllib_hpo.experiments.runs.train import TrainingRun
 from rllib_hpo.experiments.sweeps.dashboard import DIAGNOSTICS, LOSSES, SAFETY
 from rllib_hpo.experiments.sweeps.plan import SweepFiles
 from rllib_hpo.experiments.sweeps.sweep import start_sweep
-from rllib_hpo.experiments.tracking.training_metrics import meaning
+from rllib_hpo.experiments.tracking.training_metrics import flat_metrics, meaning
 from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
 from rllib_hpo.results import read_rows, write_row
 from tests.experiments.fake_wandb import fake_server

@@ -18,9 +18,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from rllib_hpo.experiments.config.run_config import resolve
 from rllib_hpo.experiments.runs.files import RunFiles
-from rllib_hpo.experiments.runs.metrics import flat_metrics
 from rllib_hpo.experiments.runs.train import TrainingRun
 from rllib_hpo.experiments.tracking.operator_metrics import METRICS, TAGS, OperatorMetrics
+from rllib_hpo.experiments.tracking.training_metrics import flat_metrics
 from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
 from tests.experiments.token_cluster import free_ports
 

@@ -9,9 +9,8 @@ import pytest
 from rllib_hpo.algorithms.registry import BUILT_IN
 from rllib_hpo.experiments.config.run_config import resolve
 from rllib_hpo.experiments.runs.files import RunFiles, to_rllib
-from rllib_hpo.experiments.runs.metrics import flat_metrics
 from rllib_hpo.experiments.sweeps.dashboard import DIAGNOSTICS, LOSSES, SAFETY
-from rllib_hpo.experiments.tracking.training_metrics import meaning
+from rllib_hpo.experiments.tracking.training_metrics import flat_metrics, meaning
 
 TINY = {
     "steps": 200,

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from rllib_hpo.experiments.config.run_config import resolve_saved
-from rllib_hpo.experiments.runs.metrics import evaluation_metrics
 from rllib_hpo.experiments.runs.train import TrainingRun
 from rllib_hpo.experiments.sweeps.plan import SweepFiles
+from rllib_hpo.experiments.tracking.training_metrics import evaluation_metrics
 from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
 from rllib_hpo.experiments.tuning.directory import SearchDirectory, open_search, start_search
 from rllib_hpo.experiments.tuning.generations import Generations
