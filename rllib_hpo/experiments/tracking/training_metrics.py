@@ -1,4 +1,4 @@
-"""The metrics of RLlib's results under flat names, as W&B, TensorBoard, Tune and Prometheus show them, and what each means.
+"""Metrics of RLlib's results under flat names, as W&B, TensorBoard, Tune and Prometheus show them; what each means.
 
 In RLlib's results `learner/X` is `learners/default_policy/X`.
 """
