@@ -166,7 +166,7 @@ constraints:  ## Write constraints.txt anew: the newest versions that pyproject.
 	rm -rf build/constraints
 	$(PYTHON) -m venv build/constraints
 	build/constraints/bin/python -m pip -qq install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) 'torch<2.16'
-	build/constraints/bin/python -m pip -qq install --editable '.[dev,bench,dashboard,docs,export,notebooks,papers,search,video]'
+	build/constraints/bin/python -m pip -qq install --editable '.[dev,bench,dashboard,docs,export,notebooks,papers,pixels,search,video]'
 	{ sed -n '/^#/p' constraints.txt; \
 		build/constraints/bin/python -m pip freeze --exclude-editable \
 		| sed 's/+[a-z0-9.]*$$//; s/_/-/g' | tr '[:upper:]' '[:lower:]' | LC_ALL=C sort; } > build/constraints.txt

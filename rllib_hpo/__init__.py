@@ -34,7 +34,7 @@ _LAZY = {
     },
     **{  # the old API stack has no columns for their data
         f"{name}{kind}": "rllib_hpo.rllib.algorithms"
-        for name in ("SACLagrangian", "SACHPOLagrangian")
+        for name in ("SACLagrangian", "SACHPOLagrangian", "SACAE", "SACAEHPO")
         for kind in ("", "Config")
     },
 }
@@ -42,6 +42,8 @@ _LAZY = {
 __all__ = [
     "DDPG",
     "MCMCPO",
+    "SACAE",
+    "SACAEHPO",
     "SACHPO",
     "SACNF",
     "TD3",
@@ -54,6 +56,8 @@ __all__ = [
     "LangevinPOTorchPolicy",
     "MCMCPOConfig",
     "MCMCPOTorchPolicy",
+    "SACAEConfig",
+    "SACAEHPOConfig",
     "SACGaussian",
     "SACGaussianConfig",
     "SACGaussianTorchPolicy",

@@ -79,10 +79,14 @@ def refuse_too_large(parts: list[Part], memory: int | None = None) -> None:
         )
 
 
-def refuse_replay(
-    settings: Settings, obs_dim: int, action_dim: int, steps: int, memory: int | None = None
-) -> None:
+def refuse_replay(settings: Settings, row_bytes: int, steps: int, memory: int | None = None) -> None:
     """Reject a replay that `steps` environment steps would fill beyond the memory of this machine.
+
+    Args:
+        settings: The algorithm's settings.
+        row_bytes: Size of a transition in the replay.
+        steps: Environment steps of the run.
+        memory: Available bytes. Default: those of this machine or its container.
 
     Raises:
         SettingsError: If it is too large; it names `replay_capacity` and both amounts.
@@ -90,7 +94,7 @@ def refuse_replay(
     memory = machine_memory() if memory is None else memory
     copies = 1 + settings.her_ratio if settings.replay == "her" else 1
     rows = min(settings.replay_capacity, steps * copies)
-    needed = FLOAT * row_width(obs_dim, action_dim) * rows
+    needed = row_bytes * rows
     if needed > memory:
         raise SettingsError(
             f"replay_capacity={settings.replay_capacity} is too large: its first {rows:,} transitions would take at "

@@ -37,6 +37,8 @@ _ENTRIES: dict[str, _Entry] = {
         "rllib_hpo.algorithms.sac_lagrangian:SACHPOLagrangianSettings", "SAC-HPO-Lagrangian"
     ),
     "soft-q": _Entry("rllib_hpo.algorithms.soft_q:SoftQSettings", "Soft Q-learning"),
+    "sac-ae": _Entry("rllib_hpo.algorithms.sac_ae:SACAESettings", "SAC-AE"),
+    "sac-ae-hpo": _Entry("rllib_hpo.algorithms.sac_ae:SACAEHPOSettings", "SAC-AE-HPO"),
 }
 
 BUILT_IN = tuple(_ENTRIES)
@@ -51,6 +53,7 @@ _METHODS: dict[str, str | type[Method[Any, Any]]] = {
         "rllib_hpo.algorithms.sac_lagrangian:ConstrainedSoftActorCritic"
     ),
     "rllib_hpo.algorithms.soft_q:SoftQSettings": "rllib_hpo.algorithms.soft_q:SoftQ",
+    "rllib_hpo.algorithms.sac_ae:AutoencoderSettings": "rllib_hpo.algorithms.sac_ae:SACAE",
 }
 """Methods by the settings class ("module:Class") that they learn with; subclasses of it use the same method."""
 

@@ -170,6 +170,38 @@ class SoftQConfig(ActorCriticConfig):
         super().__init__("soft-q", algo_class or SoftQ)
 
 
+class SACAE(ActorCriticAlgorithm):
+    """SAC from images, with an autoencoder (arXiv 1910.01741)."""
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> ActorCriticConfig:
+        return SACAEConfig()
+
+
+class SACAEConfig(ActorCriticConfig):
+    """Config of `SACAE`."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__("sac-ae", algo_class or SACAE)
+
+
+class SACAEHPO(ActorCriticAlgorithm):
+    """SAC-AE with a Hamiltonian policy."""
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> ActorCriticConfig:
+        return SACAEHPOConfig()
+
+
+class SACAEHPOConfig(ActorCriticConfig):
+    """Config of `SACAEHPO`."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__("sac-ae-hpo", algo_class or SACAEHPO)
+
+
 CONFIGS: dict[str, type[ActorCriticConfig]] = {
     "sac": SACGaussianConfig,
     "sac-nf": SACNFConfig,
@@ -181,6 +213,8 @@ CONFIGS: dict[str, type[ActorCriticConfig]] = {
     "sac-lagrangian": SACLagrangianConfig,
     "sac-hpo-lagrangian": SACHPOLagrangianConfig,
     "soft-q": SoftQConfig,
+    "sac-ae": SACAEConfig,
+    "sac-ae-hpo": SACAEHPOConfig,
 }
 """Config class of each built-in algorithm; others are an `ActorCriticConfig` with their name."""
 

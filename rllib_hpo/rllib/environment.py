@@ -41,20 +41,21 @@ def environment_maker(
             "makes one, or a gymnasium id, since every runner makes its own."
         )
     name, cost = label(config.env), config.settings().cost
+    takes_images = make_method(config.settings()).takes_images
     context = EnvContext(config.env_config, worker_index=worker_index, num_workers=config.num_env_runners)
     creator = config.env if callable(config.env) else registered_env(config.env)
     if creator is not None:
         return lambda: with_cost(
-            _with_checked_spaces(flattened(boundary.made(lambda: creator(context), name))), cost
+            _with_checked_spaces(flattened(boundary.made(lambda: creator(context), name)), takes_images), cost
         )
     # Spaces and every number are checked here; gymnasium's checker would cost a tenth of a step.
     arguments = {"disable_env_checker": True, "training": training, "step_cost": cost, **config.env_config}
-    return lambda: _with_checked_spaces(make_env(config.env, **arguments))
+    return lambda: _with_checked_spaces(make_env(config.env, **arguments), takes_images)
 
 
-def _with_checked_spaces(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+def _with_checked_spaces(env: gym.Env[Any, Any], takes_images: bool) -> gym.Env[Any, Any]:
     try:
-        check_spaces(env)
+        check_spaces(env, takes_images=takes_images)
     except UserError:
         boundary.close(env)
         raise

@@ -42,6 +42,7 @@ from rllib_hpo.rllib.evaluation import (
     episode_seeds,
     evaluate,
     off_schedule_seeds,
+    outcome_columns,
     success_columns,
     warn_truncated,
 )
@@ -206,8 +207,8 @@ class EvaluatedAlgorithm(SavedAlgorithm):
             },
             "env_steps": due.env_steps,
         }
-        if played.outcome:
-            evaluation["outcome"] = dict(played.outcome)
+        if outcome := outcome_columns(played, due.env_steps):
+            evaluation["outcome"] = outcome
         self._run_callbacks("on_evaluate_end", evaluation_metrics=evaluation)
         return evaluation
 
@@ -234,7 +235,7 @@ class EvaluatedAlgorithm(SavedAlgorithm):
             env_steps=due.env_steps,
             weights_env_steps=due.env_steps,
             updates=due.updates,
-            diagnostics={**due.diagnostics, **played.outcome},
+            diagnostics={**due.diagnostics, **outcome_columns(played, due.env_steps)},
             episodes_cut=played.episodes_cut,
             env_restarts=self.env_restarts,
             eval_sampler=self.settings.evaluation_sampler(),

@@ -20,6 +20,7 @@ from rllib_hpo.settings import Settings
 from rllib_hpo.streams import seed_sequence
 from rllib_hpo.tasks import ActionScaling, Boundary, boundary, outcomes, wrappers
 from rllib_hpo.tasks.costs import COST
+from rllib_hpo.tasks.pixels.observation import frames_per_step
 
 _logger = logging.getLogger(__name__)
 Watch = Callable[[int], None]
@@ -50,6 +51,8 @@ class Evaluation(NamedTuple):
     """Whether each episode succeeded, 0.0 or 1.0; only of episodes whose environment reports `is_success`."""
     outcome: Mapping[str, float] = MappingProxyType({})
     """Outcomes, where the environment reports them (`rllib_hpo.tasks.outcomes.summary`), and discounted returns."""
+    frames_per_step: int | None = None
+    """Steps of the simulator in a step of the environment, where observations are images; otherwise None."""
     logged: Mapping[str, Any] = MappingProxyType({})
     """What callbacks have logged."""
 
@@ -212,6 +215,7 @@ class _Episodes:
             None if self._cost_gamma is None else costs,
             [success for _, success in sorted(self._successes.items()) if success is not None],
             self._outcomes.summary(),
+            frames_per_step(self._envs[0]),
         )
 
 
@@ -252,6 +256,12 @@ class _Outcomes:
             return {}
         numbers = outcomes.summary(self._each, self._num_goals)
         return {**numbers, "discounted_return_mean": float(self._discounted.mean())}
+
+
+def outcome_columns(played: Evaluation, env_steps: int) -> dict[str, float]:
+    """Outcomes of an evaluation at step `env_steps` and, with images, the simulator's frames so far."""
+    frames = {} if played.frames_per_step is None else {"frames": float(env_steps * played.frames_per_step)}
+    return {**played.outcome, **frames}
 
 
 def warn_truncated(played: Evaluation, env: str, max_episode_steps: int) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.utils import force_list
 
+from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.errors import SettingsError, nearest
 from rllib_hpo.rllib._private import INTERNAL_OPTIONS, is_atari
 from rllib_hpo.rllib.environment import stateful_wrappers
@@ -152,6 +153,11 @@ def validate_wrapper_statistics(config: Any) -> None:
     if config.is_old_stack and config.settings().replay == "her":
         raise SettingsError(
             "replay='her' relabels whole episodes as they end, which RLlib's old API stack does not pass on; set "
+            "api_stack to 'new'."
+        )
+    if config.is_old_stack and make_method(config.settings()).takes_images:
+        raise SettingsError(
+            f"{config.algorithm} stores images as bytes, each frame once, which RLlib's old API stack does not do; set "
             "api_stack to 'new'."
         )
     if config.is_old_stack and config.settings().normalize_rewards:

@@ -20,7 +20,8 @@ from rllib_hpo.tasks.boundary import env_name, made
 from rllib_hpo.tasks.env_config import refuse_not_recorded
 from rllib_hpo.tasks.modules import load_module
 from rllib_hpo.tasks.mujoco_version import check_mujoco
-from rllib_hpo.tasks.observations import flattened, is_flat, observation_problem
+from rllib_hpo.tasks.observations import flattened, image_shape, is_flat, observation_problem
+from rllib_hpo.tasks.pixels import dm_control
 from rllib_hpo.tasks.wrappers import parse_wrappers, with_cost, wrap
 
 PYBULLET_IDS = (
@@ -47,6 +48,8 @@ def register_environments() -> None:
             )
     soft_q.register()
     point_reach.register()
+    for domain, task in dm_control.OF_THE_PAPER:
+        dm_control.register(dm_control.env_id_of(domain, task))
 
 
 def find_spec(env_id: str) -> EnvSpec | None:
@@ -57,6 +60,7 @@ def find_spec(env_id: str) -> EnvSpec | None:
     """
     register_environments()
     module, _, name = env_id.rpartition(":")
+    dm_control.register(name)
     if module:
         try:
             load_module(module)
@@ -118,6 +122,8 @@ def make_env(
     """
     check_env_config(kwargs)
     layers, spec = parse_wrappers(wrappers), find_spec(env_id)
+    if any(layer.needs_frames for layer in layers):
+        kwargs = {"render_mode": "rgb_array", **kwargs}
     if spec is None:
         close = nearest(env_id, gym.registry)
         hint = f" Did you mean '{close}'?" if close else ""
@@ -172,8 +178,12 @@ def _log_mujoco_warning(message: str) -> None:
     _logger.warning("MuJoCo: %s", message)
 
 
-def check_spaces(env: gym.Env[Any, Any]) -> None:
-    """Reject an environment whose spaces no algorithm can handle.
+def check_spaces(env: gym.Env[Any, Any], *, takes_images: bool = False) -> None:
+    """Reject an environment whose spaces an algorithm cannot handle.
+
+    Args:
+        env: The environment.
+        takes_images: Whether the algorithm learns from images; otherwise it learns from vectors.
 
     Raises:
         UserError: If actions are not a bounded one-dimensional Box of floats, or observations are not flat numbers;
@@ -199,6 +209,27 @@ def check_spaces(env: gym.Env[Any, Any]) -> None:
         raise UserError(
             f"Environment '{name}' has {type(env.observation_space).__name__} observations that are not flattened; "
             "wrap it in rllib_hpo.tasks.observations.FlatObservation."
+        )
+    _check_images(env, takes_images=takes_images)
+
+
+def _check_images(env: gym.Env[Any, Any], *, takes_images: bool) -> None:
+    name, shape = env_name(env), image_shape(env.observation_space)
+    if shape is not None and not takes_images:
+        raise UserError(
+            f"Environment '{name}' has image observations of shape {shape}: image observations need sac-ae or "
+            "sac-ae-hpo. Or learn from features: name a wrapper that computes them in env_config: {wrappers: [...]}, "
+            "for small images gymnasium.wrappers:FlattenObservation."
+        )
+    if shape is None and takes_images:
+        raise UserError(
+            f"Environment '{name}' has observations of {gym.spaces.flatdim(env.observation_space)} numbers, and the "
+            "algorithm learns from images: let it render them with env_config: {wrappers: [pixels]}."
+        )
+    if shape is not None and (shape[0] % 3 or shape[1] != shape[2]):
+        raise UserError(
+            f"Environment '{name}' has image observations of shape {shape}: square RGB frames, channels first, are "
+            "needed, such as (9, 84, 84) for a stack of three. env_config: {wrappers: [pixels]} renders such frames."
         )
 
 

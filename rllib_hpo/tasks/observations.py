@@ -22,8 +22,8 @@ Path = tuple[str | int, ...]
 """Keys of Dicts and indices of Tuples that lead to a part; empty for a space that is a part itself."""
 _LONGEST_ONE_HOT = 100_000
 _IMAGE = (
-    "image observations of shape {shape}; no algorithm takes images, so learn from features: name a wrapper that "
-    "computes them in env_config: {{wrappers: [...]}}, or for small images gymnasium.wrappers:FlattenObservation"
+    "image observations of shape {shape}; only single images are learned from, by sac-ae and sac-ae-hpo: choose the "
+    "image alone, or name a wrapper that computes features in env_config: {{wrappers: [...]}}"
 )
 
 
@@ -91,6 +91,8 @@ def observation_problem(space: spaces.Space[Any]) -> str | None:
     """Describe what keeps a space from being flattened, as a noun phrase; None for a space that can be."""
     leaves = list(_leaves(space))
     for path, leaf in leaves:
+        if path == () and is_image(leaf):
+            return None
         if problem := _leaf_problem(leaf):
             return f"{problem} in '{'.'.join(map(str, path))}'" if path else problem
     return None if sum(_size(leaf) for _, leaf in leaves) else "observations of no numbers"
@@ -102,14 +104,25 @@ def _size(leaf: spaces.Space[Any]) -> int:
 
 def _leaf_problem(leaf: spaces.Space[Any]) -> str | None:
     if isinstance(leaf, spaces.Box):
-        is_image = len(leaf.shape) == 3 and not np.issubdtype(leaf.dtype, np.floating)
-        return _IMAGE.format(shape=leaf.shape) if is_image else None
+        return _IMAGE.format(shape=leaf.shape) if is_image(leaf) else None
     if isinstance(leaf, (spaces.Discrete, spaces.MultiDiscrete)):
         too_large = _size(leaf) > _LONGEST_ONE_HOT
         return f"{type(leaf).__name__} observations of {_size(leaf):,} values" if too_large else None
     if isinstance(leaf, spaces.MultiBinary):
         return None
     return f"{type(leaf).__name__} observations"
+
+
+def is_image(space: spaces.Space[Any]) -> bool:
+    """Return whether a space holds images: three-dimensional arrays of integers."""
+    is_box = isinstance(space, spaces.Box) and len(space.shape) == 3
+    return is_box and not np.issubdtype(space.dtype, np.floating)
+
+
+def image_shape(space: spaces.Space[Any]) -> tuple[int, ...] | None:
+    """Return the shape of images, flattened or not; None for other observations."""
+    structure = space.structure if isinstance(space, FlatSpace) else space
+    return structure.shape if is_image(structure) else None
 
 
 def _bounds(part: Part) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

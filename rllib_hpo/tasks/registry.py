@@ -15,6 +15,7 @@ from rllib_hpo.costs import Cost, SpeedCost, TorqueCost
 from rllib_hpo.errors import UnknownNameError, UserError, nearest
 from rllib_hpo.tasks.environments import find_spec
 from rllib_hpo.tasks.modules import load_module
+from rllib_hpo.tasks.pixels import dm_control
 
 ENTRY_POINT_GROUP = "rllib_hpo.tasks"
 
@@ -145,7 +146,17 @@ _SOFT_Q = (
 )
 """The tasks of soft Q-learning's paper; see `rllib_hpo.tasks.soft_q`."""
 
-_tasks: dict[str, Task] = {task.name: task for task in (*TABLE_ONE, *_CONSTRAINED, *_SOFT_Q)}
+_PIXELS = tuple(
+    Task(
+        f"dm-{domain}-{name}",
+        dm_control.env_id_of(domain, name),
+        500_000 // dm_control.ACTION_REPEATS[domain],
+    )
+    for domain, name in dm_control.OF_THE_PAPER
+)
+"""The tasks of the first version's section 5.1.3, from images: 500,000 frames each, as steps of repeated actions."""
+
+_tasks: dict[str, Task] = {task.name: task for task in (*TABLE_ONE, *_CONSTRAINED, *_SOFT_Q, *_PIXELS)}
 _seen_entry_points: set[EntryPoint] = set()
 
 
@@ -186,6 +197,8 @@ def find_task(name_or_env_id: str) -> Task:
     for task in _tasks.values():
         if task.env_id == name_or_env_id and not task.constraint:
             return task
+    if (suite_task := _suite_task(name_or_env_id)) is not None:
+        return suite_task
     if find_spec(name_or_env_id) is None:
         close = nearest(name_or_env_id, [*_tasks, *gym.registry])
         hint = f" Did you mean '{close}'?" if close else ""
@@ -198,6 +211,17 @@ def find_task(name_or_env_id: str) -> Task:
     if row is None:
         row = replace(_tasks["ant"], steps=1_000_000)
     return replace(row, name=name_or_env_id, env_id=name_or_env_id)
+
+
+def _suite_task(name: str) -> Task | None:
+    """Make the task "dm-DOMAIN-TASK" of the DeepMind Control Suite; None for other names.
+
+    The suite may not be installed here, so whether it has the task is checked where an environment is made.
+    """
+    prefix, _, names = name.partition("-")
+    domain, dash, task = names.partition("-")
+    is_suite = prefix == "dm" and dash and task
+    return Task(name, dm_control.env_id_of(domain, task), 250_000) if is_suite else None
 
 
 def _base(env_id: str) -> str:

@@ -28,6 +28,7 @@ from gymnasium.wrappers.utils import RunningMeanStd
 from rllib_hpo.errors import CheckpointError
 from rllib_hpo.tasks.costs import CostWrapper
 from rllib_hpo.tasks.observations import FlatObservation
+from rllib_hpo.tasks.pixels import PixelObservation
 from rllib_hpo.tasks.wrappers import ActionRepeat
 
 # Exact classes, since a subclass may add state. TransformAction and similar wrappers hold a user's function.
@@ -36,6 +37,7 @@ _KNOWN_WRAPPERS = frozenset(
         ActionRepeat,
         CostWrapper,
         FlatObservation,
+        PixelObservation,
         wrappers.Autoreset,
         wrappers.ClipAction,
         wrappers.ClipReward,

@@ -65,6 +65,8 @@ WRAPPERS: dict[str, type[gym.Wrapper[Any, Any, Any, Any]]] = {
     "normalize-reward": NormalizeReward,
 }
 """Names of common wrappers; others are "gymnasium.wrappers:TimeAwareObservation" or "module:Class"."""
+_PLACES = {"pixels": "rllib_hpo.tasks.pixels.observation:PixelObservation"}
+"""Names of wrappers that are imported when they are used."""
 
 
 class WrapperSpec(NamedTuple):
@@ -79,6 +81,11 @@ class WrapperSpec(NamedTuple):
         """Whether evaluations omit it, because it only changes rewards."""
         rewards = issubclass(self.wrapper, (gym.RewardWrapper, NormalizeReward))
         return bool(getattr(self.wrapper, "training_only", rewards))
+
+    @property
+    def needs_frames(self) -> bool:
+        """Whether it needs an environment that renders its frames."""
+        return bool(getattr(self.wrapper, "needs_frames", False))
 
     @property
     def has_state(self) -> bool:
@@ -112,17 +119,17 @@ def _parse(entry: Any) -> WrapperSpec:
         ((name, kwargs),) = entry.items()
     if not isinstance(name, str) or not isinstance(kwargs, Mapping):
         raise SettingsError(f"wrappers: {shown(entry)} must be a name, or a name with its arguments.")
-    wrapper = WRAPPERS.get(name) or _imported(name)
+    wrapper = WRAPPERS.get(name) or _imported(_PLACES.get(name, name))
     return WrapperSpec(name, wrapper, dict(kwargs))
 
 
 def _imported(name: str) -> type[gym.Wrapper[Any, Any, Any, Any]]:
     module, colon, attribute = name.partition(":")
     if not colon:
-        close = nearest(name, WRAPPERS)
+        close = nearest(name, [*WRAPPERS, *_PLACES])
         hint = f" Did you mean '{close}'?" if close else ""
         raise SettingsError(
-            f"wrappers: there is no '{name}'.{hint} Valid: {', '.join(WRAPPERS)}, or 'module:Class'."
+            f"wrappers: there is no '{name}'.{hint} Valid: {', '.join([*WRAPPERS, *_PLACES])}, or 'module:Class'."
         )
     try:
         found = getattr(load_module(module), attribute)

@@ -12,9 +12,10 @@ from rllib_hpo.algorithms.sac import SamplerActor
 from rllib_hpo.errors import SettingsError
 from rllib_hpo.experiments.config.run_config import resolve
 from rllib_hpo.settings import SACHPOSettings, SACSettings
+from tests.kinds import OF_IMAGES, OF_VECTORS
 
 
-@pytest.mark.parametrize("algorithm", BUILT_IN)
+@pytest.mark.parametrize("algorithm", OF_VECTORS)
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize(("obs_dim", "action_dim"), [(1, 1), (11, 3), (376, 17)])
 def test_the_estimate_is_a_lower_bound(algorithm: str, layers: int, obs_dim: int, action_dim: int) -> None:
@@ -24,6 +25,16 @@ def test_the_estimate_is_a_lower_bound(algorithm: str, layers: int, obs_dim: int
     taken = sum(value.numel() * value.element_size() for value in actor.state_dict().values())
     estimated = sum(part.num_bytes for part in method.actor_parts(obs_dim, action_dim))
     assert 0.6 * taken <= estimated <= taken
+
+
+@pytest.mark.parametrize("size", [21, 84])
+@pytest.mark.parametrize("algorithm", OF_IMAGES)
+def test_the_estimate_from_images_is_a_lower_bound(algorithm: str, size: int) -> None:
+    method, obs_dim = make_method(find_settings(algorithm)(hidden_units=64)), 9 * size**2
+    actor = method.make_actor(obs_dim, 6, seed=0)
+    taken = sum(value.numel() * value.element_size() for value in actor.state_dict().values())
+    estimated = sum(part.num_bytes for part in method.actor_parts(obs_dim, 6))
+    assert 0.4 * taken <= estimated <= taken
 
 
 @pytest.mark.parametrize(
@@ -46,9 +57,10 @@ def test_what_no_machine_can_hold_is_refused_by_its_name(values: dict[str, Any])
 
 def test_a_replay_is_refused_only_where_the_steps_would_fill_it() -> None:
     settings = SACHPOSettings(replay_capacity=10**14)
-    refuse_replay(settings, 11, 3, steps=10**6, memory=10**9)
+    row = make_method(settings).layout(11, 3).num_bytes
+    refuse_replay(settings, row, steps=10**6, memory=10**9)
     with pytest.raises(SettingsError, match="replay_capacity=100000000000000 is too large"):
-        refuse_replay(settings, 11, 3, steps=10**14, memory=10**9)
+        refuse_replay(settings, row, steps=10**14, memory=10**9)
     with pytest.raises(SettingsError, match="replay_capacity"):
         resolve({"replay_capacity": 10**15, "steps": 10**15})
     resolve({"replay_capacity": 10**15})

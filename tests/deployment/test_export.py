@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from rllib_hpo.algorithms.base import Actor
-from rllib_hpo.algorithms.registry import BUILT_IN
 from rllib_hpo.algorithms.sac import SamplerActor
 from rllib_hpo.deployment import FORMATS, DeployedPolicy, PolicyMetadata, load_policy_file, write_policy
 from rllib_hpo.deployment.metadata import BoxMetadata
@@ -26,6 +25,7 @@ from rllib_hpo.experiments.storage.export import export_policy
 from rllib_hpo.rllib.trained_policy import load_policy
 from rllib_hpo.settings import ActorCriticSettings
 from rllib_hpo.tasks import ActionScaling, make_env
+from tests.kinds import OF_VECTORS
 from tests.learning.options import SETTINGS as OPTIONS
 from tests.rllib.tiny import IN_TIME, running, tiny_config, train_to
 
@@ -52,7 +52,9 @@ SEPARATE = pytest.mark.parametrize("trained", IN_TIME, indirect=True)
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(n, marks=[pytest.mark.exhaustive] if n in SHARED_POLICY else []) for n in BUILT_IN],
+    params=[
+        pytest.param(n, marks=[pytest.mark.exhaustive] if n in SHARED_POLICY else []) for n in OF_VECTORS
+    ],
 )
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Train a policy briefly on Hopper, with long leapfrog steps and decisive gates if it has them."""

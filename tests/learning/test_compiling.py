@@ -15,12 +15,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from rllib_hpo.algorithms.registry import BUILT_IN, find_settings, make_method
+from rllib_hpo.algorithms.registry import find_settings, make_method
 from rllib_hpo.errors import NonFiniteError
 from rllib_hpo.kernels import products, q_networks
 from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.learning.trainer import Trainer
 from rllib_hpo.settings import SACHPOSettings, SACSettings, Settings
+from tests.kinds import OF_VECTORS
 from tests.learning.options import OTHERS, SETTINGS
 
 OBS, DIM, ROWS = 5, 3, 32
@@ -114,7 +115,7 @@ def test_compiled_updates_of_every_option_equal_eager_ones(
 
 def test_every_algorithm_is_among_those_compared() -> None:
     compared = {type(settings) for settings in DIFFERENT.values()} | {SACSettings}
-    assert compared >= {find_settings(name) for name in BUILT_IN}
+    assert compared >= {find_settings(name) for name in OF_VECTORS}
 
 
 def test_a_resumed_learner_goes_on_bitwise(uncompiled: list[Any]) -> None:

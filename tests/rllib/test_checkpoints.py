@@ -14,11 +14,11 @@ import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModule
 
-from rllib_hpo.algorithms.registry import BUILT_IN
 from rllib_hpo.errors import CheckpointError, StorageError
 from rllib_hpo.results import read_rows, without_volatile
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.checkpointing import MANIFEST, read_manifest, verify
+from tests.kinds import OF_VECTORS
 from tests.rllib.environments import NoisyEnv
 from tests.rllib.tiny import (
     EVERY_ALGORITHM,
@@ -58,7 +58,7 @@ RESUMED = [
     )
     for way in ("from_checkpoint", "restore_from_path")
     for place, env in ENVIRONMENTS.items()
-    for name in BUILT_IN
+    for name in OF_VECTORS
 ]
 """Every algorithm in one way; those of `IN_TIME` in every way."""
 

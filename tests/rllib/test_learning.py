@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rllib_hpo.algorithms.registry import BUILT_IN
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.algorithms import make_config
 from rllib_hpo.rllib.evaluation import evaluate
 from rllib_hpo.streams import seed_sequence
 from rllib_hpo.tasks import ActionScaling, make_env
+from tests.kinds import OF_VECTORS
 from tests.rllib.tiny import EVERY_ALGORITHM_IN_TIME, IN_TIME, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -53,7 +53,7 @@ def assert_learned(returns: list[float], algorithm: str = "") -> None:
     "algorithm",
     [
         pytest.param(name, marks=[] if name in ("sac", *IN_TIME) else pytest.mark.exhaustive)
-        for name in BUILT_IN
+        for name in OF_VECTORS
         if name
         != "soft-q"  # whose targets are copied seven times in so short a run; see test_soft_q_learning.py
     ],

@@ -12,10 +12,11 @@ import pytest
 import torch
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 
-from rllib_hpo.algorithms.registry import BUILT_IN, find_settings
+from rllib_hpo.algorithms.registry import find_settings
 from rllib_hpo.errors import NonFiniteError, SettingsError
 from rllib_hpo.replay.layout import RowLayout
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
+from tests.kinds import OF_VECTORS
 from tests.rllib.environments import CountingEnv, NoisyEnv
 from tests.rllib.tiny import (
     EVERY_ALGORITHM,
@@ -109,8 +110,8 @@ def test_ray_is_not_needed_to_go_on_without_runners(tmp_path: Path, monkeypatch:
     ("algorithm", "env"),
     [
         pytest.param(name, env, marks=[] if name in few else pytest.mark.exhaustive)
-        for env, few in (("Hopper-v4", {*BUILT_IN} - {*REPEATS}), (NoisyEnv, IN_TIME))
-        for name in BUILT_IN
+        for env, few in (("Hopper-v4", {*OF_VECTORS} - {*REPEATS}), (NoisyEnv, IN_TIME))
+        for name in OF_VECTORS
     ],
 )
 def test_every_algorithm_trains(algorithm: str, env: Any) -> None:
@@ -246,7 +247,7 @@ def test_runs_of_two_seeds_differ() -> None:
 def test_algorithms_of_one_seed_start_alike() -> None:
     """Comparisons are fair: critics and warm-up are equal. Costs are a separate column, after the others."""
     found, usual = [], RowLayout(3, 1).width
-    for algorithm in BUILT_IN:
+    for algorithm in OF_VECTORS:
         changes = {"num_critics": 2} if "num_critics" in find_settings(algorithm).model_fields else {}
         with running(tiny_config(algorithm, **changes)) as built:
             critics = {

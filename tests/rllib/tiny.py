@@ -11,34 +11,36 @@ import numpy as np
 import pytest
 import torch
 
-from rllib_hpo.algorithms.registry import BUILT_IN, find_settings
+from rllib_hpo.algorithms.registry import find_settings
 from rllib_hpo.algorithms.sac_lagrangian import ConstraintSettings
+from rllib_hpo.replay.frames import FrameReplay
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
 from rllib_hpo.rllib.algorithms import make_config
 from rllib_hpo.rllib.config import ActorCriticConfig
 from rllib_hpo.settings import ActorCriticSettings
+from tests.kinds import OF_VECTORS
 
 REPEATS = ("sac-nf", "ddpg", "sac-lagrangian")
 """Algorithms whose parts are in others: samplers in SAC-HPO, DDPG in TD3, SAC-Lagrangian in SAC-HPO-Lagrangian."""
 
 EVERY_ALGORITHM = pytest.mark.parametrize(
     "algorithm",
-    [pytest.param(name, marks=[pytest.mark.exhaustive] if name in REPEATS else []) for name in BUILT_IN],
+    [pytest.param(name, marks=[pytest.mark.exhaustive] if name in REPEATS else []) for name in OF_VECTORS],
 )
 """For tests that a new algorithm inherits by being registered; `make test-all` adds those that repeat others."""
 
 SOFT_ALGORITHMS = pytest.mark.parametrize(
-    "algorithm", [name for name in BUILT_IN if issubclass(find_settings(name), ActorCriticSettings)]
+    "algorithm", [name for name in OF_VECTORS if issubclass(find_settings(name), ActorCriticSettings)]
 )
 """For tests of temperatures and samplers."""
 
 IN_TIME = ("sac-hpo", "td3")
 """One algorithm per update: SAC-HPO has all the parts of the other samplers, and DDPG is TD3 with other settings."""
 
-SAFE_ALGORITHMS = tuple(name for name in BUILT_IN if issubclass(find_settings(name), ConstraintSettings))
+SAFE_ALGORITHMS = tuple(name for name in OF_VECTORS if issubclass(find_settings(name), ConstraintSettings))
 """Algorithms that need costs, which RLlib's old API stack cannot report."""
 
-OF_BOTH_STACKS = tuple(name for name in BUILT_IN if name not in SAFE_ALGORITHMS)
+OF_BOTH_STACKS = tuple(name for name in OF_VECTORS if name not in SAFE_ALGORITHMS)
 
 EVERY_ALGORITHM_OF_BOTH_STACKS = pytest.mark.parametrize(
     "algorithm",
@@ -51,7 +53,7 @@ EVERY_ALGORITHM_OF_BOTH_STACKS = pytest.mark.parametrize(
 
 EVERY_ALGORITHM_IN_TIME = pytest.mark.parametrize(
     "algorithm",
-    [pytest.param(name, marks=[] if name in IN_TIME else pytest.mark.exhaustive) for name in BUILT_IN],
+    [pytest.param(name, marks=[] if name in IN_TIME else pytest.mark.exhaustive) for name in OF_VECTORS],
 )
 """`EVERY_ALGORITHM` for cases of many seconds: two by default, all in `make test-all`."""
 
@@ -131,16 +133,25 @@ def train_to(algorithm: ActorCriticAlgorithm, env_steps: int) -> dict[str, Any]:
 def learner_facts(learner: Any) -> dict[str, Any]:
     """Return everything that determines a learner's next steps, as plain values (runs at the learner)."""
     trainer, replay = learner.core.trainer, learner.core.replay
-    oldest = replay.total_rows - replay.num_rows
-    rows = replay.read(oldest, replay.total_rows)
     return {
         "parameters": {name: value.numpy().copy() for name, value in trainer.model.state_dict().items()},
         "optimizers": [copy.deepcopy(optimizer.state_dict()) for optimizer in trainer.optimizers.values()],
         "streams": trainer.streams.get_state(),
         "num_updates": trainer.num_updates,
         "total_rows": replay.total_rows,
-        "rows": np.concatenate([np.empty((0, replay.layout.width), np.float32), *rows]),
+        "rows": transitions_of(replay),
     }
+
+
+def transitions_of(replay: Any) -> Any:
+    """Return the transitions of a replay, oldest first: rows, or numbers and observations if these are images."""
+    pieces = replay.read(replay.total_rows - replay.num_rows, replay.total_rows)
+    if isinstance(replay, FrameReplay):
+        return {
+            "numbers": [piece.numbers for piece in pieces],
+            "observations": np.concatenate([piece.observations for piece in pieces]) if pieces else [],
+        }
+    return np.concatenate([np.empty((0, replay.layout.width), np.float32), *pieces])
 
 
 def facts(algorithm: ActorCriticAlgorithm) -> dict[str, Any]:

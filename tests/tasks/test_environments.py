@@ -137,7 +137,7 @@ def test_refused_spaces(observations, actions, message):
     [
         (
             Dict({"camera": Box(0, 255, (64, 64, 3), np.uint8)}),
-            r"image observations of shape \(64, 64, 3\); no algorithm takes images.* in 'camera'",
+            r"image observations of shape \(64, 64, 3\); only single images are learned from.* in 'camera'",
         ),
         (Box(-1.0, 1.0, (0,)), "observations of no numbers"),
         (Text(5), "Text observations"),

@@ -10,7 +10,9 @@ from rllib_hpo.errors import UserError
 from rllib_hpo.tasks import all_tasks, make_env
 from rllib_hpo.tasks.mujoco_version import check_mujoco
 
-MUJOCO_TASKS = {task.env_id for task in all_tasks() if "Bullet" not in task.env_id} - {"MultiGoal-v0"}
+MUJOCO_TASKS = {
+    task.env_id for task in all_tasks() if "Bullet" not in task.env_id and not task.name.startswith("dm-")
+} - {"MultiGoal-v0"}
 
 
 def install(version: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,8 +198,9 @@ def _resolve(given: dict[str, Any], file: Path | None) -> RunConfig:
     check_learners(run.num_learners, run.num_gpus_per_learner, settings)
     _check_kept_policies(run, settings)
     # With the smallest spaces there are; what is true of the environment's own is checked where it is made.
-    refuse_too_large(make_method(settings).learner_parts(1, 1))
-    refuse_replay(settings, 1, 1, run.steps)
+    method = make_method(settings)
+    refuse_too_large(method.learner_parts(1, 1))
+    refuse_replay(settings, method.layout(1, 1).num_bytes, run.steps)
     layers: tuple[tuple[Origin, Mapping[str, Any]], ...] = (
         ("flag", given),
         ("file", from_file),

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rllib_hpo.algorithms.footprint import refuse_replay
+from rllib_hpo.algorithms.registry import make_method
 from rllib_hpo.errors import CheckpointError
 from rllib_hpo.experiments.cluster.nodes import check_learner_sees_storage
 from rllib_hpo.experiments.cluster.ray_session import ray_session
@@ -109,7 +110,8 @@ class TrainingRun:
         check_learner_sees_storage(self.algorithm, self._files.directory)
         if self.config.run.num_learners == 0:
             actor = self.algorithm.actor
-            refuse_replay(self.config.settings, actor.obs_dim, actor.action_dim, self.config.run.steps)
+            layout = make_method(self.config.settings).layout(actor.obs_dim, actor.action_dim)
+            refuse_replay(self.config.settings, layout.num_bytes, self.config.run.steps)
 
     def _wandb_run(self, sweep: str, variant: str) -> WandbRun:
         directory = self._files.directory

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from rllib_hpo.algorithms.registry import BUILT_IN
 from rllib_hpo.experiments.config.run_config import resolve
 from rllib_hpo.experiments.runs.files import RunFiles, to_rllib
 from rllib_hpo.experiments.sweeps.dashboard import DIAGNOSTICS, LOSSES, SAFETY
 from rllib_hpo.experiments.tracking.training_metrics import flat_metrics, meaning
+from tests.kinds import OF_VECTORS
 
 TINY = {
     "steps": 200,
@@ -27,7 +27,7 @@ COSTLY = {"cost": {"kind": "torque"}, "cost_limit": 30.0}
 
 @pytest.mark.parametrize(
     "algorithm",
-    [name if name == "sac-hpo" else pytest.param(name, marks=pytest.mark.exhaustive) for name in BUILT_IN],
+    [name if name == "sac-hpo" else pytest.param(name, marks=pytest.mark.exhaustive) for name in OF_VECTORS],
 )
 def test_every_metric_has_a_meaning(algorithm: str, tmp_path: Path) -> None:
     costs = COSTLY if "lagrangian" in algorithm else {}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rllib_hpo.algorithms.registry import BUILT_IN
+from tests.kinds import OF_VECTORS
 from tests.rllib.conformance import page
 from tests.rllib.conformance.calls import BOTH, CALLS, Call
 from tests.rllib.conformance.subjects import REFERENCE, Raised, Subject
@@ -24,7 +24,7 @@ CASES = [
         marks=[pytest.mark.exhaustive] if name in {*SAFE_ALGORITHMS, *REPEATS} else [],
     )
     for stack in BOTH
-    for name in BUILT_IN
+    for name in OF_VECTORS
     for call in CALLS
     if stack in call.stacks and (stack == "new" or name not in SAFE_ALGORITHMS)
 ]

@@ -11,8 +11,8 @@ from ray import tune
 from ray.tune.schedulers import SCHEDULER_IMPORT, FIFOScheduler, PopulationBasedTrainingReplay
 from ray.tune.search import SEARCH_ALG_IMPORT
 
-from rllib_hpo.algorithms.registry import BUILT_IN
 from rllib_hpo.rllib.checkpointing import read_manifest
+from tests.kinds import OF_VECTORS
 from tests.rllib.tiny import SAFE_ALGORITHMS, tiny_config
 
 pytestmark = [pytest.mark.exhaustive, pytest.mark.usefixtures("ray_session")]
@@ -22,7 +22,7 @@ EVERY_TRAINABLE = pytest.mark.parametrize(
     ("algorithm", "is_new"),
     [
         (name, is_new)
-        for name in BUILT_IN
+        for name in OF_VECTORS
         for is_new in (True, False)
         if is_new or name not in SAFE_ALGORITHMS
     ],

@@ -13,7 +13,6 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.policy.policy import Policy
 
-from rllib_hpo.algorithms.registry import BUILT_IN
 from rllib_hpo.errors import CheckpointError, NonFiniteError, SettingsError
 from rllib_hpo.results import read_rows, without_volatile
 from rllib_hpo.rllib.algorithm import ActorCriticAlgorithm
@@ -21,6 +20,7 @@ from rllib_hpo.rllib.algorithms import SACHPO, SACHPOConfig
 from rllib_hpo.rllib.checkpointing import MANIFEST
 from rllib_hpo.rllib.config import ActorCriticConfig
 from rllib_hpo.rllib.old_stack.policy import SACHPOTorchPolicy
+from tests.kinds import OF_VECTORS
 from tests.rllib.environments import CountingEnv, NoisyEnv
 from tests.rllib.tiny import (
     EVERY_ALGORITHM_OF_BOTH_STACKS_IN_TIME,
@@ -71,7 +71,7 @@ def facts(algorithm: ActorCriticAlgorithm) -> dict[str, Any]:
     ("algorithm", "env"),
     [
         pytest.param(name, env, marks=[] if name in few else pytest.mark.exhaustive)
-        for env, few in (("Hopper-v4", {*BUILT_IN} - {*REPEATS}), (NoisyEnv, IN_TIME))
+        for env, few in (("Hopper-v4", {*OF_VECTORS} - {*REPEATS}), (NoisyEnv, IN_TIME))
         for name in OF_BOTH_STACKS
     ],
 )
@@ -243,7 +243,7 @@ def test_the_gpu_is_asked_for_where_the_policy_learns() -> None:
     [
         pytest.param(name, way, marks=[] if name in few else pytest.mark.exhaustive)
         for way, few in (
-            ("from_checkpoint", {*BUILT_IN} - {*REPEATS}),
+            ("from_checkpoint", {*OF_VECTORS} - {*REPEATS}),
             ("restore_from_path", IN_TIME),
             ("restore", IN_TIME),
         )
