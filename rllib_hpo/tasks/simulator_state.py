@@ -78,7 +78,7 @@ _NOT_STATE = frozenset(
             "_metadata",
         ),
         *("model", "data", "fullpath", "observation_structure", "mujoco_renderer", "render_mode"),
-        *("width", "height", "camera_name", "camera_id", "screen", "clock"),
+        *("width", "height", "camera_name", "camera_id", "screen", "clock", "surf"),
     }
 )
 # Readings of time.perf_counter(), which are meaningless in another process.

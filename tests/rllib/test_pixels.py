@@ -132,7 +132,7 @@ def test_several_learners_share_the_frames(tmp_path: Path) -> None:
         resumed.stop()
 
 
-@pytest.mark.parametrize("file_format", ["torch", "safetensors"])
+@pytest.mark.parametrize("file_format", ["torch-export", "onnx", "safetensors"])
 def test_an_exported_policy_takes_images(file_format: str, tmp_path: Path) -> None:
     """It takes images as the environment gives them, and acts as the policy does."""
     with running(dot_config()) as built:
@@ -141,12 +141,16 @@ def test_an_exported_policy_takes_images(file_format: str, tmp_path: Path) -> No
         env = flattened(make_dot())
         obs = torch.from_numpy(np.stack([env.reset(seed=seed)[0] for seed in range(3)]))
         expected = built.actor.act(obs)
-    path, _ = export_policy(checkpoint, file_format, tmp_path / "policy.pt2")
-    policy = torch.export.load(path).module() if file_format == "torch" else load_policy_file(path)
-    for given in (obs, obs.reshape(3, 3 * FRAMES, SIZE, SIZE)):
-        if file_format == "torch" and given.dim() == 2:
-            continue
-        torch.testing.assert_close(policy(given), expected, rtol=1e-5, atol=1e-6)
+    path, *_ = export_policy(checkpoint, file_format, tmp_path / "policy")
+    images = obs.reshape(3, 3 * FRAMES, SIZE, SIZE)
+    if file_format == "onnx":
+        session = pytest.importorskip("onnxruntime").InferenceSession(path.read_bytes())
+        found = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
+    else:
+        is_program = file_format == "torch-export"
+        policy = torch.export.load(path).module() if is_program else load_policy_file(path)
+        found = policy(images)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_images_are_refused_where_they_are_not_taken() -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from rllib_hpo.errors import UserCodeError, UserError
 from rllib_hpo.tasks.boundary import as_array, described, env_name
 from rllib_hpo.tasks.observations import image_shape
+from rllib_hpo.tasks.pixels.rendering import choose_renderer
 from rllib_hpo.tasks.wrappers import ActionRepeat
 
 Env = gym.Env[Any, Any]
@@ -43,6 +44,8 @@ class PixelObservation(gym.Wrapper[Any, Any, Any, Any]):
             raise ValueError(
                 f"it needs render_mode='rgb_array', and the environment has {env.render_mode!r}; its modes are {modes}"
             )
+        if hasattr(env.unwrapped, "mujoco_renderer"):
+            choose_renderer()
         super().__init__(ActionRepeat(env, num_repeats))
         self.size, self.num_repeats = size, num_repeats
         self.observation_space = gym.spaces.Box(0, 255, (3 * num_frames, size, size), np.uint8)
@@ -64,6 +67,15 @@ class PixelObservation(gym.Wrapper[Any, Any, Any, Any]):
     def _observation(self) -> Frame:
         return np.concatenate(self._frames)
 
+    def _make_context_current(self) -> None:
+        """Select the graphics context of this environment, if it is one of gymnasium's with MuJoCo.
+
+        With several environments in a process gymnasium would render in the context that was made last.
+        """
+        renderer = getattr(self.unwrapped, "mujoco_renderer", None)
+        if getattr(renderer, "viewer", None) is not None:
+            renderer.viewer.make_context_current()
+
     def _rendered(self) -> Frame:
         """Return the current frame, (3, H, H).
 
@@ -72,6 +84,7 @@ class PixelObservation(gym.Wrapper[Any, Any, Any, Any]):
             UserError: If it cannot render on this machine.
         """
         try:
+            self._make_context_current()
             rendered: Any = self.env.render()
         except UserError:
             raise

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 
 from rllib_hpo.errors import UserError
 
+_logger = logging.getLogger(__name__)
 GL_VARIABLE = "MUJOCO_GL"
 _LIBRARIES = {"egl": "libEGL.so.1", "osmesa": "libOSMesa.so.8"}
 
@@ -25,6 +27,7 @@ def choose_renderer() -> str:
     for name, library in _LIBRARIES.items():
         if _loads(library):
             os.environ[GL_VARIABLE] = name
+            _logger.info("MuJoCo renders with %s (%s=%s)", library, GL_VARIABLE, name)
             return name
     raise UserError(
         "Images of MuJoCo need EGL or OSMesa, and this machine has neither: on Debian and Ubuntu, `apt-get install "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -170,6 +171,40 @@ def test_without_a_library_one_sentence_names_what_to_install(monkeypatch: pytes
         rendering.choose_renderer()
 
 
+@pytest.fixture
+def renderer() -> str:
+    """Return what MuJoCo renders with; skip where there is nothing."""
+    try:
+        return rendering.choose_renderer()
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+def assert_independent(make: Callable[[], Any]) -> None:
+    """Check that an environment's frames stay the same beside others that render and close in between."""
+    actions = np.random.default_rng(0).uniform(-1, 1, (4, *make().action_space.shape))
+    alone = make()
+    expected = [alone.reset(seed=0)[0], *(alone.step(action)[0] for action in actions)]
+    assert len({each.tobytes() for each in expected}) == 5
+    alone.close()
+    envs = [make() for _ in range(3)]
+    first = [env.reset(seed=k)[0] for k, env in enumerate(envs)]
+    found = [first[0]]
+    for action in actions:
+        shown = [env.step(action)[0] for env in envs]
+        found.append(shown[0])
+        if len(envs) > 1:
+            envs.pop().close()  # which leaves no context current
+    assert all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
+    envs[0].close()
+
+
+@pytest.mark.parametrize("env_id", ["HalfCheetah-v5", "Ant-v5"])
+def test_mujoco_renders_in_the_context_of_each_environment(renderer: str, env_id: str) -> None:
+    size = {"width": 48, "height": 48}
+    assert_independent(lambda: make_env(env_id, wrappers=[{"pixels": {"size": 24}}], **size))
+
+
 # --- DeepMind Control Suite ---
 
 
@@ -190,36 +225,42 @@ def test_without_dm_control_one_sentence_names_the_extra(monkeypatch: pytest.Mon
 
 
 @pytest.fixture
-def suite() -> Any:
+def suite(renderer: str) -> Any:
     """Return the suite; skip where it or a graphics library is missing."""
     pytest.importorskip("dm_control")
-    try:
-        rendering.choose_renderer()
-    except UserError as error:
-        pytest.skip(str(error))
     return dm_control
 
 
+def test_the_suite_renders_in_the_context_of_each_environment(suite: Any) -> None:
+    assert_independent(lambda: make_env("dm_control/cheetah-run-pixels", size=24))
+
+
 @pytest.mark.parametrize(("name", "repeats"), [("cheetah-run", 4), ("finger-spin", 2), ("walker-walk", 2)])
-def test_a_task_of_the_suite(suite: Any, name: str, repeats: int) -> None:
+def test_a_task_of_the_suite(suite: Any, name: str, repeats: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its frames are the suite's own; its rewards are those of repeated steps; its end is a time limit."""
     env = make_env(f"dm_control/{name}-pixels", size=24)
     assert frames_per_step(env) == repeats
     check_spaces(env, takes_images=True)
-    first, _ = env.reset(seed=3)
     reference = dm_control._import_suite().load(*name.split("-"), task_kwargs={"random": 3})
     reference.task.random.seed(3)
     reference.reset()
-    frame = reference.physics.render(24, 24, camera_id=0)
-    assert np.array_equal(first.reshape(9, 24, 24)[-3:], np.moveaxis(frame, 2, 0))
-    rng, steps, over = np.random.default_rng(0), 0, False
+    rng, frames = np.random.default_rng(0), [np.moveaxis(reference.physics.render(24, 24, camera_id=0), 2, 0)]
+    obs, _ = env.reset(seed=3)
+    assert np.array_equal(obs.reshape(3, 3, 24, 24), frames * 3)
+    steps, over = 0, False
     while not over:
         action = rng.uniform(-1, 1, env.action_space.shape)
-        _, reward, terminated, over, _ = env.step(action)
+        obs, reward, terminated, over, _ = env.step(action)
         assert not terminated
         expected = sum(reference.step(action).reward for _ in range(repeats))
         assert reward == pytest.approx(expected)
         steps += 1
+        if steps <= 3:
+            frames.append(np.moveaxis(reference.physics.render(24, 24, camera_id=0), 2, 0))
+            assert np.array_equal(obs.reshape(3, 3, 24, 24)[-1], frames[-1])
+            assert not np.array_equal(*frames[-2:])
+        if steps == 3:  # rendering a whole episode would take most of a minute
+            monkeypatch.setattr(env.unwrapped, "render", lambda: np.zeros((24, 24, 3), np.uint8))
     assert steps == 1000 // repeats
     env.close()
 
