@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rllib_hpo.algorithms.sac import SamplerActor
+from rllib_hpo.algorithms.sac_ae import ImageActor
 from rllib_hpo.algorithms.soft_q import SoftQActor
 from rllib_hpo.analysis.annealed_smc import LogDensity, Reference, annealed_smc
 from rllib_hpo.analysis.gap_tables import Stage
@@ -91,8 +92,13 @@ def check_subject(actor: object, algorithm: str) -> Subject:
     Raises:
         SettingsError: If the algorithm has no temperature, or another target.
     """
-    if isinstance(actor, SamplerActor | SoftQActor):
+    if isinstance(actor, SamplerActor | SoftQActor) and not isinstance(actor, ImageActor):
         return actor
+    if isinstance(actor, ImageActor):
+        raise SettingsError(
+            f"The amortization gap of '{algorithm}' cannot be measured: it acts from images. Give policies with "
+            "vectors for observations."
+        )
     why = (
         "its target includes the previous policy"
         if algorithm in ("mcmc-po", "langevin-po")

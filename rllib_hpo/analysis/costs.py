@@ -11,7 +11,7 @@ from matplotlib.ticker import EngFormatter
 
 from rllib_hpo.analysis.curves import Curve, mean_over_seeds
 from rllib_hpo.analysis.figures import INK, MUTED, panels, style_axis
-from rllib_hpo.analysis.runs import Floats, Run, Series, TaskId, cells_of, series_of, tasks_of
+from rllib_hpo.analysis.runs import Floats, Run, Series, TaskId, cells_of, clock, series_of, tasks_of
 from rllib_hpo.analysis.tables import NOTHING, Table, coverage, final
 
 DOING_NOTHING: Mapping[str, float] = {"Ant-v4": 1_000.0, "Ant-v5": 1_000.0}
@@ -40,7 +40,7 @@ def cost_figure(runs: Sequence[Run]) -> Figure | None:
                 _draw(axis, cells.get((task, one.label), []), name, one)
             _draw_references(axis, task, [run for run in costly if run.task == task], name)
             axis.set_title(f"{task.name}: {_TITLES[name]}", loc="left", fontsize=10, color=INK)
-            axis.set_xlabel("environment steps", fontsize=9, color=INK)
+            axis.set_xlabel(clock(run for run in costly if run.task == task), fontsize=9, color=INK)
             axis.xaxis.set_major_formatter(EngFormatter(sep=""))
             style_axis(axis)
     lines = {line.get_label(): line for axis in axes for line in axis.get_lines()}

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from rllib_hpo.analysis.runs import Run, Series, TaskId, runs_of, series_of
+from rllib_hpo.analysis.runs import Run, Series, TaskId, clock, runs_of, series_of
 from rllib_hpo.errors import UserError
 from rllib_hpo.results.atomic import write_atomically
 
@@ -121,7 +121,7 @@ def learning_curve_figure(table: pa.Table) -> Figure:
     if not runs:
         raise UserError("There are no evaluation rows to draw a learning curve from.")
     panels, series = _panels(runs), {one.label: one for one in series_of(runs)}
-    figure, axes = _grid(len(panels), _return_label(table))
+    figure, axes = _grid(len(panels), _return_label(table), clock(runs))
     notes = [{label: _note(seeds) for label, seeds in curves.items()} for curves in panels.values()]
     shared = _shared_notes(notes)
     for axis, ((task, env_id), curves), own in zip(axes, panels.items(), notes, strict=True):
@@ -148,7 +148,7 @@ def _return_label(table: pa.Table) -> str:
     return f"mean return of {count} noise-free episodes" if count > 1 else "return of one noise-free episode"
 
 
-def _grid(num_panels: int, return_label: str) -> tuple[Figure, list[Axes]]:
+def _grid(num_panels: int, return_label: str, steps_label: str) -> tuple[Figure, list[Axes]]:
     """A figure with `num_panels` axes, at most four in a row, and those axes in reading order."""
     columns = min(num_panels, 3 if num_panels in (5, 6, 9) else 4)
     rows = -(-num_panels // columns)
@@ -159,7 +159,7 @@ def _grid(num_panels: int, return_label: str) -> tuple[Figure, list[Axes]]:
     for unused in axes[num_panels:]:
         unused.remove()
     for lowest in axes[max(0, num_panels - columns) : num_panels]:
-        lowest.set_xlabel("environment steps", fontsize=10, color=_INK)
+        lowest.set_xlabel(steps_label, fontsize=10, color=_INK)
     for leftmost in axes[:num_panels:columns]:
         leftmost.set_ylabel(return_label, fontsize=10, color=_INK)
     return figure, axes[:num_panels]

@@ -13,7 +13,7 @@ from matplotlib.ticker import EngFormatter
 
 from rllib_hpo.analysis import statistics
 from rllib_hpo.analysis.curves import Curve, mean_over_seeds
-from rllib_hpo.analysis.runs import Run, Series, cells_of, series_of, tasks_of
+from rllib_hpo.analysis.runs import Run, Series, cells_of, clock, series_of, tasks_of
 from rllib_hpo.analysis.statistics import Interval
 from rllib_hpo.analysis.tables import Scores, baseline_of
 
@@ -119,7 +119,7 @@ def displacement_figure(runs: Sequence[Run]) -> Figure | None:
                         label=label,
                     )
         axis.set_title(task.name, loc="left", fontsize=11, fontweight="bold", color=INK)
-        axis.set_xlabel("environment steps", fontsize=9, color=INK)
+        axis.set_xlabel(clock(run for run in chains if run.task == task), fontsize=9, color=INK)
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.set_ylim(bottom=0)
         style_axis(axis)

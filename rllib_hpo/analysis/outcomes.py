@@ -12,7 +12,7 @@ from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from rllib_hpo.analysis.curves import Curve, mean_over_seeds
 from rllib_hpo.analysis.figures import INK, MUTED, panels, style_axis
-from rllib_hpo.analysis.runs import Run, Series, cells_of, series_of, tasks_of
+from rllib_hpo.analysis.runs import Run, Series, cells_of, clock, series_of, tasks_of
 from rllib_hpo.analysis.statistics import Interval, stratified_bootstrap
 from rllib_hpo.analysis.tables import NOTHING, Table
 from rllib_hpo.results.schema import SUCCESS_RATE
@@ -119,7 +119,7 @@ def success_figure(runs: Sequence[Run], rng: np.random.Generator) -> Figure | No
         for one in series:
             _draw_success(axis, cells.get((task, one.label), []), one, rng)
         axis.set_title(task.name, loc="left", fontsize=11, fontweight="bold", color=INK)
-        axis.set_xlabel("environment steps", fontsize=9, color=INK)
+        axis.set_xlabel(clock(run for run in known if run.task == task), fontsize=9, color=INK)
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
         axis.set_ylim(-0.03, 1.03)

@@ -31,12 +31,12 @@ def write_page(data: Mapping[str, Any], path: Path) -> Path:
     """Write the report of `data` as a single HTML file at `path`, atomically, making its folder.
 
     Args:
-        data: `title` and `subtitle`; `tasks` (name, env_id); `series` (label, algorithm, variant, sweep, color, dash);
-            `runs` (task and series as places in those lists, seed, trial_id, config, and an evaluation's steps,
-            updates, wall_time_s, return_mean, return_std and diagnostics as lists of equal length); `tables` (title,
-            note, columns, rows, sources: files beside the page, by what they are); `figures` (title, note, svg, which
-            must be trusted); `differences` (columns, rows, sources); `sources` of the trials; `configs`, each trial's
-            configuration by the runs' `config`.
+        data: `title` and `subtitle`; `clock`, what steps count; `tasks` (name, env_id); `series` (label, algorithm,
+            variant, sweep, color, dash); `runs` (task and series as places in those lists, seed, trial_id, config,
+            and an evaluation's steps, updates, wall_time_s, return_mean, return_std and diagnostics as lists of equal
+            length); `tables` (title, note, columns, rows, sources: files beside the page, by what they are);
+            `figures` (title, note, svg, which must be trusted); `differences` (columns, rows, sources); `sources` of
+            the trials; `configs`, each trial's configuration by the runs' `config`.
         path: The file, say index.html.
 
     Raises:

@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from rllib_hpo.algorithms.sac import SamplerActor
+from rllib_hpo.algorithms.sac_ae import ImageActor
 from rllib_hpo.analysis.figures import blank, to_bytes
 from rllib_hpo.analysis.shape_statistics import ShapeNumbers, shape_numbers
 from rllib_hpo.analysis.statistics import Interval
@@ -112,10 +113,11 @@ def policy_shape(
         SettingsError: If a dimension is not one of the action's, or the policy draws no actions from a density.
     """
     actor = policy.actor
-    if not isinstance(actor, SamplerActor):
+    if not isinstance(actor, SamplerActor) or isinstance(actor, ImageActor):
+        why = "acts from images" if isinstance(actor, ImageActor) else "has no sampler to draw"
         raise SettingsError(
-            f"A policy of '{policy.metadata.algorithm}' has no sampler to draw: give policies of soft "
-            "actor-critics."
+            f"A policy of '{policy.metadata.algorithm}' {why}: give policies of soft actor-critics with vectors for "
+            "observations."
         )
     for dim in dims:
         if not 0 <= dim < actor.action_dim:

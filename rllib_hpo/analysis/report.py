@@ -26,7 +26,7 @@ from rllib_hpo.analysis.gap_tables import gap_figure, gap_over_training_figure, 
 from rllib_hpo.analysis.outcomes import outcomes_table, success_figure, threshold_figure
 from rllib_hpo.analysis.page import write_page
 from rllib_hpo.analysis.parameters import parameters_table
-from rllib_hpo.analysis.runs import Run, runs_of, series_of, tasks_of
+from rllib_hpo.analysis.runs import Run, clock, runs_of, series_of, tasks_of
 from rllib_hpo.analysis.search_figures import search_figures
 from rllib_hpo.analysis.searches import problems_table, search_tables, searches_in
 from rllib_hpo.analysis.tables import Table, all_tables, differences_table, final, normalised, scores_of
@@ -115,6 +115,7 @@ def page_data(
     return {
         "title": title or ", ".join(sorted({run.sweep for run in runs})),
         "subtitle": _subtitle(table, runs),
+        "clock": clock(runs),
         "tasks": [task._asdict() for task in tasks],
         "series": [
             {

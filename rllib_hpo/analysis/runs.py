@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rllib_hpo.algorithms.registry import algorithm_names, complete_config, title
 from rllib_hpo.results.configurations import CellKey, cells_in
-from rllib_hpo.results.schema import SUCCESS_RATE, limited_cost
+from rllib_hpo.results.schema import FRAMES, SUCCESS_RATE, limited_cost
 from rllib_hpo.tasks import all_tasks
 
 Floats = NDArray[np.float64]
@@ -52,13 +52,15 @@ class Run:
     config: Mapping[str, Any]
     config_hash: str
     steps: NDArray[np.int64]
-    """(N,) environment steps, strictly increasing."""
+    """(N,) environment steps, strictly increasing; frames of the simulator where rows count them (`decisions`)."""
     numbers: Mapping[str, Floats]
     """(N,) each: return_mean, return_std, updates and wall_time_s."""
     diagnostics: Mapping[str, Floats]
     """(N,) each, NaN where there was none yet; the column success_rate among them, where it is not null."""
     costs: Mapping[str, Floats] = field(default_factory=dict)
     """(N,) each of `COSTS`, NaN where null; none for a task without a cost."""
+    decisions: NDArray[np.int64] | None = None
+    """(N,) environment steps where `steps` are frames: a decision is repeated for several of them."""
 
     @property
     def limited(self) -> str:
@@ -77,7 +79,8 @@ class Run:
         Not so are the ends of runs, which enter no mean over the last evaluations; all count where there are no
         others but the one at step 0.
         """
-        on_schedule = self.steps % int(self.config.get("evaluation_every") or 1) == 0
+        taken = self.steps if self.decisions is None else self.decisions
+        on_schedule = taken % int(self.config.get("evaluation_every") or 1) == 0
         return on_schedule if (on_schedule & (self.steps > 0)).any() else np.ones_like(on_schedule)
 
 
@@ -118,6 +121,9 @@ def runs_of(table: pa.Table) -> list[Run]:
         means = {
             name: np.array([values[group].mean() for group in groups]) for name, values in numbers.items()
         }
+        measured = _latest(diagnostics, groups)
+        frames = measured.get(FRAMES, np.array([np.nan]))
+        in_frames = bool(np.isfinite(frames).all())
         has_costs = np.isfinite(means["cost_mean"]).any()
         runs.append(
             Run(
@@ -130,10 +136,11 @@ def runs_of(table: pa.Table) -> list[Run]:
                 trial_id=columns["trial_id"][last],
                 config=configs[hash_],
                 config_hash=hash_,
-                steps=steps,
+                steps=frames.astype(np.int64) if in_frames else steps,
+                decisions=steps if in_frames else None,
                 numbers={name: means[name] for name in _NUMBERS},
                 costs={name: means[name] for name in COSTS} if has_costs else {},
-                diagnostics=_latest(diagnostics, groups),
+                diagnostics=measured,
             )
         )
     return sorted(runs, key=lambda run: (_task_sort_key(run.task), _sort_key(run.label), run.seed))
@@ -176,6 +183,12 @@ def label_of(algorithm: str, variant: str, sweep: str = "", line: str = "") -> s
     extra = [part for part in (variant if variant != "default" else "", sweep, line) if part]
     name = title(algorithm)
     return f"{name} ({', '.join(extra)})" if extra else name
+
+
+def clock(runs: Iterable[Run]) -> str:
+    """Name what the steps of runs count, for an axis."""
+    names = sorted({"environment steps" if run.decisions is None else "frames" for run in runs})
+    return " or ".join(names)
 
 
 def series_of(runs: Iterable[Run]) -> list[Series]:

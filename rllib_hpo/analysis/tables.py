@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rllib_hpo.analysis import statistics
 from rllib_hpo.analysis.random_policy import random_return
-from rllib_hpo.analysis.runs import BASELINE, Floats, Run, TaskId, cells_of, series_of, tasks_of
+from rllib_hpo.analysis.runs import BASELINE, Floats, Run, TaskId, cells_of, clock, series_of, tasks_of
 from rllib_hpo.analysis.statistics import Interval
 from rllib_hpo.results.configurations import filled
 
@@ -175,11 +175,15 @@ def coverage(runs: Sequence[Run]) -> str:
     """A note on the steps that runs have reached, if they differ within a task; otherwise ""."""
     common = common_steps(runs)
     behind = [
-        f"{task.name} up to {common[task]:,} steps"
+        f"{task.name} up to {common[task]:,} {_unit(runs, task)}"
         for task in common
         if common[task] < max(int(run.steps[-1]) for run in runs if run.task == task)
     ]
     return f" Not all runs are complete; compared: {', '.join(behind)}." if behind else ""
+
+
+def _unit(runs: Sequence[Run], task: TaskId) -> str:
+    return clock(run for run in runs if run.task == task).removeprefix("environment ")
 
 
 def _by_task(scores: Scores, name: str, title: str, what: str, runs: Sequence[Run]) -> Table:
@@ -298,7 +302,7 @@ def steps_table(runs: Sequence[Run], finals: Scores) -> Table:
             row.append(_median_steps(steps))
         rows.append(row)
     note = (
-        f"Median over seeds of the environment steps until an evaluation first reaches the mean final return of "
+        f"Median over seeds of the {clock(runs)} until an evaluation first reaches the mean final return of "
         f"{base}; in brackets how many seeds do. A seed that never does counts as later than all others."
     )
     return Table("steps-to-reach", f"Steps to reach {base}", note, ["task", "return", *finals.labels], rows)
@@ -339,7 +343,7 @@ def progress_table(runs: Sequence[Run]) -> Table:
             ]
         )
     columns = ["task", "algorithm", "seeds", "steps", "latest", "mean of the last 5", "best"]
-    note = "Mean ± sample standard deviation over seeds, each at its own last evaluation."
+    note = f"Mean ± sample standard deviation over seeds, each at its own last evaluation. Steps are {clock(runs)}."
     return Table("progress", "Results so far", note, columns, rows)
 
 

@@ -119,6 +119,9 @@ COST_COLUMNS = ("cost_mean", "cost_sd", "cost_discounted_mean", "violation_share
 SUCCESS_RATE = "success_rate"
 """Column of the share of episodes that succeeded."""
 
+FRAMES = "frames"
+"""Diagnostic of runs from images: steps of the simulator so far, of which a step of the environment takes several."""
+
 VOLATILE_COLUMNS = frozenset({"wall_time_s", "trial_id", "device", "git_commit", "versions"})
 """Columns about time, machine and build; equal runs agree in all others."""
 

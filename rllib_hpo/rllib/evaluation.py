@@ -14,7 +14,7 @@ import torch
 
 from rllib_hpo.algorithms.base import Actor, EvaluationNoise, Memory
 from rllib_hpo.errors import NonFiniteError
-from rllib_hpo.results.schema import SUCCESS_RATE, cost_statistics
+from rllib_hpo.results.schema import FRAMES, SUCCESS_RATE, cost_statistics
 from rllib_hpo.rllib.episode_callbacks import EpisodeCallbacks
 from rllib_hpo.settings import Settings
 from rllib_hpo.streams import seed_sequence
@@ -260,7 +260,7 @@ class _Outcomes:
 
 def outcome_columns(played: Evaluation, env_steps: int) -> dict[str, float]:
     """Outcomes of an evaluation at step `env_steps` and, with images, the simulator's frames so far."""
-    frames = {} if played.frames_per_step is None else {"frames": float(env_steps * played.frames_per_step)}
+    frames = {} if played.frames_per_step is None else {FRAMES: float(env_steps * played.frames_per_step)}
     return {**played.outcome, **frames}
 
 

@@ -121,9 +121,10 @@ def test_every_soft_policy_is_measured(name: str) -> None:
     assert torch.isfinite(found.gaps[0].kl).all() == (has_density or stages[0].steps == 0)
 
 
-@pytest.mark.parametrize("name", ["td3", "mcmc-po"])
+@pytest.mark.parametrize("name", ["td3", "mcmc-po", "sac-ae-hpo"])
 def test_policies_without_such_a_density_are_refused(name: str) -> None:
-    actor = make_method(find_settings(name)()).make_actor(5, 3, seed=0)
+    obs_dim = 9 * 15**2 if name == "sac-ae-hpo" else 5
+    actor = make_method(find_settings(name)()).make_actor(obs_dim, 3, seed=0)
     with pytest.raises(SettingsError, match=f"amortization gap of '{name}' cannot be measured: its? "):
         check_subject(actor, name)
 

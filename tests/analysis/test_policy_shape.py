@@ -9,7 +9,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from rllib_hpo.algorithms.registry import find_settings
+from rllib_hpo.algorithms.registry import find_settings, make_method
 from rllib_hpo.algorithms.sac import SamplerActor
 from rllib_hpo.analysis.policy_shape import policy_shape, rollout_state, write_policy_shape
 from rllib_hpo.deployment import DeployedPolicy, PolicyMetadata, write_policy
@@ -85,6 +85,13 @@ def test_a_state_is_of_the_policys_own_episode() -> None:
     np.testing.assert_array_equal(rollout_state(policy, 3, 0), env.reset(seed=3)[0].astype(np.float32))
     env.close()
     assert not np.array_equal(rollout_state(policy, 3, 1), rollout_state(policy, 3, 0))
+
+
+def test_policies_of_images_are_refused() -> None:
+    policy = deployed()
+    policy.actor = make_method(find_settings("sac-ae")()).make_actor(9 * 15**2, 3, seed=0)
+    with pytest.raises(SettingsError, match=r"acts from images: give policies .* with vectors"):
+        policy_shape(policy, state(), (0, 1))
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from rllib_hpo.analysis.random_policy import random_return
-from rllib_hpo.analysis.runs import TaskId, runs_of, series_of, tasks_of
+from rllib_hpo.analysis.runs import TaskId, clock, runs_of, series_of, tasks_of
 from rllib_hpo.analysis.tables import (
     Table,
     aggregate_table,
@@ -66,6 +66,36 @@ def grid(
 
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+def from_images(repeats: int, algorithm: str) -> list[pa.Table]:
+    """Return rows of a run from images whose evaluations are at 0, 100, 200 and, off the schedule, 250 steps."""
+    return [
+        make_row(
+            algorithm=algorithm,
+            task="dm-walker-walk",
+            env_steps=steps,
+            returns=(float(steps * repeats),),
+            trial_id=f"{algorithm}-{repeats}",
+            diagnostics={"frames": float(steps * repeats)},
+            config={"algorithm": algorithm, "seed": 0, "evaluation_every": 100},
+        ).to_arrow()
+        for steps in (0, 100, 200, 250)
+    ]
+
+
+def test_runs_from_images_are_compared_at_frames() -> None:
+    """Two runs whose actions are repeated differently often have come as far in frames, not in steps."""
+    rows = pa.concat_tables([*from_images(2, "sac-ae"), *from_images(4, "sac-ae-hpo")])
+    plain, hpo = runs_of(rows)
+    assert (plain.steps.tolist(), hpo.steps.tolist()) == ([0, 200, 400, 500], [0, 400, 800, 1_000])
+    assert plain.scheduled.tolist() == hpo.scheduled.tolist() == [True, True, True, False]
+    assert common_steps([plain, hpo]) == {plain.task: 500}
+    finals = scores_of([plain, hpo], lambda returns: float(returns[-1]))
+    assert [finals.of(plain.task, run.label).tolist() for run in (plain, hpo)] == [[400.0], [400.0]]
+    assert "dm-walker-walk up to 500 frames" in coverage([plain, hpo])
+    assert "Median over seeds of the frames until" in steps_table([plain, hpo], finals).note
+    assert (clock([plain]), clock([plain, *runs_of(grid())])) == ("frames", "environment steps or frames")
 
 
 def test_runs_hold_what_the_rows_say() -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rllib_hpo.algorithms.registry import BUILT_IN, find_settings, make_method
+from rllib_hpo.algorithms.registry import find_settings, make_method
 from rllib_hpo.kernels import products, q_networks
 from rllib_hpo.learning import seeds as seeds_module
 from rllib_hpo.learning.replay_learner import ReplayLearner
@@ -24,6 +24,7 @@ from rllib_hpo.learning.seeds import SeedGroup
 from rllib_hpo.learning.stacking import stack_graph
 from rllib_hpo.learning.trainer import Trainer
 from rllib_hpo.settings import SACSettings, Settings
+from tests.kinds import OF_VECTORS
 from tests.learning.options import OTHERS, SETTINGS
 
 OBS, DIM, ROWS = 5, 3, 32
@@ -134,7 +135,7 @@ def test_single_updates_of_every_option_equal_those_of_each_seed_alone(
 
 
 def test_every_algorithm_is_among_those_compared() -> None:
-    assert {type(settings) for settings in OPTIONS.values()} >= {find_settings(name) for name in BUILT_IN}
+    assert {type(settings) for settings in OPTIONS.values()} >= {find_settings(name) for name in OF_VECTORS}
 
 
 def test_operators_of_this_package_run_seed_by_seed(

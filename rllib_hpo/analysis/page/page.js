@@ -2,7 +2,7 @@
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const X_AXES = {
-  steps: { title: "environment steps", tickformat: "~s", values: (run) => run.steps },
+  steps: { title: DATA.clock ?? "environment steps", tickformat: "~s", values: (run) => run.steps },
   updates: { title: "updates", tickformat: "~s", values: (run) => run.updates, hover: "%{x:,.0f} updates" },
   hours: {
     title: "wall time (hours)",

@@ -174,6 +174,8 @@ def test_there_are_all_of_them() -> None:
         "momentum-train",
         "no-momentum",
         "objective-critic",
+        "pixels-grid",
+        "pixels",
         "policy-shape",
         "safe",
         "smoke",
