@@ -22,6 +22,7 @@ from rllib_hpo.tasks.modules import load_module
 from rllib_hpo.tasks.mujoco_version import check_mujoco
 from rllib_hpo.tasks.observations import flattened, image_shape, is_flat, observation_problem
 from rllib_hpo.tasks.pixels import dm_control
+from rllib_hpo.tasks.pixels.rendering import quiet_pygame
 from rllib_hpo.tasks.wrappers import parse_wrappers, with_cost, wrap
 
 PYBULLET_IDS = (
@@ -123,6 +124,7 @@ def make_env(
     check_env_config(kwargs)
     layers, spec = parse_wrappers(wrappers), find_spec(env_id)
     if any(layer.needs_frames for layer in layers):
+        quiet_pygame()
         kwargs = {"render_mode": "rgb_array", **kwargs}
     if spec is None:
         close = nearest(env_id, gym.registry)

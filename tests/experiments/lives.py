@@ -142,11 +142,14 @@ def outcome(directory: Path) -> dict[str, Any]:
     }
 
 
-def _replay(checkpoint: Path, manifest: dict[str, Any]) -> np.ndarray:
-    """Return the rows of the replay, oldest first."""
-    replay = manifest["replay"]
-    rows = [np.load(checkpoint / replay["directory"] / segment["file"]) for segment in replay["segments"]]
-    return np.concatenate(rows)[-manifest["config"]["replay_capacity"] :]
+def _replay(checkpoint: Path, manifest: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Return the newest rows of each of the replay's rings, oldest first."""
+    replay, capacity = manifest["replay"], manifest["config"]["replay_capacity"]
+    rings: dict[str, list[np.ndarray]] = {}
+    for segment in replay["segments"]:
+        name = segment["file"].split("-")[0]
+        rings.setdefault(name, []).append(np.load(checkpoint / replay["directory"] / segment["file"]))
+    return {name: np.concatenate(rows)[-capacity:] for name, rows in rings.items()}
 
 
 def assert_same_outcome(one: Path, other: Path) -> None:

@@ -1,8 +1,10 @@
-"""Choose the graphics library with which MuJoCo renders without a display."""
+"""Render without a display: choose MuJoCo's graphics library, and keep pygame quiet."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import importlib.util
 import logging
 import os
 
@@ -33,6 +35,24 @@ def choose_renderer() -> str:
         "Images of MuJoCo need EGL or OSMesa, and this machine has neither: on Debian and Ubuntu, `apt-get install "
         "libegl1 libgl1` or `apt-get install libosmesa6`."
     )
+
+
+def choose_renderer_for_rllib() -> None:
+    """Choose a graphics library before RLlib is imported, if dm_control is installed.
+
+    RLlib imports dm_control, which reads MUJOCO_GL then. Without it, dm_control would look for a display, and warn
+    where there is none.
+    """
+    if importlib.util.find_spec("dm_control") is not None:
+        with contextlib.suppress(UserError):  # which comes again where images are needed
+            choose_renderer()
+
+
+def quiet_pygame() -> None:
+    """Keep pygame from looking for a screen and a sound card, and from printing what it finds."""
+    for name in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):
+        os.environ.setdefault(name, "dummy")
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
 
 def _loads(library: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -203,6 +205,23 @@ def assert_independent(make: Callable[[], Any]) -> None:
 def test_mujoco_renders_in_the_context_of_each_environment(renderer: str, env_id: str) -> None:
     size = {"width": 48, "height": 48}
     assert_independent(lambda: make_env(env_id, wrappers=[{"pixels": {"size": 24}}], **size))
+
+
+def test_pygame_and_rllib_find_no_display_to_complain_of() -> None:
+    """RLlib imports dm_control, where it is installed."""
+    code = """
+import rllib_hpo.rllib.config
+from rllib_hpo.tasks import make_env
+env = make_env("Pendulum-v1", wrappers=[{"pixels": {"size": 15}}])
+env.reset(seed=0)
+env.close()
+"""
+    hidden = {rendering.GL_VARIABLE, "DISPLAY", "SDL_VIDEODRIVER", "SDL_AUDIODRIVER", "XDG_RUNTIME_DIR"}
+    variables = {name: value for name, value in os.environ.items() if name not in hidden}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=variables, capture_output=True, check=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 # --- DeepMind Control Suite ---
