@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -117,13 +117,14 @@ class HandwrittenSACAE:
         self.entropy, self.updates = -float(action_dim), 0
 
         encoder = [*self.convolutions.parameters(), *self.critic_head.parameters()]
-        decoder = {"params": list(self.decoder.parameters()), "weight_decay": WEIGHT_DECAY}
+        decoder = {"params": [*self.decoder.parameters()], "weight_decay": WEIGHT_DECAY}
+        groups: list[dict[str, Any]] = [{"params": encoder}, decoder]
         adam = torch.optim.Adam
         self.critic_optimizer = adam([*encoder, *self.critics.parameters()], LEARNING_RATE, fused=True)
         own = [*self.policy_head.parameters(), *self.policy.parameters()]
         self.policy_optimizer = adam(own, LEARNING_RATE, fused=True)
         self.alpha_optimizer = adam([self.log_alpha], TEMPERATURE_RATE, (0.5, 0.999), fused=True)
-        self.autoencoder_optimizer = adam([{"params": encoder}, decoder], LEARNING_RATE, fused=True)
+        self.autoencoder_optimizer = adam(groups, LEARNING_RATE, fused=True)
 
     def sample(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Draw actions (B, A) and their log-densities (B, 1); features get no gradient."""

@@ -83,8 +83,8 @@ class Replays:
             self.frames.add(writer.finished())
         self.add_s = (time.process_time() - began) / transitions
         for k in range(transitions):
-            obs, next_obs = (shown[n : n + STACK].reshape(-1, size, size) for n in (k, k + 1))
-            self.whole.add(obs, np.zeros(ACTION_DIM), 0.0, next_obs)
+            before, after = (shown[n : n + STACK].reshape(-1, size, size) for n in (k, k + 1))
+            self.whole.add(before, np.zeros(ACTION_DIM), 0.0, after)
 
     def facts(self, batch: int) -> dict[str, float]:
         """Return bytes of a transition in both replays, and CPU seconds to add one and to draw a batch."""

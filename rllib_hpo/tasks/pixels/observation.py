@@ -72,9 +72,9 @@ class PixelObservation(gym.Wrapper[Any, Any, Any, Any]):
 
         With several environments in a process gymnasium would render in the context that was made last.
         """
-        renderer = getattr(self.unwrapped, "mujoco_renderer", None)
-        if getattr(renderer, "viewer", None) is not None:
-            renderer.viewer.make_context_current()
+        viewer = getattr(getattr(self.unwrapped, "mujoco_renderer", None), "viewer", None)
+        if viewer is not None:
+            viewer.make_context_current()
 
     def _rendered(self) -> Frame:
         """Return the current frame, (3, H, H).
