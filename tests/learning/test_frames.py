@@ -77,7 +77,13 @@ def test_bulk_updates_from_host_and_device_are_the_same(
     assert here.flush_metrics() == pytest.approx(there.flush_metrics())
 
 
-@pytest.mark.parametrize("algorithm", [pytest.param("sac-ae", marks=pytest.mark.exhaustive), "sac-ae-hpo"])
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        pytest.param("sac-ae", marks=pytest.mark.exhaustive),
+        pytest.param("sac-ae-hpo", marks=pytest.mark.slow),
+    ],
+)
 def test_traced_updates_equal_eager_ones(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every kind, four of them here; inductor is given the trace."""
     traces: list[Any] = []

@@ -63,7 +63,7 @@ def test_it_trains(algorithm: str) -> None:
     assert result["evaluation"]["outcome"] == {"frames": 80.0}
 
 
-@EVERY
+@pytest.mark.parametrize("algorithm", [pytest.param("sac-ae", marks=pytest.mark.exhaustive), "sac-ae-hpo"])
 def test_a_resumed_run_is_the_uninterrupted_one(algorithm: str, tmp_path: Path) -> None:
     """Parameters, optimizers, frames, streams, counters and rows are equal, with two environments."""
 
@@ -132,7 +132,9 @@ def test_several_learners_share_the_frames(tmp_path: Path) -> None:
         resumed.stop()
 
 
-@pytest.mark.parametrize("file_format", ["torch-export", "onnx", "safetensors"])
+@pytest.mark.parametrize(
+    "file_format", [pytest.param("torch-export", marks=pytest.mark.exhaustive), "onnx", "safetensors"]
+)
 def test_an_exported_policy_takes_images(file_format: str, tmp_path: Path) -> None:
     """It takes images as the environment gives them, and acts as the policy does."""
     with running(dot_config()) as built:

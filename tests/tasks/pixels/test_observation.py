@@ -207,6 +207,7 @@ def test_mujoco_renders_in_the_context_of_each_environment(renderer: str, env_id
     assert_independent(lambda: make_env(env_id, wrappers=[{"pixels": {"size": 24}}], **size))
 
 
+@pytest.mark.slow
 def test_pygame_and_rllib_find_no_display_to_complain_of() -> None:
     """RLlib imports dm_control, where it is installed."""
     code = """
