@@ -149,6 +149,8 @@ def order_of(space: spaces.Space[Any]) -> str | None:
     """Return a sentence on the order of flattened observations; None for a space that was flat from the start."""
     if not isinstance(space, FlatSpace):
         return None
+    if (shape := image_shape(space)) is not None:
+        return f"Observations are images of shape {shape}."
     described_parts = [f"{part.name or _kind(part)} ({_sizes(part)})" for part in space.parts]
     return f"Observations are flattened to {space.shape[0]} numbers: {', '.join(described_parts)}."
 

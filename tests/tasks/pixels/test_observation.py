@@ -14,7 +14,7 @@ import pytest
 
 from rllib_hpo.errors import SettingsError, UnknownNameError, UserCodeError, UserError
 from rllib_hpo.tasks import Boundary, check_spaces, find_task, make_env
-from rllib_hpo.tasks.observations import flattened
+from rllib_hpo.tasks.observations import flattened, order_of
 from rllib_hpo.tasks.pixels import PixelObservation, dm_control, rendering
 from rllib_hpo.tasks.pixels.observation import frames_per_step
 from rllib_hpo.tasks.simulator_state import capture, restore
@@ -78,6 +78,7 @@ def test_an_environment_of_gymnasium_shows_itself() -> None:
     env = make_env("Pendulum-v1", wrappers=[{"pixels": {"size": 32, "num_frames": 2, "num_repeats": 2}}])
     check_spaces(env, takes_images=True)
     obs = Boundary(env).reset(env, seed=0)
+    assert order_of(env.observation_space) == "Observations are images of shape (6, 32, 32)."
     assert obs.shape == (2 * 3 * 32 * 32,)
     assert obs.dtype == np.float32
     assert len(np.unique(obs)) > 2
