@@ -36,7 +36,10 @@ from rllib_hpo.experiments.sweeps.trial import TrialOptions
 from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
 from rllib_hpo.results import compact, read_rows, row_config, rows_from_arrow, write_row
 
-STUDIES = [machine.ROOT / "tune_configs" / "evidence.yaml", machine.ROOT / "benchmarks" / "studies" / "evidence-ablation.yaml"]
+STUDIES = [
+    machine.ROOT / "tune_configs" / "evidence.yaml",
+    machine.ROOT / "benchmarks" / "studies" / "evidence-ablation.yaml",
+]
 RUNS = Path("runs") / "evidence"
 DERIVED = ("env", "initialize_digest")
 """Keys of a stored configuration that follow from others."""
