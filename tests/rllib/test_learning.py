@@ -52,7 +52,7 @@ def assert_learned(returns: list[float], algorithm: str = "") -> None:
 @pytest.mark.parametrize(
     "algorithm",
     [
-        pytest.param(name, marks=[] if name in ("sac", *IN_TIME) else pytest.mark.exhaustive)
+        pytest.param(name, marks=[] if name in IN_TIME else pytest.mark.exhaustive)
         for name in BUILT_IN
         if name
         != "soft-q"  # whose targets are copied seven times in so short a run; see test_soft_q_learning.py
