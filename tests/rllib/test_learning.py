@@ -62,6 +62,7 @@ def test_it_learns(algorithm: str) -> None:
     assert_learned(returns_of(train(algorithm)), algorithm)
 
 
+@pytest.mark.exhaustive
 def test_it_learns_on_the_old_stack() -> None:
     assert_learned(returns_of(train("sac", api_stack="old")))
 
