@@ -130,11 +130,15 @@ zoo: setup  ## Train the policies of zoo/ on Pendulum-v1 anew (half an hour on 2
 	$(BIN)/rllib-hpo sweep zoo --out runs/zoo --wandb disabled
 	$(BIN)/python -m benchmarks.zoo runs/zoo
 
-.PHONY: pictures
-pictures: setup  ## Make docs/images, the pictures of README and the front page, from stored rows and policies
+.PHONY: evidence-report
+evidence-report: setup  ## Write the page of evidence and its figure, from the rows of `python -m benchmarks.evidence`
 	mkdir -p docs/images
 	$(BIN)/rllib-hpo report benchmarks/results/evidence --out build/pictures
 	cp build/pictures/figures/curves.png docs/images/curves.png
+	$(BIN)/python -m benchmarks.evidence_page
+
+.PHONY: pictures
+pictures: evidence-report  ## Make docs/images, the pictures of README and the front page, from stored rows and policies
 	$(BIN)/rllib-hpo policy-shape zoo/sac-hopper.safetensors zoo/sac-hpo-hopper.safetensors --out docs/images/policy-shape.png
 	$(BIN)/rllib-hpo enjoy sac-hpo-hopper --video docs/images/hopper.mp4
 

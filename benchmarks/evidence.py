@@ -1,6 +1,6 @@
 """Train what a study still lacks, on all cores, and keep the rows of its finished trials in benchmarks/results.
 
-    python -m benchmarks.evidence                                     # tune_configs/evidence.yaml
+    python -m benchmarks.evidence                                     # tune_configs/evidence.yaml, then its ablation
     python -m benchmarks.evidence benchmarks/studies/safe.yaml        # another study, or several in turn
     python -m benchmarks.evidence --missing                           # say what is missing, and stop
 
@@ -36,7 +36,10 @@ from rllib_hpo.experiments.sweeps.trial import TrialOptions
 from rllib_hpo.experiments.tracking.wandb_logger import WandbOptions
 from rllib_hpo.results import compact, read_rows, row_config, rows_from_arrow, write_row
 
-STUDY = machine.ROOT / "tune_configs" / "evidence.yaml"
+STUDIES = [
+    machine.ROOT / "tune_configs" / "evidence.yaml",
+    machine.ROOT / "benchmarks" / "studies" / "evidence-ablation.yaml",
+]
 RUNS = Path("runs") / "evidence"
 DERIVED = ("env", "initialize_digest")
 """Keys of a stored configuration that follow from others."""
@@ -152,7 +155,7 @@ class Study:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("files", nargs="*", type=Path, default=[STUDY], metavar="FILE")
+    parser.add_argument("files", nargs="*", type=Path, default=STUDIES, metavar="FILE")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="trials at a time")
     parser.add_argument("--missing", action="store_true", help="say what is missing, and stop")
     options = parser.parse_args()

@@ -18,7 +18,7 @@ if importlib.util.find_spec("gymnasium") is not None:  # without it the mathemat
 
 rllib_hpo.moved.install()
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _LAZY = {
     "ActorCriticAlgorithm": "rllib_hpo.rllib.algorithm",

@@ -107,7 +107,9 @@ def test_changelog_keeps_its_format() -> None:
     assert all(found), headings
     versions = [match[1] for match in found if match]
     assert versions == sorted(versions, key=lambda version: tuple(map(int, version.split("."))), reverse=True)
-    assert VERSION in versions
+    release, _, development = VERSION.partition(".dev")
+    assert release in versions
+    assert bool(development) == (f"[{release}] - unreleased" in headings)
     assert [match[2] for match in found if match][1:].count("unreleased") == 0
     kinds = set(re.findall(r"^### (.*)$", text, re.MULTILINE))
     assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}

@@ -175,13 +175,15 @@ def _print_config(config: Any) -> None:
 
 def _print_last_evaluation(rows: Any, every: int) -> None:
     """Print the last evaluation, its step, and whether that step is on the schedule."""
-    last = max(
-        rows.select(["env_steps", "return_mean", "return_std"]).to_pylist(), key=itemgetter("env_steps")
-    )
+    from rllib_hpo.experiments.tracking.progress import success_and_cost
+    from rllib_hpo.results import COST_COLUMNS, SUCCESS_RATE
+
+    columns = ["env_steps", "return_mean", "return_std", SUCCESS_RATE, *COST_COLUMNS]
+    last = max(rows.select(columns).to_pylist(), key=itemgetter("env_steps"))
     off = f", which is not on the schedule of every {every:,} steps" if last["env_steps"] % every else ""
     console.print(
         f"{'evaluation:':<16}return {last['return_mean']:.1f} ± {last['return_std']:.1f} at step "
-        f"{last['env_steps']:,}{off}",
+        f"{last['env_steps']:,}{off}{success_and_cost(last)}",
         soft_wrap=True,
     )
 

@@ -31,6 +31,7 @@ def test_trials_double_up_to_the_cores(cores, counts):
     assert grid.powers_of_two(cores) == counts
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_it_times_a_real_sweep(tmp_path, monkeypatch):
     out = tmp_path / "grid.json"

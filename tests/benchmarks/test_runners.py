@@ -51,6 +51,7 @@ def test_memory_is_that_of_this_process():
     assert 150 < runners.own_memory_mb() - before < 300
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_real_runners_are_measured(tmp_path, capsys):
     out = tmp_path / "speed.json"

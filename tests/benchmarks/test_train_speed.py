@@ -42,6 +42,7 @@ def test_an_unknown_contestant_is_refused(capsys):
     assert "nobody" in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_every_contestant_that_is_installed_runs(tmp_path, capsys):
     out = tmp_path / "speed.json"

@@ -110,6 +110,7 @@ def test_only_who_has_the_token_is_served(cluster: Path, lab: Lab) -> None:
     assert f"all 2 nodes can access {SHARED.parent}" in said
 
 
+@pytest.mark.exhaustive
 def test_a_sweep_outlives_its_node_and_its_driver(cluster: Path, lab: Lab, tmp_path: Path) -> None:
     (lab.home() / "little.yaml").write_text(SWEEP)
     root = lab.root() / OUT.relative_to("/")

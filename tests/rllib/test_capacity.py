@@ -101,6 +101,7 @@ print(ray.is_initialized())
 """
 
 
+@pytest.mark.slow
 def test_without_ray_the_machine_is_what_there_is() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(

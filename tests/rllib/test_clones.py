@@ -119,6 +119,7 @@ def test_a_step_size_per_dimension_changes(before: Any, after: Any, tmp_path: Pa
         clone.train()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_remote_workers_take_the_change(checkpoints: dict[str, Path]) -> None:
     def acts(runner: Any) -> Any:

@@ -232,7 +232,8 @@ def take_them_back(algorithm: ActorCriticAlgorithm) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("noticed", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("noticed", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
 def test_a_runner_that_dies_is_replaced(noticed: bool, tmp_path: Path) -> None:
     """Counts stay exact, the replacement draws from streams of its own, and a checkpoint holds them.
 
@@ -269,6 +270,7 @@ def test_a_runner_that_dies_is_replaced(noticed: bool, tmp_path: Path) -> None:
         assert on_runners(resumed, lambda runner: runner._owner) == owners
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_checkpoint_without_one_runners_state_repeats_nothing(tmp_path: Path) -> None:
     """One was dead when it was taken, for example, or there are more runners than before."""
@@ -305,7 +307,8 @@ def test_a_runner_that_dies_may_be_missed(lead: Any) -> None:
         assert on_learner(algorithm, learner_facts)["total_rows"] == 80
 
 
-@pytest.mark.parametrize("trouble", [pytest.param("slow", marks=pytest.mark.slow), "dead"])
+@pytest.mark.slow
+@pytest.mark.parametrize("trouble", [pytest.param("slow", marks=pytest.mark.exhaustive), "dead"])
 def test_runners_that_hand_on_nothing_end_the_run(trouble: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """They die at every request, or answer too late; training does not wait forever."""
     monkeypatch.setattr("rllib_hpo.rllib.stack.RUNNER_TIMEOUT_S", 2.0)
@@ -318,6 +321,7 @@ def test_runners_that_hand_on_nothing_end_the_run(trouble: str, monkeypatch: pyt
         assert algorithm.env_steps == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stack", ["new", pytest.param("old", marks=pytest.mark.exhaustive)])
 def test_runners_that_are_dead_for_good_end_the_run(stack: str) -> None:
     """The run ends at once, without waiting for what Ray will not restart. A runner with restarts left is replaced."""

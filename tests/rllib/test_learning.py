@@ -52,7 +52,7 @@ def assert_learned(returns: list[float], algorithm: str = "") -> None:
 @pytest.mark.parametrize(
     "algorithm",
     [
-        pytest.param(name, marks=[] if name in ("sac", *IN_TIME) else pytest.mark.exhaustive)
+        pytest.param(name, marks=[] if name in IN_TIME else pytest.mark.exhaustive)
         for name in OF_VECTORS
         if name
         != "soft-q"  # whose targets are copied seven times in so short a run; see test_soft_q_learning.py
@@ -62,6 +62,7 @@ def test_it_learns(algorithm: str) -> None:
     assert_learned(returns_of(train(algorithm)), algorithm)
 
 
+@pytest.mark.exhaustive
 def test_it_learns_on_the_old_stack() -> None:
     assert_learned(returns_of(train("sac", api_stack="old")))
 

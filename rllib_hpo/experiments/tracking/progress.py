@@ -84,19 +84,24 @@ class Progress:
     def report(self, evaluation: Mapping[str, Any]) -> None:
         """Print a line for an evaluation, given as RLlib's results hold it."""
         numbers = evaluation["env_runners"]
-        success = f"   success {numbers['success_rate']:.0%}" if "success_rate" in numbers else ""
-        costs = ""
-        if "cost_mean" in numbers:
-            costs = (
-                f"   cost {numbers['cost_mean']:.1f}, discounted {numbers['cost_discounted_mean']:.1f}, "
-                f"limit {numbers['cost_limit']:g}"
-            )
         self.console.print(
             f"step {evaluation['env_steps']:>9,}   evaluation return {numbers['episode_return_mean']:9.1f} "
             f"± {numbers['episode_return_std']:.1f}   episode length {numbers['episode_len_mean']:.0f}"
-            f"{success}{costs}",
+            f"{success_and_cost(numbers)}",
             highlight=False,
         )
+
+
+def success_and_cost(numbers: Mapping[str, Any]) -> str:
+    """Describe success rate and costs of an evaluation or a row, as the end of a line; empty where it has neither."""
+    text = ""
+    if numbers.get("success_rate") is not None:
+        text += f"   success {numbers['success_rate']:.0%}"
+    if numbers.get("cost_mean") is not None:
+        text += f"   cost {numbers['cost_mean']:.1f}, discounted {numbers['cost_discounted_mean']:.1f}"
+    if numbers.get("cost_limit") is not None:
+        text += f", limit {numbers['cost_limit']:g}"
+    return text
 
 
 def _last_return(algorithm: ActorCriticAlgorithm) -> str:

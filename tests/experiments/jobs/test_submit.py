@@ -202,6 +202,7 @@ def doctor(cluster: TokenCluster, shared: str) -> str:
     return process.communicate(timeout=300)[0]
 
 
+@pytest.mark.exhaustive
 def test_a_search_runs_on_a_cluster(cluster: TokenCluster, tmp_path: Path) -> None:
     """Its study is on storage, so any machine goes on with it; its rows are fetched as those of a sweep."""
     pytest.importorskip("optuna")

@@ -141,6 +141,7 @@ def test_a_second_signal_does_not_wait_for_the_iteration(tmp_path: Path) -> None
         steps_per_iteration=10**7,
         checkpoint_every=10**7,
         replay_capacity=10**4,
+        compile_update=False,
     )
     with life(arguments, tmp_path) as process:
         assert wait_for(lambda: 100 in evaluated(directory), process), ended(process)

@@ -40,11 +40,11 @@ def test_equal_seeds_equal_runs_and_more_steps_later_are_the_same_steps(tmp_path
 
 def test_compiled_updates_resume_bitwise(tmp_path: Path) -> None:
     """A failed compilation would be a warning, which `run` does not accept."""
-    run(new_run(tmp_path / "whole", "sac-hpo", steps=400, compile_update="true"), tmp_path)
-    run(new_run(tmp_path / "parts", "sac-hpo", steps=200, compile_update="true"), tmp_path)
+    run(new_run(tmp_path / "whole", "sac", steps=400, compile_update="true"), tmp_path)
+    run(new_run(tmp_path / "parts", "sac", steps=200, compile_update="true"), tmp_path)
     run(resumed(tmp_path / "parts", "--steps", "400"), tmp_path)
     assert_same_outcome(tmp_path / "parts", tmp_path / "whole")
-    run(new_run(tmp_path / "eager", "sac-hpo", steps=400), tmp_path)
+    run(new_run(tmp_path / "eager", "sac", steps=400), tmp_path)
     with pytest.raises(AssertionError):
         assert_same_outcome(tmp_path / "eager", tmp_path / "whole")
 

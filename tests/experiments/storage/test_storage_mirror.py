@@ -536,6 +536,7 @@ def test_killed_and_its_disk_lost_it_goes_on_elsewhere(
     assert f"{len(reference)} rows; none is missing" in shown.stdout, shown.stderr
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_nothing_is_lost_while_the_server_is_away_for_a_minute(

@@ -45,6 +45,7 @@ def assert_nothing_lost(broken: Broken) -> None:
     assert "Traceback" not in broken.said
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_trial_whose_learner_dies_goes_on_by_itself(tmp_path: Path) -> None:
@@ -67,6 +68,7 @@ def test_a_full_disk_ends_a_sweep_with_one_sentence(tmp_path: Path, reference: p
     assert sentence.endswith("No space left on device.")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_sweep_passes_over_a_corrupt_checkpoint(tmp_path: Path, reference: pa.Table) -> None:
@@ -79,6 +81,7 @@ def test_a_sweep_passes_over_a_corrupt_checkpoint(tmp_path: Path, reference: pa.
     assert passed_over["path"].endswith("step-0000001000")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.timeout(900)

@@ -174,6 +174,7 @@ def test_learner_and_runners_are_apart_and_all_runners_may_die(tmp_path: Path) -
         assert not {"resumed", "failed"} & set(events(cluster))
 
 
+@pytest.mark.exhaustive
 def test_a_lost_node_of_runners_is_replaced_by_another(tmp_path: Path) -> None:
     with ExitStack() as opened:
         cluster = opened.enter_context(token_cluster(tmp_path, num_cpus=4, num_gpus=1))
@@ -217,7 +218,7 @@ def test_a_remote_learner_on_another_node_s_disk_is_refused(tmp_path: Path) -> N
         assert "A remote learner is on a node that cannot access" in error.read_text()
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [pytest.param(1, marks=pytest.mark.exhaustive), 2])
 def test_nodes_of_both_kinds_are_started_on_demand(version: int, tmp_path: Path) -> None:
     """There are none at first; Ray's own autoscaler starts them, on this machine."""
     cpus, head = {"CPU": 2, "rollouts": 1}, "f" * 51 + "00000"

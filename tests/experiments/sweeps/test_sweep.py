@@ -127,7 +127,9 @@ def test_a_finished_sweep_runs_nothing_again(reference: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in reference.rglob("step-*/manifest.json")} == before
 
 
-@pytest.mark.parametrize("how", ["the driver is killed", "a trial is killed", "ctrl-C"])
+@pytest.mark.parametrize(
+    "how", ["the driver is killed", "a trial is killed", pytest.param("ctrl-C", marks=pytest.mark.exhaustive)]
+)
 def test_what_is_interrupted_goes_on_as_if_nothing_had_happened(
     how: str, reference: Path, tmp_path: Path
 ) -> None:

@@ -205,6 +205,7 @@ def test_a_search_whose_trials_all_exceed_the_limit_names_no_best(tmp_path: Path
     assert "cost over its limit" in (directory / "report" / "tables.md").read_text()
 
 
+@pytest.mark.exhaustive
 def test_a_killed_population_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     alone = tmp_path / "alone"
     alone.mkdir()

@@ -121,6 +121,7 @@ def test_two_runners_hold_two_evaluations(tmp_path: Path) -> None:
         assert steps_in(tmp_path) == [40, 80, 100]
 
 
+@pytest.mark.slow
 def test_a_runner_that_is_killed_is_replaced_and_its_evaluation_repeated(tmp_path: Path) -> None:
     with running(gated(tmp_path)) as algorithm:
         algorithm.latest_evaluation = {"env_steps": -1}

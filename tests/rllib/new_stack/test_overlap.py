@@ -70,7 +70,8 @@ def measured(algorithm: ActorCriticAlgorithm, env_steps: int) -> list[dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("num_env_runners", "num_learners"), [(2, 0), pytest.param(2, 1, marks=pytest.mark.slow), (0, 1)]
+    ("num_env_runners", "num_learners"),
+    [(2, 0), pytest.param(2, 1, marks=pytest.mark.slow), pytest.param(0, 1, marks=pytest.mark.slow)],
 )
 def test_counts_are_exact_at_every_stop(num_env_runners: int, num_learners: int, tmp_path: Path) -> None:
     """No runner's step is lost or repeated where a stop cuts a delivery."""
@@ -149,6 +150,7 @@ def test_a_slow_learner_is_led_by_so_much_and_no_more() -> None:
     assert sum(iteration["learner_waited_s"] for iteration in found[2:]) == 0
 
 
+@pytest.mark.slow
 def test_a_learner_waits_for_slow_runners_only_when_it_owes_nothing() -> None:
     config = overlapping(UnhurriedEnv, evaluation_every=10_000, checkpoint_every=10_000)
     config.environment(env_config={"length": 10, "step_s": 0.05})
@@ -221,6 +223,7 @@ def test_runners_that_are_killed_are_replaced(how_many: int) -> None:
         assert len({row[3:4].tobytes() for row in learner["rows"]}) == algorithm.env_steps
 
 
+@pytest.mark.slow
 def test_a_late_runner_is_told_of_once_and_not_waited_for(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -304,6 +307,7 @@ def test_a_runner_that_hangs_is_given_up_before_a_checkpoint_off_schedule(tmp_pa
         train_to(algorithm, 120)
 
 
+@pytest.mark.slow
 def test_a_runner_that_hangs_ends_a_run_that_may_lose_none(tmp_path: Path) -> None:
     """The run ends with a sentence, at the checkpoint, and can be stopped."""
     config = hanging(tmp_path, 3).fault_tolerance(restart_failed_env_runners=False)
@@ -362,6 +366,7 @@ def test_a_checkpoint_can_be_gone_on_with_in_one_process(tmp_path: Path) -> None
         assert resumed.local_learner.trainer.num_updates == 140
 
 
+@pytest.mark.slow
 def test_going_back_to_a_checkpoint_forgets_what_was_in_flight(tmp_path: Path) -> None:
     """So are the weights: their number alone does not prove that a runner has them."""
     with running(overlapping()) as algorithm:

@@ -79,6 +79,7 @@ def test_a_worker_that_dies_is_replaced() -> None:
     assert dict(indices)[2] == 0
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_worker_that_hangs_does_not_keep_a_run_from_ending(tmp_path: Path) -> None:
     hung = {"bad": "hung", "bad_step": 25, "hung": str(tmp_path / "hung"), "hung_runner": 1}
