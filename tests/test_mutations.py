@@ -43,7 +43,7 @@ def test_exit_code(
     assert (killed_by or "SURVIVED") in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(2400)
 def test_every_mutation_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each planted mistake makes at least one fast test fail."""
