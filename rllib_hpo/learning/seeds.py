@@ -18,7 +18,7 @@ from rllib_hpo.learning.replay_learner import ReplayLearner
 from rllib_hpo.learning.stacking import Stacked, stack_graph
 from rllib_hpo.learning.updates import Updates
 from rllib_hpo.replay.feed import Feed, IndexFeed, RowFeed, StackedFeed
-from rllib_hpo.replay.frames import random_batch
+from rllib_hpo.replay.frames import random_batch, random_parts
 from rllib_hpo.replay.layout import Batch
 from rllib_hpo.replay.ring import Replay
 
@@ -190,8 +190,13 @@ class StackedUpdates:
         first, num_seeds = self._seeds[0], len(self._seeds)
         with rehearsal(first.tensors):
             graph, arguments, names = trace_update(first.update, batch, noise, kind, compiled=self._compiled)
-        num_given = len(batch.tensors()) + len(noise)
-        given = [Stacked(torch.stack([tensor] * num_seeds)) for tensor in arguments[:num_given]]
+        size = first.settings.train_batch_size_per_learner
+        parts = [torch.stack([part] * num_seeds) for part in random_parts(first.layout, size, first.device)]
+        # Columns are views of rows, as in `StackedFeed`: what is compiled expects their strides.
+        columns = first.layout.unpack_parts(parts).tensors()
+        num_given = len(columns) + len(noise)
+        draws = [torch.stack([tensor] * num_seeds) for tensor in arguments[len(columns) : num_given]]
+        given = [Stacked(tensor) for tensor in (*columns, *draws)]
         held = [_among(stacks, tensor) for tensor in arguments[num_given:]]
         tensors = [value.tensor if isinstance(value, Stacked) else value for value in (*given, *held)]
         with rehearsal(lambda: stacks):

@@ -365,11 +365,18 @@ class FrameReplay:
 
 def random_batch(layout: RowLayout | FrameLayout, size: int, device: str | torch.device = "cpu") -> Batch:
     """Return B random transitions, always the same, for trying and timing updates."""
+    return layout.unpack_parts(random_parts(layout, size, device))
+
+
+def random_parts(
+    layout: RowLayout | FrameLayout, size: int, device: str | torch.device = "cpu"
+) -> list[Tensor]:
+    """Return the tensors (B, width) that hold the transitions of `random_batch`."""
     generator, parts = torch.Generator().manual_seed(0), []
     for width, dtype in layout.parts:
         values = torch.rand((size, width), generator=generator)
         parts.append((255 * values if dtype == torch.uint8 else values).to(device, dtype))
-    return layout.unpack_parts(parts)
+    return parts
 
 
 def make_replay(
