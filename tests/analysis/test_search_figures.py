@@ -16,19 +16,23 @@ from tests.results.rows import make_row
 
 
 def searched(num_trials: int = 40, **changes: object) -> pa.Table:
-    """Return the rows of a search in which only the step size matters; every other trial ends at step 100."""
+    """Return the rows of a search; every other trial ends at step 100, where only the step size matters.
+
+    At step 200 only the number of leapfrog steps does.
+    """
     rng = np.random.default_rng(0)
     made = []
     for number in range(num_trials):
         step_size = float(np.exp(rng.uniform(np.log(0.01), np.log(1.0))))
+        leapfrog_steps = int(rng.integers(1, 5))
         config = {
             "step_size": step_size,
-            "leapfrog_steps": int(rng.integers(1, 5)),
+            "leapfrog_steps": leapfrog_steps,
             "explore_sampler": str(rng.choice(["gaussian", "hamiltonian"])),
             **changes,
         }
         for env_steps in (100, 200)[: 1 + number % 2]:
-            score = -abs(np.log(step_size / 0.1)) + env_steps
+            score = -abs(np.log(step_size / 0.1)) if env_steps == 100 else 10.0 * leapfrog_steps
             row = make_row(
                 trial_id=f"trial-{number:04d}",
                 seed=number,
@@ -48,7 +52,7 @@ def only(table: pa.Table) -> SearchRows:
 
 
 def test_what_matters_is_found() -> None:
-    """At the step that all trials have reached: their last returns would say that steps matter."""
+    """At the step that all trials have reached: their last returns say that the number of leapfrog steps matters."""
     pytest.importorskip("optuna")
     found = importances(only(searched()))
     assert max(found, key=found.__getitem__) == "step_size"

@@ -122,6 +122,17 @@ def test_perturbed_settings_are_neighbours_or_drawn_anew(search: Search) -> None
     assert {values["explore_sampler"] for values in drawn} == {"gaussian", "hamiltonian"}
 
 
+@pytest.mark.parametrize(("step_size", "leapfrog_steps"), [(0.5, 4), (0.02, 1)])
+def test_settings_at_an_edge_stay_in_the_space(search: Search, step_size: float, leapfrog_steps: int) -> None:
+    values = {"step_size": step_size, "leapfrog_steps": leapfrog_steps, "explore_sampler": "gaussian"}
+    members = [Member(values, None)] * 2
+    drawn = [
+        next_generation(search, generation, members, [0.0, 1.0])[0].values for generation in range(1, 40)
+    ]
+    assert all(contains(search, name, value) for values in drawn for name, value in values.items())
+    assert any(values["step_size"] == step_size for values in drawn)
+
+
 def test_a_population_that_diverged_is_one_sentence(search: Search) -> None:
     with pytest.raises(UserError, match="All members of the population diverged"):
         next_generation(search, 1, first_generation(search), [None] * 8)
