@@ -30,6 +30,7 @@ TARGETS = [
     "test-all",
     "support-page",
     "zoo",
+    "evidence-report",
     "pictures",
     "docs",
     "docs-serve",
