@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import importlib.util
 import logging
 import os
@@ -24,6 +25,7 @@ def choose_renderer() -> str:
     Raises:
         UserError: If neither is installed; it names the package.
     """
+    load_compiler_first()
     if chosen := os.environ.get(GL_VARIABLE):
         return chosen
     for name, library in _LIBRARIES.items():
@@ -46,6 +48,16 @@ def choose_renderer_for_rllib() -> None:
     if importlib.util.find_spec("dm_control") is not None:
         with contextlib.suppress(UserError):  # which comes again where images are needed
             choose_renderer()
+
+
+def load_compiler_first() -> None:
+    """Import Triton, if torch came with it, before anything renders.
+
+    Triton and Mesa's EGL each bring an LLVM, and a process that loads Mesa's first ends in a segmentation fault when torch
+    imports Triton.
+    """
+    with contextlib.suppress(ImportError):
+        importlib.import_module("triton")
 
 
 def quiet_pygame() -> None:

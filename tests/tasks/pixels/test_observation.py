@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -165,6 +166,18 @@ def test_a_library_is_chosen_that_is_there(
     assert rendering.choose_renderer() == chosen  # chosen once
     monkeypatch.setenv(rendering.GL_VARIABLE, "glfw")
     assert rendering.choose_renderer() == "glfw"
+
+
+def test_triton_is_loaded_before_a_graphics_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A process that loads them the other way round ends in a segmentation fault."""
+    (tmp_path / "triton.py").write_text("import os\nSAW = os.environ['MUJOCO_GL']\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    monkeypatch.setenv(rendering.GL_VARIABLE, "")
+    monkeypatch.setattr(rendering, "_loads", lambda library: "triton" in sys.modules)
+    assert rendering.choose_renderer() == "egl"
+    assert sys.modules["triton"].SAW == ""
+    monkeypatch.delitem(sys.modules, "triton")
 
 
 def test_without_a_library_one_sentence_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
