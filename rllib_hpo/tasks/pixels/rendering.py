@@ -53,7 +53,7 @@ def choose_renderer_for_rllib() -> None:
 def load_compiler_first() -> None:
     """Import Triton, if torch came with it, before anything renders.
 
-    Triton and Mesa's EGL each bring an LLVM, and a process that loads Mesa's first ends in a segmentation fault when torch
+    Triton and Mesa's EGL each bring an LLVM. A process that loads Mesa's first ends in a segmentation fault when torch
     imports Triton.
     """
     with contextlib.suppress(ImportError):
