@@ -23,10 +23,15 @@ def choose_renderer() -> str:
         The value of MUJOCO_GL.
 
     Raises:
-        UserError: If neither is installed; it names the package.
+        UserError: If neither is installed, naming the package; or if MUJOCO_GL names one that is not.
     """
     load_compiler_first()
     if chosen := os.environ.get(GL_VARIABLE):
+        library = _LIBRARIES.get(chosen.lower(), "")
+        if library and not _loads(library):
+            raise UserError(
+                f"{GL_VARIABLE}={chosen} needs {library}, which this machine lacks: install it, or unset {GL_VARIABLE}."
+            )
         return chosen
     for name, library in _LIBRARIES.items():
         if _loads(library):
@@ -44,10 +49,17 @@ def choose_renderer_for_rllib() -> None:
 
     RLlib imports dm_control, which reads MUJOCO_GL then. Without it, dm_control would look for a display, and warn
     where there is none.
+
+    Raises:
+        UserError: If MUJOCO_GL names a library that is not installed, with which dm_control cannot be imported.
     """
-    if importlib.util.find_spec("dm_control") is not None:
-        with contextlib.suppress(UserError):  # which comes again where images are needed
-            choose_renderer()
+    if importlib.util.find_spec("dm_control") is None:
+        return
+    try:
+        choose_renderer()
+    except UserError:
+        if os.environ.get(GL_VARIABLE):
+            raise  # else it comes again where images are needed
 
 
 def load_compiler_first() -> None:

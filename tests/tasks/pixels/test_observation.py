@@ -162,7 +162,7 @@ def test_a_library_is_chosen_that_is_there(
     monkeypatch.setenv(rendering.GL_VARIABLE, "")
     monkeypatch.setattr(rendering, "_loads", there.__contains__)
     assert rendering.choose_renderer() == chosen
-    monkeypatch.setattr(rendering, "_loads", lambda _: False)
+    monkeypatch.setattr(rendering, "_loads", lambda _: True)
     assert rendering.choose_renderer() == chosen  # chosen once
     monkeypatch.setenv(rendering.GL_VARIABLE, "glfw")
     assert rendering.choose_renderer() == "glfw"
@@ -185,6 +185,21 @@ def test_without_a_library_one_sentence_names_what_to_install(monkeypatch: pytes
     monkeypatch.setattr(rendering, "_loads", lambda _: False)
     with pytest.raises(UserError, match=r"has neither: .*libegl1 libgl1` or `apt-get install libosmesa6`\.$"):
         rendering.choose_renderer()
+
+
+@pytest.mark.parametrize(("name", "library"), [("osmesa", "libOSMesa.so.8"), ("EGL", "libEGL.so.1")])
+def test_a_named_library_that_is_not_there_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, name: str, library: str
+) -> None:
+    monkeypatch.setenv(rendering.GL_VARIABLE, name)
+    monkeypatch.setattr(rendering, "_loads", lambda _: False)
+    with pytest.raises(UserError, match=rf"^MUJOCO_GL={name} needs {library}, .*or unset MUJOCO_GL\.$"):
+        rendering.choose_renderer()
+    monkeypatch.setattr(rendering.importlib.util, "find_spec", lambda _: None)
+    rendering.choose_renderer_for_rllib()  # what nobody imports does not matter
+    monkeypatch.setattr(rendering.importlib.util, "find_spec", lambda _: object())
+    with pytest.raises(UserError, match=name):
+        rendering.choose_renderer_for_rllib()
 
 
 @pytest.fixture
