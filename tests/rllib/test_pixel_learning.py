@@ -10,7 +10,6 @@ from rllib_hpo.rllib.evaluation import evaluate
 from rllib_hpo.streams import seed_sequence
 from rllib_hpo.tasks import ActionScaling
 from rllib_hpo.tasks.observations import flattened
-from tests.kinds import OF_IMAGES
 from tests.rllib.tiny import running
 from tests.tasks.pixels.dot import FRAMES, make_dot
 
@@ -33,7 +32,7 @@ def random_returns() -> list[float]:
     return returns
 
 
-@pytest.mark.parametrize("algorithm", OF_IMAGES)
+@pytest.mark.parametrize("algorithm", [pytest.param("sac-ae", marks=pytest.mark.exhaustive), "sac-ae-hpo"])
 def test_it_learns(algorithm: str) -> None:
     config = make_config(algorithm).environment(make_dot).debugging(seed=0, log_level="ERROR")
     config.training(
