@@ -18,6 +18,8 @@ from tests.rllib.tiny import SAFE_ALGORITHMS, tiny_config
 pytestmark = [pytest.mark.exhaustive, pytest.mark.usefixtures("ray_session")]
 METRIC, TIME = "evaluation/env_runners/episode_return_mean", "training_iteration"
 LR = tune.loguniform(1e-4, 1e-2)
+PERTURBATIONS = (0.8**2, 1.2**2)
+"""How far population-based training, which heeds no bounds, may have moved a value after three iterations."""
 EVERY_TRAINABLE = pytest.mark.parametrize(
     ("algorithm", "is_new"),
     [
@@ -36,7 +38,7 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
     "hb_bohb": {"time_attr": TIME, "max_t": 3},
     "pbt": {"time_attr": TIME, "perturbation_interval": 1, "hyperparam_mutations": {"lr": LR}},
     "pb2": {"time_attr": TIME, "perturbation_interval": 1, "hyperparam_bounds": {"lr": [1e-4, 1e-2]}},
-    "resource_changing": {"base_scheduler": FIFOScheduler()},
+    "resource_changing": {},
 }
 SEARCHERS: dict[str, dict[str, Any]] = {
     "random": {},
@@ -65,6 +67,8 @@ def made(table: dict[str, Any], name: str, arguments: dict[str, Any]) -> Any:
         found = table[name]() if inspect.isfunction(table[name]) else table[name]
         if name == "nevergrad":
             arguments = {"optimizer": pytest.importorskip("nevergrad").optimizers.OnePlusOne}
+        if name == "resource_changing":  # a scheduler of its own, since Tune writes into it
+            arguments = {"base_scheduler": FIFOScheduler()}
         return found(**arguments)
     except (ImportError, AssertionError, RuntimeError) as error:
         pytest.skip(f"{name}: {error}")
@@ -90,7 +94,7 @@ def search(
     for result in grid:
         used = read_manifest(Path(result.checkpoint.path))["config"]
         assert used["lr"] == pytest.approx(result.config["lr"], rel=1e-12)
-        assert 1e-4 <= used["lr"] <= 1e-2
+        assert 1e-4 * PERTURBATIONS[0] <= used["lr"] <= 1e-2 * PERTURBATIONS[1]
         assert isinstance(result.metrics["evaluation"]["env_runners"]["episode_return_mean"], float)
     return grid
 
@@ -114,7 +118,7 @@ def test_a_searcher_works(name: str, algorithm: str, is_new: bool, tmp_path: Pat
 
 @EVERY_TRAINABLE
 def test_a_schedule_of_pbt_is_replayed(algorithm: str, is_new: bool, tmp_path: Path) -> None:
-    scheduler = made(SCHEDULER_IMPORT, "pbt", SCHEDULERS["pbt"] | {"quantile_fraction": 0.5})
+    scheduler = made(SCHEDULER_IMPORT, "pbt", SCHEDULERS["pbt"] | {"quantile_fraction": 0.5, "synch": True})
     search(algorithm, is_new, tmp_path / "pbt", LR, scheduler=scheduler)
     policies = sorted((tmp_path / "pbt" / "run").glob("pbt_policy_*.txt"))
     assert policies
