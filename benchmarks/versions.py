@@ -114,7 +114,7 @@ CASES = (
     Case("newest, Python 3.12", "3.12"),
     Case("newest, Python 3.13", "3.13"),
     Case("oldest, Python 3.13", "3.13", resolution="lowest-direct"),
-    Case("newest with numpy 1.26 and pandas 2", packages=("numpy<2", "pandas<3")),
+    Case("newest with numpy 1.26 and pandas 2", packages=("numpy<2", "pandas<3", "pyarrow<22")),
     Case("neighbours", packages=tuple(one.name for one in NEIGHBOURS), subjects=NEIGHBOURS),
     Case(
         "neighbours with MuJoCo 3.4",  # which their releases of today were made for
