@@ -175,9 +175,11 @@ def test_triton_is_loaded_before_a_graphics_library(monkeypatch: pytest.MonkeyPa
     monkeypatch.delitem(sys.modules, "triton", raising=False)
     monkeypatch.setenv(rendering.GL_VARIABLE, "")
     monkeypatch.setattr(rendering, "_loads", lambda library: "triton" in sys.modules)
-    assert rendering.choose_renderer() == "egl"
-    assert sys.modules["triton"].SAW == ""
-    monkeypatch.delitem(sys.modules, "triton")
+    try:
+        assert rendering.choose_renderer() == "egl"
+        assert sys.modules["triton"].SAW == ""
+    finally:  # not by `monkeypatch`, which would put it back for all later tests
+        sys.modules.pop("triton", None)
 
 
 def test_without_a_library_one_sentence_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
