@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,8 +42,6 @@ EPISODES = 10
 OURS, SAC, SAC_NF = "SAC-HPO", "SAC", "SAC-NF"
 NOT_TESTED, TOO_FEW = "not tested here", "too few seeds"
 """Verdicts on claims that these rows and policies cannot decide."""
-FEWEST_SEEDS = 4
-"""Seeds of each algorithm below which no claim about returns is judged: a bootstrap of two or three is too narrow."""
 
 
 ABLATED = {
@@ -65,11 +64,20 @@ class Claim(NamedTuple):
     verdict: str
 
 
-def verdict(interval: Interval | None, threshold: float, seeds: int = FEWEST_SEEDS) -> str:
-    """Say whether the value is above a threshold, as far as its interval, and the number of seeds, show that."""
+def are_enough(ours: int, theirs: int) -> bool:
+    """Return whether so many seeds can differ significantly: a bootstrap of two or three seeds is too narrow.
+
+    Where all of one side are above all of the other, the exact two-sided test of ranks has
+    p = 2 / binom(ours + theirs, ours), which must be at most 0.05.
+    """
+    return 2 / math.comb(ours + theirs, ours) <= 0.05
+
+
+def verdict(interval: Interval | None, threshold: float, *, enough: bool = True) -> str:
+    """Say whether the value is above a threshold, as far as its interval, and enough seeds, show that."""
     if interval is None:
         return NOT_TESTED
-    if seeds < FEWEST_SEEDS:
+    if not enough:
         return TOO_FEW
     if interval.low > threshold:
         return "**holds**"
@@ -108,9 +116,14 @@ class Returns:
             for task in self.tasks:
                 source = "ICASSP 5.1, arXiv V-A"
                 yield self._judged(source, f"{OURS} ends higher than {other}", task, other, self._finals)
-                yield self._judged(source, f"{OURS} is higher while it learns", task, other, self._means)
+                claim = f"{OURS} is higher than {other} while it learns"
+                yield self._judged(source, claim, task, other, self._means)
         for task in self.tasks:
             yield self._spread(task)
+        yield from self.ablation()
+
+    def ablation(self) -> Iterator[Claim]:
+        """Judge what the papers say of parts of the method."""
         hopper = next(task for task in self.tasks if task.name == "hopper")
         for variant, (source, claim) in ABLATED.items():
             yield self._judged(source, claim, hopper, f"{OURS} ({variant})", self._finals)
@@ -119,12 +132,12 @@ class Returns:
         """Judge whether scores of SAC-HPO are higher than those of another label."""
         ours, theirs = scores.of(task, OURS), scores.of(task, other)
         claim, chance, found = f"{claim}: {task.env_id}", None, ""
-        if fewest := min(len(ours), len(theirs)):
+        if len(ours) and len(theirs):
             rng = np.random.default_rng(0)
             chance = statistics.bootstrap_improvement(ours[:, None], theirs[:, None], rng)
             seeds = f"{len(ours)} and {len(theirs)} seeds"
             found = f"probability of improvement over {other} {shown(chance)}, {seeds}"
-        return Claim(source, claim, found, verdict(chance, 0.5, fewest))
+        return Claim(source, claim, found, verdict(chance, 0.5, enough=are_enough(len(ours), len(theirs))))
 
     def _spread(self, task: TaskId) -> Claim:
         """Judge whether the final returns of SAC-HPO's seeds differ less than those of SAC's."""
@@ -138,9 +151,9 @@ class Returns:
             np.asarray(theirs.std(ddof=1) - ours.std(ddof=1)), *np.quantile(less, [0.025, 0.975])
         )
         found = f"{SAC}'s standard deviation less that of {OURS}: {shown(interval, 0)}"
-        fewest = min(len(ours), len(theirs))
+        enough = are_enough(len(ours), len(theirs))
         claim = f"Seeds of {OURS} differ less than those of {SAC}: {task.env_id}"
-        return Claim("arXiv V-A", claim, found, verdict(interval, 0.0, fewest))
+        return Claim("arXiv V-A", claim, found, verdict(interval, 0.0, enough=enough))
 
     def parameters(self) -> Claim:
         """Judge what the papers say of the number of parameters."""
@@ -284,9 +297,9 @@ Seeds so far: {seeds}.
 ## Claims
 
 A claim **holds** if the whole 95 % interval says so, *does not hold* if the whole interval says the opposite, and is
-*undecided* otherwise. Intervals of returns come from a bootstrap over seeds; fewer than {FEWEST_SEEDS} seeds decide
-nothing. Those of distances come from a bootstrap over states of one seed's last policy, which says nothing about
-other seeds.
+*undecided* otherwise. There are *too few seeds* where even a complete separation of them would have p > 0.05 (exact
+test of ranks). Intervals of an algorithm's returns come from a bootstrap over seeds. Those of one policy come from a
+bootstrap over its states or episodes, which says nothing about other seeds.
 
 {claims_table(claims)}
 ## Returns
@@ -308,12 +321,19 @@ All numbers: [`gap.md`](../../benchmarks/results/evidence/gap/gap.md).
 """
 
 
+def as_one_sweep(tables: Sequence[pa.Table]) -> pa.Table:
+    """Join rows of several sweeps under the name of the first, so that no label names a sweep."""
+    joined = pa.concat_tables(tables)
+    column = joined.schema.get_field_index("sweep")
+    name = pa.array([tables[0]["sweep"][0].as_py()] * len(joined), joined.schema.field(column).type)
+    return joined.set_column(column, joined.schema.field(column), name)
+
+
 def make_page() -> str:
     """Return the page of what is stored now."""
     rows = [read_rows(folder) for folder in (STUDY, ABLATION) if folder.exists()]
-    runs, of_study = runs_of(pa.concat_tables(rows)), runs_of(rows[0])
-    played = json.loads(STEPS.read_text())
-    returns = Returns(runs)
+    of_study, played = runs_of(rows[0]), json.loads(STEPS.read_text())
+    returns = Returns(runs_of(as_one_sweep(rows)))
     claims = [
         *returns.claims(),
         returns.parameters(),
