@@ -10,6 +10,7 @@ import pytest
 from ray import tune
 from ray.tune.schedulers import SCHEDULER_IMPORT, FIFOScheduler, PopulationBasedTrainingReplay
 from ray.tune.search import SEARCH_ALG_IMPORT
+from ray.tune.search.sample import Domain
 
 from rllib_hpo.rllib.checkpointing import read_manifest
 from tests.kinds import OF_VECTORS
@@ -17,9 +18,10 @@ from tests.rllib.tiny import SAFE_ALGORITHMS, tiny_config
 
 pytestmark = [pytest.mark.exhaustive, pytest.mark.usefixtures("ray_session")]
 METRIC, TIME = "evaluation/env_runners/episode_return_mean", "training_iteration"
-LR = tune.loguniform(1e-4, 1e-2)
-PERTURBATIONS = (0.8**2, 1.2**2)
-"""How far population-based training, which heeds no bounds, may have moved a value after three iterations."""
+BOUNDS = (1e-4, 1e-2)
+LR = tune.loguniform(*BOUNDS)
+PERTURBED = (BOUNDS[0] * 0.8**2, BOUNDS[1] * 1.2**2)
+"""Bounds after three iterations of population-based training, which heeds none."""
 EVERY_TRAINABLE = pytest.mark.parametrize(
     ("algorithm", "is_new"),
     [
@@ -74,8 +76,27 @@ def made(table: dict[str, Any], name: str, arguments: dict[str, Any]) -> Any:
         pytest.skip(f"{name}: {error}")
 
 
+def space_of(config: Any, form: str) -> Any:
+    """Return a config as Tune takes it: the object, all of it as a dict, or a dict of what is set."""
+    if form == "object":
+        return config
+    everything, defaults = config.to_dict(), type(config)().to_dict()
+    if form == "dict":
+        return everything
+    changed = {name: value for name, value in everything.items() if value != defaults.get(name)}
+    plain = (str, int, float, list, dict, Domain)
+    return {name: value for name, value in changed.items() if isinstance(value, plain)}
+
+
 def search(
-    algorithm: str, is_new: bool, folder: Path, space: Any, *, form: str = "object", **how: Any
+    algorithm: str,
+    is_new: bool,
+    folder: Path,
+    space: Any,
+    *,
+    form: str = "object",
+    bounds: tuple[float, float] = BOUNDS,
+    **how: Any,
 ) -> Any:
     """Run two trials of three iterations each; check that every checkpoint's learner used the tried values."""
     config = tiny_config(algorithm, evaluation_episodes=1).api_stack(is_new, is_new).training(lr=space)
@@ -87,14 +108,14 @@ def search(
         verbose=0,
     )
     options = tune.TuneConfig(metric=METRIC, mode="max", num_samples=2, max_concurrent_trials=2, **how)
-    param_space = config if form == "object" else config.to_dict()
+    param_space = space_of(config, form)
     grid = tune.Tuner(config.algo_class, param_space=param_space, run_config=run, tune_config=options).fit()
     assert grid.errors == []
     assert len(grid) == 2
     for result in grid:
         used = read_manifest(Path(result.checkpoint.path))["config"]
         assert used["lr"] == pytest.approx(result.config["lr"], rel=1e-12)
-        assert 1e-4 * PERTURBATIONS[0] <= used["lr"] <= 1e-2 * PERTURBATIONS[1]
+        assert bounds[0] <= used["lr"] <= bounds[1]
         assert isinstance(result.metrics["evaluation"]["env_runners"]["episode_return_mean"], float)
     return grid
 
@@ -106,7 +127,8 @@ def test_a_scheduler_works(name: str, form: str, algorithm: str, is_new: bool, t
     how: dict[str, Any] = {"scheduler": made(SCHEDULER_IMPORT, name, SCHEDULERS[name])}
     if name == "hb_bohb":
         how["search_alg"] = made(SEARCH_ALG_IMPORT, "bohb", {})
-    search(algorithm, is_new, tmp_path, LR, form=form, **how)
+    bounds = PERTURBED if name == "pbt" else BOUNDS
+    search(algorithm, is_new, tmp_path, LR, form=form, bounds=bounds, **how)
 
 
 @EVERY_TRAINABLE
@@ -118,27 +140,14 @@ def test_a_searcher_works(name: str, algorithm: str, is_new: bool, tmp_path: Pat
 
 @EVERY_TRAINABLE
 def test_a_schedule_of_pbt_is_replayed(algorithm: str, is_new: bool, tmp_path: Path) -> None:
-    """Of a dict; Ray writes the classes of a whole config as text, which RLlib's SAC cannot read either."""
-    config = tiny_config(algorithm, evaluation_episodes=1).api_stack(is_new, is_new)
-    defaults = type(config)().to_dict()
-    space = {name: value for name, value in config.to_dict().items() if value != defaults.get(name)}
-    space = {name: value for name, value in space.items() if isinstance(value, (str, int, float, list, dict))}
+    """Of a dict of what is set: Ray writes the classes of a whole config as text, at which RLlib's SAC fails, too."""
     scheduler = made(SCHEDULER_IMPORT, "pbt", SCHEDULERS["pbt"] | {"quantile_fraction": 0.5, "synch": True})
-    for folder, options in (
-        ("pbt", tune.TuneConfig(metric=METRIC, mode="max", num_samples=2, scheduler=scheduler)),
-        ("replay", None),
-    ):
-        if options is None:
-            (policy, *_) = sorted((tmp_path / "pbt" / "run").glob("pbt_policy_*.txt"))
-            options = tune.TuneConfig(scheduler=PopulationBasedTrainingReplay(str(policy)))
-        run = tune.RunConfig(
-            name="run",
-            storage_path=str(tmp_path / folder),
-            stop={TIME: 3},
-            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1),
-            verbose=0,
-        )
-        tuner = tune.Tuner(
-            config.algo_class, param_space={**space, "lr": LR}, run_config=run, tune_config=options
-        )
-        assert tuner.fit().errors == []
+    search(algorithm, is_new, tmp_path / "pbt", LR, form="set", bounds=PERTURBED, scheduler=scheduler)
+    policies = sorted((tmp_path / "pbt" / "run").glob("pbt_policy_*.txt"))
+    assert policies
+    config = tiny_config(algorithm, evaluation_episodes=1).api_stack(is_new, is_new)
+    run = tune.RunConfig(storage_path=str(tmp_path / "replay"), stop={TIME: 3}, verbose=0)
+    options = tune.TuneConfig(scheduler=PopulationBasedTrainingReplay(str(policies[0])))
+    space = space_of(config, "set")
+    grid = tune.Tuner(config.algo_class, param_space=space, run_config=run, tune_config=options).fit()
+    assert grid.errors == []
