@@ -28,6 +28,7 @@ from rllib_hpo.rllib.validation import (
     RUN_OPTIONS,
     reject_unused_options,
     validate_callbacks,
+    validate_for_old_stack,
     validate_numbers,
     validate_wrapper_statistics,
     values_equal,
@@ -402,6 +403,7 @@ class ActorCriticConfig(AlgorithmConfig):
                 self.seed = self._default_seed()
             validate_numbers(self)
             validate_wrapper_statistics(self)
+            validate_for_old_stack(self)
         # RLlib would warn that nothing is evaluated without its own evaluation_interval.
         num_evaluation_runners, self.evaluation_num_env_runners = self.evaluation_num_env_runners, 0
         super().validate()

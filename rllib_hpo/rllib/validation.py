@@ -150,17 +150,28 @@ def validate_wrapper_statistics(config: Any) -> None:
             raise SettingsError(
                 f"{setting}=true would normalise what the wrapper '{wrapper}' has normalised already; use one of them."
             )
-    if config.is_old_stack and config.settings().replay == "her":
+
+
+def validate_for_old_stack(config: Any) -> None:
+    """Reject what RLlib's old API stack does not pass on.
+
+    Raises:
+        SettingsError: Naming the setting or algorithm.
+    """
+    if not config.is_old_stack:
+        return
+    settings = config.settings()
+    if settings.replay == "her":
         raise SettingsError(
             "replay='her' relabels whole episodes as they end, which RLlib's old API stack does not pass on; set "
             "api_stack to 'new'."
         )
-    if config.is_old_stack and make_method(config.settings()).takes_images:
+    if make_method(settings).takes_images:
         raise SettingsError(
             f"{config.algorithm} stores images as bytes, each frame once, which RLlib's old API stack does not do; set "
             "api_stack to 'new'."
         )
-    if config.is_old_stack and config.settings().normalize_rewards:
+    if settings.normalize_rewards:
         raise SettingsError(
             "normalize_rewards=true needs the discounted returns of single environments, which RLlib's old API stack "
             "does not pass on; set api_stack to 'new'."
