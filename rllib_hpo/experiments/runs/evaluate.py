@@ -23,7 +23,7 @@ from rllib_hpo.samplers.hamiltonian import HamiltonianSampler
 from rllib_hpo.settings import Settings
 from rllib_hpo.streams import seed_sequence
 from rllib_hpo.tasks import ActionScaling, Boundary, boundary, make_env, wrappers
-from rllib_hpo.tasks.pixels.rendering import load_compiler_first, quiet_pygame
+from rllib_hpo.tasks.pixels.rendering import choose_renderer_if_any, load_compiler_first, quiet_pygame
 
 MAX_FPS = 30
 """Frames a second of a film, about; Hopper makes 125 steps a second, which no screen shows."""
@@ -121,9 +121,9 @@ def film(path: Path, video: Path, seed: int = 0, watch: Watch | None = None) -> 
 
 
 def make_filmed(env_id: str, env_config: Mapping[str, Any]) -> gym.Env[Any, Any]:
-    """Make an environment that renders frames, through EGL where there is no display."""
+    """Make an environment that renders frames, through EGL or OSMesa where there is no display."""
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
-        os.environ.setdefault("MUJOCO_GL", "egl")
+        choose_renderer_if_any()
     load_compiler_first()
     quiet_pygame()
     return make_env(env_id, training=False, **{**env_config, "render_mode": "rgb_array"})

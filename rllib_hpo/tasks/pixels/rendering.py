@@ -44,6 +44,19 @@ def choose_renderer() -> str:
     )
 
 
+def choose_renderer_if_any() -> None:
+    """Choose as `choose_renderer` does, and nothing where there is neither: not every simulator needs one.
+
+    Raises:
+        UserError: If MUJOCO_GL names a library that is not installed.
+    """
+    try:
+        choose_renderer()
+    except UserError:
+        if os.environ.get(GL_VARIABLE):
+            raise
+
+
 def choose_renderer_for_rllib() -> None:
     """Choose a graphics library before RLlib is imported, if dm_control is installed.
 
@@ -53,13 +66,8 @@ def choose_renderer_for_rllib() -> None:
     Raises:
         UserError: If MUJOCO_GL names a library that is not installed, with which dm_control cannot be imported.
     """
-    if importlib.util.find_spec("dm_control") is None:
-        return
-    try:
-        choose_renderer()
-    except UserError:
-        if os.environ.get(GL_VARIABLE):
-            raise  # else it comes again where images are needed
+    if importlib.util.find_spec("dm_control") is not None:
+        choose_renderer_if_any()
 
 
 def load_compiler_first() -> None:
