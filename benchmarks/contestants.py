@@ -7,6 +7,7 @@ imports its library, because each runs in a process of its own.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -63,6 +64,24 @@ class StableBaselines3:
         return Counts(self.sac.num_timesteps, self.sac._n_updates)
 
 
+class SBX:
+    """Run SBX's SAC (Stable-Baselines3 in JAX), whose whole update XLA compiles, on one core."""
+
+    def __init__(self, warmup_steps: int) -> None:
+        # XLA makes as many threads as it may use cores, when it is imported.
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        from sbx import SAC
+
+        self.sac = SAC("MlpPolicy", ENV_ID, ent_coef=0.2, learning_starts=warmup_steps, seed=0)
+
+    def run(self, steps: int) -> None:
+        self.sac.learn(steps, log_interval=NEVER, reset_num_timesteps=self.sac.num_timesteps == 0)
+
+    def counts(self) -> Counts:
+        return Counts(self.sac.num_timesteps, self.sac._n_updates)
+
+
 class StableBaselines3TD3:
     """Run stable-baselines3's TD3 with the networks and learning rate of TD3's authors, as this package does."""
 
@@ -97,7 +116,7 @@ class RLlibHPO:
     ) -> None:
         from rllib_hpo.rllib.algorithms import CONFIGS
 
-        config = CONFIGS[algorithm]
+        config, settings = CONFIGS[algorithm], {"compile_update": False, **settings}
         self.algo = (
             config.for_task(ENV_ID)
             .api_stack(new_stack, new_stack)
@@ -196,10 +215,15 @@ def start_ray() -> None:
 CONTESTANTS: dict[str, Callable[[int, int], Contestant]] = {
     "hand-written": lambda warmup, steps: HandWritten(warmup),
     "sac": lambda warmup, steps: RLlibHPO("sac", warmup, steps),
+    "sac-compiled": lambda warmup, steps: RLlibHPO("sac", warmup, steps, compile_update=True),
     "sac-old-stack": lambda warmup, steps: RLlibHPO("sac", warmup, steps, new_stack=False),
     "sac-hpo-2": lambda warmup, steps: RLlibHPO("sac-hpo", warmup, steps, leapfrog_steps=2),
     "sac-hpo-3": lambda warmup, steps: RLlibHPO("sac-hpo", warmup, steps, leapfrog_steps=3),
+    "sac-hpo-3-compiled": lambda warmup, steps: RLlibHPO(
+        "sac-hpo", warmup, steps, leapfrog_steps=3, compile_update=True
+    ),
     "td3": lambda warmup, steps: RLlibHPO("td3", warmup, steps),
+    "sbx": lambda warmup, steps: SBX(warmup),
     "stable-baselines3": lambda warmup, steps: StableBaselines3(warmup),
     "stable-baselines3-td3": lambda warmup, steps: StableBaselines3TD3(warmup),
     "rllib-sac": RLlibSAC,
@@ -210,10 +234,13 @@ CONTESTANTS: dict[str, Callable[[int, int], Contestant]] = {
 TITLES = {
     "hand-written": "hand-written SAC loop",
     "sac": "**rllib_hpo SAC**",
+    "sac-compiled": "**rllib_hpo SAC, compiled**",
     "sac-old-stack": "rllib_hpo SAC on RLlib's old API stack",
     "sac-hpo-2": "**rllib_hpo SAC-HPO, K = 2**",
     "sac-hpo-3": "**rllib_hpo SAC-HPO, K = 3**",
+    "sac-hpo-3-compiled": "**rllib_hpo SAC-HPO, K = 3, compiled**",
     "td3": "**rllib_hpo TD3**",
+    "sbx": "SBX (Stable-Baselines3 in JAX) SAC",
     "stable-baselines3": "stable-baselines3 SAC",
     "stable-baselines3-td3": "stable-baselines3 TD3",
     "rllib-sac": "RLlib's own SAC, its default shape of critics",

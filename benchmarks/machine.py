@@ -14,7 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
-PACKAGES = ("torch", "ray", "numpy", "gymnasium", "mujoco", "stable-baselines3")
+PACKAGES = ("torch", "ray", "numpy", "gymnasium", "mujoco", "stable-baselines3", "sbx-rl", "jax")
 
 
 def facts() -> dict[str, Any]:

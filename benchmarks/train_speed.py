@@ -31,7 +31,13 @@ from benchmarks.contestants import CONTESTANTS, ENV_ID, TITLES, Contestant
 from benchmarks.pairs import Ratio
 
 YARDSTICK, STOCK = "hand-written", "rllib-sac"
-OTHERS = (YARDSTICK, STOCK, "rllib-sac-small", "stable-baselines3", "stable-baselines3-td3")
+OTHERS = (YARDSTICK, STOCK, "rllib-sac-small", "sbx", "stable-baselines3", "stable-baselines3-td3")
+PACKAGES = {
+    "sbx": "sbx",
+    "stable-baselines3": "stable_baselines3",
+    "stable-baselines3-td3": "stable_baselines3",
+}
+"""What contestants import that this package does without, by contestant."""
 """Contestants to which all are compared."""
 STARTUP_LIMIT_S, SLICE_LIMIT_S = 600.0, 600.0
 CHILD_ENVIRONMENT = {
@@ -243,6 +249,8 @@ def targets(summary: dict[str, dict[str, Any]]) -> list[str]:
         ("sac", STOCK, 8.0),
         (YARDSTICK, "stable-baselines3", 1.0),
         ("td3", "stable-baselines3-td3", 1.0),
+        ("sac-compiled", "sbx", 1.0),
+        ("sac", "sbx", 0.85),
     ]
     lines = []
     for name, other, least in promises:
@@ -285,9 +293,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         compare_runners(options)
         return
     names = [name for name in CONTESTANTS if not options.only or name in options.only]
-    if any(name.startswith("stable-baselines3") for name in names) and not has_stable_baselines3():
+    if missing := [name for name in names if not is_there(name)]:
         raise SystemExit(
-            "stable-baselines3 is not installed: pip install 'rllib-hpo[bench]', or choose with --only"
+            f"{', '.join(missing)}: not installed: pip install 'rllib-hpo[bench]', or choose with --only"
         )
     plan = plan_of(options)
     facts = machine.facts()
@@ -300,9 +308,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         machine.write_json(out, content | {"contestants": summary})
 
 
-def has_stable_baselines3() -> bool:
-    """Return whether it is installed."""
-    return importlib.util.find_spec("stable_baselines3") is not None
+def is_there(name: str) -> bool:
+    """Return whether what a contestant imports is installed."""
+    return name not in PACKAGES or importlib.util.find_spec(PACKAGES[name]) is not None
 
 
 def compare_runners(options: argparse.Namespace) -> None:

@@ -46,8 +46,7 @@ def test_an_unknown_contestant_is_refused(capsys):
 @pytest.mark.slow
 def test_every_contestant_that_is_installed_runs(tmp_path, capsys):
     out = tmp_path / "speed.json"
-    is_there = train_speed.has_stable_baselines3()
-    names = [name for name in CONTESTANTS if is_there or not name.startswith("stable-baselines3")]
+    names = [name for name in CONTESTANTS if train_speed.is_there(name)]
 
     train_speed.main(["--quick", "--out", str(out), *(f"--only={name}" for name in names)])
 
