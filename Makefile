@@ -52,6 +52,8 @@ comma := ,
 # One thread in each process: the networks are small, and several processes share the cores.
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
+# Containers often forbid Python to keep its bytecode, and hundreds of processes start in the tests.
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
 
 .PHONY: help

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import posixpath
 import re
 from collections.abc import Iterator
@@ -15,11 +16,16 @@ from rllib_hpo.experiments.config.run_config import RunSettings
 from tests.docs.pages import DOCS, ROOT, blocks, links, pages, reference
 
 PAGES = {**pages(), "README.md": (ROOT / "README.md").read_text()}
-REFERENCE = reference.pages()
 COMMANDS = dict(reference.commands())
 SETTINGS = {*RunSettings.model_fields}.union(*(find_settings(name).model_fields for name in BUILT_IN))
 OF_PACKAGES = {"boldness"}
 """Settings of the algorithms that the pages show as other packages'."""
+
+
+@functools.cache
+def generated() -> dict[str, str]:
+    """Return the pages of the reference, which take a second to make."""
+    return reference.pages()
 
 
 def calls(markdown: str) -> Iterator[str]:
@@ -65,7 +71,7 @@ def test_settings_that_commands_set_exist(page: str) -> None:
 @pytest.mark.parametrize("page", pages())
 def test_links_lead_somewhere(page: str) -> None:
     """Test the quick part of what `make docs` checks: files and pages, without anchors."""
-    site = {*PAGES, *REFERENCE}
+    site = {*PAGES, *generated()}
     for path in links.repository_links(PAGES[page], page):
         links.page_of(path)  # raises where there is no such file
     for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+\.md)", links.rewrite(PAGES[page], page)):
@@ -83,7 +89,7 @@ def test_navigation_has_every_page_once() -> None:
 
     named = list(leaves(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
     added = reference.settings_navigation()[1:]  # by the hook, as the pages of the Python interface
-    made = [uri for uri in REFERENCE if not uri.startswith("reference/api/")]
+    made = [uri for uri in generated() if not uri.startswith("reference/api/")]
     assert sorted([*named, *added]) == sorted([*pages(), *made])
 
 
@@ -112,7 +118,7 @@ def test_every_setting_of_an_algorithm_is_explained_once(algorithm: str) -> None
     ],
 )
 def test_every_row_of_the_reference_says_what_it_means(page: str, columns: int) -> None:
-    rows = [row for row in table_rows(REFERENCE[f"reference/{page}"]) if len(row) == columns]
+    rows = [row for row in table_rows(generated()[f"reference/{page}"]) if len(row) == columns]
     assert rows
     meaning = 1 if page == "tasks.md" else -1
     assert [row[0] for row in rows if not row[meaning]] == []
