@@ -313,6 +313,7 @@ def test_the_old_stack_reseeds(checkpoints: dict[str, Path]) -> None:
     assert not np.array_equal(seen[0], seen[1])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_old_workers_reseed(checkpoints: dict[str, Path]) -> None:
     config = config_of("old", seed=4, **CHANGED).env_runners(num_env_runners=2)

@@ -70,11 +70,13 @@ def acting_parameters(runner: Any) -> dict[str, Any]:
 
 
 BOTH_WAYS = pytest.mark.parametrize(
-    "lead", [0, pytest.param("auto", marks=pytest.mark.slow)], ids=["turns", "overlapping"]
+    "lead",
+    [pytest.param(0, marks=pytest.mark.exhaustive), pytest.param("auto", marks=pytest.mark.slow)],
+    ids=["turns", "overlapping"],
 )
 """For properties that do not depend on how far sampling may lead learning."""
 COUNTED = list(itertools.product((1, 3), (0.25, 1.0, 2.0), (0, 1)))
-COUNTED_FIRST = {(3, 0.25, 0): (), (1, 2.0, 1): pytest.mark.slow}
+COUNTED_FIRST = {(3, 0.25, 0): pytest.mark.slow}
 
 
 @pytest.mark.parametrize(
@@ -359,7 +361,12 @@ def test_a_learner_that_dies_ends_the_run_with_a_sentence(lead: Any) -> None:
             r"The observation of .* at step 10 of an episode of environment 0 of runner",
             marks=pytest.mark.exhaustive,
         ),
-        ("reward", NonFiniteError, r"The reward of .* at step 10 of an episode of environment 0 of runner"),
+        pytest.param(
+            "reward",
+            NonFiniteError,
+            r"The reward of .* at step 10 of an episode of environment 0 of runner",
+            marks=pytest.mark.exhaustive,
+        ),
         pytest.param(
             "error",
             UserCodeError,

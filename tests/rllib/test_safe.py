@@ -45,7 +45,7 @@ def safe_config(algorithm: str = "sac-hpo-lagrangian", **settings: Any) -> Actor
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Train a shielded run in three environments; return it, its checkpoint half-way, its last result and its rows."""
     rows = tmp_path_factory.mktemp("rows")
-    config = safe_config(shield_steps=SHIELD_STEPS).results(results_dir=str(rows))
+    config = safe_config(shield_steps=SHIELD_STEPS, leapfrog_steps=1).results(results_dir=str(rows))
     with running(config) as built:
         train_to(built, STEPS // 2)
         checkpoint = built.save_to_path(tmp_path_factory.mktemp("checkpoint"))
@@ -115,7 +115,9 @@ def test_a_run_says_once_that_its_shield_hardly_chooses(tmp_path: Path) -> None:
     assert {f"evaluation/{name}" for name in COST_COLUMNS} <= metrics.keys()
 
 
-@pytest.mark.parametrize("file_format", ["safetensors", "torch-export", "onnx"])
+@pytest.mark.parametrize(
+    "file_format", ["safetensors", pytest.param("torch-export", marks=pytest.mark.slow), "onnx"]
+)
 def test_exported_policies_keep_the_shield(trained: Any, file_format: str, tmp_path: Path) -> None:
     """They take the episode's first observation; another one changes the action where the test binds."""
     policy = newest_policy(trained[0])

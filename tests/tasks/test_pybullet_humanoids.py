@@ -55,6 +55,7 @@ def test_one_seed_is_one_trajectory_in_new_environments(env_id):
     assert not np.array_equal(rollout(other, seed=4), trajectory)
 
 
+@pytest.mark.slow
 def test_addresses_in_memory_do_not_matter():
     """With Bullet's default broadphase this trajectory diverges about once in thirty times."""
     code = textwrap.dedent("""

@@ -48,7 +48,7 @@ def steps_of_rows(directory: Path) -> list[int]:
 
 def test_a_run_ends_with_a_sentence_and_is_resumed(tmp_path: Path) -> None:
     directory = tmp_path / "run"
-    arguments = new_run(directory, "sac-hpo", steps=2_000, num_learners=2, evaluation_every=200)
+    arguments = new_run(directory, "sac-hpo", steps=1_000, num_learners=2, evaluation_every=200)
     with life(arguments, tmp_path) as process:
         kill_a_learner(process, directory, after=400)
         began = time.monotonic()
@@ -59,7 +59,7 @@ def test_a_run_ends_with_a_sentence_and_is_resumed(tmp_path: Path) -> None:
     failed = read_events(directory / EVENTS_FILE)[-1]
     assert (failed["event"], failed["error"]) == ("failed", SENTENCE)
     run(resumed(directory), tmp_path)
-    assert steps_of_rows(directory) == list(range(0, 2_001, 200))
+    assert steps_of_rows(directory) == list(range(0, 1_001, 200))
 
 
 def test_a_trial_starts_again_from_its_last_checkpoint(
@@ -67,7 +67,7 @@ def test_a_trial_starts_again_from_its_last_checkpoint(
 ) -> None:
     monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 4}')  # a trial of two learners asks for three
     text = sweeps.SWEEP.replace("[sac, sac-hpo]", "[sac]").replace("seeds: 0-1", "seeds: 0")
-    text = text.replace("steps: 600", "steps: 2000\n  num_learners: 2")
+    text = text.replace("steps: 600", "steps: 1000\n  num_learners: 2")
     directory = tmp_path / "sweep"
     where = ["--out", str(directory), "--storage", f"file://{tmp_path}/storage"]
     process = sweeps.started(str(sweeps.written(tmp_path, text)), *where, cwd=tmp_path)
@@ -83,7 +83,7 @@ def test_a_trial_starts_again_from_its_last_checkpoint(
     lives = [(name, steps) for name, steps in happened if name not in {"evaluated", "checkpoint"}]
     assert [name for name, _ in lives] == ["started", "failed", "resumed", "finished"]
     assert lives[2][1] >= 200
-    assert steps_of_rows(directory) == list(range(0, 2_001, 100))
+    assert steps_of_rows(directory) == list(range(0, 1_001, 100))
     # Both shards are on storage, too: another machine goes on from there, not from the beginning.
     again = [
         "--resume",
@@ -91,7 +91,7 @@ def test_a_trial_starts_again_from_its_last_checkpoint(
         "--out",
         str(tmp_path / "there"),
         "--steps",
-        "2200",
+        "1200",
     ]
     sweeps.run(*again, cwd=tmp_path)
-    assert steps_of_rows(tmp_path / "there") == [2_100, 2_200]
+    assert steps_of_rows(tmp_path / "there") == [1_100, 1_200]

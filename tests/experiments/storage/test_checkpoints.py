@@ -26,14 +26,12 @@ from tests.experiments.lives import (
     CLI,
     REPOSITORY,
     checkpoints,
-    ended,
     evaluated,
-    life,
     new_run,
     resumed,
-    run,
 )
 from tests.rllib.tiny import EVERY_ALGORITHM, assert_equal, facts, loaded, running, tiny_config, train_to
+from tests.test_cli import run as run_here
 
 EVERY = 40
 
@@ -358,14 +356,16 @@ def test_a_directory_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> N
         CheckpointStore(tmp_path).save(built)
 
 
-def test_a_moved_and_damaged_run_resumes_from_the_command_line(tmp_path: Path) -> None:
-    run(new_run(Path("first"), "sac", steps=150), tmp_path)
+def test_a_moved_and_damaged_run_resumes_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_here(*new_run(Path("first"), "sac", steps=150)) == 0
+    capsys.readouterr()
     (tmp_path / "first").rename(tmp_path / "second")
     flip_a_byte(tmp_path / "second" / "checkpoints" / "step-0000000150" / "env_runner" / "state.pkl")
-    with life(resumed(Path("second"), "--steps", "250"), tmp_path) as process:
-        code, out, err = ended(process)
-    assert code == 0, out
-    said = " ".join(err.split())
+    assert run_here(*resumed(Path("second"), "--steps", "250")) == 0
+    said = " ".join(capsys.readouterr().err.split())
     assert "env_runner/state.pkl is missing or differs. Using the previous checkpoint." in said
     assert evaluated(tmp_path / "second") == [0, 100, 150, 200, 250]
     assert checkpoints(tmp_path / "second")[-1] == 250

@@ -60,12 +60,10 @@ def rows_without_runners(directory: Path, steps: int) -> Any:
 @pytest.mark.parametrize(
     ("wrapper", "algorithm"),
     [
-        pytest.param([], "sac-hpo", id="plain-sac-hpo"),
+        pytest.param([], "sac-hpo", id="plain-sac-hpo", marks=pytest.mark.exhaustive),
         pytest.param([], "td3", id="plain-td3", marks=pytest.mark.exhaustive),
-        pytest.param(
-            ["normalize-observation"], "sac-hpo", id="normalized-sac-hpo", marks=pytest.mark.exhaustive
-        ),
-        pytest.param(["normalize-observation"], "td3", id="normalized-td3"),
+        pytest.param(["normalize-observation"], "sac-hpo", id="normalized-sac-hpo"),
+        pytest.param(["normalize-observation"], "td3", id="normalized-td3", marks=pytest.mark.exhaustive),
     ],
 )
 def test_numbers_are_those_of_an_evaluation_in_the_driver(
@@ -110,6 +108,7 @@ def test_training_goes_on_meanwhile_and_waits_for_the_one_before(tmp_path: Path)
     assert (row["weights_env_steps"], row["updates"]) == (60, 40)
 
 
+@pytest.mark.slow
 def test_two_runners_hold_two_evaluations(tmp_path: Path) -> None:
     with running(gated(tmp_path, 2)) as algorithm:
         algorithm.latest_evaluation = {"env_steps": -1}
@@ -170,8 +169,9 @@ def test_a_pending_evaluation_is_in_the_checkpoint(number: int, tmp_path: Path) 
 @pytest.mark.parametrize(
     "saved",
     [
-        "to a path",
-        *(pytest.param(each, marks=pytest.mark.slow) for each in ("not", "as a state", "to a full disk")),
+        pytest.param("to a path", marks=pytest.mark.slow),
+        pytest.param("as a state", marks=pytest.mark.exhaustive),
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("not", "to a full disk")),
     ],
 )
 def test_what_is_pending_is_waited_for_in_the_end(

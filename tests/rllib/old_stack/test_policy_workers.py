@@ -42,6 +42,7 @@ def test_workers_hold_the_learners_weights_and_targets(algorithm: str) -> None:
         assert_all_differ(rows_of(built))
 
 
+@pytest.mark.exhaustive
 def test_policy_lag_counts_updates_since_the_weights_that_acted() -> None:
     config = old_config("sac", steps_per_iteration=4).env_runners(
         num_env_runners=2, rollout_fragment_length=4
