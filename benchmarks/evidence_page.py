@@ -1,6 +1,6 @@
 """Say which of the papers' claims the evidence shows, from its rows and policies: docs/benchmarks/evidence.md.
 
-    python -m benchmarks.evidence_page --measure     # the gap and the leapfrog steps of kept policies, then the page
+    python -m benchmarks.evidence_page --measure     # what kept policies do: gap, steps, exploration; then the page
     python -m benchmarks.evidence_page               # the page alone
 
 Rows and policies are those of `python -m benchmarks.evidence`. Each claim has the number that it was judged by, with
@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks import machine
+from benchmarks import coverage, machine
 from rllib_hpo.analysis import statistics
 from rllib_hpo.analysis.gap_files import write_gap
 from rllib_hpo.analysis.gap_tables import ROWS, Line, Stage, lines_of
@@ -35,7 +35,7 @@ from rllib_hpo.results import read_rows, write_atomically
 
 STUDY = machine.RESULTS / "evidence"
 ABLATION = machine.RESULTS / "evidence-ablation"
-GAP, STEPS = STUDY / "gap", STUDY / "leapfrog_steps.json"
+GAP, STEPS, COVERAGE = STUDY / "gap", STUDY / "leapfrog_steps.json", STUDY / "coverage.json"
 PAGE = machine.ROOT / "docs" / "benchmarks" / "evidence.md"
 LEAPFROG_STEPS = (0, 1, 2, 3, 5, 10)
 EPISODES = 10
@@ -240,6 +240,31 @@ def steps_table(played: Mapping[str, Any]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
+# --- exploration ----------------------------------------------------------------------------------------------------
+
+
+def coverage_claims(measured: Sequence[Mapping[str, Any]]) -> Iterator[Claim]:
+    """Judge whether SAC-HPO's policies visit more of the state space when they explore, and by their steps."""
+    for task in sorted({one["task"] for one in measured}):
+        with_steps = coverage.find(measured, task, "sac-hpo", steps=True)
+        others = {
+            f"than {SAC}'s": coverage.find(measured, task, "sac"),
+            "than the same policy without its steps": coverage.find(measured, task, "sac-hpo"),
+        }
+        for other, entropies in others.items():
+            wider = None
+            if with_steps is not None and entropies is not None:
+                wider = statistics.stratified_bootstrap(
+                    (np.array(with_steps) - np.array(entropies))[:, None],
+                    lambda values: values.mean((-2, -1)),
+                    np.random.default_rng(0),
+                )
+            yield Claim(
+                "v1 4.2", f"When it explores, {OURS}'s last policy visits more of the state space {other}: {task}",
+                f"entropy of the states, the difference in nats: {shown(wider)}", verdict(wider, 0.0),
+            )  # fmt: skip
+
+
 # --- measuring ------------------------------------------------------------------------------------------------------
 
 
@@ -249,7 +274,7 @@ def policy_files() -> list[Path]:
 
 
 def measure() -> None:
-    """Measure the gap of all kept policies, and the returns of SAC-HPO's with other numbers of leapfrog steps."""
+    """Measure gap and exploration of kept policies, and the returns of SAC-HPO's by number of leapfrog steps."""
     write_gap([load_policy_file(path) for path in policy_files()], GAP, tell=print)
     played: dict[str, Any] = {}
     for path in policy_files():
@@ -262,6 +287,13 @@ def measure() -> None:
             played[path.stem] = {"leapfrog_steps": about.settings["leapfrog_steps"], "returns": returns}
             print(f"{path.stem}: played with {', '.join(map(str, LEAPFROG_STEPS))} leapfrog steps")
     write_atomically(STEPS, (json.dumps(played, indent=1) + "\n").encode())
+    measure_coverage()
+
+
+def measure_coverage() -> None:
+    """Measure how much of the state space the kept policies visit when they explore."""
+    measured = coverage.entropies(list(coverage.explore(policy_files())))
+    write_atomically(COVERAGE, (json.dumps(measured, indent=1) + "\n").encode())
 
 
 # --- the page -------------------------------------------------------------------------------------------------------
@@ -299,7 +331,9 @@ Seeds so far: {seeds}.
 A claim **holds** if the whole 95 % interval says so, *does not hold* if the whole interval says the opposite, and is
 *undecided* otherwise. There are *too few seeds* where even a complete separation of them would have p > 0.05 (exact
 test of ranks). Intervals of an algorithm's returns come from a bootstrap over seeds. Those of one policy come from a
-bootstrap over its states or episodes, which says nothing about other seeds.
+bootstrap over its states or episodes, which says nothing about other seeds. The entropy of the states that a policy
+visits with the noise of training is estimated in {coverage.BATCHES} batches of {coverage.STEPS:,} steps
+(`benchmarks/coverage.py`).
 
 {claims_table(claims)}
 ## Returns
@@ -339,7 +373,7 @@ def make_page() -> str:
         returns.parameters(),
         *gap_claims(pq.read_table(GAP / ROWS)),
         *step_claims(played),
-        Claim("v1 4.2", f"{OURS} covers more states when exploring", "", NOT_TESTED),
+        *coverage_claims(json.loads(COVERAGE.read_text())),
     ]
     return page(of_study, claims, all_tables(of_study, np.random.default_rng(0)), played)
 

@@ -4,7 +4,8 @@
 
 needs `uv` on the PATH, which also finds or fetches the Pythons. Each case gets a virtual environment of its own below
 --folder (about 6 GB each, most of it torch, shared by hard links through uv's cache), into which uv installs this
-checkout as a user would. There a run is trained, resumed, evaluated, exported and reported, and a sweep is run on Tune.
+checkout as a user would. There a run is trained, resumed, evaluated, exported and reported, and a sweep and a
+search are run on Tune.
 The last cases have packages of environments beside each other, and train in one of each. Results stand in
 benchmarks/results/versions.json, in which cases that are run again replace their earlier ones, and in
 docs/benchmarks/versions.md.
@@ -47,6 +48,16 @@ tasks: [Pendulum-v1]
 seeds: 0
 settings: {json.dumps({**TINY, "steps": 200})}
 """
+SEARCH = f"""\
+search: versions
+algorithm: sac-hpo
+task: Pendulum-v1
+steps: 200
+trials: 2
+settings: {json.dumps({**TINY, "cost": {"kind": "torque"}, "cost_limit": 200.0})}
+space: {{step_size: {{low: 0.02, high: 0.5, log: true}}}}
+"""
+"""A search under a limit, which Optuna 5 is told otherwise than Optuna 4."""
 
 
 COMMANDS = """
@@ -125,7 +136,7 @@ CASES = (
 
 
 def steps(subject: Subject, folder: Path) -> Iterator[list[str]]:
-    """Commands of `rllib-hpo`, each after the name of what it shows; without a package a sweep on Tune, too."""
+    """Commands of `rllib-hpo`, each after the name of what it shows; without a package a sweep and a search, too."""
     folder.mkdir()
     run = str(folder / "run")
     settings = [word for name, value in TINY.items() for word in ("--set", f"{name}={value}")]
@@ -141,6 +152,9 @@ def steps(subject: Subject, folder: Path) -> Iterator[list[str]]:
         (folder / "sweep.yaml").write_text(SWEEP)
         sweep = [str(folder / "sweep.yaml"), "--out", str(folder / "sweep"), "--wandb", "disabled"]
         yield ["sweep", "sweep", *sweep]
+        (folder / "search.yaml").write_text(SEARCH)
+        search = [str(folder / "search.yaml"), "--out", str(folder / "search"), "--wandb", "disabled"]
+        yield ["search", "tune", *search]
 
 
 def try_case(case: Case, folder: Path) -> dict[str, Any]:
@@ -249,7 +263,7 @@ def page(results: dict[str, Any]) -> str:
         "# Versions and neighbours\n\nWhat was tried by `python -m benchmarks.versions` "
         "(`benchmarks/results/versions.json`), each line in a virtual environment of its own into which `uv` installed "
         "this package as a user would: 200 steps trained, resumed to 300, evaluated, exported to ONNX and reported, "
-        "and a sweep of two trials on Tune.\n\n"
+        "and a sweep and a search of two trials each on Tune.\n\n"
         + _table(["", "Python", *SHOWN, "result"], versions)
         + "\nAll tests pass with the versions of `constraints.txt`. Ray's RLlib pins gymnasium to one version.\n\n"
         "## Packages of environments\n\nAll of them installed beside this package and beside each other, without "

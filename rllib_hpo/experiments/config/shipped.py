@@ -53,15 +53,15 @@ def sweep_files() -> dict[str, Path]:
 def find_sweep_file(given: str) -> Path:
     """Return the path of a sweep file, given as a path or as the name of one that comes with the package.
 
-    A file of that path goes before a name.
+    A file of that path goes before a name, and a name before a folder: a checkout has a folder `zoo`.
 
     Raises:
         UserError: If a name is unknown, with the nearest one.
     """
-    path = absolute(given)
-    if path.exists():
+    path, known = absolute(given), sweep_files()
+    if path.exists() and not (path.is_dir() and given in known):
         return path
-    known, name = sweep_files(), path.name.removesuffix(".yaml")
+    name = path.name.removesuffix(".yaml")
     if "/" not in given and name in known:
         return known[name]
     if name in known:

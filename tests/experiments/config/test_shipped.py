@@ -38,6 +38,12 @@ def test_a_file_goes_before_a_name(tmp_path: Path) -> None:
     assert find_sweep_file("./other/mine.yaml") == tmp_path / "other" / "mine.yaml"
 
 
+def test_a_name_goes_before_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "zoo").mkdir()  # which a checkout has
+    assert find_sweep_file("zoo") == ROOT / "tune_configs" / "zoo.yaml"
+    assert find_sweep_file("./zoo") == tmp_path / "zoo"
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [

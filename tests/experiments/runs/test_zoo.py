@@ -53,14 +53,12 @@ def test_a_policy_is_that_of_its_row_and_sweep(name: str) -> None:
         entry["task"],
         entry["env_steps"],
     )
-    command = (
-        f"rllib-hpo sweep {entry['sweep']} --only task={policy.task},algorithm={policy.algorithm} --seeds 0"
-    )
-    assert entry["command"] == command
-    chosen = read_sweep(sweep_files()[entry["sweep"]], seeds="0").only(
-        task=policy.task, algorithm=policy.algorithm
-    )
-    (trial,) = chosen.trials
+    *command, sweep, only, chosen, seeds, seed = entry["command"].split()
+    assert [*command, only, seeds, seed] == ["rllib-hpo", "sweep", "--only", "--seeds", "0"]
+    assert chosen == f"task={policy.task},algorithm={policy.algorithm}"
+    file = read_sweep(sweep_files().get(sweep, ROOT / sweep), seeds="0")
+    assert file.name == entry["sweep"]
+    (trial,) = file.only(task=policy.task, algorithm=policy.algorithm).trials
     assert trial.config.run.steps == policy.env_steps
     assert trial.config.settings == policy.parsed_settings()
 
