@@ -224,7 +224,9 @@ def expected(task: int, series: int, span: float, x: str = "steps") -> tuple[Any
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("span", [1, 5, 23])
+@pytest.mark.parametrize(
+    "span", [pytest.param(1, marks=pytest.mark.exhaustive), 5, pytest.param(23, marks=pytest.mark.exhaustive)]
+)
 def test_lines_are_the_means_that_python_computes(reader: Reader, span: int) -> None:
     reader.set("#span", span)
     for series in range(3):
@@ -299,7 +301,13 @@ def test_a_view_can_be_bookmarked(reader: Reader) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fragment", ["#span=x&x=toString&y=&task=nobody", "#%%%", "#span=1e9", "#top"])
+@pytest.mark.parametrize(
+    "fragment",
+    [
+        "#span=x&x=toString&y=&task=nobody",
+        *(pytest.param(each, marks=pytest.mark.exhaustive) for each in ("#%%%", "#span=1e9", "#top")),
+    ],
+)
 def test_an_address_that_makes_no_sense_still_opens(reader: Reader, fragment: str) -> None:
     reader.driver.get("about:blank")
     reader.driver.get(f"{reader.path.as_uri()}{fragment}")
@@ -372,7 +380,7 @@ def test_tables_are_copied_as_csv(reader: Reader) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [320, 390])
+@pytest.mark.parametrize("width", [320, pytest.param(390, marks=pytest.mark.exhaustive)])
 def test_a_phone_never_scrolls_sideways(reader: Reader, width: int) -> None:
     reader.open(width=width, height=844)
     assert not reader.find("#form").is_displayed()
@@ -441,8 +449,15 @@ def test_tables_link_to_their_rows(browser: Any, hostile_page: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1400, 390])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (1400, "light"),
+        pytest.param(1400, "dark", marks=pytest.mark.exhaustive),
+        pytest.param(390, "light", marks=pytest.mark.exhaustive),
+        (390, "dark"),
+    ],
+)
 def test_axe_finds_nothing_serious(browser: Any, hostile_page: Path, width: int, scheme: str) -> None:
     axe = Path(pytest.importorskip("axe_core_python").__file__).with_name("axe.min.js").read_text()
     reader = Reader(browser, hostile_page)

@@ -46,8 +46,10 @@ from tests.fuzz.damage import TOKENS, damaged_bytes, damaged_json, damaged_text,
 from tests.results.rows import make_row
 
 ROOT = Path(__file__).resolve().parents[2]
-CASES = pytest.mark.parametrize("cases", [50, pytest.param(500, marks=pytest.mark.slow)])
-"""The first cases run by default, all in the slow suite."""
+CASES = pytest.mark.parametrize(
+    "cases", [50, pytest.param(150, marks=pytest.mark.slow), pytest.param(500, marks=pytest.mark.exhaustive)]
+)
+"""The first cases run by default, more in the slow suite, all of them in `make test-all`."""
 
 
 def survive(read: Callable[[random.Random], object], cases: int) -> None:

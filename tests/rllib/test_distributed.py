@@ -410,7 +410,7 @@ class BrokenAtRunners(CountingEnv):
 
 
 @pytest.mark.parametrize("where", [pytest.param("reset", marks=pytest.mark.exhaustive), "constructor"])
-@pytest.mark.parametrize("stack", ["new", pytest.param("old", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stack", ["new", pytest.param("old", marks=pytest.mark.exhaustive)])
 def test_what_breaks_at_runners_only_is_said(where: str, stack: str) -> None:
     """The message is the cause, not an index out of range."""
     config = remote_config(env=BrokenAtRunners, num_env_runners=2)

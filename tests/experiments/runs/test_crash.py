@@ -28,7 +28,7 @@ from tests.experiments.lives import (
     run,
     wait_for,
 )
-from tests.rllib.tiny import EVERY_ALGORITHM_IN_TIME
+from tests.kinds import OF_VECTORS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -110,7 +110,10 @@ def work(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path)
 
 
-@EVERY_ALGORITHM_IN_TIME
+@pytest.mark.parametrize(
+    "algorithm",
+    [name if name == "sac-hpo" else pytest.param(name, marks=pytest.mark.exhaustive) for name in OF_VECTORS],
+)
 def test_twenty_kills_change_nothing(algorithm: str, work: Path) -> None:
     steps = 3_000
     reference, directory = work / "reference", work / "killed"

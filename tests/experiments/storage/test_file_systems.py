@@ -113,11 +113,14 @@ def uninterrupted(life: Life, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "refused",
     [
-        {"REFUSE_SYMLINK": errno.EPERM},
-        {"REFUSE_FLOCK": errno.ENOLCK},
-        {"REFUSE_FSYNC": errno.EINVAL},
+        pytest.param({"REFUSE_SYMLINK": errno.EPERM}, id="no links", marks=pytest.mark.exhaustive),
+        pytest.param({"REFUSE_FLOCK": errno.ENOLCK}, id="no locks", marks=pytest.mark.exhaustive),
+        pytest.param({"REFUSE_FSYNC": errno.EINVAL}, id="no fsync", marks=pytest.mark.exhaustive),
+        pytest.param(
+            {"REFUSE_SYMLINK": errno.EPERM, "REFUSE_FLOCK": errno.ENOLCK, "REFUSE_FSYNC": errno.EINVAL},
+            id="none of them",
+        ),
     ],
-    ids=["no links", "no locks", "no fsync"],
 )
 def test_a_run_is_killed_and_goes_on(
     refused: dict[str, int], life: Life, uninterrupted: Path, tmp_path: Path

@@ -71,7 +71,7 @@ def measured(algorithm: ActorCriticAlgorithm, env_steps: int) -> list[dict[str, 
 
 @pytest.mark.parametrize(
     ("num_env_runners", "num_learners"),
-    [(2, 0), pytest.param(2, 1, marks=pytest.mark.slow), pytest.param(0, 1, marks=pytest.mark.slow)],
+    [(2, 0), pytest.param(2, 1, marks=pytest.mark.slow), pytest.param(0, 1, marks=pytest.mark.exhaustive)],
 )
 def test_counts_are_exact_at_every_stop(num_env_runners: int, num_learners: int, tmp_path: Path) -> None:
     """No runner's step is lost or repeated where a stop cuts a delivery."""
@@ -251,7 +251,7 @@ def hanging(directory: Path, bad_step: int, **settings: Any) -> ActorCriticConfi
 @pytest.mark.parametrize(
     ("bad_step", "lead"),
     [
-        pytest.param(*case, marks=[] if case in ((3, 0), (15, "auto")) else pytest.mark.exhaustive)
+        pytest.param(*case, marks=[] if case == (15, "auto") else pytest.mark.exhaustive)
         for case in itertools.product((3, 15), (0, 8, "auto"))
     ],
 )
@@ -322,7 +322,7 @@ def test_a_run_can_be_stopped_while_a_runner_hangs(tmp_path: Path) -> None:
     assert time.monotonic() - began < 30
 
 
-@pytest.mark.parametrize("num_learners", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_learners", [0, pytest.param(1, marks=pytest.mark.exhaustive)])
 def test_a_resumed_run_neither_loses_nor_repeats_a_step(num_learners: int, tmp_path: Path) -> None:
     """This holds for scheduled and other checkpoints, which hold the queue."""
     config = overlapping(num_learners=num_learners, steps_per_iteration=20)
@@ -417,7 +417,7 @@ def test_a_transition_crosses_the_wire_once_and_little_with_it(num_learners: int
 
 @pytest.mark.parametrize(
     ("num_env_runners", "num_learners"),
-    [(2, 0), pytest.param(2, 1, marks=pytest.mark.slow), pytest.param(0, 1, marks=pytest.mark.exhaustive)],
+    [(2, 0), *(pytest.param(n, 1, marks=pytest.mark.exhaustive) for n in (2, 0))],
 )
 def test_weights_on_the_wire_are_counted_where_they_are_fetched(
     num_env_runners: int, num_learners: int
