@@ -276,3 +276,29 @@ def test_trials_match_every_only(
     assert printed.count("td3-Hopper-v4-seed") == 2
     assert run("sweep", str(file), "--dry-run", *words, "--only", "algorithm=sac") == 2
     assert "--only algorithm=sac: algorithm is already td3" in capsys.readouterr().err
+
+
+def test_a_dry_run_counts_seeds_that_share_a_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What cannot share one is refused before anything starts, and what has no turn to wait for is told."""
+    file, out = tmp_path / "little.yaml", tmp_path / "sweep"
+    file.write_text(SWEEP.replace("Pendulum-v1, CartPole-v1, RaisingReset-v0", "Hopper-v4"))
+    words = ["sweep", str(file), "--out", str(out), "--seeds", "0-2", "--seeds-per-trial", "2"]
+    assert run(*words, "--dry-run") == 0
+    printed = capsys.readouterr().out
+    assert "3 trials in 2 groups of seeds, 600 environment steps" in printed
+    assert " groups at a time, about " in printed
+    assert [f"sac-Hopper-v4-seed{seed}" in printed for seed in range(3)] == [True] * 3
+    assert run(*words, "--dry-run", "--evaluation-num-env-runners", "1") == 0
+    printed = capsys.readouterr().out
+    assert "3 trials in 3 groups of seeds" in printed
+    assert printed.count("are trained apart: trial sac-Hopper-v4-seed0 and 2 more.") == 1
+    file.write_text(file.read_text().replace("settings: {", "settings: {api_stack: old, "))
+    assert run(*words) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert (
+        "seeds_per_trial=2 needs api_stack=new, but the trial sac-Hopper-v4-seed0 has api_stack=old." in line
+    )
+    assert run("sweep", str(file), "--seeds-per-trial", "0") == 2
+    assert not out.exists()

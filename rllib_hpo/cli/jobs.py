@@ -149,12 +149,14 @@ def _validated_name(source: Path, given: dict[str, Any], search: bool) -> str:
     """Validate a sweep or search file with the options given, and return its name."""
     from rllib_hpo.experiments.config.search_config import read_search
     from rllib_hpo.experiments.config.sweep_config import read_sweep
+    from rllib_hpo.experiments.sweeps.seeds import group_seeds
 
     if search:
         return read_search(source, search_changes(given)).file.search
     grid = read_sweep(source, given.get("seeds"), trial_settings(given))
     if given.get("only"):
         grid = grid.only(**pairs(given["only"]))
+    group_seeds(grid.configs, given.get("seeds_per_trial", 1))
     return grid.name
 
 

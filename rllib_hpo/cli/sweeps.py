@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,6 +70,14 @@ EvaluationNumEnvRunners = Annotated[
     int | None,
     typer.Option(min=0, help="Evaluation runners per trial, which work in parallel with training."),
 ]
+SeedsPerTrial = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Seeds of one configuration that a process trains: on a GPU with their updates made together, on a CPU "
+        "in turns. Give it again at a resume.",
+    ),
+]
 GpusPerLearner = Annotated[float | None, typer.Option(min=0, max=1, help="GPUs per trial: 1, or a fraction.")]
 
 
@@ -86,6 +94,7 @@ def sweep(
     num_env_runners: NumEnvRunners = None,
     evaluation_num_env_runners: EvaluationNumEnvRunners = None,
     gpus_per_learner: GpusPerLearner = None,
+    seeds_per_trial: SeedsPerTrial = 1,
     wandb: Wandb = "offline",
     wandb_artifacts: WandbArtifacts = False,
     wandb_video: WandbVideo = False,
@@ -124,9 +133,9 @@ def sweep(
     grid = read_sweep(source, seeds, given)
     if only:
         grid = grid.only(**pairs(only))
-    _print_notices(grid)
+    _print_notices(grid, seeds_per_trial)
     if dry_run:
-        print_trials(grid)
+        print_trials(grid, seeds_per_trial)
         return
     is_new = files is None
     if files is None:
@@ -140,8 +149,10 @@ def sweep(
         options=TrialOptions(
             max_concurrent, WandbOptions(wandb, wandb_artifacts, wandb_video), storage=remote
         ),
+        seeds_per_trial=seeds_per_trial,
     )
-    _run(run, files, remote, is_new=is_new)
+    again = f" --seeds-per-trial {seeds_per_trial}" if seeds_per_trial > 1 else ""
+    _run(run, files, remote, is_new=is_new, again=again)
 
 
 def sweeps(
@@ -186,8 +197,16 @@ def _import_modules_of(files: Any, resume: str) -> None:
     import_all(plan["imports"])
 
 
-def _run(run: Callable[..., Any], files: Any, remote: Any, *, is_new: bool) -> None:
-    """Run the trials and print how they ended; remove a new sweep that is refused."""
+def _run(run: Callable[..., Any], files: Any, remote: Any, *, is_new: bool, again: str) -> None:
+    """Run the trials and print how they ended; remove a new sweep that is refused.
+
+    Args:
+        run: Runs the trials.
+        files: The sweep's directory.
+        remote: Its storage, if any.
+        is_new: Whether it was just made.
+        again: Options to repeat at a resume.
+    """
     from rllib_hpo.experiments.sweeps import sweep as sweeps
     from rllib_hpo.experiments.sweeps.plan import publish_sweep
     from rllib_hpo.experiments.sweeps.progress import SweepProgress
@@ -200,7 +219,7 @@ def _run(run: Callable[..., Any], files: Any, remote: Any, *, is_new: bool) -> N
         if is_new:
             sweeps.remove_new_sweep(files, remote)
         raise
-    _print_outcome(files, outcome, remote)
+    _print_outcome(files, outcome, remote, again)
 
 
 def _started(
@@ -237,22 +256,24 @@ def resumed(resume: str | None, storage: str | None, out: Path | None) -> tuple[
     return files, remote
 
 
-def _print_notices(grid: Any) -> None:
-    """Print each notice once, with the first trial it concerns."""
+def _print_notices(grid: Any, seeds_per_trial: int) -> None:
+    """Print each notice once, with the first trial it concerns; refuse trials whose seeds cannot share a process."""
+    from rllib_hpo.experiments.sweeps import seeds
+
     found: dict[str, list[str]] = {}
     for trial in grid.trials:
-        for notice in trial.config.notices():
+        for notice in seeds.notices(trial.config, seeds_per_trial):
             found.setdefault(notice, []).append(trial.name)
+    seeds.group_seeds(grid.configs, seeds_per_trial)
     for notice, names in found.items():
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
         console.print(f"Note: {notice.rstrip('.')}: trial {names[0]}{others}.", soft_wrap=True)
 
 
-def print_trials(grid: Any) -> None:
+def print_trials(grid: Any, seeds_per_trial: int = 1) -> None:
     """Print what a sweep would run, on which resources, for how long, and last the trials that could not begin."""
-    from rllib_hpo.experiments.sweeps import estimate
+    from rllib_hpo.experiments.sweeps import estimate, seeds
     from rllib_hpo.experiments.sweeps import sweep as sweeps
-    from rllib_hpo.experiments.sweeps.resources import describe, resources
 
     with console.status("timing the trials on this machine", spinner="line"):  # this spinner is ASCII
         broken = sweeps.broken_trials(grid)
@@ -260,24 +281,39 @@ def print_trials(grid: Any) -> None:
         if not grid.trials:
             raise sweeps.describe_broken(broken)
         seconds = estimate.time_trials(grid)
-    table = Table("trial", "steps", "requests", "hours")
-    for trial in grid.trials:
-        request = describe(resources(trial.config))
-        table.add_row(trial.name, f"{trial.config.run.steps:,}", request, f"{seconds[trial.name] / 3600:.1f}")
-    console.print(table)
-    there, at_a_time = sweeps.capacity(grid)
-    hours = estimate.makespan(list(seconds.values()), at_a_time) / 3600
+    groups = seeds.group_seeds(grid.configs, seeds_per_trial)
+    console.print(_trial_table(grid, groups, seconds))
+    there, at_a_time = sweeps.capacity(grid, groups)
+    in_turns = [sum(seconds[name] for name in names) for names in groups.values()]
+    hours = estimate.makespan(in_turns, at_a_time) / 3600
     steps = sum(trial.config.run.steps for trial in grid.trials)
+    together = f" in {len(groups)} groups of seeds" if seeds_per_trial > 1 else ""
+    what = "groups" if seeds_per_trial > 1 else "trials"
     console.print(
-        f"{len(grid.trials)} trials, {steps:,} environment steps; with {there}: {at_a_time} trials at a time, "
-        f"about {hours:.1f} hours in total (estimated on one core of this machine; a GPU or slower cores change it)",
+        f"{len(grid.trials)} trials{together}, {steps:,} environment steps; with {there}: {at_a_time} {what} at a "
+        f"time, about {hours:.1f} hours in total (estimated on one core of this machine; a GPU or slower cores change "
+        "it)",
         soft_wrap=True,
     )
     if broken:
         raise sweeps.describe_broken(broken)
 
 
-def _print_outcome(files: Any, outcome: Any, storage: Any) -> None:
+def _trial_table(grid: Any, groups: Mapping[str, Sequence[str]], seconds: Mapping[str, float]) -> Table:
+    """List the trials of each group; the first stands for what all of them request."""
+    from rllib_hpo.experiments.sweeps.resources import describe, resources
+
+    table = Table("trial", "steps", "requests", "hours")
+    trials = {trial.name: trial for trial in grid.trials}
+    for names in groups.values():
+        request = describe(resources(trials[names[0]].config, num_seeds=len(names)))
+        for name in names:
+            steps, hours = trials[name].config.run.steps, seconds[name] / 3600
+            table.add_row(name, f"{steps:,}", request if name == names[0] else "the same", f"{hours:.1f}")
+    return table
+
+
+def _print_outcome(files: Any, outcome: Any, storage: Any, again: str) -> None:
     from rllib_hpo.experiments.process.signals import exit_code
 
     console.print(f"result rows:    {files.results}", soft_wrap=True)
@@ -289,8 +325,8 @@ def _print_outcome(files: Any, outcome: Any, storage: Any) -> None:
         logs = "; ".join(f"{name} ({path})" for name, path in outcome.failed.items())
         raise UserError(f"Trials failed: {logs}.")
     if outcome.unfinished:
-        again = f"rllib-hpo sweep --resume {shlex.quote(str(files.directory))}"
-        console.print(f"Resume with: {again}", soft_wrap=True)
+        command = f"rllib-hpo sweep --resume {shlex.quote(str(files.directory))}{again}"
+        console.print(f"Resume with: {command}", soft_wrap=True)
         raise typer.Exit(130 if outcome.stopped_by is None else exit_code(outcome.stopped_by))
 
 

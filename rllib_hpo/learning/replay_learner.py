@@ -32,6 +32,8 @@ class ReplayLearner:
         self.trainer, self._learn = trainer, learn
         capacity = trainer.replica.share(trainer.settings.replay_capacity)
         self.replay: Any = make_replay(trainer.layout, capacity, trainer.device)
+        self.together: Callable[[int], None] | None = None
+        """Makes the updates in place of this learner, together with those of other seeds; see `SharedUpdates`."""
         self._segments: SegmentList = []
         self._segments_dir = ""
 
@@ -68,12 +70,16 @@ class ReplayLearner:
         return self.trainer.updates_at_a_time if self.trainer.device.type == "cuda" else 1
 
     def update_from_replay(self, num_updates: int) -> None:
-        """Make updates, each with a batch of its own.
+        """Make updates, each with a batch of its own: alone, or together with other seeds.
 
         Raises:
             NonFiniteError: If a loss is not finite; see `Trainer.learn`.
             UserError: If a GPU's memory does not suffice.
         """
+        (self.together or self.update_alone)(num_updates)
+
+    def update_alone(self, num_updates: int) -> None:
+        """Make updates, as `update_from_replay` does by default."""
         with explain_out_of_memory():
             self._update_from_replay(num_updates)
 

@@ -80,7 +80,7 @@ class SeedGroup:
                     self._stacked.from_replays([learner.replay for learner in self.learners], num_updates)
                     return
         for seed in self._remaining():
-            self._guarded(seed, lambda learner: learner.update_from_replay(num_updates))
+            self._guarded(seed, lambda learner: learner.update_alone(num_updates))
 
     def _can_stack(self, stacked: StackedUpdates) -> bool:
         try:

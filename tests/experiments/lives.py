@@ -123,6 +123,12 @@ def checkpoints(directory: Path) -> list[int]:
 
 def outcome(directory: Path) -> dict[str, Any]:
     """Return a run's complete result: last checkpoint, replay and result rows, without clock times."""
+    rows = without_volatile(read_rows(directory / "results")).to_pylist()
+    return {**last_state(directory), "rows": rows}
+
+
+def last_state(directory: Path) -> dict[str, Any]:
+    """Return a run's last checkpoint and its replay, without clock times."""
     last = (directory / "checkpoints" / "last").resolve()
     pickles = {str(p.relative_to(last)): pickle.loads(p.read_bytes()) for p in last.rglob("*state.pkl")}
     assert {"algorithm_state.pkl", "env_runner/state.pkl", "learner_group/learner/state.pkl"} <= set(pickles)
@@ -138,7 +144,6 @@ def outcome(directory: Path) -> dict[str, Any]:
         "lifetime": sums,
         "replay": _replay(last, manifest),
         "manifest": {name: manifest[name] for name in ("env_steps", "evaluation", "config", "versions")},
-        "rows": without_volatile(read_rows(directory / "results")).to_pylist(),
     }
 
 

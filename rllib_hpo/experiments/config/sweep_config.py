@@ -120,6 +120,11 @@ class Sweep:
     description: str
     trials: tuple[Trial, ...]
 
+    @property
+    def configs(self) -> dict[str, RunConfig]:
+        """Configurations by the trials' names."""
+        return {trial.name: trial.config for trial in self.trials}
+
     def only(self, **wanted: str) -> Sweep:
         """The trials of one algorithm, task or variant.
 

@@ -56,37 +56,43 @@ class SweepProgress(Callback):
             self._refresh()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Count a trial that starts or restarts."""
-        self._running.add(trial.config["trial"])
+        """Count a trial that starts or restarts, or several seeds of one process, but none that have ended."""
+        self._running |= {name for name in _names(trial) if name not in self._ended}
         self._refresh()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """Count new steps of a trial."""
-        name = trial.config["trial"]
+        """Count new steps of a trial, or of several seeds."""
+        for name, own in result.get("runs", {trial.config["trial"]: result}).items():
+            self._count(name, own)
+        if result.get("done"):
+            self._running.difference_update(_names(trial))
+        self._refresh()
+
+    def _count(self, name: str, result: dict[str, Any]) -> None:
         self._done[name] = int(result.get("env_steps", self._done[name]))
         if result.get("done"):
             if result.get("stopped") and not result.get("failed"):
                 self._saved(name)
             else:
                 self._end(name, self._how(name, result), result.get("evaluation/return_mean"))
-        self._refresh()
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Count a trial that failed and will restart: its process, learner, runners or machine died."""
-        name = trial.config["trial"]
-        self._running.discard(name)
-        self.console.print(
-            f"again   {name}   {self._done[name]:,} steps   it died and restarts from its last checkpoint",
-            highlight=False,
-            soft_wrap=True,
-        )
+        for name in [name for name in _names(trial) if name in self._running]:
+            self._running.discard(name)
+            self.console.print(
+                f"again   {name}   {self._done[name]:,} steps   it died and restarts from its last checkpoint",
+                highlight=False,
+                soft_wrap=True,
+            )
         self._refresh()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Count a trial that failed too often."""
-        self._end(trial.config["trial"], "failed")
+        for name in [name for name in _names(trial) if name not in self._ended]:
+            self._end(name, "failed")
         self._refresh()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -134,3 +140,10 @@ class SweepProgress(Callback):
             state=f"{done} done,{early} {len(self._running)} running, {failed} failed",
             speed=f"{(completed - self._done_before) / seconds:,.0f} steps/s",
         )
+
+
+def _names(trial: Any) -> list[str]:
+    """Names of the runs that a trial of Tune trains."""
+    name = trial.config["trial"]
+    names: list[str] = trial.config.get("groups", {}).get(name, [name])
+    return names

@@ -20,7 +20,7 @@ _ROLLOUTS_PER_RUNNER = 0.001
 """Amount of the resource ROLLOUTS per runner; tiny, since only CPUs limit placement."""
 
 
-def resources(config: RunConfig, apart: bool = False) -> PlacementGroupFactory:
+def resources(config: RunConfig, apart: bool = False, num_seeds: int = 1) -> PlacementGroupFactory:
     """Resources of a trial: its own process with its learners, and a CPU for each runner.
 
     Those that evaluate beside training are runners, too.
@@ -28,6 +28,7 @@ def resources(config: RunConfig, apart: bool = False) -> PlacementGroupFactory:
     Args:
         config: The trial.
         apart: Whether the cluster has nodes for rollouts; the runners of a trial with a GPU then go there only.
+        num_seeds: Number of seeds that share the process and its GPU; each has runners of its own.
     """
     run = config.run
     share = run.num_gpus_per_learner
@@ -40,7 +41,8 @@ def resources(config: RunConfig, apart: bool = False) -> PlacementGroupFactory:
         # Tune puts a process that asks for nothing into the first bundle, and RLlib's learner takes the GPU there.
         # The two take turns; half a CPU, so that no runner finds room beside them or beside another learner.
         own = [{}, *[{"CPU": 0.5, "GPU": share}] * run.num_learners]
-    return PlacementGroupFactory([*own, *[runner] * (run.num_env_runners + run.evaluation_num_env_runners)])
+    num_runners = num_seeds * (run.num_env_runners + run.evaluation_num_env_runners)
+    return PlacementGroupFactory([*own, *[runner] * num_runners])
 
 
 def describe(request: PlacementGroupFactory) -> str:

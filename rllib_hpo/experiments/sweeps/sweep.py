@@ -15,6 +15,8 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ray.tune import PlacementGroupFactory
+
 from rllib_hpo.errors import SettingsError, StorageError, UserCodeError, UserError
 from rllib_hpo.experiments.cluster.nodes import check_shared
 from rllib_hpo.experiments.cluster.ray_session import ray_session
@@ -26,6 +28,7 @@ from rllib_hpo.experiments.storage.folder import STORAGE_ERRORS, Storage, remove
 from rllib_hpo.experiments.sweeps.plan import ERROR_FILE, PLAN_FILE, SweepFiles, read_plan, steps_done
 from rllib_hpo.experiments.sweeps.progress import SweepProgress
 from rllib_hpo.experiments.sweeps.resources import check_placeable, resources
+from rllib_hpo.experiments.sweeps.seeds import group_seeds
 from rllib_hpo.experiments.sweeps.trial import Batch, TrialOptions, in_session, run_batch
 from rllib_hpo.results import write_atomically
 from rllib_hpo.rllib.environment import probe_environment
@@ -171,10 +174,19 @@ def run_sweep(
     *,
     only: Sequence[str] | None = None,
     options: TrialOptions = TrialOptions(),  # noqa: B008  (frozen)
+    seeds_per_trial: int = 1,
 ) -> Outcome:
     """Run the incomplete trials of a sweep.
 
+    Args:
+        files: The sweep's directory.
+        progress: Shows how far the trials are.
+        only: Names of the trials to run; None for all.
+        options: How they are run.
+        seeds_per_trial: Greatest number of seeds of one configuration that a process trains.
+
     Raises:
+        SettingsError: If trials of several seeds cannot share a process.
         UserError: If a trial can never be placed, or a node of the cluster does not see the sweep's directory and
             there is no storage.
         StorageError: If the storage cannot be reached.
@@ -183,18 +195,25 @@ def run_sweep(
     names = [name for name in plan["trials"] if only is None or name in only]
     configs = {name: resolve_saved(files.trial(name).config, {}) for name in names}
     done_before = {name: steps_done(files.trial(name), storage) for name in names}
-    waiting = [name for name in names if done_before[name] < configs[name].run.steps]
-    forget_errors(files, waiting, storage)
+    waiting = {name: configs[name] for name in names if done_before[name] < configs[name].run.steps}
+    groups = group_seeds(waiting, seeds_per_trial)
+    forget_errors(files, list(waiting), storage)
 
     def run(stop: StopRequest, machines: Machines) -> None:
-        requests = {name: resources(configs[name], machines.keep_rollouts_apart) for name in waiting}
+        requests = _requests(groups, configs, machines)
         check_placeable(requests, machines)
         if storage is None:
             check_shared(files.directory)
         with progress.running({name: configs[name].run.steps for name in names}, done_before):
             run_batch(
                 files,
-                Batch(plan["sweep"], plan["trials"], requests, plan["imports"]),
+                Batch(
+                    plan["sweep"],
+                    plan["trials"],
+                    requests,
+                    groups if seeds_per_trial > 1 else {},
+                    imports=plan["imports"],
+                ),
                 progress,
                 options,
                 stop,
@@ -202,6 +221,16 @@ def run_sweep(
 
     stopped_by = in_session(progress.console, run) if waiting else None
     return replace(outcome_of(files, configs, storage), stopped_by=stopped_by)
+
+
+def _requests(
+    groups: Mapping[str, Sequence[str]], configs: Mapping[str, RunConfig], machines: Machines
+) -> dict[str, PlacementGroupFactory]:
+    """Resources by group of seeds."""
+    return {
+        name: resources(configs[group[0]], machines.keep_rollouts_apart, len(group))
+        for name, group in groups.items()
+    }
 
 
 def forget_errors(files: SweepFiles, names: Sequence[str], storage: Storage | None) -> None:
@@ -239,15 +268,15 @@ def _ended(files: RunFiles, storage: Storage | None) -> int:
         return 0
 
 
-def capacity(sweep: Sweep) -> tuple[str, int]:
-    """The cluster's resources in words, and how many of the sweep's largest trials fit at a time.
+def capacity(sweep: Sweep, groups: Mapping[str, Sequence[str]]) -> tuple[str, int]:
+    """The cluster's resources in words, and how many of the sweep's largest groups of seeds fit at a time.
 
     Raises:
-        SettingsError: If a trial can never be placed.
+        SettingsError: If a group can never be placed.
     """
     with ray_session() if os.environ.get("RAY_ADDRESS") else nullcontext():
         machines = cluster_machines()
-    requests = {trial.name: resources(trial.config, machines.keep_rollouts_apart) for trial in sweep.trials}
+    requests = _requests(groups, sweep.configs, machines)
     check_placeable(requests, machines)
     at_a_time = min(trials_at_a_time(request.bundles, machines) for request in requests.values())
     return f"{machines.total('CPU'):g} CPUs and {machines.total('GPU'):g} GPUs", at_a_time

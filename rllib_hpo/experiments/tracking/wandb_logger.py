@@ -213,7 +213,7 @@ def _start(directory: Path, mode: Mode, **identity: Any) -> Any:
                 dir=str(directory),
                 mode=mode,
                 resume="allow",
-                reinit="finish_previous",
+                reinit="create_new",  # several seeds may train in one process
                 settings=settings,
                 **identity,
             )

@@ -202,6 +202,16 @@ def test_mistakes_are_found_before_anything_is_sent(
         request_of(sweep, *words)
 
 
+def test_the_number_of_seeds_in_a_process_is_sent(sweep: Path, request_of: Any) -> None:
+    """Trials whose seeds cannot share one are refused here, not on the cluster."""
+    client = FakeClient()
+    jobs.submit(client, request_of(sweep, "--seeds-per-trial", "4"))
+    assert " --seeds-per-trial 4 " in client.sent["entrypoint"]
+    sweep.write_text(SWEEP + "settings: {num_learners: 1}\n")
+    with pytest.raises(UserError, match=r"^seeds_per_trial=4 needs num_learners=0, but the trial "):
+        request_of(sweep, "--seeds-per-trial", "4")
+
+
 def test_what_is_there_already_is_not_sent_again(sweep: Path, request_of: Any) -> None:
     request = request_of(sweep)
     first = jobs.submit(FakeClient(), request)

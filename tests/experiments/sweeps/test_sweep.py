@@ -15,7 +15,8 @@ import pytest
 
 from rllib_hpo.experiments.tracking.events import EVENTS_FILE, read_events
 from rllib_hpo.results import read_rows, without_volatile
-from tests.experiments.lives import CLI, REPOSITORY
+from tests.experiments.lives import CLI, REPOSITORY, last_state
+from tests.rllib.tiny import assert_equal
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -162,6 +163,61 @@ def test_what_is_interrupted_goes_on_as_if_nothing_had_happened(
     assert rows(directory).equals(rows(reference, [0]))
 
 
+def test_seeds_that_share_a_process_are_those_of_separate_trials(reference: Path, tmp_path: Path) -> None:
+    """On a CPU bitwise, rows and final states, also where their process is killed and restarts both."""
+    directory = tmp_path / "sweep"
+    words = [
+        str(written(tmp_path)),
+        "--out",
+        str(directory),
+        "--seeds-per-trial",
+        "2",
+        "--max-concurrent",
+        "1",
+    ]
+    process = started(*words, cwd=tmp_path)
+    wait_until(lambda: any((directory / "trials").glob("*/checkpoints/step-*200")), process)
+    holders = {int(path.read_text()) for path in (directory / "trials").glob("*/.lock")}
+    assert len(holders) == 1
+    os.kill(holders.pop(), signal.SIGKILL)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, (out, err)
+    assert out.count("it died and restarts from its last checkpoint") == 2
+    assert "trials:         4 done, 0 failed, 0 unfinished" in out
+    assert [out.count(f" done   {name} ") for name in TRIALS] == [1] * 4
+    assert rows(directory).equals(rows(reference))
+    for name in TRIALS:
+        assert_equal(*(last_state(sweep / "trials" / name) for sweep in (directory, reference)))
+    assert sorted(path.name for path in (directory / "tune").iterdir() if path.is_dir()) == [
+        "sac-Pendulum-v1-seeds0-1",
+        "sac-hpo-Pendulum-v1-seeds0-1",
+    ]
+
+
+@pytest.mark.exhaustive
+def test_a_stop_saves_all_seeds_of_a_process(reference: Path, tmp_path: Path) -> None:
+    """The command that goes on is printed with the option; seeds may also go on apart."""
+    directory = tmp_path / "sweep"
+    words = [
+        str(written(tmp_path)),
+        "--out",
+        str(directory),
+        "--seeds-per-trial",
+        "2",
+        "--max-concurrent",
+        "1",
+    ]
+    process = started(*words, cwd=tmp_path)
+    wait_until(lambda: any((directory / "trials").glob("*/checkpoints/step-*200")), process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 130, (out, err)
+    assert out.count("saved   sac-Pendulum-v1-seed") == 2
+    assert f"rllib-hpo sweep --resume {directory} --seeds-per-trial 2" in out
+    run("--resume", str(directory), cwd=tmp_path)
+    assert rows(directory).equals(rows(reference))
+
+
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.exhaustive)]
 )
@@ -196,13 +252,14 @@ def test_a_sweep_can_be_extended(reference: Path, tmp_path: Path) -> None:
     assert "has steps=600, not 100: a sweep can only be extended by seeds and steps" in printed
 
 
-def test_failures_are_named_and_others_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seeds_per_trial", [1, pytest.param(2, marks=pytest.mark.exhaustive)])
+def test_failures_are_named_and_others_go_on(seeds_per_trial: int, tmp_path: Path) -> None:
     text = SWEEP.replace("[Pendulum-v1]", "[Pendulum-v1, NaNReward-v0]").replace("seeds: 0-1", "seeds: 0")
     directory = tmp_path / "sweep"
     bad = str(REPOSITORY / "tests")
     options = ["--out", str(directory), "--wandb", "disabled", "--import", "bad_environments"]
     process = subprocess.run(
-        [*CLI, "sweep", str(written(tmp_path, text)), *options],
+        [*CLI, "sweep", str(written(tmp_path, text)), *options, "--seeds-per-trial", str(seeds_per_trial)],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{bad}", "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -64,6 +64,29 @@ class Child:
         return [read_wandb_file(path) for folder in folders for path in folder.glob("*.wandb")]
 
 
+def test_two_runs_of_one_process_are_apart(child: Child) -> None:
+    """Each records its own, whichever began last, and one that ends ends alone."""
+    child.start("""
+        import sys
+        from pathlib import Path
+        from rllib_hpo.experiments.tracking.wandb_logger import WandbRun
+
+        folder = Path(sys.argv[1])
+        seeds = [WandbRun(folder / str(seed), "offline", run_id=f"seed{seed}") for seed in range(2)]
+        for step in range(3):
+            for seed, run in enumerate(seeds):
+                run.log({"loss": 10.0 * seed + step}, env_steps=step)
+        seeds[0].finish()
+        seeds[1].log({"loss": 13.0}, env_steps=3)
+        seeds[1].finish()
+    """)
+    for seed, number in enumerate((3, 4)):
+        (path,) = child.run.glob(f"{seed}/wandb/offline-run-*/*.wandb")
+        run = read_wandb_file(path)
+        assert (run.run_id, run.exit_code) == (f"seed{seed}", 0)
+        assert [row["loss"] for row in run.history] == [10.0 * seed + step for step in range(number)]
+
+
 def test_offline_file_holds_everything(child: Child) -> None:
     child.start(RUN)
     (life,) = child.lives()
