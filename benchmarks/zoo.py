@@ -65,7 +65,9 @@ def collect(source: Path, task: str | None, algorithm: str | None, zoo: Path = Z
         entries[name] = {"sweep": last.sweep, **keys, "command": command(last)}
     chosen = {(entry["algorithm"], entry["task"]) for entry in entries.values()}
     known = rows_from_arrow(read_rows(zoo / ROWS)) if (zoo / ROWS).exists() else []
-    kept = [row for row in known if (row.algorithm, row.task) not in chosen]  # others are of policies replaced
+    kept = [
+        row for row in known if (row.algorithm, row.task) not in chosen
+    ]  # others are of policies replaced
     shutil.rmtree(zoo / ROWS, ignore_errors=True)
     for row in [*kept, *(row for row in rows if (row.algorithm, row.task) in chosen)]:
         write_row(zoo / ROWS, row)
