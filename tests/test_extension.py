@@ -52,7 +52,10 @@ def test_unknown_setting_of_it_is_named(installed: Path, tmp_path: Path) -> None
     assert "Did you mean 'boldness'?" in finished.stderr
 
 
-@pytest.mark.parametrize("workers", ["local", pytest.param("remote", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "workers",
+    [pytest.param("local", marks=pytest.mark.exhaustive), pytest.param("remote", marks=pytest.mark.slow)],
+)
 def test_import_does_without_installation(workers: str, tmp_path: Path) -> None:
     """--import makes it known to the driver, and its config to remote runners."""
     config = tmp_path / "workers.yaml"

@@ -210,12 +210,17 @@ def bind(graph: Callable[..., Any], arguments: Sequence[Tensor], names: Sequence
 
 
 def _lift_tensors(graph: GraphModule) -> list[Tensor]:
-    """Turn the tensors that a trace holds into its arguments, each once; returns them in that order."""
+    """Turn the tensors that a trace holds into its arguments, each once; returns them in that order.
+
+    The trace holds none of them afterwards: torch would find each argument twice, and in every call prepare for changes
+    by one way that are read by the other.
+    """
     nodes = graph.graph.nodes
     first = next(node for node in nodes if node.op != "placeholder")
     arguments: dict[object, torch.fx.Node] = {}
     tensors: list[Tensor] = []
-    for node in [node for node in nodes if node.op == "get_attr"]:
+    held = [node for node in nodes if node.op == "get_attr"]
+    for node in held:
         tensor = getattr(graph, node.target).detach()
         place = tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
         if place not in arguments:
@@ -224,6 +229,8 @@ def _lift_tensors(graph: GraphModule) -> list[Tensor]:
             tensors.append(tensor)
         node.replace_all_uses_with(arguments[place])
         graph.graph.erase_node(node)
+    for name in {node.target for node in held}:
+        delattr(graph, name)
     graph.graph.lint()
     graph.recompile()
     return tensors

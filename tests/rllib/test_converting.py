@@ -17,7 +17,8 @@ from rllib_hpo.rllib.checkpointing import MANIFEST
 from rllib_hpo.rllib.converting import convert
 from rllib_hpo.rllib.trained_policy import load_policy
 from tests.rllib.tiny import (
-    EVERY_ALGORITHM_IN_TIME,
+    EVERY_ALGORITHM_OF_BOTH_STACKS_IN_TIME,
+    SAC_HPO_OF_BOTH_STACKS_IN_TIME,
     assert_equal,
     loaded,
     running,
@@ -57,7 +58,7 @@ def learned(algorithm: ActorCriticAlgorithm) -> dict[str, Any]:
     }
 
 
-@EVERY_ALGORITHM_IN_TIME
+@SAC_HPO_OF_BOTH_STACKS_IN_TIME
 def test_noise_free_actions_stay_bitwise_equal(algorithm: str, stack: str, tmp_path: Path) -> None:
     original = written(algorithm, stack, tmp_path)
     assert convert(original, tmp_path / "converted") == OTHER[stack]
@@ -71,7 +72,7 @@ def test_noise_free_actions_stay_bitwise_equal(algorithm: str, stack: str, tmp_p
         assert policy.observation_space == policies[0].observation_space
 
 
-@EVERY_ALGORITHM_IN_TIME
+@EVERY_ALGORITHM_OF_BOTH_STACKS_IN_TIME
 def test_everything_learned_is_taken_over(algorithm: str, stack: str, tmp_path: Path) -> None:
     """Training continues from it; the ring of 60 rows has wrapped around."""
     original = written(algorithm, stack, tmp_path, **tuned(algorithm), replay_capacity=60)

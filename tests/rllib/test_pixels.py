@@ -90,6 +90,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(algorithm: str, tmp_path: Path) 
     assert first.slice(3).equals(second)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_frames_cross_the_wire_once() -> None:
     """Two runners of two environments, whose fragments follow each other, and a remote learner."""

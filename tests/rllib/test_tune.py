@@ -38,6 +38,7 @@ def leapfrog_steps(result: Any) -> int:
     return int(result.config["leapfrog_steps"])
 
 
+@pytest.mark.slow
 def test_a_grid_of_trials_is_stored_and_extended(tmp_path: Path) -> None:
     """Settings reach the trials; every result has a return for schedulers; checkpoints are complete."""
     config = tiny_config("sac-hpo", leapfrog_steps=tune.grid_search([1, 3]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,17 +51,25 @@ EVERY_ALGORITHM_OF_BOTH_STACKS = pytest.mark.parametrize(
 )
 """`EVERY_ALGORITHM` on the old API stack."""
 
-EVERY_ALGORITHM_IN_TIME = pytest.mark.parametrize(
-    "algorithm",
-    [pytest.param(name, marks=[] if name in IN_TIME else pytest.mark.exhaustive) for name in OF_VECTORS],
-)
-"""`EVERY_ALGORITHM` for cases of many seconds: two by default, all in `make test-all`."""
 
-EVERY_ALGORITHM_OF_BOTH_STACKS_IN_TIME = pytest.mark.parametrize(
-    "algorithm",
-    [pytest.param(name, marks=[] if name in IN_TIME else pytest.mark.exhaustive) for name in OF_BOTH_STACKS],
-)
+def _in_time(names: Sequence[str], by_default: Sequence[str] = IN_TIME) -> Any:
+    """Return `EVERY_ALGORITHM` of some names, of which `make test-all` adds all but a few."""
+    marks = [[] if name in by_default else [pytest.mark.exhaustive] for name in names]
+    cases = [pytest.param(name, marks=each) for name, each in zip(names, marks, strict=True)]
+    return pytest.mark.parametrize("algorithm", cases)
+
+
+EVERY_ALGORITHM_IN_TIME = _in_time(OF_VECTORS)
+"""`EVERY_ALGORITHM` for cases of many seconds."""
+
+EVERY_ALGORITHM_OF_BOTH_STACKS_IN_TIME = _in_time(OF_BOTH_STACKS)
 """`EVERY_ALGORITHM_IN_TIME` on the old API stack."""
+
+SAC_HPO_IN_TIME = _in_time(OF_VECTORS, ["sac-hpo"])
+"""`EVERY_ALGORITHM` for cases that start many processes."""
+
+SAC_HPO_OF_BOTH_STACKS_IN_TIME = _in_time(OF_BOTH_STACKS, ["sac-hpo"])
+"""`SAC_HPO_IN_TIME` on the old API stack."""
 
 TINY: dict[str, Any] = {
     "hidden_units": 16,

@@ -28,7 +28,7 @@ from tests.experiments.lives import (
     run,
     wait_for,
 )
-from tests.kinds import OF_VECTORS
+from tests.rllib.tiny import SAC_HPO_IN_TIME
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -110,10 +110,7 @@ def work(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "algorithm",
-    [name if name == "sac-hpo" else pytest.param(name, marks=pytest.mark.exhaustive) for name in OF_VECTORS],
-)
+@SAC_HPO_IN_TIME
 def test_twenty_kills_change_nothing(algorithm: str, work: Path) -> None:
     steps = 3_000
     reference, directory = work / "reference", work / "killed"

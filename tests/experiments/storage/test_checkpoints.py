@@ -357,16 +357,14 @@ def test_a_directory_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> N
 
 
 def test_a_moved_and_damaged_run_resumes_from_the_command_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert run_here(*new_run(Path("first"), "sac", steps=150)) == 0
-    capsys.readouterr()
     (tmp_path / "first").rename(tmp_path / "second")
     flip_a_byte(tmp_path / "second" / "checkpoints" / "step-0000000150" / "env_runner" / "state.pkl")
     assert run_here(*resumed(Path("second"), "--steps", "250")) == 0
-    said = " ".join(capsys.readouterr().err.split())
-    assert "env_runner/state.pkl is missing or differs. Using the previous checkpoint." in said
+    assert "env_runner/state.pkl is missing or differs. Using the previous checkpoint." in caplog.text
     assert evaluated(tmp_path / "second") == [0, 100, 150, 200, 250]
     assert checkpoints(tmp_path / "second")[-1] == 250
     assert not (tmp_path / "first").exists()

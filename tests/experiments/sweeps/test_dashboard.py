@@ -261,6 +261,7 @@ def test_saving_without_an_account_is_one_sentence(tmp_path: Path) -> None:
     assert (tmp_path / "sweep" / "dashboard.json").exists()
 
 
+@pytest.mark.slow
 def test_saving_prints_the_address(tmp_path: Path) -> None:
     directory = planned(tmp_path)
     with fake_server("team") as server:

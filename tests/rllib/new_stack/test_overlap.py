@@ -381,6 +381,7 @@ def test_weights_are_numbered_and_one_runners_lag_is_bounded_by_the_lead() -> No
         assert 0 < iteration["policy_lag_mean"] <= iteration["policy_lag_max"] <= 32
 
 
+@pytest.mark.slow
 def test_a_slow_runner_acts_with_old_weights_and_nobody_waits_for_it() -> None:
     """Other runners' steps are learned first: no lead bounds its lag, which the metric reports."""
     with running(overlapping(evaluation_every=100_000, checkpoint_every=100_000)) as algorithm:
@@ -459,6 +460,7 @@ def test_the_old_api_stack_takes_turns_only() -> None:
         config.build_algo()
 
 
+@pytest.mark.slow
 def test_statistics_of_wrappers_are_those_of_the_counted_steps() -> None:
     """An evaluation then uses exactly these; with a remote learner such a run takes turns."""
     config = overlapping(num_env_runners=0, num_learners=1).environment(

@@ -13,7 +13,7 @@ from ray import tune
 from rllib_hpo.rllib.algorithms import SACHPO
 from tests.rllib.environments import CountingEnv, NoisyEnv
 from tests.rllib.old_stack.test_policy_stack import old_config, rows_of
-from tests.rllib.tiny import EVERY_ALGORITHM_IN_TIME, assert_equal, loaded, running, train_to, tuned
+from tests.rllib.tiny import SAC_HPO_OF_BOTH_STACKS_IN_TIME, assert_equal, loaded, running, train_to, tuned
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -24,7 +24,7 @@ def assert_all_differ(rows: np.ndarray) -> None:
     assert len(np.unique(actions)) == len(actions) > 20
 
 
-@EVERY_ALGORITHM_IN_TIME
+@SAC_HPO_OF_BOTH_STACKS_IN_TIME
 def test_workers_hold_the_learners_weights_and_targets(algorithm: str) -> None:
     config = old_config(algorithm, **tuned(algorithm)).env_runners(
         num_env_runners=2, rollout_fragment_length=4
