@@ -179,9 +179,12 @@ def autoscaler_machines(config: Mapping[str, Any]) -> Machines | None:
 def _ask_head(alive: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Run `autoscaler_config` on the head, where the autoscaler is, without taking a CPU from a trial."""
     head = next(node["NodeID"] for node in alive if "node:__internal_head__" in node["Resources"])
+    here = ray.get_runtime_context()
+    if here.get_node_id() == head:  # a process for it would take seconds to start
+        return autoscaler_config(here.gcs_address)
     there = NodeAffinitySchedulingStrategy(head, soft=False)
     asked = ray.remote(num_cpus=0)(autoscaler_config).options(scheduling_strategy=there)
-    config: dict[str, Any] | None = ray.get(asked.remote(ray.get_runtime_context().gcs_address))
+    config: dict[str, Any] | None = ray.get(asked.remote(here.gcs_address))
     return config
 
 
