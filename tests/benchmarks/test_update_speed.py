@@ -81,6 +81,7 @@ def test_a_cpu_is_measured_compiled_where_that_is_asked_for():
     assert modes == {"floor", "eager", "compiled"}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_compiled_updates_are_updates():
     """They nearly equal eager updates, so the timed code does the work."""

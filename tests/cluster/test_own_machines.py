@@ -143,6 +143,7 @@ def test_a_sweep_outlives_its_node_and_its_driver(cluster: Path, lab: Lab, tmp_p
     lab.run("rllib-hpo", "results", "check", str(OUT))
 
 
+@pytest.mark.exhaustive
 def test_with_storage_machines_need_share_no_disk(cluster: Path, lab: Lab) -> None:
     """Every machine works in its own home; the storage is a path instead of a bucket."""
     sweep = SWEEP.replace(f"steps: {STEPS}", "steps: 600").replace("sweep: little", "sweep: apart")

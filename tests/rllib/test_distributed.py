@@ -442,7 +442,7 @@ def test_a_bad_loss_at_a_remote_learner_stops_the_run() -> None:
 
 @pytest.mark.parametrize(
     ("num_env_runners", "num_learners"),
-    [pytest.param(2, 0, marks=pytest.mark.exhaustive), pytest.param(2, 1, marks=pytest.mark.slow)],
+    [pytest.param(2, n, marks=pytest.mark.exhaustive) for n in (0, 1)],
 )
 def test_resuming_loses_no_transition(num_env_runners: int, num_learners: int, tmp_path: Path) -> None:
     """There is no second warm-up either, and since these simulators can be saved, the run is bitwise equal."""

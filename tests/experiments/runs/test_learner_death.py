@@ -46,6 +46,7 @@ def steps_of_rows(directory: Path) -> list[int]:
     return sorted(read_rows(directory / "results")["env_steps"].to_pylist())
 
 
+@pytest.mark.exhaustive
 def test_a_run_ends_with_a_sentence_and_is_resumed(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     arguments = new_run(directory, "sac-hpo", steps=1_000, num_learners=2, evaluation_every=200)

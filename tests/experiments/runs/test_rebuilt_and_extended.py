@@ -38,6 +38,7 @@ def test_equal_seeds_equal_runs_and_more_steps_later_are_the_same_steps(tmp_path
     assert outcome(tmp_path / "one")["manifest"]["env_steps"] == 450
 
 
+@pytest.mark.exhaustive
 def test_compiled_updates_resume_bitwise(tmp_path: Path) -> None:
     """A failed compilation would be a warning, which `run` does not accept."""
     run(new_run(tmp_path / "whole", "sac", steps=400, compile_update="true"), tmp_path)
@@ -49,6 +50,7 @@ def test_compiled_updates_resume_bitwise(tmp_path: Path) -> None:
         assert_same_outcome(tmp_path / "eager", tmp_path / "whole")
 
 
+@pytest.mark.exhaustive
 def test_another_seed_is_another_run(tmp_path: Path) -> None:
     """Without this the comparisons above could not fail."""
     run(new_run(tmp_path / "one", "sac", steps=150), tmp_path)

@@ -138,6 +138,7 @@ def test_a_module_that_breaks_is_a_sentence(tmp_path: Path, monkeypatch: pytest.
         import_modules(["broken_swings"])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_remote_runners_import_them(folder: Path) -> None:
     (folder / "remote.yaml").write_text(f"{SETTINGS}num_env_runners: 1\n")

@@ -55,6 +55,7 @@ def test_a_trial_whose_learner_dies_goes_on_by_itself(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*/trials/*/error.txt"))  # Tune keeps one of its own
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_full_disk_ends_a_sweep_with_one_sentence(tmp_path: Path, reference: pa.Table) -> None:

@@ -203,6 +203,7 @@ def test_a_lost_node_of_runners_is_replaced_by_another(tmp_path: Path) -> None:
         assert events(cluster).count("started") == 1
 
 
+@pytest.mark.exhaustive
 def test_a_remote_learner_on_another_node_s_disk_is_refused(tmp_path: Path) -> None:
     """A file system in a private namespace hides the second node's directory."""
     (tmp_path / "out").mkdir()

@@ -142,7 +142,7 @@ def test_trials_end_exactly_at_rungs(reference: tuple[Path, str]) -> None:
 
 def test_a_killed_driver_loses_nothing(reference: tuple[Path, str], tmp_path: Path) -> None:
     """The resumed search is that of the uninterrupted one: same trials, same settings, bitwise the same rows."""
-    directory = killed_and_resumed(ASHA, tmp_path, stages=3)
+    directory = killed_and_resumed(ASHA, tmp_path, stages=2)
     assert rows(directory) == rows(reference[0])
     search = read_search(directory / "search.yaml")
     mine, theirs = (Study(place / "study.db", search).records() for place in (directory, reference[0]))

@@ -93,6 +93,7 @@ def test_a_worker_that_hangs_does_not_keep_a_run_from_ending(tmp_path: Path) -> 
     assert time.monotonic() - began < 60
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_resumed_workers_explore_apart(tmp_path: Path) -> None:
     config = old_config("sac-hpo").env_runners(num_env_runners=2, rollout_fragment_length=4)
