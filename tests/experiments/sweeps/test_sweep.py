@@ -244,8 +244,8 @@ def test_a_signal_saves_every_trial(number: int, reference: Path, tmp_path: Path
 def test_a_sweep_can_be_extended(reference: Path, tmp_path: Path) -> None:
     """Seeds and steps can be added; existing rows do not change."""
     directory, expected = tmp_path / "sweep", rows(reference)
-    one = [str(written(tmp_path)), "--only", "algorithm=sac", "--seeds", "0", "--steps", "400"]
-    run(*one, "--out", str(directory), cwd=tmp_path)
+    file = written(tmp_path, SWEEP.replace("[sac, sac-hpo]", "[sac]"))
+    run(str(file), "--out", str(directory), "--seeds", "0", "--steps", "400", cwd=tmp_path)
     assert {step for _, _, step in keys(directory)} == set(range(0, 401, 100))
     run("--resume", str(directory), "--seeds", "0-1", "--steps", "600", cwd=tmp_path)
     assert rows(directory).equals(expected.filter(pc.equal(expected["algorithm"], "sac")))
