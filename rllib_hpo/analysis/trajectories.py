@@ -108,8 +108,10 @@ def trajectories_figure(
     env = policies[0].metadata.env
     with_states = env.startswith("MultiGoal")
     columns = 1 + len(STATES) * with_states
-    figure = blank(3.6 * columns + 0.8, 3.6 * len(policies) + 0.4)
-    axes = figure.subplots(len(policies), columns, squeeze=False)
+    width, height = (3.6, 3.6) if with_states else (6.0, _row_height(rollouts, 6.0))
+    figure = blank(width * columns + 0.8, height * len(policies) + 0.4)
+    shared = not with_states  # so that distances can be compared
+    axes = figure.subplots(len(policies), columns, squeeze=False, sharex=shared, sharey=shared)
     scene = make_env(env, **policies[0].metadata.env_config)
     try:
         for row, policy, played in zip(axes, policies, rollouts, strict=True):
@@ -129,6 +131,13 @@ def trajectories_figure(
         color=MUTED,
     )
     return figure
+
+
+def _row_height(rollouts: Sequence[Rollouts], width: float) -> float:
+    """Return the height that all paths need at a width, in inches, with room for a title."""
+    positions = np.concatenate([path for played in rollouts for path in played.paths])
+    spans = np.ptp(positions, axis=0)
+    return float(np.clip(width * spans[1] / max(spans[0], 1e-9), 0.8, 8.0)) + 0.6
 
 
 def _draw_scene(axis: Axes, env: Any) -> None:
