@@ -163,20 +163,18 @@ def test_what_is_interrupted_goes_on_as_if_nothing_had_happened(
     assert rows(directory).equals(rows(reference, [0]))
 
 
+def two_seeds_in_a_process(work: Path) -> tuple[Path, subprocess.Popen[str]]:
+    """Start the sweep with both seeds in one process; return its directory, and it, when a checkpoint is there."""
+    directory = work / "sweep"
+    options = ("--seeds-per-trial", "2", "--max-concurrent", "1")
+    process = started(str(written(work)), "--out", str(directory), *options, cwd=work)
+    wait_until(lambda: any((directory / "trials").glob("*/checkpoints/step-*200")), process)
+    return directory, process
+
+
 def test_seeds_that_share_a_process_are_those_of_separate_trials(reference: Path, tmp_path: Path) -> None:
     """On a CPU bitwise, rows and final states, also where their process is killed and restarts both."""
-    directory = tmp_path / "sweep"
-    words = [
-        str(written(tmp_path)),
-        "--out",
-        str(directory),
-        "--seeds-per-trial",
-        "2",
-        "--max-concurrent",
-        "1",
-    ]
-    process = started(*words, cwd=tmp_path)
-    wait_until(lambda: any((directory / "trials").glob("*/checkpoints/step-*200")), process)
+    directory, process = two_seeds_in_a_process(tmp_path)
     holders = {int(path.read_text()) for path in (directory / "trials").glob("*/.lock")}
     assert len(holders) == 1
     os.kill(holders.pop(), signal.SIGKILL)
@@ -197,18 +195,7 @@ def test_seeds_that_share_a_process_are_those_of_separate_trials(reference: Path
 @pytest.mark.exhaustive
 def test_a_stop_saves_all_seeds_of_a_process(reference: Path, tmp_path: Path) -> None:
     """The command that goes on is printed with the option; seeds may also go on apart."""
-    directory = tmp_path / "sweep"
-    words = [
-        str(written(tmp_path)),
-        "--out",
-        str(directory),
-        "--seeds-per-trial",
-        "2",
-        "--max-concurrent",
-        "1",
-    ]
-    process = started(*words, cwd=tmp_path)
-    wait_until(lambda: any((directory / "trials").glob("*/checkpoints/step-*200")), process)
+    directory, process = two_seeds_in_a_process(tmp_path)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 130, (out, err)
