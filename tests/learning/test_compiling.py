@@ -188,3 +188,12 @@ def test_a_loss_that_is_not_finite_changes_nothing(uncompiled: list[Any]) -> Non
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     with pytest.raises(NonFiniteError, match="critic loss is not finite at update 4"):
         learner.flush_metrics()
+
+
+def test_a_trace_holds_none_of_its_arguments(uncompiled: list[Any]) -> None:
+    """Else torch finds each twice, and prepares for memory that they share in every call."""
+    learner_of(SETTINGS["sac, automatic temperature"], True).update_from_replay(8)
+    assert uncompiled
+    for trace in uncompiled:
+        assert [*trace.parameters(), *trace.buffers()] == []
+        assert not [value for value in vars(trace).values() if isinstance(value, Tensor)]
